@@ -1,0 +1,70 @@
+"""From an image file to the pixels that a network is shown; the only reader of image files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from cnnvis_cli.nouns import Preprocessing
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+Pixels = NDArray[np.uint8]
+
+
+class Unreadable(Exception):  # noqa: N818 - a finding about a file, not a failure of ours
+    """An image that cannot be used, and why, in a few words."""
+
+
+def decode(path: Path, preprocessing: Preprocessing) -> Pixels:
+    """Read, resize and centre-crop one image: uint8 RGB of (height, width, 3).
+
+    As in torchvision's evaluation transforms. Transparency is dropped, 16-bit grey is scaled to
+    8 bits, an animation gives its first frame, EXIF rotation is ignored, as in training.
+    Raises `Unreadable` with the reason.
+    """
+    if not path.is_file():
+        raise Unreadable("not a regular file" if path.exists() else "no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", "(Corrupt|Truncated|Possibly corrupt)")
+            with Image.open(path, formats=FORMATS) as image:
+                return prepare(_rgb(image), preprocessing)
+    except Exception as error:  # Pillow raises many kinds for broken files (facts of its fuzzing)
+        raise Unreadable(_reason(error, path)) from None
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """Resize and centre-crop an RGB picture: uint8 (height, width, 3)."""
+    mode = InterpolationMode(preprocessing.interpolation)
+    resize = preprocessing.resize
+    resized = transforms.resize(image, [resize] if isinstance(resize, int) else list(resize), mode)
+    return np.asarray(transforms.center_crop(resized, list(preprocessing.crop)))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """One line without the path and without tabs, for skipped.tsv."""
+    text = " ".join(str(error).replace(str(path), "the file").split())
+    return text or type(error).__name__
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Write an RGB image, uint8 (height, width, 3)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

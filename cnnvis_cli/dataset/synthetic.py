@@ -1,0 +1,133 @@
+"""Images drawn by code: 24 classes of patterns and objects, as many images of each as wanted.
+
+They train and feed the bundled network, so that everything can be tried without a download. An
+image is an object on a background with clutter, lit from some side, seen by a slightly noisy camera.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.dataset.drawings import DRAWINGS, Drawing, faint
+from cnnvis_cli.dataset.shapes import (
+    Field,
+    Plane,
+    Sheet,
+    disc,
+    ellipse,
+    gathered,
+    line,
+    oklch,
+    spread,
+    stripes,
+)
+
+CLASSES: tuple[str, ...] = tuple(sorted(DRAWINGS))
+
+
+def draw(name: str, seed: int, size: int = 112) -> NDArray[np.uint8]:
+    """One image of a class, (size, size, 3) RGB: the same bits for the same name, seed and size."""
+    if name not in DRAWINGS:
+        raise ValueError(f"no drawing is called {name!r}; there are {', '.join(CLASSES)}")
+    digest = hashlib.sha256(f"{name}/{seed}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))
+    light = float(rng.uniform(0, 360))
+    behind, lightness = backdrop(rng, size)
+    sheet = Sheet(posed(rng, DRAWINGS[name], size), rng, lightness, light)
+    DRAWINGS[name].paint(sheet)
+    picture = behind * (1 - shadow(sheet, light)) * (1 - sheet.ink[3]) + sheet.ink[:3]
+    picture = seen(rng, illuminated(rng, picture, light))
+    return np.asarray(picture * 255 + 0.5, np.uint8).transpose(1, 2, 0).copy()
+
+
+@functools.lru_cache(maxsize=8)
+def frame(size: int) -> Plane:
+    """The image's own plane: its edges are at -1 and 1."""
+    ticks = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
+    x, y = np.meshgrid(ticks, ticks)
+    return Plane(x, y, 2 / size)
+
+
+def posed(rng: np.random.Generator, drawing: Drawing, size: int) -> Plane:
+    """The plane that an object is drawn in: moved, turned, slightly sheared, perhaps mirrored."""
+    scale = float(rng.uniform(0.58, 0.98))
+    room = 1.08 - scale * 0.85  # how far the centre may move while most of the object stays inside
+    centre = rng.uniform(-room, room, 2) * 0.7
+    turned = frame(size).at(*centre.tolist(), float(rng.uniform(-drawing.turn, drawing.turn)))
+    shear, flip = float(rng.uniform(-0.15, 0.15)), float(rng.choice([-1.0, 1.0]))
+    x = (turned.x + turned.y * shear) * (flip / scale)
+    return Plane(x, turned.y * float(rng.uniform(0.92, 1.08)) / scale, turned.pixel / scale)
+
+
+def backdrop(rng: np.random.Generator, size: int) -> tuple[Field, float]:
+    """What lies behind the object, (3, size, size), and how light it is on the whole."""
+    lightness = float(rng.uniform(0.25, 0.9))
+    sheet = Sheet(frame(size), rng, lightness)
+    hue = float(rng.uniform(0, 360))
+    near = (max(lightness - 0.14, 0.1), min(lightness + 0.14, 0.97))
+    first, second = (
+        sheet.colour((hue + turn - 30, hue + turn + 30), (0.0, 0.09), near)
+        for turn in (0, sheet.between(-90, 90))
+    )
+    across = sheet.plane.at(0, 0, sheet.between(60, 120)).x * np.float32(sheet.between(0.5, 6))
+    share = np.clip(0.5 + 0.5 * (across + sheet.between(-0.5, 0.5)), 0, 1)
+    sheet.ink[:3] = first[:, None, None] * (1 - share) + second[:, None, None] * share
+    sheet.ink[:3] += spread(rng.standard_normal((1, 6, 6), np.float32), size) * 0.06
+    sheet.ink[:3] += spread(rng.standard_normal((3, 14, 14), np.float32), size) * 0.025
+    if sheet.chance(0.6):
+        clutter(sheet, near)
+    return np.clip(sheet.ink[:3], 0, 1), lightness
+
+
+def clutter(sheet: Sheet, lightness: tuple[float, float]) -> None:
+    """Scatters a few faint things over the background: spots, strokes, blobs, stripes."""
+    if sheet.chance(0.25):
+        plane = sheet.plane.at(0, 0, sheet.between(0, 180))
+        bands = stripes(plane.x, sheet.between(0.1, 0.4), sheet.between(0.2, 0.6))
+        faint(sheet, bands, oklch(sheet.between(*lightness), 0.03, sheet.between(0, 360)))
+    for _ in range(sheet.count(1, 5)):
+        place = sheet.plane.at(*sheet.rng.uniform(-1.1, 1.1, 2).tolist(), sheet.between(0, 180))
+        reach, slim = sheet.between(0.1, 0.6), sheet.between(0.02, 0.08)
+        shapes = (
+            lambda p, r=reach: disc(p, r),
+            lambda p, r=reach, s=slim: line(p, (-r, 0), (r, 0), (s, s)),
+            lambda p, r=reach: ellipse(p, r, r / 2),
+        )
+        distance = shapes[sheet.count(0, 2)](place)
+        faint(sheet, distance, sheet.colour(chroma=(0.0, 0.12), lightness=lightness))
+
+
+def shadow(sheet: Sheet, light: float) -> Field:
+    """The soft shadow that the object casts away from the light: how much it darkens, (H, W)."""
+    size = sheet.plane.x.shape[-1]
+    soft = spread(gathered(sheet.ink[3], max(size // 5, 4)), size)
+    away = size * 0.04
+    down, right = -round(math.sin(math.radians(light)) * away), -round(
+        math.cos(math.radians(light)) * away
+    )
+    return np.roll(soft, (down, right), (0, 1)) * 0.45
+
+
+def illuminated(rng: np.random.Generator, picture: Field, light: float) -> Field:
+    """Light falling from one side, and the exposure: brightness, contrast, warmth."""
+    slope = frame(picture.shape[-1]).at(0, 0, light).x
+    picture = picture * (1 + slope * np.float32(rng.uniform(0.0, 0.28)))
+    warmth = float(rng.uniform(-0.06, 0.06))
+    tint = np.array([1 + warmth, 1, 1 - warmth], np.float32)[:, None, None]
+    contrast, bright = float(rng.uniform(0.75, 1.15)), float(rng.uniform(-0.08, 0.08))
+    return (picture * tint - 0.5) * contrast + 0.5 + bright
+
+
+def seen(rng: np.random.Generator, picture: Field) -> Field:
+    """The camera: a little blur, a little noise, values cut to [0, 1]."""
+    side = float(rng.uniform(0, 0.22))  # weight of each neighbour
+    for axis in (1, 2):
+        before, after = np.roll(picture, 1, axis), np.roll(picture, -1, axis)
+        picture = picture * (1 - 2 * side) + (before + after) * side
+    noise = rng.standard_normal(picture.shape, np.float32)
+    return np.clip(picture + noise * np.float32(rng.uniform(0.003, 0.03)), 0, 1)

@@ -1,0 +1,35 @@
+"""What can go wrong, by the exit code that it ends with. Each message names thing, place, remedy."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CnnvisError(Exception):
+    """The work failed: one line on stderr, exit code 1."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(CnnvisError):
+    """Wrong options, configuration or input, or a run directory of another plan: exit code 2."""
+
+    exit_code = 2
+
+
+class TooManyUnreadable(CnnvisError):
+    """Finished, but more images were unreadable than allowed: exit code 3."""
+
+    exit_code = 3
+
+
+class StorageError(CnnvisError):
+    """Disk full, or an input/output error: exit code 4."""
+
+    exit_code = 4
+
+
+class Stopped(CnnvisError):
+    """Told to stop, or the run directory is in use; all that was finished is saved: exit code 75."""
+
+    exit_code = 75

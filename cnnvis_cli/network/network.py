@@ -1,0 +1,200 @@
+"""A trained convnet, ready to be looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.network.fields import find_layers
+from cnnvis_cli.network.window import NotWindowable, Window
+from cnnvis_cli.nouns import Box, Layer, Preprocessing, Size
+from cnnvis_cli.registry import unknown
+
+Reader = Callable[[Layer, Tensor], None]
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: the last layer asked for has been seen
+    """Ends a forward pass early."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module in evaluation mode with its preprocessing and its layers.
+
+    Images are uint8 (B, height, width, 3) in RGB; `size` is the input's height and width.
+    """
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    digest: str
+    classes: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def prepare(
+        cls,
+        name: str,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        digest: str = "",
+        classes: tuple[str, ...] = (),
+    ) -> Network:
+        """Freeze a module, find its layers, and turn off in-place operations.
+
+        In-place rectifiers would overwrite the very outputs that are looked at; without them
+        the values are the same.
+        """
+        module.eval().requires_grad_(False)
+        for child in module.modules():
+            if getattr(child, "inplace", False):
+                child.inplace = False  # type: ignore[assignment]
+        try:
+            layers = find_layers(module, preprocessing.crop)
+        except CnnvisError as error:
+            raise type(error)(f"{name}: {error}") from None
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            height, width = preprocessing.crop
+            raise UsageError(
+                f"{name}: cannot take an input of {height}x{width} pixels ({first}); "
+                "set crop under [preprocessing]"
+            ) from None
+        return cls(name, module, preprocessing, digest, classes, layers)
+
+    def to(self, device: torch.device) -> Network:
+        """The same network on a device, with weights in the layout that convolutions run fastest."""
+        module = self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts = {**self.__dict__, "module": module, "device": device}
+        return Network(**parts)
+
+    @property
+    def size(self) -> Size:
+        return self.preprocessing.crop
+
+    def layer(self, name: str) -> Layer:
+        """The layer of an alias or module path; raises `UsageError` with the nearest name."""
+        for layer in self.layers:
+            if name in (layer.alias, layer.module):
+                return layer
+        raise unknown("layer", name, [layer.alias for layer in self.layers], place=self.name)
+
+    def choose(self, names: Iterable[str]) -> tuple[Layer, ...]:
+        """The layers of these names, once each, in the network's order; all of them for none."""
+        wanted = {self.layer(name).alias for name in names}
+        return tuple(la for la in self.layers if not wanted or la.alias in wanted)
+
+    def centre(self, images: Tensor) -> Tensor:
+        """uint8 images to mean-subtracted 0..255 pixels: (B, h, w, 3) -> (B, 3, h, w) float32."""
+        pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        return pixels - self.mean
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean colour in RGB, 0..255: (1, 3, 1, 1)."""
+        return torch.tensor(self.preprocessing.mean, device=self.device).view(1, 3, 1, 1)
+
+    def normalise(self, centred: Tensor) -> Tensor:
+        """Mean-subtracted RGB pixels to what the module takes: (B, 3, h, w) -> the same."""
+        std = torch.tensor(self.preprocessing.std, device=self.device).view(1, 3, 1, 1)
+        scaled = centred / std
+        ordered = scaled.flip(1) if self.preprocessing.bgr else scaled
+        return ordered.contiguous(memory_format=torch.channels_last)
+
+    @contextmanager
+    def tap(self, layers: Iterable[Layer], read: Reader) -> Iterator[Callable[[Tensor], None]]:
+        """Hands each layer's own output to `read` as soon as it is there, then ends the pass.
+
+        Gives a function that runs normalised pixels through the network. Raises `CnnvisError`
+        for a layer that runs more than once in a pass, or did not run.
+        """
+        pending = {layer.module: layer for layer in layers}
+        for layer in pending.values():
+            self._refuse_reused(layer)
+        fired: set[str] = set()
+
+        def hook(layer: Layer) -> Callable[[nn.Module, Any, Tensor], None]:
+            def see(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                fired.add(layer.module)
+                read(layer, output)
+                if len(fired) == len(pending):
+                    raise _Reached
+
+            return see
+
+        modules = dict(self.module.named_modules())
+        handles = [modules[name].register_forward_hook(hook(la)) for name, la in pending.items()]
+
+        def run(pixels: Tensor) -> None:
+            fired.clear()
+            try:
+                self.module(pixels)
+            except _Reached:
+                return
+            missed = [la.alias for la in pending.values() if la.module not in fired]
+            if missed:
+                raise CnnvisError(f"{self.name}: {', '.join(missed)} did not run")
+
+        try:
+            yield run
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _refuse_reused(self, layer: Layer) -> None:
+        if layer.calls > 1:
+            raise CnnvisError(
+                f"{self.name}: {layer.alias} ({layer.module}) runs {layer.calls} times in one "
+                "pass, so its units have no single value; choose other layers with --layer"
+            )
+
+    def canvas(self, layer: Layer) -> Box:
+        """What is optimized for this layer: the centre unit's receptive field.
+
+        The whole input where the field does not fit inside it, or where the network mixes all
+        places before the layer.
+        """
+        box = layer.field.box(*layer.centre)
+        return self.window(layer, box) if box.inside(self.size) else Box.whole(self.size)
+
+    def window(self, layer: Layer, box: Box) -> Box:
+        """The smallest window over `box` that gives `layer` its exact values there."""
+        clipped = box.clip(self.size)
+        try:
+            with torch.no_grad():
+                blank = next(self.module.parameters()).new_zeros(1, 3, *clipped.size)
+                self._patch(layer, clipped, blank)
+        except NotWindowable:
+            return Box.whole(self.size)
+        return clipped
+
+    def values(self, layer: Layer, box: Box, pixels: Tensor) -> tuple[Tensor, Size]:
+        """The layer's output for a window of the input, and the place of its first row and column.
+
+        `pixels` are mean-subtracted, (B, 3, h, w) of the window `box`; the output is
+        (B, C, rows, columns), or (B, C, 1, 1) for a fully connected layer.
+        """
+        if box == Box.whole(self.size):
+            return self._output(layer, self.normalise(pixels)), (0, 0)
+        return self._patch(layer, box, pixels)
+
+    def _patch(self, layer: Layer, box: Box, pixels: Tensor) -> tuple[Tensor, Size]:
+        walk = Window(box, self.size)
+        inputs = self.normalise(pixels)
+        with walk:
+            output = self._output(layer, walk.begin(inputs))
+            return output, walk.origin(output)
+
+    def _output(self, layer: Layer, inputs: Tensor) -> Tensor:
+        """A layer's output map; a fully connected layer is a map of one place."""
+        kept: list[Tensor] = []
+        with self.tap([layer], lambda _, output: kept.append(output)) as run:
+            run(inputs)
+        return kept[0] if kept[0].dim() == 4 else kept[0][:, :, None, None]

@@ -1,0 +1,171 @@
+"""Trained weights into a network: tensors only, never code, and every tensor must fit."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.network.zoo import Blueprint
+from cnnvis_cli.registry import Registry, unknown
+
+State = Mapping[str, Tensor]
+READERS: Registry[Callable[[Path], State]] = Registry("weights format")
+
+
+@READERS.register(".safetensors")
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path}: not a safetensors file ({error})") from None
+
+
+@READERS.register(".pt")
+@READERS.register(".pth")
+def _read_checkpoint(path: Path) -> State:
+    """A state dictionary, bare or under the usual keys of a training checkpoint."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UsageError(
+            f"{path}: refused, because it holds more than tensors and could run code; save the "
+            "state_dict alone, best as .safetensors"
+        ) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise UsageError(f"{path}: not a torch checkpoint ({_first_line(error)})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UsageError(f"{path}: holds no state_dict")
+    prefix = "module."  # what DataParallel puts before every name
+    if all(name.startswith(prefix) for name in found):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+@READERS.register(".caffemodel")
+def _read_caffemodel(path: Path) -> State:
+    from cnnvis_cli.network.caffe import read_caffemodel
+
+    return {name: torch.from_numpy(array) for name, array in read_caffemodel(path).items()}
+
+
+def load(plan: Blueprint, weights: str | None, seed: int = 0) -> tuple[nn.Module, str]:
+    """Build the network with its weights; returns it with the weights' SHA-256.
+
+    `weights` is a file, ``DEFAULT`` or another of torchvision's names, ``random`` (drawn from
+    `seed`), or None for what the network comes with.
+
+    Raises
+    ------
+    UsageError
+        no weights are known, they do not exist, do not fit, or hold more than tensors.
+    CnnvisError
+        trained weights that must be downloaded and cannot.
+    """
+    weights = weights or plan.default_weights
+    if weights is None and ":" not in plan.name:
+        raise UsageError(f"{plan.name} comes without weights; give them with -w FILE")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = plan.build()
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"--model {plan.name}: returned {type(module).__name__}, not a network")
+    if weights in (None, "random"):
+        return module, _digest(module.state_dict())
+    path = _locate(plan, str(weights))
+    _fit(module, READERS[path.suffix](path), path)
+    return module, file_digest(path)
+
+
+def _locate(plan: Blueprint, weights: str) -> Path:
+    """The file that holds the weights, downloaded once where torchvision knows it by name."""
+    path = Path(weights)
+    if path.suffix in READERS:
+        if not path.is_file():
+            raise UsageError(f"-w {weights}: there is no such file")
+        return path
+    if weights == "DEFAULT" and plan.bundled:
+        return plan.bundled
+    names = [] if plan.torchvision_weights is None else list(plan.torchvision_weights.__members__)
+    if weights not in names:
+        raise unknown("weights", weights, [*names, "random", *READERS], place=plan.name)
+    return _download(plan.torchvision_weights[weights].url)
+
+
+def _download(url: str) -> Path:
+    """torchvision's file in torch's own cache."""
+    name = Path(urlparse(url).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.is_file():
+        return path
+    try:
+        torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+    except (URLError, OSError) as error:
+        raise CnnvisError(
+            f"cannot download {name} ({_first_line(error)}); "
+            f"fetch it on a connected machine and give it with -w {name}"
+        ) from None
+    return path
+
+
+def _fit(module: nn.Module, state: State, path: Path) -> None:
+    """Load every tensor, or say which do not fit."""
+    wanted = module.state_dict()
+    state = {name: _reshaped(tensor, wanted.get(name)) for name, tensor in state.items()}
+    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
+    complaints = (
+        [f"{name} is missing" for name in wanted if name not in state and name not in optional]
+        + [f"{name} is not in the network" for name in state if name not in wanted]
+        + [
+            f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ]
+    )
+    if complaints:
+        more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
+        raise UsageError(
+            f"{path}: weights of another network: {'; '.join(complaints[:3])}{more}"
+        )
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _reshaped(tensor: Tensor, wanted: Tensor | None) -> Tensor:
+    """Caffe's old files give vectors and matrices four dimensions, the first ones 1."""
+    if wanted is None or tensor.shape == wanted.shape or tensor.dim() != 4:
+        return tensor
+    extra = tensor.dim() - wanted.dim()
+    same = tuple(tensor.shape) == (1,) * extra + tuple(wanted.shape)
+    return tensor.reshape(wanted.shape) if extra > 0 and same else tensor
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(state: State) -> str:
+    """SHA-256 of named tensors: names, shapes, types and numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

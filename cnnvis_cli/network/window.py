@@ -1,0 +1,148 @@
+"""Running a network on a window of its input, with exactly the numbers of the whole input.
+
+A convolution's unit sees only its receptive field, so the pass needs only that: each map is a
+patch of the full map, and a window operation pads only where the patch touches the full map's
+border. Fed exactly the field of one unit, its layer's output is that one unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.network.operations import Sliding
+from cnnvis_cli.network.walk import Call, Map, Walk, function_name, tensors
+from cnnvis_cli.nouns import Box, Size
+
+
+class NotWindowable(CnnvisError):
+    """The network mixes all places before the layer; only the whole input gives its value."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Rows or columns ``begin`` to ``end`` of a full map of `full`, along one axis."""
+
+    begin: int
+    end: int
+    full: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.begin
+
+    def overlap(self, other: Patch) -> Patch:
+        begin = max(self.begin, other.begin)
+        return Patch(begin, max(min(self.end, other.end), begin), self.full)
+
+
+Patches = tuple[Patch, Patch]  # rows, columns
+
+
+class Window(Walk[Patches]):
+    """A forward pass over the window `box` of an input of `size`; inside a ``with`` block.
+
+    Give it the window's pixels with `begin`. Raises `NotWindowable` where the value of a place
+    does not depend on a window alone (a fully connected layer, adaptive or ceil-mode averages).
+    """
+
+    def __init__(self, box: Box, size: Size) -> None:
+        super().__init__()
+        self.box, self.size = box, size
+
+    def begin(self, pixels: Tensor) -> Tensor:
+        """Take the window's pixels, (B, 3, h, w), as the place where the pass starts."""
+        rows = Patch(self.box.top, self.box.bottom, self.size[0])
+        columns = Patch(self.box.left, self.box.right, self.size[1])
+        self[pixels] = Map((rows, columns))
+        return pixels
+
+    def origin(self, output: Tensor) -> Size:
+        """Row and column of the full map that the output's first place is."""
+        known = self[output]
+        if known is None or not all(patch.length for patch in known.state):
+            raise NotWindowable("the window is smaller than the receptive field")
+        return known.state[0].begin, known.state[1].begin
+
+    def slide(self, known: Map[Patches], tensor: Tensor, window: Sliding) -> Tensor:
+        if not window.exact and known.state != _whole(known.state):
+            raise NotWindowable("averages over a partly counted border need the whole input")
+        cuts = [_cut(patch, window, axis) for axis, patch in enumerate(known.state)]
+        (top, bottom, rows), (left, right, columns) = cuts
+        if rows.length and columns.length:
+            margin = (left, right, top, bottom)
+            out = window.apply(nn.functional.pad(tensor, margin, value=window.fill))
+        else:  # a branch that sees more than this window; nobody may ask for its values
+            channels = window.channels or tensor.shape[1]
+            out = tensor.new_empty(len(tensor), channels, rows.length, columns.length)
+        self[out] = Map((rows, columns))
+        return out
+
+    def pad(
+        self,
+        known: Map[Patches],
+        tensor: Tensor,
+        pad: Sequence[int],
+        mode: str = "constant",
+        value: float | None = None,
+    ) -> Tensor:
+        raise NotWindowable("an explicit padding needs the whole input")
+
+    def pointwise(self, maps: list[Map[Patches]], func: Call, args: Any, kwargs: Any) -> Any:
+        rows, columns = maps[0].state
+        for known in maps[1:]:
+            rows, columns = rows.overlap(known.state[0]), columns.overlap(known.state[1])
+        shared = Map((rows, columns), maps[0].dims)
+        out = func(*self._crop(args, shared), **self._crop(kwargs, shared))
+        for result in tensors(out):
+            self[result] = shared
+        return out
+
+    def whole(self, maps: list[Map[Patches]], func: Call, args: Any, kwargs: Any) -> Any:
+        raise NotWindowable(f"{function_name(func)} mixes all places of its map")
+
+    def _crop(self, values: Any, shared: Map[Patches]) -> Any:
+        """Cut each map among nested arguments to the patch that all of them have."""
+        if isinstance(values, Tensor):
+            known = self[values]
+            return values if known is None else _narrow(values, known, shared)
+        if isinstance(values, dict):
+            return {name: self._crop(value, shared) for name, value in values.items()}
+        if isinstance(values, (list, tuple)):
+            return type(values)(self._crop(value, shared) for value in values)
+        return values
+
+
+def _whole(patches: Patches) -> Patches:
+    rows, columns = patches
+    return Patch(0, rows.full, rows.full), Patch(0, columns.full, columns.full)
+
+
+def _cut(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
+    """What to add before and after a patch (negative: cut off), and the patch that comes out."""
+    (before, _), stride = window.padding[axis], window.stride[axis]
+    extent = window.dilation[axis] * (window.kernel[axis] - 1) + 1
+    places = window.length(axis, patch.full)
+    first = 0 if patch.begin == 0 else -(-(patch.begin + before) // stride)
+    last = (
+        places if patch.end == patch.full else (patch.end + before - extent) // stride + 1
+    )
+    if last <= first:
+        return 0, 0, Patch(first, first, places)
+    start = first * stride - before  # in the full map, of the first window
+    stop = (last - 1) * stride - before + extent
+    return patch.begin - start, stop - patch.end, Patch(first, last, places)
+
+
+def _narrow(tensor: Tensor, known: Map[Patches], shared: Map[Patches]) -> Tensor:
+    """The part of a map's patch that the shared patch covers."""
+    if known.state == shared.state or known.dims is None:
+        return tensor
+    for dim, have, want in zip(known.dims, known.state, shared.state, strict=True):
+        begin = min(want.begin - have.begin, have.length)
+        tensor = tensor.narrow(dim, begin, want.length)
+    return tensor

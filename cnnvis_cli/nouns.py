@@ -1,0 +1,190 @@
+"""The words that every floor shares: units, layers, places, boxes and receptive fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from cnnvis_cli.errors import UsageError
+
+Kind = Literal["conv", "fc"]
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One channel of a layer: prints, parses, sorts and files itself as ``conv5/0042``."""
+
+    layer: str
+    channel: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.channel:04d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Unit:
+        """Read ``conv5/0042`` or ``conv5/42``; raises `UsageError` for anything else."""
+        layer, slash, channel = text.rpartition("/")
+        if not (layer and slash and channel.isascii() and channel.isdigit()):
+            raise UsageError(f"{text!r} is not a unit; write it as layer/channel, like conv5/0042")
+        return cls(layer, int(channel))
+
+
+class Place(NamedTuple):
+    """Where an activation happened: image index, and row and column in the layer's map."""
+
+    image: int
+    row: int
+    column: int
+
+
+class Box(NamedTuple):
+    """A half-open window in input pixels; it may reach outside the image."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> Size:
+        return self.bottom - self.top, self.right - self.left
+
+    def clip(self, size: Size) -> Box:
+        """The part of this box that lies inside an image of `size` (height, width)."""
+        height, width = size
+        return Box(
+            max(self.top, 0), max(self.left, 0), min(self.bottom, height), min(self.right, width)
+        )
+
+    def inside(self, size: Size) -> bool:
+        """Whether the whole box lies in an image of `size` (height, width)."""
+        return self == self.clip(size)
+
+    @classmethod
+    def whole(cls, size: Size) -> Box:
+        """The box that is the image itself."""
+        return cls(0, 0, *size)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Along one axis: output index i sees input pixels ``start + stride i`` to ``+ size``."""
+
+    size: int = 1
+    stride: int = 1
+    start: int = 0
+
+    def then(self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Axis:
+        """What the output of a sliding window over this axis sees.
+
+        The recursion of Dumoulin & Visin 2016 (arXiv:1603.07285): a window widens the field by
+        its extent times the stride so far, and multiplies the stride.
+        """
+        return Axis(
+            size=self.size + dilation * (kernel - 1) * self.stride,
+            stride=self.stride * stride,
+            start=self.start - padding * self.stride,
+        )
+
+    def join(self, other: Axis) -> Axis:
+        """What is seen through two branches that meet: the smallest interval that covers both."""
+        if self.stride != other.stride:
+            raise ValueError(f"branches of strides {self.stride} and {other.stride} cannot meet")
+        start = min(self.start, other.start)
+        end = max(self.start + self.size, other.start + other.size)
+        return Axis(end - start, self.stride, start)
+
+    def interval(self, index: int) -> tuple[int, int]:
+        """Input pixels from (inclusive) and to (exclusive) that output `index` sees."""
+        begin = self.start + self.stride * index
+        return begin, begin + self.size
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Which input pixels each place of a map can see."""
+
+    rows: Axis = Axis()
+    columns: Axis = Axis()
+
+    @classmethod
+    def whole(cls, size: Size) -> ReceptiveField:
+        """Every place sees the whole input of `size` (height, width)."""
+        return cls(Axis(size[0], 0, 0), Axis(size[1], 0, 0))
+
+    @property
+    def size(self) -> Size:
+        return self.rows.size, self.columns.size
+
+    @property
+    def stride(self) -> Size:
+        return self.rows.stride, self.columns.stride
+
+    def join(self, other: ReceptiveField) -> ReceptiveField:
+        return ReceptiveField(self.rows.join(other.rows), self.columns.join(other.columns))
+
+    def box(self, row: int, column: int) -> Box:
+        """The input window of one place of the map, not clipped to the image."""
+        top, bottom = self.rows.interval(row)
+        left, right = self.columns.interval(column)
+        return Box(top, left, bottom, right)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or fully connected layer; its value is the module's own output, before ReLU."""
+
+    alias: str
+    module: str
+    kind: Kind
+    channels: int
+    map: Size
+    field: ReceptiveField
+    calls: int = 1  # how often it runs in one forward pass
+
+    @property
+    def centre(self) -> tuple[int, int]:
+        """Row and column of the map's centre unit; (0, 0) for a fully connected layer."""
+        return self.map[0] // 2, self.map[1] // 2
+
+
+def parse_units(text: str, channels: int, layer: str) -> tuple[int, ...]:
+    """Channels of a selection like ``0-63,151``, sorted; an empty text selects all.
+
+    Raises `UsageError` for a malformed selection or a channel that the layer does not have.
+    """
+    if not text:
+        return tuple(range(channels))
+    chosen: set[int] = set()
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
+            raise UsageError(f"--units {text!r}: {piece!r} is not a channel or range, like 0-63,151")
+        if int(ends[1]) >= channels:
+            raise UsageError(
+                f"--units {text!r}: {layer} has no unit {ends[1]}; its units are 0 to {channels - 1}"
+            )
+        chosen.update(range(int(ends[0]), int(ends[1]) + 1))
+    return tuple(sorted(chosen))
+
+
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes a network's input.
+
+    `resize` is the length of the shorter side in pixels, or (height, width) to change the shape
+    too; then the centre `crop` (height, width) is cut. `mean` and `std` are per channel in RGB
+    order and 0..255 units; `bgr` turns the channels round for networks trained in Caffe.
+    """
+
+    resize: int | Size = 256
+    crop: Size = (224, 224)
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # ImageNet, torchvision's values
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    bgr: bool = False
+    interpolation: Interpolation = "bilinear"

@@ -1,0 +1,65 @@
+"""Names for things: what can grow is an entry here, and a wrong name is answered with the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+from cnnvis_cli.errors import UsageError
+
+T = TypeVar("T")
+F = TypeVar("F")
+
+
+def unknown(kind: str, name: str, known: Iterable[str], place: str = "") -> UsageError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    >>> print(unknown("layer", "cnv5", ["conv4", "conv5"], place="alexnet"))
+    alexnet has no layer 'cnv5'; did you mean 'conv5'?
+    """
+    names = list(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"choose from: {_some(names)}"
+    start = f"{place} has no {kind}" if place else f"there is no {kind}"
+    return UsageError(f"{start} {name!r}; {remedy}")
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    """The first names, and how many more there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+class Registry(Mapping[str, T]):
+    """A table from name to thing that knows what its things are called.
+
+    Looking up a name that is not there raises `UsageError` with the nearest right one.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._things: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Decorate the thing that goes by `name`."""
+
+        def keep(thing: F) -> F:
+            self._things[name] = thing  # type: ignore[assignment]
+            return thing
+
+        return keep
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._things:
+            raise unknown(self.kind, name, self._things)
+        return self._things[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._things
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def __len__(self) -> int:
+        return len(self._things)

@@ -1,0 +1,76 @@
+"""The k strongest places of each channel, as a value that merges in any order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """For each of C channels, up to k places, strongest first; arrays of (C, k).
+
+    The order is total: activation descending, then image, row and column ascending. A slot is
+    empty where image is -1; its activation is NaN. NaN never takes a slot. `merge` is
+    associative, commutative and idempotent, so that a dataset can be cut anywhere.
+    """
+
+    activation: Floats
+    image: Ints
+    row: Ints
+    column: Ints
+
+    @classmethod
+    def empty(cls, channels: int, k: int) -> TopK:
+        nowhere = np.full((channels, k), -1, np.int64)
+        return cls(np.full((channels, k), np.nan, np.float32), nowhere, nowhere * 0, nowhere * 0)
+
+    @classmethod
+    def of(cls, activation: Floats, image: Ints, row: Ints, column: Ints, k: int) -> TopK:
+        """The k strongest of candidate places, arrays of (C, n) each, in any order.
+
+        Candidates with image -1 or a NaN activation are no places; a place that is given twice
+        counts once.
+        """
+        image = np.where(np.isnan(activation), -1, image)
+        none = image < 0
+        order = np.lexsort((column, row, image, -activation, none), axis=-1)
+        activation, image, row, column, none = (
+            np.take_along_axis(a, order, -1) for a in (activation, image, row, column, none)
+        )
+        twin = np.zeros_like(none)
+        twin[:, 1:] = _same(image) & _same(row) & _same(column) & _same(activation)
+        keep = np.argsort(none | twin, axis=-1, kind="stable")[:, :k]
+        gone = np.take_along_axis(none | twin, keep, -1)
+        activation, image, row, column = (
+            np.take_along_axis(a, keep, -1) for a in (activation, image, row, column)
+        )
+        filled = cls.empty(len(activation), k)
+        width = keep.shape[1]
+        filled.activation[:, :width] = np.where(gone, np.float32(np.nan), activation)
+        filled.image[:, :width] = np.where(gone, -1, image)
+        filled.row[:, :width] = np.where(gone, 0, row)
+        filled.column[:, :width] = np.where(gone, 0, column)
+        return filled
+
+    def merge(self, other: TopK) -> TopK:
+        """The k strongest places of both."""
+        pairs = (
+            (self.activation, other.activation),
+            (self.image, other.image),
+            (self.row, other.row),
+            (self.column, other.column),
+        )
+        activation, image, row, column = (np.concatenate(pair, axis=1) for pair in pairs)
+        return TopK.of(activation, image, row, column, self.activation.shape[1])
+
+
+def _same(values: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Whether each entry equals the one before it in its row: (C, n) -> (C, n - 1)."""
+    equal: NDArray[np.bool_] = values[:, 1:] == values[:, :-1]
+    return equal
