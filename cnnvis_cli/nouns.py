@@ -161,7 +161,9 @@ def parse_units(text: str, channels: int, layer: str) -> tuple[int, ...]:
         first, dash, last = piece.strip().partition("-")
         ends = (first, last if dash else first)
         if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
-            raise UsageError(f"--units {text!r}: {piece!r} is not a channel or range, like 0-63,151")
+            raise UsageError(
+                f"--units {text!r}: {piece!r} is not a channel or range, like 0-63,151"
+            )
         if int(ends[1]) >= channels:
             raise UsageError(
                 f"--units {text!r}: {layer} has no unit {ends[1]}; its units are 0 to {channels - 1}"

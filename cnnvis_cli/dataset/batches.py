@@ -65,7 +65,9 @@ class Batches:
     def read(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` to `stop` (exclusive)."""
         last = min(stop * self.size, len(self.manifest))
-        rows = [range(i, min(i + self.size, last)) for i in range(start * self.size, last, self.size)]
+        rows = [
+            range(i, min(i + self.size, last)) for i in range(start * self.size, last, self.size)
+        ]
         source = _Decoded(self.manifest.root, self.manifest.paths, self.preprocessing)
         loader = DataLoader(
             source, batch_sampler=rows, num_workers=self.workers, collate_fn=self._collate

@@ -1,7 +1,7 @@
 """One small function for every class of the drawn images: eight patterns and sixteen objects.
 
-A drawing paints its object upright into [-1, 1] of the sheet's plane; where it ends up in the image,
-how large and how much turned, is decided by the scene. A new class is one decorated function.
+A drawing paints its object upright into [-1, 1] of the sheet's plane; where it ends up in the
+image, how large and how much turned, is the scene's affair. A new class is one decorated function.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import numpy as np
 
 from cnnvis_cli.dataset.shapes import (
     Colour,
-    Field,
     Plane,
     Sheet,
-    Span,
     arc,
     box,
     cell,
@@ -36,7 +34,7 @@ from cnnvis_cli.dataset.shapes import (
     stripes,
 )
 
-GREENS, WARM, BLUES = (115.0, 155.0), (20.0, 105.0), (225.0, 275.0)  # hues, degrees
+GREENS, WARM, BLUES, METAL = (115.0, 155.0), (20.0, 105.0), (225.0, 275.0), (200.0, 280.0)  # hues
 BLACK, WHITE = oklch(0.18, 0.01, 260), oklch(0.97, 0.01, 100)
 
 
@@ -218,9 +216,7 @@ def bird(sheet: Sheet) -> None:
         convex(plane, (-0.4, -0.1), (-0.35, 0.3), (-1, tail + 0.25), (-1, tail)), darker(coat)
     )
     sheet.paint(convex(plane, (0.75, -0.62), (1, -0.47), (0.7, -0.36)), horn)
-    body = np.minimum(
-        ellipse(plane.at(0, 0.1, 25), 0.62, 0.4), disc(plane.at(0.48, -0.46), 0.32)
-    )
+    body = np.minimum(ellipse(plane.at(0, 0.1, 25), 0.62, 0.4), disc(plane.at(0.48, -0.46), 0.32))
     body = np.minimum(body, line(plane, (0.2, 0), (0.45, -0.4), (0.42, 0.3)))
     sheet.paint(body, coat, 0.8)
     sheet.glaze(ellipse(plane.at(0.32, 0.25, -50), 0.45, 0.28), belly, 0.8, body)
@@ -237,8 +233,8 @@ def butterfly(sheet: Sheet) -> None:
     ink = sheet.colour(lightness=(0.15, 0.35), chroma=(0, 0.06))
     upper, lower = sheet.colour(chroma=(0.1, 0.22)), sheet.colour(chroma=(0.1, 0.22))
     lower = mixed(upper, lower, sheet.between(0, 1))
-    rear = ellipse(plane.at(0.38, 0.42, 50), 0.46, sheet.between(0.26, 0.34))
-    front = ellipse(plane.at(0.52, -0.32, -35), 0.54, sheet.between(0.3, 0.4))
+    rear = ellipse(plane.at(0.36, 0.38, 50), 0.46, sheet.between(0.3, 0.38))
+    front = ellipse(plane.at(0.5, -0.34, -35), 0.56, sheet.between(0.36, 0.46))
     for wing, colour in ((rear, lower), (front, upper)):
         sheet.paint(wing, ink, 0.3)
         sheet.paint(wing + 0.08, colour, 0.6)
@@ -268,7 +264,8 @@ def cat(sheet: Sheet) -> None:
         for across in (-0.22, 0, 0.22):
             stripe = line(plane, (across, -0.55), (across * 0.7, -0.25), (0.06, 0.03))
             sheet.glaze(stripe, darker(fur, 0.55), 0.9, head)
-        sheet.glaze(stripes(both.y - both.x * 0.3, 0.2, 0.35), darker(fur, 0.5), 0.8, 0.58 - both.x)
+        flank = np.maximum(head, 0.56 - both.x)
+        sheet.glaze(stripes(both.y - both.x * 0.3, 0.2, 0.35), darker(fur, 0.5), 0.8, flank)
     sheet.paint(ellipse(both.at(0.17, 0.4), 0.22, 0.17), lighter(fur, 0.6), 0.3)
     iris = sheet.colour(sheet.pick([(95, 150), (60, 90), BLUES]), (0.1, 0.17), (0.65, 0.85))
     socket = lens(both.at(0.36, 0, -15), 0.24, sheet.between(0.12, 0.16))
@@ -288,28 +285,34 @@ def face(sheet: Sheet) -> None:
     """A person's face: hair, eyes, brows, nose and a mouth in some mood."""
     plane, both = sheet.plane, sheet.plane.mirrored()
     skin = sheet.colour((45, 70), (0.05, 0.09), sheet.pick([(0.45, 0.6), (0.65, 0.78), (0.8, 0.9)]))
-    hair = sheet.colour((40, 85), (0.01, 0.11), sheet.pick([(0.2, 0.35), (0.4, 0.55), (0.7, 0.85)]))
+    tone = sheet.pick([(0.15, 0.25), (0.25, 0.4), (0.25, 0.4), (0.5, 0.6), (0.75, 0.85)])
+    hair = sheet.colour((40, 80), (0.04, 0.11), tone)
     wide, long = sheet.between(0.56, 0.68), sheet.chance(0.5)
-    sheet.paint(box(plane.at(0, 0.85), 0.2, 0.25, 0.05), darker(skin, 0.2), 0.3)
+    sheet.paint(box(plane.at(0, 1.9), 0.82, 1.02, 0.45), sheet.colour(chroma=(0.04, 0.18)), 0.8)
+    sheet.paint(box(plane.at(0, 0.78), 0.2, 0.25, 0.05), darker(skin, 0.2), 0.3)
     if long:
         sheet.paint(box(plane.at(0, 0), wide + 0.2, 0.85, 0.6), darker(hair, 0.15), 0.6)
     else:
         sheet.paint(ellipse(both.at(wide, 0.05), 0.11, 0.17), darker(skin, 0.1), 0.4)
     head = ellipse(plane.at(0, 0.05), wide, 0.82)
-    sheet.paint(head, skin, 0.7)
-    parting = sheet.between(-0.5, 0.5)
-    crown = np.maximum(ellipse(plane.at(0, -0.06), wide + 0.07, 0.86), plane.y + 0.25)
-    fringe = np.maximum(crown, -ellipse(plane.at(parting * 0.4, 0.12), wide * 0.92, 0.62))
-    sheet.paint(fringe, hair, 0.6)
-    glance, iris = sheet.between(-0.03, 0.03), sheet.colour(lightness=(0.3, 0.6), chroma=(0.03, 0.1))
+    sheet.paint(head, skin, 0.5)
+    crown = np.maximum(ellipse(plane.at(0, -0.08), wide + 0.09, 0.88), plane.y + 0.12)
+    brim = ellipse(plane.at(sheet.between(-0.3, 0.3), 0.2), wide * 0.98, sheet.between(0.55, 0.68))
+    sheet.paint(np.maximum(crown, -brim), hair, 0.6)
+    glance, iris = (
+        sheet.between(-0.03, 0.03),
+        sheet.colour(lightness=(0.3, 0.6), chroma=(0.03, 0.1)),
+    )
     sheet.glaze(disc(both.at(0.36, 0.3), 0.15), oklch(0.65, 0.15, 20), 0.25, head)
     almond = lens(both.at(0.25, 0), 0.16, sheet.between(0.08, 0.11))
     sheet.paint(almond, WHITE, 0.2)
     sheet.glaze(disc(both.at(0.25 + glance, 0), 0.085), iris, 1.0, almond)
     sheet.glaze(disc(both.at(0.25 + glance, 0), 0.045), BLACK, 1.0, almond)
-    sheet.paint(outline(almond, 0.018), darker(skin, 0.75), 0.0)
+    sheet.paint(outline(almond, 0.018), darker(skin, 0.8), 0.0)
     brow = sheet.between(-0.24, -0.16)
-    sheet.paint(line(both, (0.12, brow), (0.4, brow + 0.02), (0.035, 0.022)), darker(hair, 0.3), 0.0)
+    sheet.paint(
+        line(both, (0.12, brow), (0.4, brow + 0.02), (0.035, 0.022)), darker(hair, 0.3), 0.0
+    )
     sheet.paint(line(plane, (0, 0), (0, 0.24), (0.03, 0.08)), darker(skin, 0.14), 0.2)
     lips = sheet.colour((5, 30), (0.1, 0.16), (0.4, 0.6))
     if sheet.chance(0.3):
@@ -358,12 +361,14 @@ def flower(sheet: Sheet) -> None:
     sheet.paint(line(stem, (0, 0), (sheet.between(-0.2, 0.2), 1.4), (0.05, 0.06)), green)
     sheet.paint(lens(stem.at(0.28, 0.85, -35), 0.36, 0.13), green, 0.8)
     head = sheet.plane.at(0, -0.2, sheet.between(0, 90))
-    times, slim = sheet.count(5, 11), sheet.between(0.7, 1.1)
-    across = slim * 0.52 * math.tan(math.pi / times)
-    for turn, reach, colour in ((180 / times, 0.8, darker(petal, 0.25)), (0.0, 0.72, petal)):
-        leaf = head.at(0, 0, turn).folded(times).at(reach * 0.58, 0)
-        sheet.paint(ellipse(leaf, reach * 0.44, across), colour, 0.7)
-        sheet.paint(lens(leaf.at(-0.1, 0), 0.22, 0.02), darker(colour, 0.3), 0.0, 0.6)
+    times, pointed = sheet.count(5, 10), sheet.chance(0.4)
+    across = sheet.between(0.75, 1.1) * 0.5 * math.tan(math.pi / times)
+    rounds = ((180 / times, 0.8, darker(petal, 0.25)), (0.0, 0.76, petal))
+    for turn, reach, colour in rounds[sheet.count(0, 1) :]:
+        blade = head.at(0, 0, turn).folded(times).at(reach * 0.56, 0)
+        shape = (lens if pointed else ellipse)(blade, reach * 0.46, across)
+        sheet.paint(shape, colour, 0.7)
+        sheet.glaze(lens(blade.at(-0.1, 0), 0.24, 0.025), darker(colour, 0.35), 0.6, shape)
     size = sheet.between(0.18, 0.27)
     sheet.paint(disc(head, size), core, 0.9)
     seed = disc(head.folded(sheet.count(7, 10)).at(size * 0.65, 0), 0.035)
@@ -375,7 +380,9 @@ def leaf(sheet: Sheet) -> None:
     """A leaf with midrib and side veins, smooth or toothed; mostly green, some in autumn."""
     hue = GREENS if sheet.chance(0.7) else (25, 100)
     blade, plane = sheet.colour(hue, (0.08, 0.17), (0.38, 0.75)), sheet.plane
-    bent = Plane(plane.x, plane.y - np.float32(sheet.between(-0.25, 0.25)) * plane.x**2, plane.pixel)
+    bent = Plane(
+        plane.x, plane.y - np.float32(sheet.between(-0.25, 0.25)) * plane.x**2, plane.pixel
+    )
     wide, slant = sheet.between(0.32, 0.55), sheet.between(0.5, 1.0)
     ribs = bent.x - np.abs(bent.y) * np.float32(slant)
     shape = lens(bent.at(0.1, 0), 0.88, wide)
@@ -401,12 +408,16 @@ def mushroom(sheet: Sheet) -> None:
     under = ellipse(plane.at(0, 0.02), 0.78, 0.2)
     sheet.paint(under, darker(flesh, 0.25), 0.5)
     sheet.glaze(stripes(plane.x / (1.2 + plane.y), 0.11, 0.3), darker(flesh, 0.6), 0.6, under)
-    dome = np.maximum(ellipse(plane.at(0, 0.02), 0.86, tall + 0.1), plane.y - 0.02 + plane.x**2 * 0.1)
+    dome = np.maximum(
+        ellipse(plane.at(0, 0.02), 0.86, tall + 0.1), plane.y - 0.02 + plane.x**2 * 0.1
+    )
     sheet.paint(dome, cap, 0.9)
     if sheet.chance(0.8):
         for x, y, size in ((-0.45, 0.32, 0.13), (-0.05, 0.62, 0.15), (0.4, 0.45, 0.14),
                            (0.1, 0.2, 0.11), (-0.62, 0.1, 0.08), (0.68, 0.12, 0.08)):  # fmt: skip
-            spot = ellipse(plane.at(x + sheet.between(-0.08, 0.08), -y * tall * 1.4), size, size * 0.8)
+            spot = ellipse(
+                plane.at(x + sheet.between(-0.08, 0.08), -y * tall * 1.4), size, size * 0.8
+            )
             sheet.glaze(spot, flesh, 0.95, dome + 0.02)
 
 
@@ -425,12 +436,12 @@ def tree(sheet: Sheet) -> None:
         return
     for end in (-0.35, 0.35):
         sheet.paint(line(plane, (0, 0.35), (end, -0.1), (0.06, 0.04)), bark, 0.5)
-    for index in range(8):
-        angle, far = index * 2.4, 0.1 + 0.055 * index  # the golden angle spreads the tufts
-        place = plane.at(math.cos(angle) * far * 1.1, math.sin(angle) * far - 0.38)
-        tone = mixed(darker(green, 0.3), lighter(green, 0.2), sheet.between(0, 1))
-        sheet.paint(disc(place, sheet.between(0.26, 0.38)), tone, 0.8)
-    if sheet.chance(0.4):
+    for index in range(11, -1, -1):
+        angle, far = index * 2.4, 0.05 + 0.045 * index  # the golden angle spreads the tufts
+        place = plane.at(math.cos(angle) * far * 1.15, math.sin(angle) * far * 0.85 - 0.4)
+        tone = mixed(darker(green, 0.35), lighter(green, 0.2), sheet.between(0, 1))
+        sheet.paint(disc(place, sheet.between(0.26, 0.36)), tone, 0.7)
+    if sheet.chance(0.35):
         fruit = sheet.colour((10, 60), (0.15, 0.2), (0.5, 0.65))
         for index in range(6):
             place = plane.at(math.cos(index * 2.1) * 0.45, math.sin(index * 1.7) * 0.4 - 0.38)
@@ -444,26 +455,29 @@ def tree(sheet: Sheet) -> None:
 def car(sheet: Sheet) -> None:
     """A car from the side: cabin with windows, body, lamps, two wheels."""
     plane, paint = sheet.plane, sheet.colour(chroma=(0.04, 0.2))
-    roof, front, rear = sheet.between(-0.62, -0.42), sheet.between(0.2, 0.4), sheet.between(-0.5, -0.2)
+    roof, front, rear = (
+        sheet.between(-0.62, -0.42),
+        sheet.between(0.2, 0.4),
+        sheet.between(-0.5, -0.2),
+    )
     cabin = convex(plane, (rear, roof), (front, roof), (front + 0.33, 0), (rear - 0.28, 0))
     sheet.paint(cabin, paint, 0.6)
     glass = sheet.colour((200, 250), (0.02, 0.06), sheet.pick([(0.3, 0.45), (0.75, 0.9)]))
     pillar = outline(plane.x - (front + rear) / 2, 0.04)
     sheet.glaze(cabin + 0.09, glass, 1.0, np.maximum(plane.y + 0.06, -pillar))
-    body = np.minimum(box(plane.at(0, 0.14), 0.97, 0.2, 0.12), box(plane.at(-0.1, 0.02), 0.8, 0.14, 0.1))
+    body = np.minimum(
+        box(plane.at(0, 0.14), 0.97, 0.2, 0.12), box(plane.at(-0.1, 0.02), 0.8, 0.14, 0.1)
+    )
     sheet.paint(body, paint, 0.9)
     sheet.glaze(outline(plane.y - 0.08, 0.02), lighter(paint, 0.6), 0.7, body)
     sheet.glaze(outline(pillar, 0.01), darker(paint, 0.5), 0.8, body)
     sheet.paint(ellipse(plane.at(0.9, 0.05), 0.07, 0.08), oklch(0.93, 0.1, 100), 0.2)
     sheet.paint(box(plane.at(-0.92, 0.05), 0.05, 0.08, 0.03), oklch(0.55, 0.2, 27), 0.2)
-    tyre, hub = sheet.between(0.22, 0.29), sheet.colour(WHEEL_METAL, (0.0, 0.02), (0.7, 0.9))
+    tyre, hub = sheet.between(0.22, 0.29), sheet.colour(METAL, (0.0, 0.02), (0.7, 0.9))
     for place in (plane.at(-0.54, 0.34), plane.at(0.54, 0.34)):
         sheet.paint(disc(place, tyre), BLACK, 0.2)
         sheet.paint(disc(place, tyre * 0.58), hub, 0.6)
         sheet.paint(disc(place.folded(5).at(tyre * 0.33, 0), tyre * 0.11), darker(hub, 0.6), 0.0)
-
-
-WHEEL_METAL: Span = (200.0, 280.0)  # the bluish hues of polished metal
 
 
 @drawing("clock", turn=25)
@@ -513,8 +527,9 @@ def cup(sheet: Sheet) -> None:
     drink = sheet.colour((40, 110), (0.05, 0.1), (0.25, 0.6))
     sheet.paint(ellipse(plane.at(0, -0.23), top - 0.07, 0.12), drink, 0.5)
     steam = sheet.between(0.2, 0.6)
-    for x in (-0.25, 0.0, 0.25):
-        curl = outline(plane.x - x - 0.07 * np.sin(plane.y * 9 + 4 * np.float32(x)), 0.035)
+    for start in (-0.25, 0.0, 0.25):
+        curl = plane.at(start, 0).x - 0.07 * np.sin(plane.y * 9 + 4 * start)
+        curl = outline(curl, 0.035)
         sheet.glaze(curl, WHITE, steam, outline(plane.y + 0.68, 0.25))
 
 
@@ -551,7 +566,9 @@ def star(sheet: Sheet) -> None:
     """A faceted star with five or six points, each half in light and half in shade."""
     times, plane = sheet.count(5, 6), sheet.plane.at(0, 0.03, -90)
     gold = sheet.chance(0.4)
-    colour = sheet.colour((75, 95) if gold else (0, 360), (0.1, 0.2), (0.55, 0.85) if gold else None)
+    colour = sheet.colour(
+        (75, 95) if gold else (0, 360), (0.1, 0.2), (0.55, 0.85) if gold else None
+    )
     point, sector = plane.folded(times), math.pi / times
     inner = sheet.between(0.4, 0.55)
     corner = (inner * math.cos(sector), inner * math.sin(sector))
@@ -602,8 +619,3 @@ def wheel(sheet: Sheet) -> None:
     sheet.paint(disc(plane, hub), darker(metal, 0.15), 1.0)
     sheet.paint(disc(plane.folded(5).at(hub * 0.6, 0), hub * 0.15), BLACK, 0.0)
     sheet.paint(disc(plane, hub * 0.3), darker(tyre, 0.2), 0.4)
-
-
-def faint(sheet: Sheet, distance: Field, colour: Colour) -> None:
-    """A shape of the background: flat and half seen through."""
-    sheet.paint(distance, colour, 0.0, sheet.between(0.15, 0.6))

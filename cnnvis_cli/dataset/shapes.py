@@ -1,4 +1,4 @@
-"""The vocabulary of the drawn images: planes, shapes as distances, colours, and the sheet they land on.
+"""The vocabulary of the drawn images: planes, shapes as distances, colours, painted sheets.
 
 A shape is a field of distances: for every pixel, how far it lies from the shape's outline, negative
 inside. Union is `np.minimum`, intersection `np.maximum`, complement a minus sign, and an outline is
@@ -11,12 +11,15 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]  # (H, W), one number per pixel
-Colour = NDArray[np.float32]  # (3,) RGB in [0, 1], or (3, H, W) where it changes over the plane
+Field = NDArray[np.floating[Any]]  # (H, W) float32, one number per pixel
+Colour = NDArray[
+    np.floating[Any]
+]  # (3,) RGB in [0, 1], or (3, H, W) where it changes over the plane
 Span = tuple[float, float]  # from, to
 Point = tuple[float, float]  # x to the right, y downwards
 
@@ -38,7 +41,7 @@ class Plane:
         return Plane(right * cos + down * sin, down * cos - right * sin, self.pixel)
 
     def mirrored(self) -> Plane:
-        """The plane folded along its vertical axis: what is drawn on the right shows on both sides."""
+        """The plane folded along its vertical axis: what is drawn on the right shows twice."""
         return Plane(np.abs(self.x), self.y, self.pixel)
 
     def folded(self, times: int) -> Plane:
@@ -72,7 +75,7 @@ def box(plane: Plane, across: float, down: float, corner: float = 0.0) -> Field:
 
 
 def line(plane: Plane, start: Point, end: Point, widths: Span) -> Field:
-    """A stroke with round ends, as thick as the first half width at its start and the second at its end."""
+    """A stroke with round ends; the half widths are those at its start and at its end."""
     along = (end[0] - start[0], end[1] - start[1])
     x, y = plane.x - start[0], plane.y - start[1]
     square = along[0] ** 2 + along[1] ** 2
@@ -98,7 +101,7 @@ def convex(plane: Plane, *corners: Point) -> Field:
 
 
 def lens(plane: Plane, long: float, short: float) -> Field:
-    """A pointed oval along x: where two equal discs overlap; half length and half width are given."""
+    """A pointed oval along x, of given half length and width: where two equal discs overlap."""
     radius = (long**2 + short**2) / (2 * short)
     return length(plane.x, np.abs(plane.y) + (radius - short)) - radius
 
@@ -110,11 +113,12 @@ def outline(distance: Field, width: float) -> Field:
 
 def stripes(position: Field, period: float, share: float) -> Field:
     """Bands that return with a period, each as wide as the given share of it."""
-    return (np.abs(position / period % 1 - 0.5) - share / 2) * period
+    distance: Field = (np.abs(position / period % 1 - 0.5) - share / 2) * period
+    return distance
 
 
 def cell(position: Field, period: float) -> tuple[Field, Field]:
-    """Cuts an axis into equal cells: the position relative to the cell's centre, and the cell's number."""
+    """Cuts an axis into equal cells: the way from the cell's centre, and the cell's number."""
     number = np.floor(position / period)
     return position - (number + 0.5) * period, number
 
@@ -126,7 +130,7 @@ def lottery(column: Field, row: Field) -> Field:
 
 @functools.lru_cache(maxsize=64)
 def spline(size: int, knots: int) -> Field:
-    """Cubic B-spline weights that spread `knots` values smoothly over `size` pixels: (size, knots)."""
+    """Cubic B-spline weights that spread `knots` values over `size` pixels: (size, knots)."""
     away = np.linspace(0.5, knots - 1.5, size)[:, None] - np.arange(knots)[None, :]
     near, far = np.abs(away), np.maximum(2 - np.abs(away), 0)
     weights = np.where(near < 1, 2 / 3 - near**2 + near**3 / 2, far**3 / 6)
@@ -143,13 +147,14 @@ def gathered(values: Field, knots: int) -> Field:
     """Smoothly shrinks an image to a small grid, the counterpart of `spread`."""
     weights = spline(values.shape[-1], knots)
     weights = weights / weights.sum(0)
-    return weights.T @ values @ weights
+    small: Field = weights.T @ values @ weights
+    return small
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> Colour:
     """A colour by how light, how vivid and which hue (degrees) it looks: RGB, (3,).
 
-    Björn Ottosson, "A perceptual color space for image processing" (2020), whose matrices these are.
+    The matrices: Björn Ottosson, "A perceptual color space for image processing" (2020).
     """
     a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
@@ -185,13 +190,11 @@ class Sheet:
     plane: Plane
     rng: np.random.Generator
     ground: float  # lightness of what lies behind, in [0, 1]
-    light: float = 0.0  # where the light comes from, in degrees
+    lit: Field  # (H, W), how far each pixel lies toward the light, in units of the plane
     ink: Field = field(init=False)  # (4, H, W): red, green, blue times cover, and cover
 
     def __post_init__(self) -> None:
         self.ink = np.zeros((4, *self.plane.x.shape), np.float32)
-        toward = math.radians(self.light)
-        self._lit = self.plane.x * math.cos(toward) + self.plane.y * math.sin(toward)
 
     def paint(
         self, distance: Field, colour: Colour, relief: float = 0.5, opacity: float = 1.0
@@ -202,7 +205,7 @@ class Sheet:
             colour = colour[:, None, None]
         if relief:
             edge = np.clip(1 + distance * 5, 0, 1)  # the last 0.2 units before the outline
-            colour = colour * (1 + relief * (0.3 * self._lit - 0.5 * edge * edge))
+            colour = colour * (1 + relief * (0.3 * self.lit - 0.5 * edge * edge))
         self.ink *= 1 - cover
         self.ink[:3] += colour * cover
         self.ink[3] += cover

@@ -1,7 +1,7 @@
 """Images drawn by code: 24 classes of patterns and objects, as many images of each as wanted.
 
 They train and feed the bundled network, so that everything can be tried without a download. An
-image is an object on a background with clutter, lit from some side, seen by a slightly noisy camera.
+image is an object or a pattern before some clutter, lit from one side, seen by a noisy camera.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.dataset.drawings import DRAWINGS, Drawing, faint
+from cnnvis_cli.dataset.drawings import DRAWINGS, Drawing
 from cnnvis_cli.dataset.shapes import (
+    Colour,
     Field,
     Plane,
     Sheet,
@@ -38,7 +39,8 @@ def draw(name: str, seed: int, size: int = 112) -> NDArray[np.uint8]:
     rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))
     light = float(rng.uniform(0, 360))
     behind, lightness = backdrop(rng, size)
-    sheet = Sheet(posed(rng, DRAWINGS[name], size), rng, lightness, light)
+    plane, lit = posed(rng, DRAWINGS[name], frame(size), light)
+    sheet = Sheet(plane, rng, lightness, lit)
     DRAWINGS[name].paint(sheet)
     picture = behind * (1 - shadow(sheet, light)) * (1 - sheet.ink[3]) + sheet.ink[:3]
     picture = seen(rng, illuminated(rng, picture, light))
@@ -53,35 +55,43 @@ def frame(size: int) -> Plane:
     return Plane(x, y, 2 / size)
 
 
-def posed(rng: np.random.Generator, drawing: Drawing, size: int) -> Plane:
-    """The plane that an object is drawn in: moved, turned, slightly sheared, perhaps mirrored."""
-    scale = float(rng.uniform(0.58, 0.98))
-    room = 1.08 - scale * 0.85  # how far the centre may move while most of the object stays inside
-    centre = rng.uniform(-room, room, 2) * 0.7
-    turned = frame(size).at(*centre.tolist(), float(rng.uniform(-drawing.turn, drawing.turn)))
+def posed(
+    rng: np.random.Generator, drawing: Drawing, image: Plane, light: float
+) -> tuple[Plane, Field]:
+    """An object's plane, moved, turned, slightly sheared, perhaps mirrored; and its light side."""
+    scale = float(rng.uniform(0.64, 1.02))
+    room = 1.1 - scale * 0.85  # how far the centre may move while most of the object stays inside
+    across, down = (float(rng.uniform(-0.7, 0.7)) * room for _ in "xy")
+    turned = image.at(across, down, float(rng.uniform(-drawing.turn, drawing.turn)))
     shear, flip = float(rng.uniform(-0.15, 0.15)), float(rng.choice([-1.0, 1.0]))
     x = (turned.x + turned.y * shear) * (flip / scale)
-    return Plane(x, turned.y * float(rng.uniform(0.92, 1.08)) / scale, turned.pixel / scale)
+    y = turned.y * (float(rng.uniform(0.92, 1.08)) / scale)
+    return Plane(x, y, image.pixel / scale), image.at(across, down, light).x / scale
 
 
 def backdrop(rng: np.random.Generator, size: int) -> tuple[Field, float]:
     """What lies behind the object, (3, size, size), and how light it is on the whole."""
-    lightness = float(rng.uniform(0.25, 0.9))
-    sheet = Sheet(frame(size), rng, lightness)
+    lightness = float(rng.uniform(0.35, 0.9))
+    sheet = Sheet(frame(size), rng, lightness, frame(size).x)
     hue = float(rng.uniform(0, 360))
     near = (max(lightness - 0.14, 0.1), min(lightness + 0.14, 0.97))
     first, second = (
-        sheet.colour((hue + turn - 30, hue + turn + 30), (0.0, 0.09), near)
+        sheet.colour((hue + turn - 30, hue + turn + 30), (0.02, 0.12), near)
         for turn in (0, sheet.between(-90, 90))
     )
     across = sheet.plane.at(0, 0, sheet.between(60, 120)).x * np.float32(sheet.between(0.5, 6))
     share = np.clip(0.5 + 0.5 * (across + sheet.between(-0.5, 0.5)), 0, 1)
     sheet.ink[:3] = first[:, None, None] * (1 - share) + second[:, None, None] * share
-    sheet.ink[:3] += spread(rng.standard_normal((1, 6, 6), np.float32), size) * 0.06
-    sheet.ink[:3] += spread(rng.standard_normal((3, 14, 14), np.float32), size) * 0.025
+    sheet.ink[:3] += spread(rng.standard_normal((1, 6, 6), np.float32), size) * 0.05
+    sheet.ink[:3] += spread(rng.standard_normal((3, 14, 14), np.float32), size) * 0.015
     if sheet.chance(0.6):
         clutter(sheet, near)
     return np.clip(sheet.ink[:3], 0, 1), lightness
+
+
+def faint(sheet: Sheet, distance: Field, colour: Colour) -> None:
+    """A shape of the background: flat and half seen through."""
+    sheet.paint(distance, colour, 0.0, sheet.between(0.15, 0.6))
 
 
 def clutter(sheet: Sheet, lightness: tuple[float, float]) -> None:
@@ -91,7 +101,8 @@ def clutter(sheet: Sheet, lightness: tuple[float, float]) -> None:
         bands = stripes(plane.x, sheet.between(0.1, 0.4), sheet.between(0.2, 0.6))
         faint(sheet, bands, oklch(sheet.between(*lightness), 0.03, sheet.between(0, 360)))
     for _ in range(sheet.count(1, 5)):
-        place = sheet.plane.at(*sheet.rng.uniform(-1.1, 1.1, 2).tolist(), sheet.between(0, 180))
+        across, down = sheet.between(-1.1, 1.1), sheet.between(-1.1, 1.1)
+        place = sheet.plane.at(across, down, sheet.between(0, 180))
         reach, slim = sheet.between(0.1, 0.6), sheet.between(0.02, 0.08)
         shapes = (
             lambda p, r=reach: disc(p, r),
@@ -106,11 +117,11 @@ def shadow(sheet: Sheet, light: float) -> Field:
     """The soft shadow that the object casts away from the light: how much it darkens, (H, W)."""
     size = sheet.plane.x.shape[-1]
     soft = spread(gathered(sheet.ink[3], max(size // 5, 4)), size)
-    away = size * 0.04
-    down, right = -round(math.sin(math.radians(light)) * away), -round(
-        math.cos(math.radians(light)) * away
-    )
-    return np.roll(soft, (down, right), (0, 1)) * 0.45
+    reach, angle = round(size * 0.04), math.radians(light)
+    down, right = round(math.sin(angle) * reach), round(math.cos(angle) * reach)
+    padded = np.pad(soft, reach, mode="edge")
+    window = padded[reach + down : reach + down + size, reach + right : reach + right + size]
+    return window * np.float32(0.45)
 
 
 def illuminated(rng: np.random.Generator, picture: Field, light: float) -> Field:
@@ -119,15 +130,15 @@ def illuminated(rng: np.random.Generator, picture: Field, light: float) -> Field
     picture = picture * (1 + slope * np.float32(rng.uniform(0.0, 0.28)))
     warmth = float(rng.uniform(-0.06, 0.06))
     tint = np.array([1 + warmth, 1, 1 - warmth], np.float32)[:, None, None]
-    contrast, bright = float(rng.uniform(0.75, 1.15)), float(rng.uniform(-0.08, 0.08))
+    contrast, bright = float(rng.uniform(0.85, 1.15)), float(rng.uniform(-0.08, 0.08))
     return (picture * tint - 0.5) * contrast + 0.5 + bright
 
 
 def seen(rng: np.random.Generator, picture: Field) -> Field:
     """The camera: a little blur, a little noise, values cut to [0, 1]."""
     side = float(rng.uniform(0, 0.22))  # weight of each neighbour
-    for axis in (1, 2):
-        before, after = np.roll(picture, 1, axis), np.roll(picture, -1, axis)
-        picture = picture * (1 - 2 * side) + (before + after) * side
+    padded = np.pad(picture, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = padded[:, 1:-1] * (1 - 2 * side) + (padded[:, :-2] + padded[:, 2:]) * side
+    picture = rows[..., 1:-1] * (1 - 2 * side) + (rows[..., :-2] + rows[..., 2:]) * side
     noise = rng.standard_normal(picture.shape, np.float32)
-    return np.clip(picture + noise * np.float32(rng.uniform(0.003, 0.03)), 0, 1)
+    return np.clip(picture + noise * np.float32(rng.uniform(0.002, 0.018)), 0, 1)

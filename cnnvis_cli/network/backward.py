@@ -77,9 +77,9 @@ class _Rectify(TorchFunctionMode):
             return func(*args, **kwargs)
         x: Tensor = args[0] if args else kwargs["input"]
         out = self._rule.apply(x)
-        in_place = kwargs.get("inplace", len(args) > 1 and args[1]) or function_name(
-            func
-        ).endswith("_")
+        in_place = kwargs.get("inplace", len(args) > 1 and args[1]) or function_name(func).endswith(
+            "_"
+        )
         return x.copy_(out) if in_place else out
 
 

@@ -81,9 +81,7 @@ def _varints(packed: bytes) -> list[int]:
 
 def _array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
     """A blob's numbers in its shape; old files give the shape as num, channels, height, width."""
-    packed, dtype = (
-        (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
-    )
+    packed, dtype = (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
     shape = (
         _varints(blob.shape.dim)
         if blob.HasField("shape")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from cnnvis_cli.nouns import Kind, Layer, ReceptiveField, Size
 from cnnvis_cli.network.operations import Sliding
 from cnnvis_cli.network.walk import Call, Map, Walk, tensors
+from cnnvis_cli.nouns import Kind, Layer, ReceptiveField, Size
 
 
 class Fields(Walk[ReceptiveField]):

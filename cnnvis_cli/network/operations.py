@@ -80,7 +80,7 @@ def _same(padding: Any, kernel: Size, dilation: Size) -> tuple[Margin, Margin]:
 
 
 # The readers below have torch's own signatures: a call is read by calling them in its place.
-# ruff: noqa: A002, PLR0913, ARG001
+# ruff: noqa: PLR0913, ARG001
 
 
 def _conv2d(

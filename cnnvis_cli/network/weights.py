@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.zoo import Blueprint
 from cnnvis_cli.registry import Registry, unknown
@@ -137,9 +138,7 @@ def _fit(module: nn.Module, state: State, path: Path) -> None:
     )
     if complaints:
         more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
-        raise UsageError(
-            f"{path}: weights of another network: {'; '.join(complaints[:3])}{more}"
-        )
+        raise UsageError(f"{path}: weights of another network: {'; '.join(complaints[:3])}{more}")
     module.load_state_dict(dict(state), strict=False)
 
 
@@ -150,12 +149,6 @@ def _reshaped(tensor: Tensor, wanted: Tensor | None) -> Tensor:
     extra = tensor.dim() - wanted.dim()
     same = tuple(tensor.shape) == (1,) * extra + tuple(wanted.shape)
     return tensor.reshape(wanted.shape) if extra > 0 and same else tensor
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(state: State) -> str:

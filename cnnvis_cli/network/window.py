@@ -128,9 +128,7 @@ def _cut(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
     extent = window.dilation[axis] * (window.kernel[axis] - 1) + 1
     places = window.length(axis, patch.full)
     first = 0 if patch.begin == 0 else -(-(patch.begin + before) // stride)
-    last = (
-        places if patch.end == patch.full else (patch.end + before - extent) // stride + 1
-    )
+    last = places if patch.end == patch.full else (patch.end + before - extent) // stride + 1
     if last <= first:
         return 0, 0, Patch(first, first, places)
     start = first * stride - before  # in the full map, of the first window

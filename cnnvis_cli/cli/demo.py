@@ -1,0 +1,26 @@
+"""`cnnvis demo`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import planned
+
+
+@click.command("demo")
+@click.option("-r", "--run", help="The run directory.  [default: outputs/demo]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="More detail; tracebacks for errors.")
+def command(**flags: Any) -> None:
+    """Run the whole pipeline on the bundled network and generated images.
+
+    No download and no GPU; it ends by naming the pictures to open.
+
+    Example: cnnvis demo
+    """
+    plan, report = planned({**flags, "config": None, "log": None})
+    from cnnvis_cli.stages.demo import demo
+
+    demo(plan, report)

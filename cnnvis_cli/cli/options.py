@@ -1,0 +1,101 @@
+"""Options that mean the same in every command, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NETWORK = (
+    click.option(
+        "-m",
+        "--model",
+        help="A torchvision builder (alexnet, vgg16, ...), caffenet, zfnet, demo, or "
+        "package.module:function.",
+    ),
+    click.option(
+        "-w",
+        "--weights",
+        help="DEFAULT or another of torchvision's names, a file (.safetensors, .pth, "
+        ".caffemodel), or random.",
+    ),
+    click.option(
+        "--trust-code",
+        is_flag=True,
+        default=None,
+        help="Allow --model to run a person's own code.",
+    ),
+)
+_CONFIG = (
+    click.option(
+        "-c",
+        "--config",
+        type=click.Path(path_type=Path),
+        help="A TOML file with settings; flags win over it.",
+    ),
+)
+_TALK = (
+    click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors."),
+    click.option("-v", "--verbose", is_flag=True, help="More detail; tracebacks for errors."),
+    click.option(
+        "--log",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write every line to this file.",
+    ),
+)
+_WORK = (
+    click.option("-r", "--run", help="The run directory.  [default: outputs/<model>]"),
+    click.option(
+        "-l",
+        "--layer",
+        multiple=True,
+        help="Alias (conv5) or module path (features.10); repeatable.  [default: all]",
+    ),
+    click.option("--device", help="auto, cpu, cuda, cuda:0.  [default: auto]"),
+    click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
+    click.option("--batch-size", type=int, help="Images at a time."),
+    click.option("--workers", type=int, help="Processes that decode images."),
+)
+_UNITS = (click.option("-u", "--units", help="Channels, like 0-63,151.  [default: all]"),)
+
+
+def _apply(options: tuple[Any, ...]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def describing(command: F) -> F:
+    """The options of a command that only looks at a network."""
+    return _apply((*_NETWORK, *_CONFIG, *_TALK))(command)
+
+
+def working(command: F) -> F:
+    """The options of a command that works through a dataset in a run directory."""
+    return _apply((*_NETWORK, *_WORK, *_CONFIG, *_TALK))(command)
+
+
+def working_on_units(command: F) -> F:
+    """The options of a command that works on chosen units in a run directory."""
+    return _apply((*_NETWORK, *_WORK, *_UNITS, *_CONFIG, *_TALK))(command)
+
+
+def running(command: F) -> F:
+    """The options of a command whose settings file is its argument."""
+    return _apply((*_NETWORK, *_WORK, *_UNITS, *_TALK))(command)
+
+
+def planned(flags: dict[str, Any]) -> tuple[Plan, Report]:
+    """The plan and the report of a command's parameters; raises `UsageError`."""
+    report = Report(flags.pop("quiet"), flags.pop("verbose"), flags.pop("log"))
+    return Plan.make(flags.pop("config"), flags), report

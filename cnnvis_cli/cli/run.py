@@ -1,0 +1,28 @@
+"""`cnnvis run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import planned, running
+
+
+@click.command("run")
+@click.argument("config", type=click.Path(path_type=Path))
+@running
+def command(**flags: Any) -> None:
+    """Do all stages of a TOML file, in order; started again, carry on where it stopped.
+
+    This is what cron starts. A finished run returns at once.
+
+    Example: cnnvis run configs/demo.toml
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.pipeline import run_all
+    from cnnvis_cli.stages.session import open_session
+
+    with open_session(plan, report) as session:
+        run_all(session)

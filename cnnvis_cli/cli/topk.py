@@ -1,0 +1,35 @@
+"""`cnnvis topk`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import planned, working
+
+
+@click.command("topk")
+@click.argument("dataset", required=False)
+@click.option("-k", "topk__k", type=int, help="Places to keep a channel.  [default: 9]")
+@click.option(
+    "--max-unreadable",
+    "topk__max_unreadable",
+    type=float,
+    help="Share of bad images above which the exit code is 3.  [default: 0.01]",
+)
+@working
+def command(**flags: Any) -> None:
+    """Find the images, and the places in them, that each channel answers most strongly.
+
+    DATASET is a folder of images, best with one folder a class as ImageNet has it. The result is
+    topk.h5 in the run directory, with statistics of every channel.
+
+    Example: cnnvis topk /data/imagenet/val --model alexnet
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.topk import topk
+
+    with open_session(plan, report) as session:
+        topk(session)

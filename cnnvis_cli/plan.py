@@ -1,0 +1,193 @@
+"""All settings as one frozen value, from a TOML file and the command line's flags."""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.nouns import Interpolation
+from cnnvis_cli.registry import unknown
+
+STAGES = ("topk", "optimize", "project", "montage")
+Tone = Literal["tile", "unit", "sheet", "true"]
+
+
+@dataclass(frozen=True)
+class PreprocessingPlan:
+    """What to change of the network's own preprocessing; see `nouns.Preprocessing`.
+
+    `mean` may also be a file: ``.npy`` or ``.binaryproto``, in the network's channel order.
+    """
+
+    resize: int | tuple[int, ...] | None = None
+    crop: int | tuple[int, ...] | None = None
+    mean: tuple[float, ...] | str | None = None
+    std: tuple[float, ...] | None = None
+    bgr: bool | None = None
+    interpolation: Interpolation | None = None
+
+
+@dataclass(frozen=True)
+class TopKPlan:
+    """`k` places a channel; more than `max_unreadable` (a share) of bad images ends in exit 3."""
+
+    k: int = 9
+    max_unreadable: float = 0.01
+
+
+@dataclass(frozen=True)
+class OptimizePlan:
+    """`step` is ``calibrated``, ``paper`` or a rate; `iterations` overrides the styles' own."""
+
+    style: tuple[str, ...] = ("3",)
+    runs: int = 1
+    step: str = "calibrated"
+    iterations: int | None = None
+
+
+@dataclass(frozen=True)
+class ProjectPlan:
+    """`method`: deconv, guided, gradient."""
+
+    method: tuple[str, ...] = ("deconv",)
+
+
+@dataclass(frozen=True)
+class MontagePlan:
+    """`scale` enlarges every pixel; `tone` is what shares one scale of grey."""
+
+    kind: tuple[str, ...] = ("optimized", "top")
+    style: str | None = None
+    method: str | None = None
+    tone: Tone = "tile"
+    scale: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a run does; the top-level keys of a TOML file."""
+
+    model: str = ""
+    weights: str | None = None
+    trust_code: bool = False
+    dataset: str | None = None
+    run: str | None = None
+    layer: tuple[str, ...] = ()
+    units: str = ""
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    seed: int = 0
+    stages: tuple[str, ...] = STAGES
+    preprocessing: PreprocessingPlan = field(default_factory=PreprocessingPlan)
+    topk: TopKPlan = field(default_factory=TopKPlan)
+    optimize: OptimizePlan = field(default_factory=OptimizePlan)
+    project: ProjectPlan = field(default_factory=ProjectPlan)
+    montage: MontagePlan = field(default_factory=MontagePlan)
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        if self.run:
+            return Path(self.run)
+        if not self.model:
+            raise UsageError("which network? give --model, or --run with a run directory")
+        return Path("outputs") / self.model.replace(":", "_").replace("/", "_")
+
+    @classmethod
+    def make(cls, config: Path | None, flags: Mapping[str, Any]) -> Plan:
+        """The plan of a TOML file with flags over it; flags are named ``topk__k`` and the like.
+
+        Raises `UsageError` for a key that does not exist, naming the right one, or a value of
+        the wrong type or out of range.
+        """
+        table = _read(config) if config else {}
+        for name, value in flags.items():
+            if value is None or value == ():
+                continue
+            *sections, key = name.split("__")
+            place = table
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[key] = value
+        plan: Plan = _build(cls, table, str(config or "the command line"))
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        """Raise for values that no stage could work with."""
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise unknown("stage", stage, STAGES)
+        at_least_one = {
+            "--batch-size": self.batch_size,
+            "-k": self.topk.k,
+            "--runs": self.optimize.runs,
+            "--iterations": self.optimize.iterations,
+            "--scale": self.montage.scale,
+        }
+        for name, value in at_least_one.items():
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: must be at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"--workers {self.workers}: must be 0 or more")
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{config}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{config}: is not TOML ({error})") from None
+
+
+def _build(cls: Any, table: Mapping[str, Any], place: str) -> Any:
+    """A settings value of class `cls` from a table, checking every key and type."""
+    hints = get_type_hints(cls)
+    names = [f.name for f in fields(cls)]
+    values = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise unknown("setting", key, names, place=place)
+        values[name] = _convert(value, hints[name], f"{place}: {key}")
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, place: str) -> Any:
+    """`value` as the annotated type, or `UsageError`."""
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{place} must be a table, [{place.rsplit(maxsplit=1)[-1]}]")
+        return _build(hint, value, place)
+    for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
+        converted = _as(value, option)
+        if converted is not None:
+            return converted
+    wanted = str(getattr(hint, "__name__", hint)).replace("typing.", "").replace(" | None", "")
+    raise UsageError(f"{place} = {value!r} is not {wanted}")
+
+
+def _as(value: Any, option: Any) -> Any:
+    """`value` as one plain type, None if it is not of it."""
+    origin, arguments = get_origin(option), get_args(option)
+    if origin is Literal:
+        return value if value in arguments else None
+    if origin is tuple:
+        items = [value] if isinstance(value, (str, int, float)) else value
+        if not isinstance(items, (list, tuple)):
+            return None
+        converted = [_as(item, arguments[0]) for item in items]
+        return None if None in converted else tuple(converted)
+    if option is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if option is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    fits = isinstance(option, type) and isinstance(value, option)
+    return value if fits and not (option is int and isinstance(value, bool)) else None

@@ -1,0 +1,114 @@
+"""What a command tells while it works, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from cnnvis_cli.errors import Stopped
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Report:
+    """Progress on stderr, results on stdout, and the wish to stop from outside.
+
+    On a terminal progress is one line that is redrawn; elsewhere it is a line a minute.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: bool = False, log: Path | None = None) -> None:
+        self.quiet, self.verbose, self._log = quiet, verbose, log
+        self._signal: int | None = None
+        self._spoken = 0.0
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Turn SIGTERM, SIGUSR1 and SIGINT into `Stopped` at the next safe moment."""
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signal = number
+
+        before = {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def breathe(self) -> None:
+        """A safe moment: raises `Stopped` if a signal has asked for it."""
+        if self._signal is not None:
+            name = signal.Signals(self._signal).name
+            raise Stopped(f"stopped by {name}; what was finished is saved, run again to carry on")
+
+    def result(self, text: str) -> None:
+        """A line of the command's result."""
+        self._clear()
+        _say(text, sys.stdout)
+        self._write_log(text)
+
+    def note(self, text: str) -> None:
+        """A line about the work."""
+        if not self.quiet:
+            self._clear()
+            _say(text, sys.stderr)
+        self._write_log(text)
+
+    def detail(self, text: str) -> None:
+        """A line for those who asked for more."""
+        if self.verbose:
+            self.note(text)
+
+    def track(
+        self, items: Iterable[T], what: str, total: int, unit: str, size: int = 1
+    ) -> Iterator[T]:
+        """Pass the items on, telling how far the work is; each counts as `size` units."""
+        start = time.monotonic()
+        for done, item in enumerate(items, 1):
+            self.breathe()
+            yield item
+            self._progress(what, min(done * size, total), total, unit, time.monotonic() - start)
+        self._clear()
+
+    def _progress(self, what: str, done: int, total: int, unit: str, seconds: float) -> None:
+        terminal = sys.stderr.isatty()
+        now = time.monotonic()
+        if self.quiet or now - self._spoken < (0.2 if terminal else 60) or not seconds:
+            return
+        if self._spoken or terminal:
+            rate = done / seconds
+            left = _duration((total - done) / rate) if rate else "?"
+            line = f"{what}: {done}/{total} {unit}, {rate:.1f} a second, {left} left"
+            _say(f"\r\033[K{line}" if terminal else line, sys.stderr, end="" if terminal else "\n")
+            if not terminal:
+                self._write_log(line)
+        self._spoken = now
+
+    def _write_log(self, text: str) -> None:
+        """Add a line to the log file; a full disk there never ends the work."""
+        if self._log is not None:
+            with suppress(OSError), self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def _clear(self) -> None:
+        if not self.quiet and sys.stderr.isatty():
+            _say("\r\033[K", sys.stderr, end="")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _say(text: str, stream: object, end: str = "\n") -> None:
+    """Print; a closed terminal or pipe never ends the work."""
+    with suppress(OSError, ValueError):
+        print(text, file=stream, end=end, flush=True)  # type: ignore[call-overload]

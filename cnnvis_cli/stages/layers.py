@@ -1,0 +1,29 @@
+"""`cnnvis layers`: a network's layers as a table."""
+
+from __future__ import annotations
+
+from cnnvis_cli.nouns import Layer, Size
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.session import outline
+
+HEADINGS = ("alias", "module", "kind", "channels", "map", "field", "stride")
+
+
+def layers(plan: Plan, report: Report) -> None:
+    """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
+    network = outline(plan)
+    rows = [HEADINGS, *(_row(layer) for layer in network.layers)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        report.result("  ".join(cells).rstrip())
+
+
+def _row(layer: Layer) -> tuple[str, ...]:
+    sizes = (_times(size) for size in (layer.map, layer.field.size, layer.field.stride))
+    return layer.alias, layer.module, layer.kind, str(layer.channels), *sizes
+
+
+def _times(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"

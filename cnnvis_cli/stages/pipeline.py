@@ -1,0 +1,25 @@
+"""`cnnvis run`: the stages of a plan, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cnnvis_cli.stages.montage import montage
+from cnnvis_cli.stages.optimize import optimize
+from cnnvis_cli.stages.project import project
+from cnnvis_cli.stages.session import Session
+from cnnvis_cli.stages.topk import topk
+
+STAGES: dict[str, Callable[[Session], None]] = {
+    "topk": topk,
+    "optimize": optimize,
+    "project": project,
+    "montage": montage,
+}
+
+
+def run_all(session: Session) -> None:
+    """Do every stage that the plan names; each returns at once where it has nothing left to do."""
+    for name in session.plan.stages:
+        session.report.detail(f"stage {name}")
+        STAGES[name](session)

@@ -1,0 +1,161 @@
+"""What every stage starts from: the network, the run directory, and the plan."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnvis_cli import __version__
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.weights import load
+from cnnvis_cli.network.zoo import blueprint
+from cnnvis_cli.nouns import Layer, Preprocessing, Size, parse_units
+from cnnvis_cli.plan import Plan, PreprocessingPlan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.engine import choose_device
+from cnnvis_cli.store.files import Header
+from cnnvis_cli.store.run import Record, Run
+
+
+@dataclass(frozen=True)
+class Session:
+    """A plan with its network loaded and its run directory claimed."""
+
+    plan: Plan
+    network: Network
+    run: Run
+    report: Report
+
+    @property
+    def identity(self) -> Record:
+        """What all files of the run directory have in common."""
+        return {
+            "model": self.network.name,
+            "weights_sha256": self.network.digest,
+            "preprocessing": _plain(asdict(self.network.preprocessing)),
+        }
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that the plan asks for, in the network's order."""
+        return self.network.choose(self.plan.layer)
+
+    def units(self, layer: Layer) -> tuple[int, ...]:
+        """The channels of a layer that the plan asks for."""
+        return parse_units(self.plan.units, layer.channels, layer.alias)
+
+    def header(self, layer: Layer) -> Header:
+        return Header(self.network.name, self.network.digest, layer.alias, layer.module)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Record in run.json how long a stage worked, on what, and with which versions."""
+        start = time.monotonic()
+        yield
+        self.run.note(
+            stage,
+            {
+                "seconds": round(time.monotonic() - start, 1),
+                "device": _device_name(self.network.device),
+                "versions": {
+                    "cnnvis": __version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+            },
+        )
+
+
+@contextmanager
+def open_session(plan: Plan, report: Report) -> Iterator[Session]:
+    """Load the network, then hold the run directory while the block works in it.
+
+    A plan without a model takes network and weights from the run directory.
+    """
+    plan = _completed(plan)
+    network = load_network(plan)
+    run = Run(plan.folder)
+    with run.lock(), report.stoppable():
+        session = Session(plan, network, run, report)
+        run.claim({**session.identity, "weights": plan.weights})
+        yield session
+
+
+def load_network(plan: Plan) -> Network:
+    """The plan's network on the plan's device, with its trained weights."""
+    device = choose_device(plan.device)
+    found = blueprint(plan.model, plan.trust_code)
+    module, digest = load(found, plan.weights, plan.seed)
+    preprocessing = preprocess(found.preprocessing, plan.preprocessing)
+    network = Network.prepare(found.name, module, preprocessing, digest, found.classes)
+    return network.to(device)
+
+
+def outline(plan: Plan) -> Network:
+    """The plan's network without its weights: enough to list its layers."""
+    plan = _completed(plan)
+    found = blueprint(plan.model, plan.trust_code)
+    try:
+        with torch.device("meta"):
+            module = found.build()
+    except NotImplementedError:  # a builder that computes with its weights
+        module = found.build()
+    preprocessing = preprocess(found.preprocessing, plan.preprocessing)
+    return Network.prepare(found.name, module, preprocessing)
+
+
+def _completed(plan: Plan) -> Plan:
+    """The plan with model and weights of its run directory where it names none."""
+    if plan.model:
+        return plan
+    record = Run(plan.folder).read()
+    if not record:
+        raise UsageError(f"{plan.folder}: holds no run; give --model")
+    return replace(plan, model=str(record["model"]), weights=plan.weights or record.get("weights"))
+
+
+def preprocess(own: Preprocessing, asked: PreprocessingPlan) -> Preprocessing:
+    """The network's own preprocessing with what the plan changes of it."""
+    changed: dict[str, Any] = {k: v for k, v in vars(asked).items() if v is not None}
+    bgr = changed.get("bgr", own.bgr)
+    if "crop" in changed:
+        changed["crop"] = _size(changed["crop"], "crop")
+    if isinstance(changed.get("resize"), tuple):
+        changed["resize"] = _size(changed["resize"], "resize")
+    if isinstance(asked.mean, str):
+        from cnnvis_cli.network.caffe import read_mean
+
+        mean = read_mean(Path(asked.mean))
+        changed["mean"] = mean[::-1] if bgr else mean
+    for name in ("mean", "std"):
+        if name in changed and len(changed[name]) != 3:
+            raise UsageError(f"preprocessing: {name} needs three numbers, in RGB order")
+    return replace(own, **changed)
+
+
+def _size(value: int | tuple[int, ...], name: str) -> Size:
+    sizes = (value, value) if isinstance(value, int) else value
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise UsageError(f"preprocessing: {name} needs one number or height and width, in pixels")
+    return sizes[0], sizes[1]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a value equals itself read back from JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"

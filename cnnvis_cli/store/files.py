@@ -1,0 +1,319 @@
+"""Reading and writing the run's HDF5 files; each is only ever replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.schema import (
+    IMAGES,
+    OPTIMIZED_STYLE,
+    PROJECTED_METHOD,
+    TOPK_LAYER,
+    VERSION,
+    create,
+    write,
+)
+from cnnvis_cli.store.stats import Stats
+from cnnvis_cli.store.topk import TopK
+
+Array = NDArray[Any]
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
+    """Open one of our files; raises `UsageError` for one that is not, `CnnvisError` for damage."""
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != f"cnnvis/{kind}":
+                raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
+            yield file
+    except OSError as error:
+        raise CnnvisError(f"{path}: cannot be read ({error}); delete it and run again") from None
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a topk.h5 speaks of: N of each."""
+
+    path: tuple[str, ...]
+    label: NDArray[np.int32]
+    skipped: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LayerTopK:
+    """A layer's strongest places with their windows in the image."""
+
+    places: TopK
+    box: NDArray[np.int32]  # (C, k, 4)
+    stats: dict[str, NDArray[np.float64]]  # (C,) each
+
+
+class TopKFile:
+    """``topk.h5``, complete under its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def identity(self) -> Record | None:
+        """The plan that the file was made by; None where there is no file."""
+        if not self.path.exists():
+            return None
+        with _reading(self.path, "topk") as file:
+            plan: Record = json.loads(file.attrs["plan"])
+            return plan
+
+    def summary(self) -> tuple[int, int]:
+        """How many images it covers, and how many of them could not be used."""
+        with _reading(self.path, "topk") as file:
+            return int(file.attrs["images"]), int(file.attrs["skipped"])
+
+    def layers(self) -> list[str]:
+        with _reading(self.path, "topk") as file:
+            return sorted(file["layers"], key=lambda name: int(file["layers"][name].attrs["order"]))
+
+    def images(self) -> Images:
+        with _reading(self.path, "topk") as file:
+            group = file["images"]
+            paths = tuple(os.fsdecode(p) for p in group["path"].astype("S")[()].tolist())
+            return Images(paths, group["label"][()], group["skipped"][()])
+
+    def layer(self, alias: str) -> LayerTopK:
+        """Raises `UsageError` for a layer that the file does not hold."""
+        with _reading(self.path, "topk") as file:
+            if alias not in file["layers"]:
+                raise UsageError(f"{self.path}: holds no {alias}; run topk with --layer {alias}")
+            group = file["layers"][alias]
+            position = group["position"][()].astype(np.int64)
+            places = TopK(
+                group["activation"][()], group["image"][()], position[..., 0], position[..., 1]
+            )
+            stats = {name: values[()] for name, values in group["stats"].items()}
+            return LayerTopK(places, group["box"][()], stats)
+
+    def publish(
+        self,
+        plan: Record,
+        images: Images,
+        layers: Iterable[tuple[Layer, TopK, Stats]],
+    ) -> None:
+        """Write the whole file; `plan` is the identity that a rerun is compared with."""
+        with publishing_hdf5(self.path) as file:
+            file.attrs.update(format="cnnvis/topk", version=VERSION)
+            for name in ("model", "weights_sha256", "k"):
+                file.attrs[name] = plan[name]
+            file.attrs["preprocessing"] = json.dumps(plan["preprocessing"])
+            file.attrs["images"] = len(images.path)
+            file.attrs["skipped"] = int(images.skipped.sum())
+            file.attrs["plan"] = json.dumps(plan, sort_keys=True)
+            paths = np.array([os.fsencode(path) for path in images.path])
+            columns = {"path": paths, "label": images.label, "skipped": images.skipped}
+            write(file.create_group("images"), IMAGES, columns)
+            for order, (layer, places, stats) in enumerate(layers):
+                group = file.create_group(f"layers/{layer.alias}")
+                _write_layer(group, layer, places, stats)
+                group.attrs["order"] = order
+
+
+def _write_layer(group: h5py.Group, layer: Layer, places: TopK, stats: Stats) -> None:
+    group.attrs.update(module=layer.module, kind=layer.kind, channels=layer.channels)
+    group.attrs.update(map=layer.map, receptive_field=layer.field.size, stride=layer.field.stride)
+    arrays: dict[str, Array] = {
+        "activation": places.activation,
+        "image": places.image,
+        "position": np.stack([places.row, places.column], axis=-1),
+        "box": boxes(layer, places),
+    }
+    write(group, TOPK_LAYER, arrays | {f"stats/{k}": v for k, v in stats.summary().items()})
+
+
+def boxes(layer: Layer, places: TopK) -> NDArray[np.int32]:
+    """The receptive field of each place in the input, (C, k, 4); zeros in empty slots."""
+    rows, columns = layer.field.rows, layer.field.columns
+    top = rows.start + rows.stride * places.row
+    left = columns.start + columns.stride * places.column
+    found = np.stack([top, left, top + rows.size, left + columns.size], axis=-1)
+    return np.where((places.image >= 0)[..., None], found, 0).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the files of one layer say about where they come from."""
+
+    model: str
+    weights_sha256: str
+    layer: str
+    module: str
+
+    def write(self, file: h5py.File, kind: str) -> None:
+        file.attrs.update(format=f"cnnvis/{kind}", version=VERSION, **self.__dict__)
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """Optimized images of some units in one style, in blocks of whole units."""
+
+    record: Record
+    units: Array  # (U,) channels
+    shape: tuple[int, ...]  # (R, H, W)
+    blocks: Iterable[dict[str, Array]]  # arrays by the names of the schema
+
+
+class OptimizedFile:
+    """``optimized/<layer>.h5``: one group a style, arrays by unit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def styles(self) -> dict[str, Record]:
+        """The parameters of each style that is there."""
+        if not self.path.exists():
+            return {}
+        with _reading(self.path, "optimized") as file:
+            return {name: json.loads(group.attrs["parameters"]) for name, group in file.items()}
+
+    def units(self, style: str) -> NDArray[np.int32]:
+        """The channels that are done in a style."""
+        if style not in self.styles():
+            return np.empty(0, np.int32)
+        with _reading(self.path, "optimized") as file:
+            units: NDArray[np.int32] = file[style]["unit"][()]
+            return units
+
+    def read(self, style: str, name: str, rows: slice = slice(None)) -> Array:
+        """One array of a style by its name in the schema, or some units' rows of it."""
+        with _reading(self.path, "optimized") as file:
+            values: Array = file[style][name][rows]
+            return values
+
+    def publish(
+        self, header: Header, mean: tuple[float, float, float], added: dict[str, Optimized]
+    ) -> None:
+        """Write the file anew with these styles beside the others that it already holds.
+
+        A style that it holds and that is added again gains units and keeps its old ones.
+        """
+        styles = {name: [self._held(name)] for name in self.styles()}
+        for name, optimized in added.items():
+            styles.setdefault(name, []).append(optimized)
+        with publishing_hdf5(self.path) as file:
+            header.write(file, "optimized")
+            file.attrs["mean"] = mean
+            for name, pieces in sorted(styles.items()):
+                group = file.create_group(name)
+                group.attrs["parameters"] = json.dumps(pieces[-1].record, sort_keys=True)
+                _write_style(group, pieces)
+
+    def _held(self, style: str) -> Optimized:
+        """A style that the file holds, in blocks of a few units."""
+        with _reading(self.path, "optimized") as file:
+            shape = file[style]["image"].shape
+        units = self.units(style)
+        room = max(1, (1 << 26) // (2 * int(np.prod(shape[1:]))))
+
+        def blocks() -> Iterator[dict[str, Array]]:
+            for first in range(0, len(units), room):
+                with _reading(self.path, "optimized") as file:
+                    rows = slice(first, first + room)
+                    yield {name: file[style][name][rows] for name in OPTIMIZED_STYLE}
+
+        return Optimized(self.styles()[style], units, tuple(shape[1:4]), blocks())
+
+
+class ProjectedFile:
+    """``projected/<layer>.h5``: one group a method, arrays by channel and rank."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def methods(self) -> dict[str, Record]:
+        """The plan that each method's projections were made by."""
+        if not self.path.exists():
+            return {}
+        with _reading(self.path, "projected") as file:
+            return {name: json.loads(group.attrs["plan"]) for name, group in file.items()}
+
+    def done(self, method: str) -> NDArray[np.bool_]:
+        """Which channels are projected: (C,)."""
+        with _reading(self.path, "projected") as file:
+            group = file[method]
+            done: NDArray[np.bool_] = group["done"][()]
+            return done
+
+    def read(self, method: str, channel: int) -> tuple[Array, Array]:
+        """A channel's projections (k, h, w, 3), float16, and their scales (k,)."""
+        with _reading(self.path, "projected") as file:
+            group = file[method]
+            return group["projection"][channel], group["scale"][channel]
+
+    def publish(
+        self,
+        header: Header,
+        shape: tuple[int, ...],
+        methods: dict[str, tuple[Record, Iterable[tuple[int, Array, Array]]]],
+    ) -> None:
+        """Write the file anew: for each method its plan, and projections by channel.
+
+        `shape` is (C, k, h, w); methods that the file already holds and that are not given are
+        kept. Channels come one at a time: (channel, projection (k, h, w, 3), scale (k,)).
+        """
+        kept = {name: plan for name, plan in self.methods().items() if name not in methods}
+        sources = {name: (plan, self._channels(name)) for name, plan in kept.items()} | methods
+        with publishing_hdf5(self.path) as file:
+            header.write(file, "projected")
+            for name, (plan, channels) in sorted(sources.items()):
+                group = file.create_group(name)
+                group.attrs["plan"] = json.dumps(plan, sort_keys=True)
+                _write_method(group, shape, channels)
+
+    def _channels(self, method: str) -> Iterator[tuple[int, Array, Array]]:
+        for channel in np.flatnonzero(self.done(method)).tolist():
+            yield (channel, *self.read(method, channel))
+
+
+def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
+    """Write the units of several pieces in the order of their channels."""
+    units = np.unique(np.concatenate([piece.units for piece in pieces]))
+    runs, *canvas = pieces[0].shape
+    shapes = {"image": (len(units), runs, *canvas, 3), "unit": (len(units),)}
+    columns = {
+        name: create(group, OPTIMIZED_STYLE, name, shapes.get(name, (len(units), runs)))
+        for name in OPTIMIZED_STYLE
+    }
+    for piece in pieces:
+        for block in piece.blocks:
+            rows = np.searchsorted(units, block["unit"])
+            for name, column in columns.items():
+                column[rows] = block[name]
+
+
+def _write_method(
+    group: h5py.Group, shape: tuple[int, ...], channels: Iterable[tuple[int, Array, Array]]
+) -> None:
+    projection = create(group, PROJECTED_METHOD, "projection", (*shape, 3))
+    scales = np.full(shape[:2], np.nan, np.float32)
+    done = np.zeros(shape[0], np.bool_)
+    for channel, values, scale in channels:
+        projection[channel] = values
+        scales[channel], done[channel] = scale, True
+    create(group, PROJECTED_METHOD, "scale", scales.shape)[...] = scales
+    create(group, PROJECTED_METHOD, "done", done.shape)[...] = done
+
+
+def box_of(row: NDArray[np.int32]) -> Box:
+    """A stored box as a value."""
+    return Box(*(int(edge) for edge in row))

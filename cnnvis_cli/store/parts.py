@@ -1,0 +1,78 @@
+"""Finished pieces of unfinished work: their presence is what "done" means."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.store.publish import publishing_hdf5
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Numbered pieces of one plan in a folder of their own.
+
+    A piece carries the plan's digest; a damaged piece or one of another plan counts as not done.
+    """
+
+    folder: Path
+    plan: str  # digest
+
+    def __getitem__(self, number: int) -> Arrays:
+        """The arrays of a finished piece; raises KeyError where there is none that is whole."""
+        path = self._path(number)
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("plan") != self.plan:
+                    raise KeyError(number)
+                return {name: file[name][()] for name in file}
+        except FileNotFoundError:
+            raise KeyError(number) from None
+        except (OSError, RuntimeError):
+            with suppress(OSError):
+                path.replace(path.with_suffix(".damaged"))
+            raise KeyError(number) from None
+
+    def __setitem__(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        with publishing_hdf5(self._path(number)) as file:
+            file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.plan
+            for name, values in arrays.items():
+                data = np.asarray(values)
+                filters = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+                file.create_dataset(
+                    name, data=data, chunks=_chunk(data), fletcher32=True, **filters
+                )
+
+    def __contains__(self, number: int) -> bool:
+        try:
+            _ = self[number]
+        except KeyError:
+            return False
+        return True
+
+    def pending(self, count: int) -> Iterator[int]:
+        """The pieces from 0 to `count` that are not done, each looked at when its turn comes."""
+        return (number for number in range(count) if number not in self)
+
+    def clear(self) -> None:
+        """Remove all pieces, once what they add up to is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.h5"
+
+
+def _chunk(data: NDArray[Any]) -> tuple[int, ...]:
+    """The array in one chunk, or one a row where it is large."""
+    whole = tuple(max(1, length) for length in data.shape)
+    return whole if data.nbytes < 1 << 24 else (1, *whole[1:])

@@ -1,0 +1,124 @@
+"""Files that are whole or not there: written beside their final name, then moved over it.
+
+A reader never sees half a file, whatever kills the writer, and two writers never mix their halves.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+
+from cnnvis_cli.errors import StorageError
+
+
+@contextmanager
+def publishing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that appears under `path`, complete and on disk, when the block ends.
+
+    If the block raises, nothing appears and what was under `path` stays. Raises `StorageError`
+    where the disk is full or fails.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb+") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a small file, whole or not at all; raises `StorageError`."""
+    with publishing(path) as file:
+        file.write(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _Guarded(io.RawIOBase):
+    """A file for HDF5 that never fails in its hands.
+
+    HDF5 dies of a segmentation fault when a write fails while it closes a file. So the first
+    failure is kept, everything after it is swallowed, and the writer raises it in the end.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = 0
+        self.failure: OSError | None = None
+
+    def _try(self, action: Any, *arguments: Any, otherwise: Any) -> Any:
+        if self.failure is None:
+            try:
+                return action(*arguments)
+            except OSError as error:
+                self.failure = error
+        return otherwise
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._try(self._file.seek, offset, whence, otherwise=self._size))
+
+    def tell(self) -> int:
+        return int(self._try(self._file.tell, otherwise=0))
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self._try(self._file.readinto, buffer, otherwise=len(buffer)))  # type: ignore[attr-defined]
+
+    def write(self, content: Any) -> int:
+        self._size += len(content)
+        return int(self._try(self._file.write, content, otherwise=len(content)))
+
+    def truncate(self, size: int | None = None) -> int:
+        return int(self._try(self._file.truncate, size, otherwise=size or 0))
+
+    def flush(self) -> None:
+        if not self.closed:
+            self._try(self._file.flush, otherwise=None)
+
+
+@contextmanager
+def publishing_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Build an HDF5 file that appears under `path`, complete, when the block ends.
+
+    The same content gives the same bytes. Raises `StorageError` where the disk is full or fails.
+    """
+    with publishing(path) as file:
+        guarded = _Guarded(file)
+        try:
+            with h5py.File(guarded, "w") as hdf5:
+                yield hdf5
+        except (OSError, RuntimeError, ValueError):
+            if guarded.failure is None:
+                raise
+        if guarded.failure is not None:
+            raise guarded.failure

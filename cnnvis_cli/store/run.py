@@ -1,0 +1,132 @@
+"""The run directory: whose it is, who works in it, and what it is about."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnvis_cli.errors import Stopped, StorageError, UsageError
+from cnnvis_cli.store.publish import publish
+
+Record = dict[str, Any]
+
+
+def differences(have: Record, want: Record) -> str:
+    """What two records disagree on, for a person."""
+    unequal = [k for k in want if have.get(k) != want[k]]
+    return "; ".join(f"{k} is {_short(have.get(k))} there, {_short(want[k])} here" for k in unequal)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory; `identity` is what all its files have in common.
+
+    The network, its weights and its preprocessing belong to the identity: a directory that holds
+    another network's results is refused.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def topk(self) -> Path:
+        return self.path / "topk.h5"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.tsv"
+
+    def optimized(self, layer: str) -> Path:
+        return self.path / "optimized" / f"{layer}.h5"
+
+    def projected(self, layer: str) -> Path:
+        return self.path / "projected" / f"{layer}.h5"
+
+    def figure(self, kind: str, name: str) -> Path:
+        return self.path / "figures" / kind / f"{name}.png"
+
+    def parts(self, *names: str) -> Path:
+        """Where finished pieces of unfinished work are kept."""
+        return self.path.joinpath("parts", *names)
+
+    def read(self) -> Record:
+        """What run.json says; empty where there is none."""
+        try:
+            found = json.loads(self.manifest.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.manifest}: cannot be read ({error})") from None
+        if not isinstance(found, dict) or found.get("format") != "cnnvis/run":
+            raise UsageError(f"{self.manifest}: was not written by cnnvis; choose another --run")
+        return found
+
+    def claim(self, identity: Record) -> None:
+        """Make this directory the run of a network, or check that it is.
+
+        Raises `UsageError` if it belongs to another network or holds somebody's other files.
+        """
+        known = self.read()
+        if known:
+            same = {key: known.get(key) for key in identity}
+            if same != identity:
+                raise UsageError(
+                    f"{self.path} belongs to another plan: {differences(same, identity)}; "
+                    "choose another --run"
+                )
+            return
+        if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise UsageError(
+                f"{self.path} holds files that cnnvis did not write; choose another --run"
+            )
+        self._write({"format": "cnnvis/run", "version": 1, **identity})
+
+    def note(self, section: str, record: Record) -> None:
+        """Add to run.json what a stage did; nothing is written where it says the same already."""
+        known = self.read()
+        if known.get(section) != record:
+            self._write({**known, section: record})
+
+    def _write(self, record: Record) -> None:
+        publish(self.manifest, (json.dumps(record, indent=1) + "\n").encode())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Work alone in the directory; raises `Stopped` (exit 75) if another process does.
+
+        It only saves work: what is published is whole even without it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise StorageError(f"cannot use {self.path}: {error.strerror}") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise Stopped(
+                    f"{self.path} is in use by {handle.read().strip() or 'another process'}; "
+                    "try again when it has ended"
+                ) from None
+            handle.truncate(0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            handle.write(f"process {os.getpid()} on {os.uname().nodename} since {since}\n")
+            handle.flush()
+            yield

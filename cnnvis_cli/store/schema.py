@@ -1,0 +1,97 @@
+"""Every array that cnnvis stores: its path, shape, type and unit, in one table each file."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1
+
+
+class Column(NamedTuple):
+    """One dataset: its type, its axes by name, and what it means."""
+
+    dtype: str
+    axes: tuple[str, ...]
+    meaning: str
+
+
+Table = dict[str, Column]
+
+IMAGES: Table = {
+    "path": Column("S", ("N",), "path relative to the dataset, UTF-8, /-separated"),
+    "label": Column("i4", ("N",), "index of the class folder, -1 without one"),
+    "skipped": Column("?", ("N",), "could not be used"),
+}
+TOPK_LAYER: Table = {
+    "activation": Column("f4", ("C", "k"), "strongest first; NaN in an empty slot"),
+    "image": Column("i8", ("C", "k"), "index into images; -1 in an empty slot"),
+    "position": Column("i4", ("C", "k", "2"), "row and column in the layer's map"),
+    "box": Column("i4", ("C", "k", "4"), "top, left, bottom, right in input pixels, half-open"),
+    "stats/mean": Column("f8", ("C",), "over every place of every image"),
+    "stats/std": Column("f8", ("C",), "standard deviation over the same places"),
+    "stats/max": Column("f8", ("C",), "largest value"),
+    "stats/active": Column("f8", ("C",), "share of places above 0"),
+}
+OPTIMIZED_STYLE: Table = {
+    "image": Column("f2", ("U", "R", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
+    "activation": Column("f4", ("U", "R"), "the unit's value for the best image"),
+    "start": Column("f4", ("U", "R"), "its value for the first image"),
+    "best_step": Column("i4", ("U", "R"), "iteration of the best image"),
+    "outcome": Column("i1", ("U", "R"), "1 largest of its layer, 2 not, 3 no gradient, 0 not done"),
+    "unit": Column("i4", ("U",), "channel index"),
+}
+PROJECTED_METHOD: Table = {
+    "projection": Column("f2", ("C", "k", "h", "w", "3"), "RGB, signed, max |value| 1"),
+    "scale": Column("f4", ("C", "k"), "undoes the scaling; NaN where nothing was projected"),
+    "done": Column("?", ("C",), "the channel has been projected"),
+}
+
+
+def create(group: h5py.Group, table: Table, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
+    """An empty dataset of the table's type, compressed and checksummed, one chunk a row."""
+    column = table[name]
+    if len(shape) != len(column.axes):
+        raise ValueError(f"{name} has axes {column.axes}, not the shape {shape}")
+    return group.create_dataset(
+        name,
+        shape,
+        column.dtype,
+        chunks=_chunks(shape, np.dtype(column.dtype).itemsize),
+        **_FILTERS,
+    )
+
+
+def write(group: h5py.Group, table: Table, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write arrays in the table's order, each with the table's type."""
+    for name in table:
+        values = arrays[name]
+        if table[name].dtype == "S":
+            _write_text(group, name, values)
+        else:
+            create(group, table, name, values.shape)[...] = values
+
+
+_FILTERS = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+_CHUNK = 1 << 20  # bytes
+
+
+def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Whole trailing axes up to a megabyte: one read fetches one unit, or many small ones."""
+    chunks, room = [], _CHUNK // itemsize
+    for length in reversed(shape):
+        taken = max(1, min(length, room))
+        chunks.append(taken)
+        room //= taken
+    return tuple(reversed(chunks))
+
+
+def _write_text(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
+    """Fixed-length UTF-8 from an array of byte strings."""
+    length = max(1, values.dtype.itemsize)
+    kind = h5py.string_dtype("utf-8", length)
+    chunks = _chunks(values.shape, length)
+    group.create_dataset(name, data=values.astype(kind), dtype=kind, chunks=chunks, **_FILTERS)
