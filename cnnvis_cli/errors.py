@@ -1,4 +1,4 @@
-"""What can go wrong, by the exit code that it ends with. Each message names thing, place, remedy."""
+"""What can go wrong, by exit code. Each message names the thing, the place and the remedy."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ class StorageError(CnnvisError):
 
 
 class Stopped(CnnvisError):
-    """Told to stop, or the run directory is in use; all that was finished is saved: exit code 75."""
+    """Told to stop (what was finished is saved), or the directory is in use: exit code 75."""
 
     exit_code = 75

@@ -66,7 +66,8 @@ class Batches:
         """Batches `start` to `stop` (exclusive)."""
         last = min(stop * self.size, len(self.manifest))
         rows = [
-            range(i, min(i + self.size, last)) for i in range(start * self.size, last, self.size)
+            list(range(i, min(i + self.size, last)))
+            for i in range(start * self.size, last, self.size)
         ]
         source = _Decoded(self.manifest.root, self.manifest.paths, self.preprocessing)
         loader = DataLoader(

@@ -60,7 +60,7 @@ class Canvas:
         return np.asarray(self._image)
 
     def png(self, record: Mapping[str, str]) -> bytes:
-        """The sheet as a PNG file with a record in its text chunks; the same sheet, the same bytes."""
+        """A PNG file with a record in its text chunks; the same sheet gives the same bytes."""
         info = PngImagePlugin.PngInfo()
         for key, value in record.items():
             info.add_itxt(key, value)
@@ -74,6 +74,6 @@ def read_record(path: Path) -> dict[str, str]:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             image.load()
-            return {k: str(v) for k, v in image.info.items() if isinstance(v, str)}
+            return {str(k): v for k, v in image.info.items() if isinstance(v, str)}
     except (OSError, SyntaxError, ValueError):
         return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,6 @@ def toned(tiles: Floats, rule: str, mean: tuple[float, ...] = (127.5, 127.5, 127
     return about_grey(tiles, axes)
 
 
-def _eight_bits(unit: Floats) -> Pixels:
+def _eight_bits(unit: NDArray[Any]) -> Pixels:
     """0..1 to 0..255, rounded; what lies outside is clipped."""
     return (unit.clip(0, 1) * 255 + 0.5).astype(np.uint8)

@@ -76,11 +76,9 @@ class _Rectify(TorchFunctionMode):
         if role is not Role.RECTIFIER:
             return func(*args, **kwargs)
         x: Tensor = args[0] if args else kwargs["input"]
-        out = self._rule.apply(x)
-        in_place = kwargs.get("inplace", len(args) > 1 and args[1]) or function_name(func).endswith(
-            "_"
-        )
-        return x.copy_(out) if in_place else out
+        out: Tensor = self._rule.apply(x)
+        in_place = kwargs.get("inplace", len(args) > 1 and bool(args[1]))
+        return x.copy_(out) if in_place or function_name(func).endswith("_") else out
 
 
 def rectify(method: str) -> AbstractContextManager[object]:

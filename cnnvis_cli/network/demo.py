@@ -1,4 +1,4 @@
-"""The bundled network: AlexNet's shape made small, for 112-pixel images of the synthetic classes."""
+"""The bundled network: AlexNet's shape made small, for 112-pixel synthetic images."""
 
 from __future__ import annotations
 

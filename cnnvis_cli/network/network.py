@@ -19,7 +19,7 @@ from cnnvis_cli.registry import unknown
 Reader = Callable[[Layer, Tensor], None]
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the last layer asked for has been seen
+class _Reached(Exception):
     """Ends a forward pass early."""
 
 
@@ -70,7 +70,7 @@ class Network:
         return cls(name, module, preprocessing, digest, classes, layers)
 
     def to(self, device: torch.device) -> Network:
-        """The same network on a device, with weights in the layout that convolutions run fastest."""
+        """The same network on a device, its weights in the layout that is fastest there."""
         module = self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parts = {**self.__dict__, "module": module, "device": device}
         return Network(**parts)

@@ -32,7 +32,7 @@ class Map(Generic[S]):
 
 def function_name(function: Call) -> str:
     """How a person would write the torch function."""
-    return resolve_name(function) or getattr(function, "__name__", repr(function))
+    return str(resolve_name(function) or getattr(function, "__name__", repr(function)))
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
@@ -57,8 +57,7 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
         self._maps: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __getitem__(self, tensor: Tensor) -> Map[S] | None:
-        found: Map[S] | None = self._maps.get(tensor)
-        return found
+        return self._maps[tensor] if tensor in self._maps else None
 
     def __setitem__(self, tensor: Tensor, known: Map[S]) -> None:
         self._maps[tensor] = known

@@ -93,7 +93,7 @@ def _title(session: Session, layer: Layer, units: Sequence[int]) -> str:
 def _pixels(size: tuple[int, int], scale: int) -> str:
     """A tile's true size, and how much larger it is drawn."""
     enlarged = f", drawn {scale} times as large" if scale > 1 else ""
-    return f"{size[0]}×{size[1]} pixels{enlarged}"
+    return f"{size[0]}x{size[1]} pixels{enlarged}"
 
 
 def _units_text(units: Sequence[int], channels: int) -> str:
@@ -102,7 +102,7 @@ def _units_text(units: Sequence[int], channels: int) -> str:
     if len(units) == 1:
         return f"unit {units[0]} of {channels}"
     if list(units) == list(range(units[0], units[-1] + 1)):
-        return f"units {units[0]}–{units[-1]} of {channels}"
+        return f"units {units[0]} to {units[-1]} of {channels}"
     return f"{len(units)} of {channels} units"
 
 

@@ -85,8 +85,13 @@ def open_session(plan: Plan, report: Report) -> Iterator[Session]:
     run = Run(plan.folder)
     with run.lock(), report.stoppable():
         session = Session(plan, network, run, report)
-        run.claim({**session.identity, "weights": plan.weights})
+        run.claim(session.identity, _lasting(plan.weights))
         yield session
+
+
+def _lasting(weights: str | None) -> str | None:
+    """Where the weights are, also when seen from another folder."""
+    return str(Path(weights).resolve()) if weights and Path(weights).is_file() else weights
 
 
 def load_network(plan: Plan) -> Network:

@@ -168,7 +168,7 @@ class Gatherer:
         return tuple(values.cpu().numpy() for values in found)
 
     def arrays(self) -> Arrays:
-        stats = {f"stats.{name}": np.asarray(value) for name, value in vars(self.stats).items()}
+        stats = {f"stats.{name}": np.atleast_1d(value) for name, value in vars(self.stats).items()}
         return {**vars(self.places), **stats}
 
     @staticmethod
@@ -179,7 +179,7 @@ class Gatherer:
         }
         places = TopK(*(own[name] for name in ("activation", "image", "row", "column")))
         count, *sums = (own[f"stats.{name}"] for name in Stats.__dataclass_fields__)
-        return places, Stats(int(count), *sums)
+        return places, Stats(int(count[0]), *sums)
 
 
 def _rank_within(channel: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -194,7 +194,7 @@ def _sums(maps: Tensor, used: Tensor) -> Stats:
     chosen = used.cpu().numpy()
 
     def total(values: Tensor) -> NDArray[np.float64]:
-        return values.cpu().numpy()[chosen].astype(np.float64).sum(axis=0)
+        return np.asarray(values.cpu().numpy()[chosen].sum(axis=0, dtype=np.float64))
 
     largest = maps.amax(dim=(2, 3)).cpu().numpy()[chosen]
     return Stats(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -39,7 +39,7 @@ class Recipe:
 
     seed: int = 0
     per_class: int = 600  # images of each class
-    epochs: int = 10
+    epochs: int = 8
     held_out: int = 50  # test images of each class
     batch: int = 64
     rate: float = 0.08  # the peak of the learning rate
@@ -220,7 +220,7 @@ def examined(network: DemoNet, images: Images) -> tuple[float, dict[str, float]]
 def save(network: DemoNet, output: Path, facts: dict[str, object]) -> None:
     """Writes weights and facts; a reader never meets a half-written file."""
     weights, about = output.with_suffix(".part"), output.with_suffix(".json.part")
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, weights)
+    weights.write_bytes(serialized(network.state_dict()))
     about.write_text(json.dumps(facts, indent=2) + "\n")
     weights.replace(output)
     about.replace(output.with_suffix(".json"))
@@ -238,7 +238,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the weights; facts go beside")
     parser.add_argument("--seed", type=int, default=usual.seed)
     parser.add_argument(
-        "--threads", type=int, default=2, help="the bits of the result depend on it"
+        "--threads", type=int, default=1, help="the bits of the result depend on it"
     )
     parser.add_argument("--images", type=int, default=usual.per_class, help="of each class")
     parser.add_argument("--epochs", type=int, default=usual.epochs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ class TopKFile:
     def images(self) -> Images:
         with _reading(self.path, "topk") as file:
             group = file["images"]
-            paths = tuple(os.fsdecode(p) for p in group["path"].astype("S")[()].tolist())
+            paths = tuple(os.fsdecode(p) for p in group["path"][()].tolist())
             return Images(paths, group["label"][()], group["skipped"][()])
 
     def layer(self, alias: str) -> LayerTopK:
@@ -264,7 +264,7 @@ class ProjectedFile:
         self,
         header: Header,
         shape: tuple[int, ...],
-        methods: dict[str, tuple[Record, Iterable[tuple[int, Array, Array]]]],
+        methods: Mapping[str, tuple[Record, Iterable[tuple[int, Array, Array]]]],
     ) -> None:
         """Write the file anew: for each method its plan, and projections by channel.
 
@@ -272,7 +272,9 @@ class ProjectedFile:
         kept. Channels come one at a time: (channel, projection (k, h, w, 3), scale (k,)).
         """
         kept = {name: plan for name, plan in self.methods().items() if name not in methods}
-        sources = {name: (plan, self._channels(name)) for name, plan in kept.items()} | methods
+        sources = {name: (plan, self._channels(name)) for name, plan in kept.items()} | dict(
+            methods
+        )
         with publishing_hdf5(self.path) as file:
             header.write(file, "projected")
             for name, (plan, channels) in sorted(sources.items()):

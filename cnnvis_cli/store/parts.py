@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.schema import storage
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -48,10 +49,7 @@ class Parts:
             file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.plan
             for name, values in arrays.items():
                 data = np.asarray(values)
-                filters = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-                file.create_dataset(
-                    name, data=data, chunks=_chunk(data), fletcher32=True, **filters
-                )
+                file.create_dataset(name, data=data, **storage(data.shape, data.dtype.itemsize))
 
     def __contains__(self, number: int) -> bool:
         try:
@@ -67,12 +65,11 @@ class Parts:
     def clear(self) -> None:
         """Remove all pieces, once what they add up to is published."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self.folder.parents:
+            try:
+                parent.rmdir()
+            except OSError:  # the folders that hold something else
+                return
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.h5"
-
-
-def _chunk(data: NDArray[Any]) -> tuple[int, ...]:
-    """The array in one chunk, or one a row where it is large."""
-    whole = tuple(max(1, length) for length in data.shape)
-    return whole if data.nbytes < 1 << 24 else (1, *whole[1:])

@@ -76,8 +76,10 @@ class Run:
             raise UsageError(f"{self.manifest}: was not written by cnnvis; choose another --run")
         return found
 
-    def claim(self, identity: Record) -> None:
+    def claim(self, identity: Record, weights: str | None) -> None:
         """Make this directory the run of a network, or check that it is.
+
+        `weights` is where they came from, for commands that name no network later on.
 
         Raises `UsageError` if it belongs to another network or holds somebody's other files.
         """
@@ -94,7 +96,7 @@ class Run:
             raise UsageError(
                 f"{self.path} holds files that cnnvis did not write; choose another --run"
             )
-        self._write({"format": "cnnvis/run", "version": 1, **identity})
+        self._write({"format": "cnnvis/run", "version": 1, **identity, "weights": weights})
 
     def note(self, section: str, record: Record) -> None:
         """Add to run.json what a stage did; nothing is written where it says the same already."""

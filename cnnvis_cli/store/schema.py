@@ -52,17 +52,12 @@ PROJECTED_METHOD: Table = {
 
 
 def create(group: h5py.Group, table: Table, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """An empty dataset of the table's type, compressed and checksummed, one chunk a row."""
+    """An empty dataset of the table's type, compressed and checksummed."""
     column = table[name]
     if len(shape) != len(column.axes):
         raise ValueError(f"{name} has axes {column.axes}, not the shape {shape}")
-    return group.create_dataset(
-        name,
-        shape,
-        column.dtype,
-        chunks=_chunks(shape, np.dtype(column.dtype).itemsize),
-        **_FILTERS,
-    )
+    itemsize = np.dtype(column.dtype).itemsize
+    return group.create_dataset(name, shape, column.dtype, **storage(shape, itemsize))
 
 
 def write(group: h5py.Group, table: Table, arrays: dict[str, NDArray[Any]]) -> None:
@@ -75,23 +70,33 @@ def write(group: h5py.Group, table: Table, arrays: dict[str, NDArray[Any]]) -> N
             create(group, table, name, values.shape)[...] = values
 
 
-_FILTERS = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
 _CHUNK = 1 << 20  # bytes
 
 
-def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Whole trailing axes up to a megabyte: one read fetches one unit, or many small ones."""
+def storage(shape: tuple[int, ...], itemsize: int) -> dict[str, Any]:
+    """How a dataset is stored: gzip 1, shuffle and fletcher32, in chunks of up to a megabyte.
+
+    A chunk takes whole trailing axes: one read fetches one unit, or many small ones. HDF5 has no
+    filters for arrays without elements.
+    """
+    if 0 in shape:
+        return {}
     chunks, room = [], _CHUNK // itemsize
     for length in reversed(shape):
         taken = max(1, min(length, room))
         chunks.append(taken)
         room //= taken
-    return tuple(reversed(chunks))
+    return {
+        "chunks": tuple(reversed(chunks)),
+        "compression": "gzip",
+        "compression_opts": 1,
+        "shuffle": True,
+        "fletcher32": True,
+    }
 
 
 def _write_text(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
     """Fixed-length UTF-8 from an array of byte strings."""
     length = max(1, values.dtype.itemsize)
     kind = h5py.string_dtype("utf-8", length)
-    chunks = _chunks(values.shape, length)
-    group.create_dataset(name, data=values.astype(kind), dtype=kind, chunks=chunks, **_FILTERS)
+    group.create_dataset(name, data=values.astype(kind), **storage(values.shape, length))

@@ -40,37 +40,37 @@ class TopK:
         image = np.where(np.isnan(activation), -1, image)
         none = image < 0
         order = np.lexsort((column, row, image, -activation, none), axis=-1)
-        activation, image, row, column, none = (
-            np.take_along_axis(a, order, -1) for a in (activation, image, row, column, none)
-        )
         twin = np.zeros_like(none)
-        twin[:, 1:] = _same(image) & _same(row) & _same(column) & _same(activation)
-        keep = np.argsort(none | twin, axis=-1, kind="stable")[:, :k]
-        gone = np.take_along_axis(none | twin, keep, -1)
-        activation, image, row, column = (
-            np.take_along_axis(a, keep, -1) for a in (activation, image, row, column)
-        )
+        alike = [
+            _repeats(np.take_along_axis(a, order, -1)) for a in (activation, image, row, column)
+        ]
+        twin[:, 1:] = np.logical_and.reduce(alike)
+        gone = np.take_along_axis(none, order, -1) | twin
+        last = np.argsort(gone, axis=-1, kind="stable")[:, :k]
+        gone, keep = np.take_along_axis(gone, last, -1), np.take_along_axis(order, last, -1)
         filled = cls.empty(len(activation), k)
         width = keep.shape[1]
-        filled.activation[:, :width] = np.where(gone, np.float32(np.nan), activation)
-        filled.image[:, :width] = np.where(gone, -1, image)
-        filled.row[:, :width] = np.where(gone, 0, row)
-        filled.column[:, :width] = np.where(gone, 0, column)
+        for target, values, nothing in (
+            (filled.activation, activation, np.nan),
+            (filled.image, image, -1),
+            (filled.row, row, 0),
+            (filled.column, column, 0),
+        ):
+            target[:, :width] = np.where(gone, nothing, np.take_along_axis(values, keep, -1))
         return filled
 
     def merge(self, other: TopK) -> TopK:
         """The k strongest places of both."""
-        pairs = (
-            (self.activation, other.activation),
-            (self.image, other.image),
-            (self.row, other.row),
-            (self.column, other.column),
+        return TopK.of(
+            np.concatenate((self.activation, other.activation), axis=1),
+            np.concatenate((self.image, other.image), axis=1),
+            np.concatenate((self.row, other.row), axis=1),
+            np.concatenate((self.column, other.column), axis=1),
+            self.activation.shape[1],
         )
-        activation, image, row, column = (np.concatenate(pair, axis=1) for pair in pairs)
-        return TopK.of(activation, image, row, column, self.activation.shape[1])
 
 
-def _same(values: NDArray[np.generic]) -> NDArray[np.bool_]:
+def _repeats(values: NDArray[np.generic]) -> NDArray[np.bool_]:
     """Whether each entry equals the one before it in its row: (C, n) -> (C, n - 1)."""
     equal: NDArray[np.bool_] = values[:, 1:] == values[:, :-1]
     return equal
