@@ -166,7 +166,7 @@ def parse_units(text: str, channels: int, layer: str) -> tuple[int, ...]:
             )
         if int(ends[1]) >= channels:
             raise UsageError(
-                f"--units {text!r}: {layer} has no unit {ends[1]}; its units are 0 to {channels - 1}"
+                f"--units {text!r}: {layer} has no unit {ends[1]}; it has 0 to {channels - 1}"
             )
         chosen.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(chosen))

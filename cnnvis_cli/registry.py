@@ -1,4 +1,4 @@
-"""Names for things: what can grow is an entry here, and a wrong name is answered with the nearest."""
+"""Names for things: what can grow is an entry, and a wrong name is answered with the nearest."""
 
 from __future__ import annotations
 

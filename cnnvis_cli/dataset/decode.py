@@ -17,7 +17,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 Pixels = NDArray[np.uint8]
 
 
-class Unreadable(Exception):  # noqa: N818 - a finding about a file, not a failure of ours
+class Unreadable(Exception):
     """An image that cannot be used, and why, in a few words."""
 
 

@@ -52,7 +52,7 @@ class Guided(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (on,) = ctx.saved_tensors
+        on: Tensor = ctx.saved_tensors[0]
         return gradients[0].clamp(min=0) * on
 
 

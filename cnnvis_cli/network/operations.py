@@ -1,4 +1,4 @@
-"""Every operation that cnnvis understands, one row each: what its output sees, and how it goes back.
+"""Every operation that cnnvis understands, one row each: what sees what, and how it goes back.
 
 A network is followed at the level of torch functions, so that functional and reused layers count
 like any other, and a function without a row stops the run by name instead of being guessed at.
@@ -80,7 +80,7 @@ def _same(padding: Any, kernel: Size, dilation: Size) -> tuple[Margin, Margin]:
 
 
 # The readers below have torch's own signatures: a call is read by calling them in its place.
-# ruff: noqa: PLR0913, ARG001
+# ruff: noqa: PLR0913
 
 
 def _conv2d(

@@ -57,7 +57,8 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
         self._maps: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __getitem__(self, tensor: Tensor) -> Map[S] | None:
-        return self._maps[tensor] if tensor in self._maps else None
+        found: Map[S] | None = self._maps[tensor] if tensor in self._maps else None  # noqa: SIM401
+        return found
 
     def __setitem__(self, tensor: Tensor, known: Map[S]) -> None:
         self._maps[tensor] = known

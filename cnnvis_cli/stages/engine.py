@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -28,6 +29,21 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise UsageError(f"--device {name}: there are {count}, cuda:0 to cuda:{count - 1}")
     return device
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed blocks instead of giving them back to the system.
+
+    Every map of a batch is allocated and freed again; fetching its pages anew each time costs
+    more than a third of a forward pass on a CPU. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 << 20)
 
 
 def decode_workers(asked: int | None) -> int:

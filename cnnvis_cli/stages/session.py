@@ -20,7 +20,7 @@ from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Layer, Preprocessing, Size, parse_units
 from cnnvis_cli.plan import Plan, PreprocessingPlan
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.engine import choose_device
+from cnnvis_cli.stages.engine import choose_device, keep_memory
 from cnnvis_cli.store.files import Header
 from cnnvis_cli.store.run import Record, Run
 
@@ -80,6 +80,7 @@ def open_session(plan: Plan, report: Report) -> Iterator[Session]:
 
     A plan without a model takes network and weights from the run directory.
     """
+    keep_memory()
     plan = _completed(plan)
     network = load_network(plan)
     run = Run(plan.folder)

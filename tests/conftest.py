@@ -1,0 +1,173 @@
+"""Small things to look at: folders of photographs, networks with exact numbers, runs to resume."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnvis_cli.errors import Stopped
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.pipeline import STAGES
+from cnnvis_cli.stages.session import open_session
+
+NETWORKS = '''
+"""Networks for the tests; `exact` computes with whole numbers only, so no order changes a bit."""
+
+import torch
+from torch import nn
+
+
+def _whole(module, seed):
+    """Weights of -1, 0 and 1, few enough for every sum to stay below 2^24."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, (nn.Conv2d, nn.Linear)):
+                part.weight.copy_(torch.randint(-1, 2, part.weight.shape, generator=generator))
+                part.bias.copy_(torch.randint(-9, 10, part.bias.shape, generator=generator))
+        last = module[-1].weight
+        last *= torch.rand(last.shape, generator=generator) < 12 / last.shape[1]
+        module[0].weight[2], module[0].bias[2] = 0, 3  # the same everywhere: nothing but ties
+        module[0].weight[4], module[0].bias[4] = 0, -2  # and never on
+    return module
+
+
+def exact():
+    return _whole(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 5, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(8 * 7 * 7, 10),
+        ),
+        seed=1,
+    )
+
+
+def fragile():
+    """White in the middle of an image overflows the first layer, and the second gives NaN."""
+    network = exact()
+    with torch.no_grad():
+        network[0].weight[0] = 0
+        network[0].weight[0, :, 2, 2] = 4e35
+        network[0].bias[0] = 0
+        network[3].weight[:, 0] = 0
+        network[3].weight[:, 0, 1, 0] = 1
+        network[3].weight[:, 0, 1, 1] = -1
+    return network
+
+
+def not_a_network():
+    return "a string"
+'''
+
+EXACT: dict[str, Any] = {
+    "model": "tinynet:exact",
+    "trust_code": True,
+    "preprocessing__resize": 32,
+    "preprocessing__crop": 32,
+    "preprocessing__mean": (120, 110, 100),
+    "preprocessing__std": (1, 1, 1),
+    "workers": 0,
+    "batch_size": 4,
+    "device": "cpu",
+}
+
+
+def photograph(seed: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
+    """Blobs of colour, (width, height) pixels, no two alike."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def exact() -> dict[str, Any]:
+    """Settings of the network of whole numbers, in the flags of a plan."""
+    return dict(EXACT)
+
+
+@pytest.fixture(autouse=True)
+def tinynet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in an empty folder that holds the module `tinynet`."""
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "cwd" / "tinynet.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "tinynet", raising=False)
+
+
+@pytest.fixture
+def photographs() -> Callable[..., Path]:
+    """A function that fills a folder with class folders of photographs."""
+
+    def fill(
+        folder: Path, count: int, classes: int = 1, size: tuple[int, int] = (32, 32)
+    ) -> Path:
+        for number in range(count):
+            path = folder / f"class{number % classes}" / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photograph(number, size).save(path)
+        return folder
+
+    return fill
+
+
+@pytest.fixture
+def do() -> Callable[..., None]:
+    """A function that does one stage with these flags, as the command line does."""
+
+    def run(stage: str, report: Report | None = None, **flags: Any) -> None:
+        with open_session(Plan.make(None, flags), report or Report(quiet=True)) as session:
+            STAGES[stage](session)
+
+    return run
+
+
+class Interrupted(Report):
+    """A report that is told to stop at its n-th safe moment."""
+
+    def __init__(self, moments: int) -> None:
+        super().__init__(quiet=True)
+        self.left = moments
+
+    def breathe(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped("told to stop")
+
+
+@pytest.fixture
+def interrupted() -> Callable[[int], Report]:
+    """A function that gives a report which stops the work after so many safe moments."""
+    return Interrupted
+
+
+@pytest.fixture
+def snapshot() -> Callable[..., dict[str, tuple[str, int]]]:
+    """A function from a folder to the digest and time of change of each of its files.
+
+    The lock file is left out: it tells who was there last.
+    """
+
+    def look(folder: Path, times: bool = True) -> dict[str, tuple[str, int]]:
+        return {
+            str(path.relative_to(folder)): (
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_mtime_ns if times else 0,
+            )
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != ".lock"
+        }
+
+    return look
