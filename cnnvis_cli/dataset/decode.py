@@ -65,6 +65,8 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """Write an RGB image, uint8 (height, width, 3)."""
+    """Write an RGB image, uint8 (height, width, 3); whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    temporary = path.with_suffix(".tmp")
+    Image.fromarray(pixels).save(temporary, "PNG")
+    temporary.replace(path)

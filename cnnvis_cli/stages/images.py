@@ -6,12 +6,34 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode
+from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, write_png
+from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import TopKFile
 
+PER_CLASS = 25  # drawn images
+FIRST_SEED = 2_000_000  # images that the network was neither trained nor tested on
 KEPT = 1024  # decoded images; 150 kB each at 224 pixels
+
+
+def dataset_folder(session: Session) -> Path:
+    """The folder of the plan's dataset; the images of ``demo`` are drawn where they are missing.
+
+    Raises `UsageError` where the plan names none.
+    """
+    dataset = session.plan.dataset
+    if not dataset:
+        raise UsageError("which images? name the dataset's folder: cnnvis topk FOLDER")
+    if dataset != "demo" or Path(dataset).is_dir():
+        return Path(dataset)
+    folder = session.run.path.with_name(f"{session.run.path.name}-images")
+    names = [(name, number) for name in CLASSES for number in range(PER_CLASS)]
+    for name, number in session.report.track(names, "drawing", len(names), "images"):
+        path = folder / name / f"{number:03d}.png"
+        if not path.exists():
+            write_png(path, draw(name, FIRST_SEED + number))
+    return folder
 
 
 def image_reader(session: Session) -> Callable[[int], Pixels]:
@@ -24,7 +46,8 @@ def image_reader(session: Session) -> Callable[[int], Pixels]:
     if file.identity() is None:
         raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
     record = session.run.read().get("dataset", {})
-    root = Path(session.plan.dataset or record.get("path", ""))
+    moved = None if session.plan.dataset == "demo" else session.plan.dataset
+    root = Path(moved or record.get("path", ""))
     paths = file.images().path
 
     @lru_cache(maxsize=KEPT)

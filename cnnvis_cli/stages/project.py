@@ -176,7 +176,7 @@ class Projections:
         with rectify(self.method):
             output, origin = network.values(layer, window, x)
         value = self._values(output, slots, origin, whole)
-        self._compare(value, slots)
+        self._compare(value.detach(), slots)
         (gradient,) = torch.autograd.grad(value.sum(), x)
         pixels = gradient.permute(0, 2, 3, 1).cpu().numpy()
         if not whole:
@@ -196,7 +196,7 @@ class Projections:
     def _compare(self, value: Tensor, slots: list[Slot]) -> None:
         stored = np.array([slot.activation for slot in slots])
         scale = float(np.nanmax(np.abs(self.top.places.activation)))
-        wrong = np.abs(value.detach().cpu().numpy() - stored) > TOLERANCE * scale
+        wrong = np.abs(value.cpu().numpy() - stored) > TOLERANCE * scale
         if wrong.any():
             slot = slots[int(wrong.argmax())]
             path = TopKFile(self.session.run.topk).images().path[slot.image]

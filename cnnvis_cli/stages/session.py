@@ -57,13 +57,14 @@ class Session:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Record in run.json how long a stage worked, on what, and with which versions."""
+        """Record in run.json how long a stage has worked, on what, and with which versions."""
         start = time.monotonic()
         yield
+        before = float(self.run.read().get(stage, {}).get("seconds", 0))
         self.run.note(
             stage,
             {
-                "seconds": round(time.monotonic() - start, 1),
+                "seconds": round(before + time.monotonic() - start, 1),
                 "device": _device_name(self.network.device),
                 "versions": {
                     "cnnvis": __version__,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.engine import decode_workers
+from cnnvis_cli.stages.images import dataset_folder
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Images, TopKFile
 from cnnvis_cli.store.parts import Arrays, Parts
@@ -34,7 +34,7 @@ def topk(session: Session) -> None:
 
     Raises `TooManyUnreadable` (exit 3) after finishing, when too many images could not be used.
     """
-    manifest = Manifest.scan(_dataset(session))
+    manifest = Manifest.scan(dataset_folder(session))
     size = session.plan.batch_size or BATCH
     plan = _identity(session, manifest, size)
     file = TopKFile(session.run.topk)
@@ -45,17 +45,9 @@ def topk(session: Session) -> None:
             parts = Parts(session.run.parts("topk"), digest(plan))
             _scan(session, batches, parts)
             _finish(session, manifest, plan, parts, -(-len(batches) // PART))
-        session.run.note(
-            "dataset", {"path": str(manifest.root.resolve()), "digest": manifest.digest}
-        )
         parts.clear()
+    session.run.note("dataset", {"path": str(manifest.root.resolve()), "digest": manifest.digest})
     _report(session, file)
-
-
-def _dataset(session: Session) -> Path:
-    if not session.plan.dataset:
-        raise UsageError("which images? name the dataset's folder: cnnvis topk FOLDER")
-    return Path(session.plan.dataset)
 
 
 def _identity(session: Session, manifest: Manifest, size: int) -> Record:

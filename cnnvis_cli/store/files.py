@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -268,13 +270,13 @@ class ProjectedFile:
     ) -> None:
         """Write the file anew: for each method its plan, and projections by channel.
 
-        `shape` is (C, k, h, w); methods that the file already holds and that are not given are
-        kept. Channels come one at a time: (channel, projection (k, h, w, 3), scale (k,)).
+        `shape` is (C, k, h, w); what the file already holds is kept, of these methods too.
+        Channels come one at a time, in order: (channel, projection (k, h, w, 3), scale (k,)).
         """
-        kept = {name: plan for name, plan in self.methods().items() if name not in methods}
-        sources = {name: (plan, self._channels(name)) for name, plan in kept.items()} | dict(
-            methods
-        )
+        sources = {name: (plan, self._channels(name)) for name, plan in self.methods().items()}
+        for name, (plan, added) in methods.items():
+            _, held = sources.get(name, (plan, ()))
+            sources[name] = plan, merge(held, added, key=itemgetter(0))
         with publishing_hdf5(self.path) as file:
             header.write(file, "projected")
             for name, (plan, channels) in sorted(sources.items()):

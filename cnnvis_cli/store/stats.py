@@ -40,8 +40,9 @@ class Stats:
         if not self.count:
             nothing = np.full_like(self.total, np.nan)
             return {"mean": nothing, "std": nothing, "max": nothing, "active": nothing}
-        mean = self.total / self.count
-        variance = np.maximum(self.squares / self.count - mean**2, 0)
+        with np.errstate(invalid="ignore", over="ignore"):  # of activations that are not finite
+            mean = self.total / self.count
+            variance = np.maximum(self.squares / self.count - mean**2, 0)
         return {
             "mean": mean,
             "std": np.sqrt(variance),
