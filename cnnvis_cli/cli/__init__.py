@@ -33,7 +33,7 @@ def main() -> None:
 
 def _code() -> int:
     try:
-        result = cli.main(standalone_mode=False, prog_name="cnnvis")
+        result = cli.main(sys.argv[1:] or ["--help"], prog_name="cnnvis", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Abort:
         return _fail("stopped", 75)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,12 @@ class _Decoded(Dataset[tuple[int, Tensor, str]]):
         return index, torch.from_numpy(pixels.copy()), ""
 
 
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """A signal to the whole group stops the parent, which then ends its workers in good order."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @dataclass(frozen=True)
 class Batches:
     """Batches `size` images long of a manifest, decoded by `workers` processes (0: in this one)."""
@@ -71,7 +78,11 @@ class Batches:
         ]
         source = _Decoded(self.manifest.root, self.manifest.paths, self.preprocessing)
         loader = DataLoader(
-            source, batch_sampler=rows, num_workers=self.workers, collate_fn=self._collate
+            source,
+            batch_sampler=rows,
+            num_workers=self.workers,
+            collate_fn=self._collate,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         yield from loader
 

@@ -57,7 +57,14 @@ class Fields(Walk[ReceptiveField]):
 
     def pointwise(self, maps: list[Map[ReceptiveField]], func: Call, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
-        shared = reduce(self._join, (known.state for known in maps))
+        places = {
+            (known.dims, *(tensor.shape[dim] for dim in known.dims))
+            for tensor in tensors([args, kwargs])
+            if (known := self[tensor]) and known.dims
+        }
+        # A small map that is spread over a large one is seen by every place.
+        alike = len(places) == 1
+        shared = reduce(self._join, (known.state for known in maps)) if alike else self._input
         for result in tensors(out):
             self[result] = Map(shared, maps[0].dims)
         return out
@@ -69,8 +76,12 @@ class Fields(Walk[ReceptiveField]):
         return out
 
     def _join(self, one: ReceptiveField, other: ReceptiveField) -> ReceptiveField:
-        """The field of two branches that meet; a branch that sees everything wins."""
-        return self._input if self._input in (one, other) else one.join(other)
+        """The field of two branches that meet; a branch that sees everything wins.
+
+        Places of one stride that meet those of another are not followed: they see everything.
+        """
+        known = self._input not in (one, other) and one.stride == other.stride
+        return one.join(other) if known else self._input
 
 
 def _ceil_margin(padded: Tensor, tensor: Tensor, window: Sliding) -> Tensor:

@@ -60,8 +60,8 @@ class Network:
             layers = find_layers(module, preprocessing.crop)
         except CnnvisError as error:
             raise type(error)(f"{name}: {error}") from None
-        except RuntimeError as error:
-            first = str(error).splitlines()[0]
+        except (RuntimeError, AssertionError) as error:  # vision transformers assert their size
+            first = (str(error) or type(error).__name__).splitlines()[0]
             height, width = preprocessing.crop
             raise UsageError(
                 f"{name}: cannot take an input of {height}x{width} pixels ({first}); "

@@ -66,7 +66,9 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
     def __torch_function__(
         self, func: Call, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if not args and "input" in kwargs:  # torch's name for the first argument
+            args = (kwargs.pop("input"),)
         maps = [known for t in tensors([args, kwargs]) if (known := self[t]) is not None]
         if not maps:
             return func(*args, **kwargs)
@@ -75,7 +77,7 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
         role = ROLES[func]
         if role is Role.CONSTANT:
             return func(*args, **kwargs)
-        if role is Role.SLIDING:
+        if role is Role.SLIDING and maps[0].dims == (-2, -1):
             return self.slide(maps[0], args[0], SLIDING[func](*args, **kwargs))
         if role is Role.PAD:
             return self.pad(maps[0], args[0], *args[1:], **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -37,7 +38,9 @@ def _read_safetensors(path: Path) -> State:
 def _read_checkpoint(path: Path) -> State:
     """A state dictionary, bare or under the usual keys of a training checkpoint."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is not a checkpoint is said below, in one line
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UsageError(
             f"{path}: refused, because it holds more than tensors and could run code; save the "

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.network.operations import Sliding
+from cnnvis_cli.network.operations import WEIGHTED, Sliding
 from cnnvis_cli.network.walk import Call, Map, Walk, function_name, tensors
 from cnnvis_cli.nouns import Box, Size
 
@@ -69,7 +69,7 @@ class Window(Walk[Patches]):
         return known.state[0].begin, known.state[1].begin
 
     def slide(self, known: Map[Patches], tensor: Tensor, window: Sliding) -> Tensor:
-        if not window.exact and known.state != _whole(known.state):
+        if not window.exact:
             raise NotWindowable("averages over a partly counted border need the whole input")
         cuts = [_cut(patch, window, axis) for axis, patch in enumerate(known.state)]
         (top, bottom, rows), (left, right, columns) = cuts
@@ -93,6 +93,10 @@ class Window(Walk[Patches]):
         raise NotWindowable("an explicit padding needs the whole input")
 
     def pointwise(self, maps: list[Map[Patches]], func: Call, args: Any, kwargs: Any) -> Any:
+        if len({(known.dims, *(patch.full for patch in known.state)) for known in maps}) > 1:
+            raise NotWindowable("maps of unequal sizes meet")
+        if func not in WEIGHTED and self._differs_by_place([args, kwargs], maps[0]):
+            raise NotWindowable("the network has numbers of its own for each place")
         rows, columns = maps[0].state
         for known in maps[1:]:
             rows, columns = rows.overlap(known.state[0]), columns.overlap(known.state[1])
@@ -105,6 +109,14 @@ class Window(Walk[Patches]):
     def whole(self, maps: list[Map[Patches]], func: Call, args: Any, kwargs: Any) -> Any:
         raise NotWindowable(f"{function_name(func)} mixes all places of its map")
 
+    def _differs_by_place(self, values: Any, known: Map[Patches]) -> bool:
+        """Whether nested arguments hold a tensor of the network's own with rows or columns."""
+        return any(
+            self[tensor] is None and tensor.dim() >= -dim and tensor.shape[dim] > 1
+            for tensor in tensors(values)
+            for dim in known.dims or ()
+        )
+
     def _crop(self, values: Any, shared: Map[Patches]) -> Any:
         """Cut each map among nested arguments to the patch that all of them have."""
         if isinstance(values, Tensor):
@@ -115,11 +127,6 @@ class Window(Walk[Patches]):
         if isinstance(values, (list, tuple)):
             return type(values)(self._crop(value, shared) for value in values)
         return values
-
-
-def _whole(patches: Patches) -> Patches:
-    rows, columns = patches
-    return Patch(0, rows.full, rows.full), Patch(0, columns.full, columns.full)
 
 
 def _cut(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:

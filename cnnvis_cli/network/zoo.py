@@ -143,9 +143,10 @@ def zfnet() -> Blueprint:
 
 
 # What torchvision's builders set only when they load trained weights themselves.
-_AS_TRAINED: dict[str, dict[str, bool]] = {
+_AS_TRAINED: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": True},
     "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": True},
+    "vit_h_14": {"image_size": 518},
 }
 
 

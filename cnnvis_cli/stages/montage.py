@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ class Sources:
 
     files: tuple[Path, ...]
     choice: Record  # style, method
+    held: NDArray[np.integer[Any]]  # channels that there is something to show of
     size: tuple[int, int]  # of one unit's picture, height and width
     cells: Callable[[Sequence[int]], list[Cell]]
     caption: Callable[[Sequence[int]], Caption]
@@ -54,7 +56,7 @@ def montage(session: Session) -> None:
 def _draw(session: Session, kind: str, layer: Layer, sources: Sources) -> list[Path]:
     """The pages of a layer's sheet; a page that is there already is left as it is."""
     plan = session.plan.montage
-    units = session.units(layer)
+    units = session.units(layer) if session.plan.units else tuple(sources.held.tolist())
     size = per_page(*sources.size, plan.scale)
     pages = [units[i : i + size] for i in range(0, len(units), size)]
     digests = [file_digest(path) for path in sources.files]
@@ -150,7 +152,7 @@ def optimized(session: Session, layer: Layer) -> Sources:
         )
         return Caption(_title(session, layer, units), note)
 
-    return Sources((file.path,), {"style": style}, size, cells, caption)
+    return Sources((file.path,), {"style": style}, held, size, cells, caption)
 
 
 @KINDS.register("top")
@@ -172,8 +174,9 @@ def top(session: Session, layer: Layer) -> Sources:
 
     def cells(units: Sequence[int]) -> list[Cell]:
         _rows(held, units, layer, f"project --method {method}")
-        values = np.stack([file.read(method, unit)[0][:shown] for unit in units])
-        projected = toned(values.astype(np.float32), plan.tone)
+        stored = (file.read(method, unit) for unit in units)
+        values = [p.astype(np.float32) * np.nan_to_num(s)[:, None, None, None] for p, s in stored]
+        projected = toned(np.stack(values)[:, :shown], plan.tone)
         return [
             Cell(
                 _label(session, layer, unit),
@@ -191,7 +194,7 @@ def top(session: Session, layer: Layer) -> Sources:
         )
         return Caption(_title(session, layer, units), note)
 
-    return Sources((session.run.topk, file.path), {"method": method}, size, cells, caption)
+    return Sources((session.run.topk, file.path), {"method": method}, held, size, cells, caption)
 
 
 def _patches(

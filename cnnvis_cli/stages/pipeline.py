@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cnnvis_cli.errors import TooManyUnreadable
 from cnnvis_cli.stages.montage import montage
 from cnnvis_cli.stages.optimize import optimize
 from cnnvis_cli.stages.project import project
@@ -19,7 +20,16 @@ STAGES: dict[str, Callable[[Session], None]] = {
 
 
 def run_all(session: Session) -> None:
-    """Do every stage that the plan names; each returns at once where it has nothing left to do."""
+    """Do every stage that the plan names; each returns at once where it has nothing left to do.
+
+    Too many unreadable images do not keep the later stages from their work: that is said last.
+    """
+    unreadable: TooManyUnreadable | None = None
     for name in session.plan.stages:
         session.report.detail(f"stage {name}")
-        STAGES[name](session)
+        try:
+            STAGES[name](session)
+        except TooManyUnreadable as error:
+            unreadable = error
+    if unreadable is not None:
+        raise unreadable

@@ -131,4 +131,7 @@ class Run:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             handle.write(f"process {os.getpid()} on {os.uname().nodename} since {since}\n")
             handle.flush()
-            yield
+            try:
+                yield
+            finally:
+                handle.truncate(0)  # a finished run looks the same however often it is started

@@ -1,0 +1,96 @@
+"""A trained network on real photographs, where a checkout has them beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision import models, transforms
+
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.stages.topk import topk
+from cnnvis_cli.store.files import TopKFile
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+WEIGHTS = DATA / "squeezenet1_0-imagenet.safetensors"
+IMAGES = DATA / "imagenet-sample"
+K = 9
+CLOSE = 1e-4  # relative: values nearer than this may change places
+
+pytestmark = pytest.mark.skipif(
+    not WEIGHTS.is_file(), reason="the SqueezeNet weights and ImageNet images are not beside this"
+)
+
+
+def every_maximum() -> dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Each image alone through torchvision's own code: maxima and flat places, (N, C) a module."""
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    module = models.squeezenet1_0()
+    module.load_state_dict(load_file(WEIGHTS))
+    module.eval()
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for name, child in module.named_modules():
+        if isinstance(child, nn.ReLU):
+            child.inplace = False
+        if isinstance(child, nn.Conv2d):
+            rows: list[tuple[Tensor, Tensor]] = []
+            found[name] = rows
+
+            def keep(
+                _m: nn.Module, _i: object, out: Tensor, rows: list[tuple[Tensor, Tensor]] = rows
+            ) -> None:
+                value, place = out[0].flatten(1).max(dim=1)
+                rows.append((value, place))
+
+            child.register_forward_hook(keep)
+    with torch.no_grad():
+        for path in Manifest.scan(IMAGES).paths:
+            module(prepare(Image.open(IMAGES / path).convert("RGB"))[None])
+    return {
+        name: (
+            torch.stack([value for value, _ in rows]).numpy(),
+            torch.stack([place for _, place in rows]).numpy(),
+        )
+        for name, rows in found.items()
+    }
+
+
+def test_topk_is_what_brute_force_finds(tmp_path: Path) -> None:
+    plan = Plan(
+        model="squeezenet1_0", weights=str(WEIGHTS), dataset=str(IMAGES), run=str(tmp_path / "run")
+    )
+    with open_session(plan, Report(quiet=True)) as session:
+        topk(session)
+        layers = session.network.layers
+    assert len(layers) == 26
+    expected = every_maximum()
+    for layer in layers:
+        value, place = expected[layer.module]
+        stored = TopKFile(tmp_path / "run" / "topk.h5").layer(layer.alias).places
+        order = np.argsort(-value, axis=0, kind="stable")[: K + 1]
+        ranked = np.take_along_axis(value, order, 0).T  # (C, k + 1)
+        np.testing.assert_allclose(stored.activation, ranked[:, :K], rtol=CLOSE, atol=1e-4)
+        gap = np.abs(np.diff(ranked, axis=1)) > CLOSE * np.abs(ranked[:, :-1])
+        clear = gap & np.concatenate([np.ones((len(gap), 1), bool), gap[:, :-1]], axis=1)
+        assert clear.mean() > 0.8, "too many near ties for the comparison to mean much"
+        np.testing.assert_array_equal(stored.image[clear], order[:K].T[clear])
+        rows, columns = divmod(np.take_along_axis(place, order[:K], 0).T, layer.map[1])
+        np.testing.assert_array_equal(stored.row[clear], rows[clear])
+        np.testing.assert_array_equal(stored.column[clear], columns[clear])
