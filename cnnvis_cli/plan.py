@@ -114,7 +114,8 @@ class Plan:
             place = table
             for section in sections:
                 place = place.setdefault(section, {})
-            place[key] = value
+            if isinstance(place, dict):  # a section that is no table is refused below
+                place[key] = value
         plan: Plan = _build(cls, table, str(config or "the command line"))
         plan._check()
         return plan

@@ -114,9 +114,7 @@ def tinynet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def photographs() -> Callable[..., Path]:
     """A function that fills a folder with class folders of photographs."""
 
-    def fill(
-        folder: Path, count: int, classes: int = 1, size: tuple[int, int] = (32, 32)
-    ) -> Path:
+    def fill(folder: Path, count: int, classes: int = 1, size: tuple[int, int] = (32, 32)) -> Path:
         for number in range(count):
             path = folder / f"class{number % classes}" / f"{number:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,17 +158,17 @@ def interrupted() -> Callable[[int], Report]:
 def snapshot() -> Callable[..., dict[str, tuple[str, int]]]:
     """A function from a folder to the digest and time of change of each of its files.
 
-    The lock file is left out: it tells who was there last.
+    Of the lock file only the content counts: whoever works there opens it.
     """
 
-    def look(folder: Path, times: bool = True) -> dict[str, tuple[str, int]]:
+    def look(folder: Path) -> dict[str, tuple[str, int]]:
         return {
             str(path.relative_to(folder)): (
                 hashlib.sha256(path.read_bytes()).hexdigest(),
-                path.stat().st_mtime_ns if times else 0,
+                0 if path.name == ".lock" else path.stat().st_mtime_ns,
             )
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != ".lock"
+            if path.is_file()
         }
 
     return look

@@ -124,6 +124,7 @@ def test_what_is_not_a_unit_is_refused_by_name(text: str) -> None:
         ("5,3-6,4", (3, 4, 5, 6)),
         ("99", (99,)),
         ("42-42", (42,)),
+        ("96,3", (3, 96)),
     ],
 )
 def test_a_selection_of_units_is_sorted_and_without_repeats(
@@ -132,7 +133,9 @@ def test_a_selection_of_units_is_sorted_and_without_repeats(
     assert parse_units(text, 100, "conv1") == units
 
 
-@pytest.mark.parametrize("text", ["x", "1-", "-1", "3-1", "1,,2", "1;2", "1-2-3", "1.5", ",", " ", "²"])
+@pytest.mark.parametrize(
+    "text", ["x", "1-", "-1", "3-1", "1,,2", "1;2", "1-2-3", "1.5", ",", " ", "²"]
+)
 def test_a_malformed_selection_is_shown(text: str) -> None:
     with pytest.raises(UsageError, match="is not a channel or range") as caught:
         parse_units(text, 100, "conv1")

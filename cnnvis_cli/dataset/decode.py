@@ -60,7 +60,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception, path: Path) -> str:
     """One line without the path and without tabs, for skipped.tsv."""
-    text = " ".join(str(error).replace(str(path), "the file").split())
+    text = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
+    text = " ".join(text.split())
     return text or type(error).__name__
 
 

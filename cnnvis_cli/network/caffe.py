@@ -87,9 +87,13 @@ def _array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
         if blob.HasField("shape")
         else [blob.num, blob.channels, blob.height, blob.width]
     )
-    if len(packed) != int(np.prod(shape)) * np.dtype(dtype).itemsize:
-        raise UsageError(f"{path}: {name} does not hold the {shape} numbers that it says")
-    return np.frombuffer(packed, dtype=dtype).astype(np.float32).reshape(shape)
+    try:
+        if any(length < 0 for length in shape):
+            raise ValueError
+        return np.frombuffer(packed, dtype=dtype).astype(np.float32).reshape(shape)
+    except (ValueError, OverflowError):
+        message = f"{path}: {name} does not hold the {shape} numbers that it says"
+        raise UsageError(message) from None
 
 
 def read_caffemodel(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -115,9 +119,12 @@ def read_mean(path: Path) -> tuple[float, float, float]:
     """
     try:
         if path.suffix == ".npy":
-            mean = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                mean = np.lib.format.read_array(file, allow_pickle=False)
         else:
             mean = _array(_parse("BlobProto", path), path, "mean")
+        if mean.dtype.kind not in "fiu":
+            raise ValueError(f"it holds {mean.dtype}, not numbers")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot read the mean ({error})") from None
     if mean.ndim == 4 and mean.shape[0] == 1:

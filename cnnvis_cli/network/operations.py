@@ -189,4 +189,4 @@ _ROLES: dict[Role, tuple[Any, ...]] = {
     Role.CONSTANT: (_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, torch.zeros_like),
 }
 ROLES: dict[Callable[..., Any], Role] = {f: role for role, row in _ROLES.items() for f in row}
-WEIGHTED = (F.linear, F.layer_norm, F.batch_norm, F.prelu)  # with tensors that no place owns
+WEIGHTED = (F.linear, F.layer_norm, F.batch_norm, F.prelu)  # weights of channels, not of places

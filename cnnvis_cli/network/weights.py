@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
@@ -33,6 +35,13 @@ def _read_safetensors(path: Path) -> State:
         raise UsageError(f"{path}: not a safetensors file ({error})") from None
 
 
+# What torch.load was seen to raise for files with a few bytes changed.
+_DAMAGED = (
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, OverflowError, struct.error),
+)
+
+
 @READERS.register(".pt")
 @READERS.register(".pth")
 def _read_checkpoint(path: Path) -> State:
@@ -43,15 +52,17 @@ def _read_checkpoint(path: Path) -> State:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UsageError(
-            f"{path}: refused, because it holds more than tensors and could run code; save the "
-            "state_dict alone, best as .safetensors"
+            f"{path}: refused, because it is damaged or holds more than tensors and could run "
+            "code; save the state_dict alone, best as .safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except _DAMAGED as error:
         raise UsageError(f"{path}: not a torch checkpoint ({_first_line(error)})") from None
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
         raise UsageError(f"{path}: holds no state_dict")
     prefix = "module."  # what DataParallel puts before every name
     if all(name.startswith(prefix) for name in found):
@@ -105,6 +116,7 @@ def _locate(plan: Blueprint, weights: str) -> Path:
         return plan.bundled
     names = [] if plan.torchvision_weights is None else list(plan.torchvision_weights.__members__)
     if weights not in names:
+        names += ["DEFAULT"] if plan.bundled else []
         raise unknown("weights", weights, [*names, "random", *READERS], place=plan.name)
     return _download(plan.torchvision_weights[weights].url)
 
@@ -115,9 +127,11 @@ def _download(url: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():
         return path
+    digest = name.rpartition("-")[2].partition(".")[0]  # torchvision's names end with it
     try:
-        torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
-    except (URLError, OSError) as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest, progress=sys.stderr.isatty())
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another digest
         raise CnnvisError(
             f"cannot download {name} ({_first_line(error)}); "
             f"fetch it on a connected machine and give it with -w {name}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnvis_cli.ascent.calibrate import calibrate, probe_channels
+from cnnvis_cli.ascent.calibrate import Probe, calibrate, probe_channels
 from cnnvis_cli.ascent.climb import Ascent, Outcome, Score, climb, noise
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
@@ -130,13 +130,21 @@ class Climbs:
         if self.session.plan.optimize.step == "calibrated":
             slots = [(Unit(self.layer.alias, c), 0) for c in probe_channels(self.layer.channels)]
             start = noise(slots, self.session.plan.seed, self.box.size)
-            gradient = self._gradient(slots, start)
-            style = calibrate(style, gradient, lambda probe: self._ascend(probe, slots, start))
+            start = start.to(self.session.network.device)
+            style = calibrate(
+                style,
+                Probe(
+                    start,
+                    self.session.network.mean,
+                    self._gradient(slots, start),
+                    lambda probe: self._ascend(probe, slots, start),
+                ),
+            )
         return style, style.parameters()["step"]
 
     def _gradient(self, slots: list[Slot], start: Tensor) -> float:
         """The median root mean square gradient of the slots at their first images."""
-        x = start.to(self.session.network.device).requires_grad_()
+        x = start.clone().requires_grad_()
         channels = [unit.channel for unit, _ in slots]
         value = self._score()(x)[range(len(slots)), channels]
         (gradient,) = torch.autograd.grad(value.sum(), x)

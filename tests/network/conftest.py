@@ -57,6 +57,10 @@ def _fill(part: nn.Conv2d | nn.BatchNorm2d, generator: torch.Generator, positive
         part.bias.uniform_(0.0 if positive else -0.1, 0.1, generator=generator)
 
 
+class _EndOfTrunk(Exception):
+    """The last convolution has run."""
+
+
 @pytest.fixture(scope="session")
 def trunk() -> Trunk:
     """A function from pixels to every convolution's own output, by alias: the plain pass."""
@@ -70,7 +74,7 @@ def trunk() -> Trunk:
             def see(_module: nn.Module, _inputs: object, output: Tensor) -> None:
                 outputs[alias] = output
                 if alias == convolutions[-1].alias:
-                    raise StopIteration
+                    raise _EndOfTrunk
 
             return see
 
@@ -79,7 +83,7 @@ def trunk() -> Trunk:
         ]
         try:
             network.module(inputs)
-        except StopIteration:
+        except _EndOfTrunk:
             return outputs
         finally:
             for handle in handles:

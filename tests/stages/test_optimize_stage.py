@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 import cnnvis_cli.network
+from cnnvis_cli.ascent.climb import Ascent, Score, climb
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.network.demo import DemoNet
+from cnnvis_cli.stages import optimize as stage
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 # alias -> module, centre of the map, and the receptive field's size, stride and start, by hand
@@ -69,7 +71,7 @@ def at_centre(alias: str, picture: NDArray[np.float32]) -> NDArray[np.float32]:
             part.inplace = False
     net.get_submodule(module).register_forward_hook(lambda *_args: seen.append(_args[2]))
     with torch.no_grad():
-        net(torch.from_numpy(canvas / np.float32(STD)).permute(2, 0, 1)[None])
+        net(torch.from_numpy(canvas / np.array(STD, np.float32)).permute(2, 0, 1)[None])
     out = seen[0][0]
     return (out[:, centre, centre] if out.dim() == 3 else out).numpy()
 
@@ -173,7 +175,7 @@ def test_a_rerun_changes_no_byte(
 ) -> None:
     do("optimize", **flags)
     before = snapshot(tmp_path / "run")
-    assert set(before) == {"run.json", "optimized/conv1.h5"}
+    assert set(before) == {".lock", "run.json", "optimized/conv1.h5"}
     do("optimize", **flags)
     do("optimize", **flags | {"units": "4"})
     assert snapshot(tmp_path / "run") == before
@@ -221,6 +223,21 @@ def test_more_runs_than_a_batch_holds(
         assert len({run.tobytes() for run in runs}) == 6  # each from noise of its own
 
 
+def test_the_last_batch_is_as_full_as_the_others(
+    do: Callable[..., None], flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of a result depend on the size of its batch, so that must not vary."""
+    sizes = []
+
+    def watched(score: Score, start: torch.Tensor, *rest: Any) -> Ascent:
+        sizes.append(len(start))
+        return climb(score, start, *rest)
+
+    monkeypatch.setattr(stage, "climb", watched)
+    do("optimize", **flags | {"optimize__step": "1", "units": "0-2", "optimize__iterations": 2})
+    assert sizes == [4, 4]
+
+
 def test_the_paper_s_step_and_a_number_are_taken_as_they_are(
     do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -233,9 +250,21 @@ def test_the_paper_s_step_and_a_number_are_taken_as_they_are(
 def test_units_that_nothing_reaches_are_outcome_3_and_keep_their_first_image(
     do: Callable[..., None], exact: dict[str, Any], tmp_path: Path
 ) -> None:
-    do("optimize", **exact | {"run": str(tmp_path / "run"), "layer": ("conv1",), "units": "2-4"})
+    do(
+        "optimize",
+        **exact
+        | {
+            "run": str(tmp_path / "run"),
+            "layer": ("conv1",),
+            "units": "2-4",
+            "optimize__iterations": 40,
+        },
+    )
     with h5py.File(tmp_path / "run" / "optimized" / "conv1.h5") as file:
-        assert file["3/outcome"][()].ravel().tolist()[::2] == [3, 3]  # channels 2 and 4 are constant
+        assert file["3/outcome"][()].ravel().tolist()[::2] == [
+            3,
+            3,
+        ]  # channels 2 and 4 are constant
         assert file["3/outcome"][1, 0] in (1, 2)
         assert file["3/activation"][()].ravel().tolist()[::2] == [3, -2]
         assert file["3/best_step"][()].ravel().tolist()[::2] == [0, 0]

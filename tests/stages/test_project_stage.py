@@ -20,7 +20,12 @@ from cnnvis_cli.errors import CnnvisError, Stopped, UsageError
 from cnnvis_cli.network.demo import DemoNet
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-MODULES = {"conv1": "features.0", "conv3": "features.6", "conv5": "features.10", "fc7": "classifier.4"}
+MODULES = {
+    "conv1": "features.0",
+    "conv3": "features.6",
+    "conv5": "features.10",
+    "fc7": "classifier.4",
+}
 SIZES = {"conv1": 7, "conv3": 51, "conv5": 83, "fc7": 112}
 UNITS = {"conv1": (0, 9, 31), "conv3": (2, 3), "conv5": (0, 7, 40), "fc7": (5, 6)}
 K = 4
@@ -51,11 +56,11 @@ def projected(path: Path, alias: str, unit: int, place: tuple[int, int], method:
     net = network(method)
     seen: list[Tensor] = []
     net.get_submodule(MODULES[alias]).register_forward_hook(lambda *_args: seen.append(_args[2]))
-    image = np.asarray(Image.open(path).convert("RGB"), np.float32) - np.float32(MEAN)
+    image = np.asarray(Image.open(path).convert("RGB"), np.float32) - np.array(MEAN, np.float32)
     x = torch.from_numpy(image).requires_grad_()
     net((x / torch.tensor(STD)).permute(2, 0, 1)[None])
     value = seen[0][(0, unit, *place)] if seen[0].dim() == 4 else seen[0][0, unit]
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     return x.grad.numpy(), value.item()
 
@@ -159,13 +164,33 @@ def test_the_file_has_the_contract_s_schema(
 def test_units_added_later_are_as_if_done_at_once(
     alias: str, do: Callable[..., None], scanned: dict[str, Any], tmp_path: Path
 ) -> None:
+    path = tmp_path / "run" / "projected" / f"{alias}.h5"
     scanned |= {"layer": (alias,)}
     do("project", **scanned | {"units": "0-9"})
-    once = (tmp_path / "run" / "projected" / f"{alias}.h5").read_bytes()
-    (tmp_path / "run" / "projected" / f"{alias}.h5").unlink()
+    path.rename(tmp_path / "once.h5")
     for units in ("3,5", "0-1", "0-9"):
         do("project", **scanned | {"units": units})
-    assert (tmp_path / "run" / "projected" / f"{alias}.h5").read_bytes() == once
+    with h5py.File(tmp_path / "once.h5") as once, h5py.File(path) as later:
+        assert once["deconv/done"][()].nonzero()[0].tolist() == list(range(10))
+        np.testing.assert_array_equal(later["deconv/done"], once["deconv/done"])
+        # a projection's last bits depend on the batch that it was computed in
+        np.testing.assert_allclose(later["deconv/scale"], once["deconv/scale"], rtol=1e-5)
+        one, other = (file["deconv/projection"][()].astype(np.float32) for file in (once, later))
+        np.testing.assert_allclose(one, other, atol=2**-10, rtol=0)
+
+
+def test_a_method_added_later_leaves_the_others_as_they_are(
+    do: Callable[..., None], scanned: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "projected" / "conv1.h5"
+    methods = ("deconv", "guided", "gradient")
+    scanned |= {"layer": ("conv1",), "units": "0-9"}
+    do("project", **scanned | {"project__method": methods})
+    once = path.read_bytes()
+    path.unlink()
+    for method in ("guided", "gradient", "deconv"):
+        do("project", **scanned | {"project__method": (method,)})
+    assert path.read_bytes() == once
 
 
 @pytest.mark.parametrize("moments", [0, 5, 9])
@@ -247,9 +272,7 @@ def test_empty_slots_stay_empty(
         assert (file["deconv/scale"][:, :2] > 0).any()
 
 
-def test_without_topk_it_says_what_to_do(
-    do: Callable[..., None], flags: dict[str, Any]
-) -> None:
+def test_without_topk_it_says_what_to_do(do: Callable[..., None], flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="topk first"):
         do("project", **flags)
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from cnnvis_cli.errors import Stopped, TooManyUnreadable, UsageError
+from cnnvis_cli.errors import Stopped, StorageError, TooManyUnreadable, UsageError
 from cnnvis_cli.stages import topk as stage
+from cnnvis_cli.store.run import Run
 
 Maps = dict[str, NDArray[np.float64]]  # of one image, by alias: (C, h, w)
 
@@ -48,7 +49,7 @@ def maps_of(path: Path, function: str = "exact") -> Maps:
     """Every layer's own output for one image, by plain torch."""
     module: nn.Sequential = getattr(importlib.import_module("tinynet"), function)().eval()
     image = np.asarray(Image.open(path).convert("RGB"))
-    x = torch.from_numpy(image.astype(np.float32) - np.float32([120, 110, 100]))
+    x = torch.from_numpy(image - np.array([120, 110, 100], np.float32))
     x = x.permute(2, 0, 1)[None]
     maps: Maps = {}
     with torch.no_grad():
@@ -153,7 +154,7 @@ def test_the_file_has_the_contract_s_schema(
         assert (attributes["k"], attributes["images"], attributes["skipped"]) == (K, 40, 2)
         path = file["images/path"].dtype
         assert h5py.check_string_dtype(path) == ("utf-8", len("class2/broken.jpg"))
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
             "images/label": ((40,), "int32"),
             "images/skipped": ((40,), "bool"),
         }
@@ -252,7 +253,27 @@ def test_a_rerun_changes_no_byte(
     before = snapshot(tmp_path / "run")
     do("topk", **flags)
     assert snapshot(tmp_path / "run") == before
-    assert set(before) == {"run.json", "skipped.tsv", "topk.h5"}
+    assert set(before) == {".lock", "run.json", "skipped.tsv", "topk.h5"}
+
+
+def test_where_the_images_are_is_known_even_if_the_disk_filled_up_at_the_end(
+    do: Callable[..., None],
+    flags: dict[str, Any],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "note", full)
+        with pytest.raises(StorageError):
+            do("topk", **flags)
+    assert (tmp_path / "run" / "topk.h5").exists()
+    do("topk", **flags)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["dataset"]["path"] == str(folder)
 
 
 @pytest.mark.parametrize("change", [{"topk__k": 3}, {"batch_size": 2}])
@@ -318,7 +339,10 @@ def test_a_layer_alone_has_the_same_numbers(
 ) -> None:
     do("topk", **flags)
     do("topk", **flags | {"run": str(tmp_path / "one"), "layer": ("3",)})
-    with h5py.File(tmp_path / "run" / "topk.h5") as every, h5py.File(tmp_path / "one/topk.h5") as one:
+    with (
+        h5py.File(tmp_path / "run" / "topk.h5") as every,
+        h5py.File(tmp_path / "one/topk.h5") as one,
+    ):
         assert list(one["layers"]) == ["conv2"]
         for name in ("activation", "image", "position", "box", "stats/mean"):
             np.testing.assert_array_equal(

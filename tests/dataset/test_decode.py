@@ -1,0 +1,271 @@
+"""From file to pixels: torchvision's own transforms, and every file that one may meet."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import transforms
+
+from cnnvis_cli.dataset.batches import Batch, Batches
+from cnnvis_cli.dataset.decode import Unreadable, decode, write_png
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.nouns import Interpolation, Preprocessing
+
+Pixels = NDArray[np.uint8]
+SMALL = Preprocessing(resize=16, crop=(16, 16))
+AS_IT_IS = Preprocessing(resize=(8, 8), crop=(8, 8))  # for files of 8 x 8 pixels
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def png(depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """An 8 x 8 PNG file written by hand."""
+    header = struct.pack(">IIBBBBB", 8, 8, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 37), (16, 16), (12, 30), (300, 17)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", [16, 20, (18, 25)])
+def test_it_is_torchvision_s_evaluation_transform(
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    resize: int | tuple[int, int],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(jpeg(noise(*size)))
+    reference = transforms.Compose(
+        [
+            transforms.Resize(resize, transforms.InterpolationMode(interpolation)),
+            transforms.CenterCrop((14, 16)),
+        ]
+    )
+    wanted = np.asarray(reference(Image.open(path).convert("RGB")))
+    found = decode(path, Preprocessing(resize, (14, 16), interpolation=interpolation))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("size", [(5, 3), (16, 4)])
+def test_a_crop_larger_than_the_image_is_padded_as_in_torchvision(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
+    noise(*size).save(path)
+    reference = transforms.Compose([transforms.Resize(4), transforms.CenterCrop(20)])
+    wanted = np.asarray(reference(Image.open(path)))
+    assert np.array_equal(decode(path, Preprocessing(4, (20, 20))), wanted)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    image = noise(8, 8).convert("CMYK")
+    image.save(path, "JPEG", quality=100)
+    wanted = np.asarray(Image.open(path).convert("RGB"))
+    assert wanted.std() > 10
+    assert np.array_equal(decode(path, AS_IT_IS), wanted)
+
+
+@pytest.mark.parametrize("kind", ["one transparent colour", "alpha for each colour"])
+def test_a_palette_with_transparency_keeps_its_colours(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    colours = np.random.default_rng(0).integers(0, 256, (64, 3)).astype(np.uint8)
+    rows = b"".join(b"\x00" + bytes(range(8 * r, 8 * r + 8)) for r in range(8))
+    alpha = b"\xff\xff\x00" if kind == "one transparent colour" else bytes(range(0, 256, 4))
+    path.write_bytes(png(8, 3, rows, (b"PLTE", colours.tobytes()), (b"tRNS", alpha)))
+    assert np.array_equal(decode(path, AS_IT_IS), colours.reshape(8, 8, 3))
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    levels = np.linspace(0, 65535, 64).astype(">u2").reshape(8, 8)
+    path.write_bytes(png(16, 0, b"".join(b"\x00" + row.tobytes() for row in levels)))
+    found = decode(path, AS_IT_IS)
+    assert np.array_equal(found, np.repeat((levels // 256).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_sixteen_bit_grey_of_other_formats(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    wanted = np.repeat((levels // 256).astype(np.uint8)[..., None], 3, axis=2)
+    Image.fromarray(levels).save(tmp_path / "image.tiff")
+    (tmp_path / "image.pgm").write_bytes(b"P5 8 8 65535\n" + levels.astype(">u2").tobytes())
+    for name in ("image.tiff", "image.pgm"):
+        assert np.array_equal(decode(tmp_path / name, AS_IT_IS), wanted)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "1", "P"])
+def test_other_modes_are_pillow_s_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    noise(8, 8).convert(mode).save(path)
+    assert np.array_equal(decode(path, AS_IT_IS), np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_transparency_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    pixels = np.dstack([np.asarray(noise(8, 8)), np.zeros((8, 8), np.uint8)])
+    Image.fromarray(pixels).save(path)
+    assert np.array_equal(decode(path, AS_IT_IS), pixels[..., :3])
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    path = tmp_path / "image.gif"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("#c00000", "#00c000", "#0000c0")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert decode(path, AS_IT_IS).reshape(-1, 3).tolist() == [[0xC0, 0, 0]] * 64
+
+
+def test_the_camera_s_rotation_is_ignored(tmp_path: Path) -> None:
+    image = noise(16, 24)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "plain.jpg")
+    turned, plain = (decode(tmp_path / f"{n}.jpg", SMALL) for n in ("turned", "plain"))
+    assert np.array_equal(turned, plain)
+
+
+def broken(kind: str, path: Path) -> None:
+    """Make a file that no image can be read from."""
+    content = jpeg(noise(40, 60))
+    random = b"".join(b"\x00" + row.tobytes() for row in np.asarray(noise(8, 8)))
+    contents = {
+        "empty": b"",
+        "text": b"<html>404 Not Found</html>",
+        "truncated": content[: len(content) * 2 // 3],
+        "header only": content[:30],
+        "broken": content[:2] + b"\x00" * 50 + content[52:],
+        "truncated png": png(8, 2, random)[:-100],
+        "damaged png": png(8, 2, random).replace(b"IDAT", b"IDAU"),
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+    }
+    if kind in contents:
+        path.write_bytes(contents[kind])
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "dangling link":
+        path.symlink_to(path.with_name("nowhere"))
+    elif kind == "linked in a circle":
+        path.symlink_to(path)
+
+
+BROKEN = (
+    "empty",
+    "text",
+    "truncated",
+    "header only",
+    "broken",
+    "truncated png",
+    "damaged png",
+    "svg",
+    "eps",
+    "fifo",
+    "folder",
+    "dangling link",
+    "linked in a circle",
+    "missing",
+)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_no_image_is_unreadable_with_a_reason(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image\twith\nodd name.jpg"
+    broken(kind, path)
+    with pytest.raises(Unreadable) as found:
+        decode(path, SMALL)
+    reason = str(found.value)
+    assert reason
+    assert len(reason.splitlines()) == 1
+    assert "\t" not in reason
+    assert str(tmp_path) not in reason
+
+
+def test_a_decompression_bomb_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image.png"
+    noise(40, 40).save(path)
+    assert decode(path, SMALL).shape == (16, 16, 3)
+    for limit in (1500, 700):  # more than the limit, and more than twice as much
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(Unreadable, match="bomb"):
+            decode(path, SMALL)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    pixels = np.asarray(noise(8, 8))
+    write_png(tmp_path / "folder" / "image.png", pixels)
+    assert np.array_equal(decode(tmp_path / "folder" / "image.png", AS_IT_IS), pixels)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, photographs: Callable[..., Path]) -> Manifest:
+    """Eleven images, the third and the last of them unreadable."""
+    folder = photographs(tmp_path / "images", 11)
+    for name in ("002", "010"):
+        (folder / "class0" / f"{name}.png").write_bytes(b"nothing")
+    return Manifest.scan(folder)
+
+
+def read(manifest: Manifest, workers: int, start: int = 0, stop: int = 3) -> list[Batch]:
+    return list(Batches(manifest, SMALL, 4, workers).read(start, stop))
+
+
+def test_batches_are_always_full(manifest: Manifest) -> None:
+    assert len(Batches(manifest, SMALL, 4)) == 3
+    batches = read(manifest, 0)
+    assert [batch.first for batch in batches] == [0, 4, 8]
+    for batch in batches:
+        assert batch.pixels.shape == (4, 16, 16, 3)
+        assert batch.pixels.dtype == torch.uint8
+        for slot in range(4):
+            index = batch.first + slot
+            usable = index < 11 and index not in (2, 10)
+            assert batch.used[slot] == usable
+            if usable:
+                wanted = decode(manifest.root / manifest.paths[index], SMALL)
+                assert np.array_equal(batch.pixels[slot].numpy(), wanted)
+            else:
+                assert not batch.pixels[slot].any()
+    assert [sorted(batch.failures) for batch in batches] == [[2], [], [10]]
+
+
+def test_a_part_of_the_batches_is_the_same_as_in_all(manifest: Manifest) -> None:
+    (middle,) = read(manifest, 0, 1, 2)
+    assert torch.equal(middle.pixels, read(manifest, 0)[1].pixels)
+    assert [batch.first for batch in read(manifest, 0, 2, 9)] == [8]
+
+
+def test_worker_processes_give_the_same(manifest: Manifest) -> None:
+    for one, other in zip(read(manifest, 0), read(manifest, 2), strict=True):
+        assert one.first == other.first
+        assert torch.equal(one.pixels, other.pixels)
+        assert np.array_equal(one.used, other.used)
+        assert one.failures == other.failures
