@@ -59,9 +59,12 @@ class ProjectPlan:
 
 @dataclass(frozen=True)
 class MontagePlan:
-    """`scale` enlarges every pixel; `tone` is what shares one scale of grey."""
+    """`kind`: optimized, top; none is all that the run holds something for.
 
-    kind: tuple[str, ...] = ("optimized", "top")
+    `scale` enlarges every pixel; `tone` is what shares one scale of grey.
+    """
+
+    kind: tuple[str, ...] = ()
     style: str | None = None
     method: str | None = None
     tone: Tone = "tile"

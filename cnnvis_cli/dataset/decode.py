@@ -41,9 +41,16 @@ def decode(path: Path, preprocessing: Preprocessing) -> Pixels:
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """Resize and centre-crop an RGB picture: uint8 (height, width, 3)."""
+    """Resize and centre-crop an RGB picture: uint8 (height, width, 3).
+
+    Raises `Unreadable` for one so thin that its shorter side could only be resized in a bomb.
+    """
     mode = InterpolationMode(preprocessing.interpolation)
     resize = preprocessing.resize
+    if isinstance(resize, int):
+        enlarged = image.width * image.height * (resize / min(image.size)) ** 2
+        if enlarged > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise Unreadable(f"too thin: {image.width}x{image.height} pixels")
     resized = transforms.resize(image, [resize] if isinstance(resize, int) else list(resize), mode)
     return np.asarray(transforms.center_crop(resized, list(preprocessing.crop)))
 

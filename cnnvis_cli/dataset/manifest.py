@@ -69,7 +69,7 @@ class Manifest:
 def _images(root: Path) -> Iterator[tuple[str, int]]:
     """Relative paths and sizes of what is named like an image; linked folders once each."""
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
         status = os.stat(folder)  # noqa: PTH116 - os.walk gives strings
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
@@ -81,6 +81,10 @@ def _images(root: Path) -> Iterator[tuple[str, int]]:
             if Path(name).suffix.lower() in SUFFIXES:
                 path = base / name
                 yield path.relative_to(root).as_posix(), _size(path)
+
+
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"dataset {error.filename}: cannot be listed ({error.strerror})")
 
 
 def _size(path: Path) -> int:

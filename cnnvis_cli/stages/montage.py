@@ -24,7 +24,7 @@ from cnnvis_cli.stages.images import image_reader
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import LayerTopK, OptimizedFile, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.publish import publish
-from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.run import Record, Run
 
 GREY = 128  # what lies outside the image
 
@@ -41,16 +41,42 @@ class Sources:
     caption: Callable[[Sequence[int]], Caption]
 
 
-KINDS: Registry[Callable[[Session, Layer], Sources]] = Registry("kind of montage")
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: the file that a layer's is drawn from, and how."""
+
+    file: Callable[[Run, str], Path]
+    sources: Callable[[Session, Layer], Sources]
+
+
+KINDS: Registry[Kind] = Registry("kind of montage")
 
 
 def montage(session: Session) -> None:
-    """Draw every chosen kind of figure for every chosen layer."""
-    kinds = [KINDS[kind] for kind in session.plan.montage.kind]
-    for kind, sources_of in zip(session.plan.montage.kind, kinds, strict=True):
-        for layer in session.layers:
-            for path in _draw(session, kind, layer, sources_of(session, layer)):
-                session.report.result(str(path))
+    """Draw every chosen kind of figure for every chosen layer; by default, all that there is.
+
+    Raises `UsageError` for a layer that was asked for and has nothing, or where nothing has.
+    """
+    asked = session.plan.montage.kind
+    chosen = {name: KINDS[name] for name in asked or KINDS}
+    figures = [(name, layer) for name, kind in chosen.items() for layer in _with(kind, session)]
+    if not figures:
+        raise UsageError(
+            f"{session.run.path} holds nothing to show yet; run cnnvis optimize or project first"
+        )
+    for name, layer in figures:
+        for path in _draw(session, name, layer, KINDS[name].sources(session, layer)):
+            session.report.result(str(path))
+
+
+def _with(kind: Kind, session: Session) -> list[Layer]:
+    """The layers that were asked for, otherwise those that have a file of this kind."""
+    return [
+        layer
+        for layer in session.layers
+        if (session.plan.layer and session.plan.montage.kind)
+        or kind.file(session.run, layer.alias).is_file()
+    ]
 
 
 def _draw(session: Session, kind: str, layer: Layer, sources: Sources) -> list[Path]:
@@ -116,7 +142,6 @@ def _label(session: Session, layer: Layer, unit: int) -> str:
     return str(unit)
 
 
-@KINDS.register("optimized")
 def optimized(session: Session, layer: Layer) -> Sources:
     """One tile a channel at its true size: Yosinski et al. 2015, Fig. S1."""
     plan = session.plan.montage
@@ -155,7 +180,6 @@ def optimized(session: Session, layer: Layer) -> Sources:
     return Sources((file.path,), {"style": style}, held, size, cells, caption)
 
 
-@KINDS.register("top")
 def top(session: Session, layer: Layer) -> Sources:
     """3x3 projections beside the 3x3 image patches: Zeiler & Fergus 2013, Fig. 2."""
     plan = session.plan.montage
@@ -195,6 +219,10 @@ def top(session: Session, layer: Layer) -> Sources:
         return Caption(_title(session, layer, units), note)
 
     return Sources((session.run.topk, file.path), {"method": method}, held, size, cells, caption)
+
+
+KINDS.register("optimized")(Kind(Run.optimized, optimized))
+KINDS.register("top")(Kind(Run.projected, top))
 
 
 def _patches(

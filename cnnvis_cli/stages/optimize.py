@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,10 +46,11 @@ def _asked(name: str, plan: OptimizePlan) -> Style:
         style = replace(style, iterations=plan.iterations)
     if plan.step in ("calibrated", "paper"):
         return style
-    try:
-        return style.with_step(Constant(float(plan.step)))
-    except ValueError:
-        raise UsageError(f"--step {plan.step!r}: use calibrated, paper, or a number") from None
+    with suppress(ValueError):
+        rate = float(plan.step)
+        if 0 < rate < float("inf"):
+            return style.with_step(Constant(rate))
+    raise UsageError(f"--step {plan.step!r}: use calibrated, paper, or a number above 0")
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,15 @@ class Climbs:
         parts.clear()
 
     def _calibrated(self) -> tuple[Style, dict[str, Any]]:
-        """The style with the step that suits the layer, and what to record of it."""
+        """The style with the step that suits the layer, and what to record of it.
+
+        Units that are added to a style take the step that it has already.
+        """
         style = self.style
-        if self.session.plan.optimize.step == "calibrated":
+        held = self.file.styles().get(style.name, {}).get("policy", {})
+        if held.get("kind") == "Constant":
+            style = style.with_step(Constant(held["rate"]))
+        elif self.session.plan.optimize.step == "calibrated":
             slots = [(Unit(self.layer.alias, c), 0) for c in probe_channels(self.layer.channels)]
             start = noise(slots, self.session.plan.seed, self.box.size)
             start = start.to(self.session.network.device)

@@ -109,7 +109,7 @@ class Projections:
             "units": channels,
         }
         name = f"{self.layer.alias}-{self.method}"
-        parts = Parts(self.session.run.parts("projected", name), digest(plan))
+        parts = Parts(self.session.run.parts("projected", name), digest([plan, _PART]))
         todo = list(parts.pending(len(blocks)))
         total = sum(len(blocks[number]) for number in todo)
         what = f"project {self.layer.alias} {self.method}"

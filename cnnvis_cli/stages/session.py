@@ -83,12 +83,14 @@ def open_session(plan: Plan, report: Report) -> Iterator[Session]:
     """
     keep_memory()
     plan = _completed(plan)
-    network = load_network(plan)
     run = Run(plan.folder)
-    with run.lock(), report.stoppable():
-        session = Session(plan, network, run, report)
-        run.claim(session.identity, _lasting(plan.weights))
-        yield session
+    with report.stoppable():
+        network = load_network(plan)
+        report.breathe()
+        with run.lock():
+            session = Session(plan, network, run, report)
+            run.claim(session.identity, _lasting(plan.weights))
+            yield session
 
 
 def _lasting(weights: str | None) -> str | None:

@@ -42,7 +42,7 @@ def topk(session: Session) -> None:
         workers = decode_workers(session.plan.workers)
         batches = Batches(manifest, session.network.preprocessing, size, workers)
         with session.timed("topk"):
-            parts = Parts(session.run.parts("topk"), digest(plan))
+            parts = Parts(session.run.parts("topk"), digest([plan, PART]))
             _scan(session, batches, parts)
             _finish(session, manifest, plan, parts, -(-len(batches) // PART))
         parts.clear()

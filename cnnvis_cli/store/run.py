@@ -127,6 +127,8 @@ class Run:
                     f"{self.path} is in use by {handle.read().strip() or 'another process'}; "
                     "try again when it has ended"
                 ) from None
+            except OSError:  # a file system without locks: work without one
+                pass
             handle.truncate(0)
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             handle.write(f"process {os.getpid()} on {os.uname().nodename} since {since}\n")

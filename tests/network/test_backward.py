@@ -187,10 +187,14 @@ class Functional(nn.Module):
         return x
 
 
-def forgetful(x: Tensor) -> Tensor:
+def forgetful(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """In place, and what comes back is not looked at."""
-    torch.relu_(x)
-    return x
+
+    def rectify(x: Tensor) -> Tensor:
+        function(x)
+        return x
+
+    return rectify
 
 
 WORDS: dict[str, Callable[[nn.Sequential], nn.Module]] = {
@@ -203,7 +207,13 @@ WORDS: dict[str, Callable[[nn.Sequential], nn.Module]] = {
     "F.relu_": lambda layers: Functional(layers, F.relu_),
     "torch.relu": lambda layers: Functional(layers, torch.relu),
     "torch.relu_": lambda layers: Functional(layers, torch.relu_),
-    "torch.relu_ without its result": lambda layers: Functional(layers, forgetful),
+    "torch.relu_ without its result": lambda layers: Functional(layers, forgetful(torch.relu_)),
+    "F.relu in place without its result": lambda layers: Functional(
+        layers, forgetful(lambda x: F.relu(x, inplace=True))
+    ),
+    "F.relu in place by position, without its result": lambda layers: Functional(
+        layers, forgetful(lambda x: F.relu(x, True))
+    ),
     "Tensor.relu": lambda layers: Functional(layers, Tensor.relu),
     "Tensor.relu_": lambda layers: Functional(layers, Tensor.relu_),
 }
@@ -435,10 +445,12 @@ def test_an_unknown_method_is_answered_with_the_nearest() -> None:
 
 
 def test_outside_the_block_the_gradient_is_the_plain_one_again() -> None:
-    x = torch.tensor([-1.0, 2.0], requires_grad=True)
-    for method in ("deconv", "guided"):
+    x = torch.tensor([-1.0, 0.0, 2.0, 2.0], requires_grad=True)
+    above = torch.tensor([3.0, 3.0, 3.0, -3.0])
+    inside = {"deconv": [3.0, 3.0, 3.0, 0.0], "guided": [0.0, 0.0, 3.0, 0.0]}
+    for method, expected in inside.items():
         with rectify(method):
-            (inside,) = torch.autograd.grad(F.relu(x), x, torch.tensor([3.0, -3.0]))
-        (outside,) = torch.autograd.grad(F.relu(x), x, torch.tensor([3.0, -3.0]))
-        assert inside.tolist() == ([3.0, 0.0] if method == "deconv" else [0.0, 0.0])
-        assert outside.tolist() == [0.0, -3.0]
+            (found,) = torch.autograd.grad(F.relu(x), x, above)
+        assert found.tolist() == expected
+        (found,) = torch.autograd.grad(F.relu(x), x, above)
+        assert found.tolist() == [0.0, 0.0, 3.0, -3.0]

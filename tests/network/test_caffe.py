@@ -76,7 +76,7 @@ def old_model(layers: Layers) -> bytes:
     """layers = 2 { bottom = 2, top = 3, name = 4, type = 5, blobs = 6, blobs_lr = 7 }."""
     found = part(1, b"CaffeNet")
     for name, blobs in layers.items():
-        head = part(2, b"data") + part(3, name.encode()) + part(4, name.encode()) + whole(5, 4)
+        head = part(2, b"data") + part(3, b"out") + part(4, name.encode()) + whole(5, 4)
         rates = varint(7 << 3 | 5) + np.float32(2).tobytes()
         found += part(2, head + b"".join(part(6, old_blob(b)) for b in blobs) + rates)
     return found
@@ -183,10 +183,13 @@ MALFORMED = {
     "half a number": part(
         100, part(1, b"c") + part(7, part(7, part(1, varint(1))) + part(5, b"12345"))
     ),
-    "a shape below zero": part(100, part(1, b"conv1") + part(7, _old((-1, -2, 1, 3), 6))),
-    "a long shape below zero": part(100, part(1, b"conv1") + part(7, _blob((-2, -3), 6))),
+    "a shape below zero": part(100, part(1, b"conv1") + part(7, _old((-1, 2, 1, 3), 6))),
+    "a long shape below zero": part(100, part(1, b"conv1") + part(7, _blob((-1, 6), 6))),
     "a shape beyond counting": part(100, part(1, b"c") + part(7, _blob((1 << 32, 1 << 32), 0))),
     "a shape beyond all numbers": part(100, part(1, b"c") + part(7, _blob((0, (1 << 64) - 1), 0))),
+    "a shape of too many bytes": part(
+        100, part(1, b"c") + part(7, part(7, part(1, b"\xff" * 11 + b"\x01" + varint(0))))
+    ),
 }
 
 
@@ -321,6 +324,12 @@ def test_a_network_has_the_maps_and_parameters_of_its_paper(
         assert (layer.channels, layer.map) == (shape[0], (side, side))
     assert not shapes
     assert len(plan.classes) == 1000
+
+
+def test_caffenet_pools_as_caffe_does_rounding_up() -> None:
+    # 54 places under windows of 3 at every second: 26 fit, and a 27th is begun.
+    maps = {layer.alias: layer.map for layer in find_layers(built("caffenet"), (224, 224))}
+    assert (maps["conv1"], maps["conv2"]) == ((54, 54), (27, 27))
 
 
 def test_caffenet_has_the_parameters_of_the_reference_model() -> None:

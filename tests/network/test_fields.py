@@ -293,6 +293,8 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "places picked": lambda x: x[:, :, 1:, ::2],
     "places turned into channels": lambda x: x.view(len(x), 4, 6, 9),
     "a softmax over places": lambda x: torch.softmax(x.flatten(2), -1).view(x.shape),
+    "a linear layer along the rows": lambda x: F.linear(x, torch.ones(9, 9).to(x)),
+    "a normalisation of each map": lambda x: F.layer_norm(x, (12, 9)),
     "places joined": lambda x: torch.cat([x, x], dim=3),
     "rows and columns exchanged": lambda x: x.transpose(2, 3),
     "a padding that goes round": lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"),

@@ -289,6 +289,7 @@ def test_where_a_window_cannot_be_exact_the_whole_input_is_used(name: str) -> No
         for column in range(layer.map[1]):
             whole.check(layer, (row, column))
     assert network.canvas(layer) == Box.whole(network.size)
+    assert network.window(layer, Box(2, 3, 12, 14)) == Box.whole(network.size)
 
 
 def test_an_average_over_a_partly_counted_border_needs_the_last_pixel_too() -> None:
@@ -337,3 +338,6 @@ def test_a_field_larger_than_the_input_falls_back_to_the_whole_input(
     layer = network.layer("conv20")
     assert layer.field.size == (435, 435)
     assert network.canvas(layer) == Box.whole((224, 224))
+    low = small(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 5, padding=2), size=(6, 40))
+    assert low.canvas(low.layer("conv1")) == low.layer("conv1").field.box(3, 20)
+    assert low.canvas(low.layer("conv2")) == Box.whole((6, 40))  # too high, but not too wide
