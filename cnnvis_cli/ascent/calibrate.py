@@ -7,7 +7,7 @@ smallest rate whose picture stands out clearly from what is left of the noise th
 - What an ascent *adds* is the difference between its image and that of the same ascent at rate 0.
 - In three quarters of eight probe units it must have a standard deviation of 0.6 grey levels, or
   of four times what the regularizers leave of the noise in all iterations, if that is more.
-- It is measured after 100 iterations, or after all where the canvas is small and that is cheap.
+- It is measured after 300 iterations, or after all where the canvas is small and that is cheap.
 - No more than 0.5 % of the probe's values may be clipped to 0..255 then.
 
 The rate is rounded to two digits. It is the same for every unit of the layer, and a function of
@@ -30,7 +30,7 @@ FAINTEST = 0.6  # grey levels; the authors' images of whole classes have about 1
 ABOVE_NOISE = 4.0
 SLOWEST = 0.25  # the share of probe units that may fall short
 CLIPPED = 0.005
-ITERATIONS = 100
+ITERATIONS = 300
 SMALL = 32  # pixels; canvases up to this side are probed for all iterations
 UNITS = 8
 ROUNDS = 8

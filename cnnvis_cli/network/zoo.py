@@ -146,16 +146,22 @@ def zfnet() -> Blueprint:
 _AS_TRAINED: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": True},
     "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": True},
-    "vit_h_14": {"image_size": 518},
 }
 
 
-def _torchvision(name: str) -> Blueprint:
-    """A classification builder of torchvision, with its trained weights' own preprocessing."""
+def _torchvision(name: str, chosen: str | None) -> Blueprint:
+    """A classification builder of torchvision, with its trained weights' own preprocessing.
+
+    That of the chosen weights, or of the default ones for a file.
+    """
     from torchvision import models
 
     weights = models.get_model_weights(name)
-    transform = weights["DEFAULT"].transforms()
+    trained = weights[chosen if chosen in weights.__members__ else "DEFAULT"]
+    transform = trained.transforms()
+    settings = dict(_AS_TRAINED.get(name, {}))
+    if name.startswith("vit_"):  # built for one size of input
+        settings["image_size"] = trained.meta["min_size"][0]
     interpolation = cast(Interpolation, transform.interpolation.value)
     preprocessing = Preprocessing(
         resize=int(transform.resize_size[0]),
@@ -166,7 +172,7 @@ def _torchvision(name: str) -> Blueprint:
     )
     return Blueprint(
         name,
-        lambda: models.get_model(name, weights=None, **_AS_TRAINED.get(name, {})),
+        lambda: models.get_model(name, weights=None, **settings),
         preprocessing,
         imagenet_classes(),
         default_weights="DEFAULT",
@@ -193,8 +199,8 @@ def _custom(name: str) -> Blueprint:
     return Blueprint(name, build)
 
 
-def blueprint(model: str, trust_code: bool = False) -> Blueprint:
-    """The network that goes by this name, not yet built.
+def blueprint(model: str, trust_code: bool = False, weights: str | None = None) -> Blueprint:
+    """The network that goes by this name, not yet built, as `weights` were trained.
 
     Raises `UsageError` for a name that does not exist (with the nearest right one), or for a
     person's own code without `trust_code`.
@@ -210,4 +216,4 @@ def blueprint(model: str, trust_code: bool = False) -> Blueprint:
     known = models.list_models(module=models)
     if model not in known:
         raise unknown("model", model, [*OWN, *known])
-    return _torchvision(model)
+    return _torchvision(model, weights)

@@ -101,7 +101,7 @@ def _lasting(weights: str | None) -> str | None:
 def load_network(plan: Plan) -> Network:
     """The plan's network on the plan's device, with its trained weights."""
     device = choose_device(plan.device)
-    found = blueprint(plan.model, plan.trust_code)
+    found = blueprint(plan.model, plan.trust_code, plan.weights)
     module, digest = load(found, plan.weights, plan.seed)
     preprocessing = preprocess(found.preprocessing, plan.preprocessing)
     network = Network.prepare(found.name, module, preprocessing, digest, found.classes)
@@ -111,7 +111,7 @@ def load_network(plan: Plan) -> Network:
 def outline(plan: Plan) -> Network:
     """The plan's network without its weights: enough to list its layers."""
     plan = _completed(plan)
-    found = blueprint(plan.model, plan.trust_code)
+    found = blueprint(plan.model, plan.trust_code, plan.weights)
     try:
         with torch.device("meta"):
             module = found.build()

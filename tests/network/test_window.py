@@ -248,7 +248,7 @@ MIXED: dict[str, Callable[[], list[nn.Module]]] = {
     "an average of the whole map": lambda: [
         nn.Conv2d(3, 4, 3),
         Apply(lambda x: x * F.avg_pool2d(x, x.shape[-2:], stride=1)),
-        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 1),
     ],
     "averages over a partly counted border": lambda: [
         nn.Conv2d(3, 4, 3, stride=3),

@@ -110,8 +110,10 @@ def test_a_unit_that_never_fires_is_counted_as_dead(images: Images) -> None:
 
 
 def test_what_is_saved_can_be_loaded(tmp_path: Path) -> None:
-    network, output = DemoNet(), tmp_path / "demo.safetensors"
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    network, output = DemoNet(), folder / "demo.safetensors"
     save(network, output, {"classes": list(CLASSES)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "demo.safetensors"]
-    assert json.loads((tmp_path / "demo.json").read_text())["classes"] == list(CLASSES)
+    assert sorted(path.name for path in folder.iterdir()) == ["demo.json", "demo.safetensors"]
+    assert json.loads((folder / "demo.json").read_text())["classes"] == list(CLASSES)
     DemoNet().load_state_dict(load_file(output))
