@@ -42,11 +42,15 @@ class TopKPlan:
 
 @dataclass(frozen=True)
 class OptimizePlan:
-    """`step` is ``calibrated``, ``paper`` or a rate; `iterations` overrides the styles' own."""
+    """`step` is ``calibrated``, ``paper`` or a rate; `iterations` overrides the styles' own.
+
+    `strength` multiplies how far calibrated images stand out from noise: short ascents need more.
+    """
 
     style: tuple[str, ...] = ("3",)
     runs: int = 1
     step: str = "calibrated"
+    strength: float = 1.0
     iterations: int | None = None
 
 
@@ -119,7 +123,7 @@ class Plan:
                 place = place.setdefault(section, {})
             if isinstance(place, dict):  # a section that is no table is refused below
                 place[key] = value
-        plan: Plan = _build(cls, table, str(config or "the command line"))
+        plan: Plan = read_settings(cls, table, str(config or "the command line"))
         plan._check()
         return plan
 
@@ -138,6 +142,10 @@ class Plan:
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1")
+        if self.optimize.strength <= 0:
+            raise UsageError(f"--strength {self.optimize.strength}: must be above 0")
+        if not 0 <= self.topk.max_unreadable <= 1:
+            raise UsageError(f"--max-unreadable {self.topk.max_unreadable}: is a share, 0 to 1")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers {self.workers}: must be 0 or more")
 
@@ -151,7 +159,7 @@ def _read(config: Path) -> dict[str, Any]:
         raise UsageError(f"{config}: is not TOML ({error})") from None
 
 
-def _build(cls: Any, table: Mapping[str, Any], place: str) -> Any:
+def read_settings(cls: Any, table: Mapping[str, Any], place: str) -> Any:
     """A settings value of class `cls` from a table, checking every key and type."""
     hints = get_type_hints(cls)
     names = [f.name for f in fields(cls)]
@@ -169,7 +177,7 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UsageError(f"{place} must be a table, [{place.rsplit(maxsplit=1)[-1]}]")
-        return _build(hint, value, place)
+        return read_settings(hint, value, place)
     for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
         converted = _as(value, option)
         if converted is not None:

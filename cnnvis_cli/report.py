@@ -66,6 +66,10 @@ class Report:
         if self.verbose:
             self.note(text)
 
+    def failed(self, text: str) -> None:
+        """The line that a command fails with, for the log file."""
+        self._write_log(text)
+
     def track(
         self, items: Iterable[T], what: str, total: int, unit: str, size: int = 1
     ) -> Iterator[T]:

@@ -5,8 +5,9 @@ grey or saturated pictures. Larger rates also make harder, less natural ones. So
 smallest rate whose picture stands out clearly from what is left of the noise that it started from:
 
 - What an ascent *adds* is the difference between its image and that of the same ascent at rate 0.
-- In three quarters of eight probe units it must have a standard deviation of 0.6 grey levels, or
-  of four times what the regularizers leave of the noise in all iterations, if that is more.
+- In three quarters of eight probe units it must have a standard deviation of 0.4 grey levels, or
+  of 2.5 times what the regularizers leave of the noise in all iterations, if that is more; a
+  plan's `strength` multiplies it.
 - It is measured after 300 iterations, or after all where the canvas is small and that is cheap.
 - No more than 0.5 % of the probe's values may be clipped to 0..255 then.
 
@@ -26,8 +27,8 @@ from cnnvis_cli.ascent.climb import Ascent, Outcome
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
 
-FAINTEST = 0.6  # grey levels; the authors' images of whole classes have about 1.6 in all
-ABOVE_NOISE = 4.0
+FAINTEST = 0.4  # grey levels; the authors' images of whole classes have about 1.6 in all
+ABOVE_NOISE = 2.5
 SLOWEST = 0.25  # the share of probe units that may fall short
 CLIPPED = 0.005
 ITERATIONS = 300
@@ -53,7 +54,7 @@ class Probe:
     ascend: Callable[[Style], Ascent]
 
 
-def calibrate(style: Style, probe: Probe) -> Style:
+def calibrate(style: Style, probe: Probe, strength: float = 1.0) -> Style:
     """The style with the constant rate that suits the layer.
 
     A layer that no gradient gets through keeps the style's own step.
@@ -62,7 +63,7 @@ def calibrate(style: Style, probe: Probe) -> Style:
     if max(probe.start.shape[2:]) > SMALL:
         iterations = min(iterations, ITERATIONS)
     short = replace(style, iterations=iterations)
-    wanted = max(FAINTEST, ABOVE_NOISE * remaining_noise(style, probe))
+    wanted = strength * max(FAINTEST, ABOVE_NOISE * remaining_noise(style, probe))
     still = probe.ascend(short.with_step(Constant(0.0)))
     live = still.outcome != int(Outcome.NO_GRADIENT)
     if not probe.gradient or not bool(live.any()):
@@ -73,7 +74,7 @@ def calibrate(style: Style, probe: Probe) -> Style:
         last = probe.ascend(short.with_step(Constant(rate))).last[live]
         added = float((last - still.last[live]).flatten(1).std(dim=1).quantile(SLOWEST))
         if _clipped(last, probe.mean) > CLIPPED:
-            ceiling = rate = rate / 2
+            ceiling = rate = float(f"{rate / 2:.2g}")
         elif 1 / TOLERANCE < added / wanted < TOLERANCE or rate >= ceiling:
             break
         else:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
+from types import FrameType
 
 import click
 
 from cnnvis_cli import __version__
 from cnnvis_cli.cli import demo, layers, montage, optimize, project, run, topk
-from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
+from cnnvis_cli.cli.options import reports
+from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -28,7 +31,14 @@ for _module in (demo, layers, topk, optimize, project, montage, run):
 
 def main() -> None:
     """Run a command; every failure is one line on stderr and the documented exit code."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     sys.exit(_code())
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Before there is any work to save, a signal ends the command at once."""
+    raise Stopped(f"stopped by {signal.Signals(number).name} before it began")
 
 
 def _code() -> int:
@@ -50,6 +60,8 @@ def _code() -> int:
 def _fail(message: str, code: int) -> int:
     if {"-v", "--verbose"} & set(sys.argv):
         traceback.print_exc()
+    for report in reports:
+        report.failed(f"failed with exit code {code}: {message}")
     try:
         print(f"cnnvis: {' '.join(message.split())}", file=sys.stderr)
     except OSError:

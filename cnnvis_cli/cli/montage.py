@@ -28,11 +28,12 @@ def command(**flags: Any) -> None:
     KIND is `optimized` (one tile a channel, Fig. S1 of Yosinski et al. 2015) or `top`
     (projections beside image patches, Fig. 2 of Zeiler & Fergus 2013); both by default.
 
-    Example: cnnvis montage optimized --model demo --layer conv1
+    Example: cnnvis montage optimized --model demo --layer conv1 (after that of optimize)
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages.montage import montage
+    from cnnvis_cli.stages.montage import check_kinds, montage
     from cnnvis_cli.stages.session import open_session
 
-    with open_session(plan, report) as session:
+    check_kinds(plan)
+    with open_session(plan, report, new=False) as session:
         montage(session)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 
@@ -50,8 +51,9 @@ _TALK = (
         help="Also write every line to this file.",
     ),
 )
+_RUN = click.option("-r", "--run", help="The run directory.  [default: outputs/<model>]")
 _WORK = (
-    click.option("-r", "--run", help="The run directory.  [default: outputs/<model>]"),
+    _RUN,
     click.option(
         "-l",
         "--layer",
@@ -77,7 +79,7 @@ def _apply(options: tuple[Any, ...]) -> Callable[[F], F]:
 
 def describing(command: F) -> F:
     """The options of a command that only looks at a network."""
-    return _apply((*_NETWORK, *_CONFIG, *_TALK))(command)
+    return _apply((*_NETWORK, _RUN, *_CONFIG, *_TALK))(command)
 
 
 def working(command: F) -> F:
@@ -95,7 +97,23 @@ def running(command: F) -> F:
     return _apply((*_NETWORK, *_WORK, *_UNITS, *_TALK))(command)
 
 
+reports: list[Report] = []
+"""The reports of this process, which a failure is told to as well."""
+
+
+def _try_log(path: Path) -> None:
+    """Raise `UsageError` for a log file that cannot be written."""
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UsageError(f"--log {path}: cannot be written ({error.strerror})") from None
+
+
 def planned(flags: dict[str, Any]) -> tuple[Plan, Report]:
     """The plan and the report of a command's parameters; raises `UsageError`."""
-    report = Report(flags.pop("quiet"), flags.pop("verbose"), flags.pop("log"))
+    log: Path | None = flags.pop("log")
+    if log is not None:
+        _try_log(log)
+    report = Report(flags.pop("quiet"), flags.pop("verbose"), log)
+    reports.append(report)
     return Plan.make(flags.pop("config"), flags), report

@@ -24,11 +24,12 @@ def command(**flags: Any) -> None:
     Works on the places that `cnnvis topk` stored in the run directory. The result is
     projected/<layer>.h5.
 
-    Example: cnnvis project --model alexnet --layer conv5 --units 0-15
+    Example: cnnvis project --model demo --layer conv1 (after cnnvis topk demo --model demo)
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages.project import project
+    from cnnvis_cli.stages.project import check_methods, project
     from cnnvis_cli.stages.session import open_session
 
-    with open_session(plan, report) as session:
+    check_methods(plan)
+    with open_session(plan, report, new=False) as session:
         project(session)

@@ -12,6 +12,7 @@ from cnnvis_cli.cli.options import planned, running
 
 @click.command("run")
 @click.argument("config", type=click.Path(path_type=Path))
+@click.option("--dataset", help="Another folder of images than the plan's.")
 @running
 def command(**flags: Any) -> None:
     """Do all stages of a TOML file, in order; started again, carry on where it stopped.

@@ -22,10 +22,11 @@ from cnnvis_cli.cli.options import planned, working
 def command(**flags: Any) -> None:
     """Find the images, and the places in them, that each channel answers most strongly.
 
-    DATASET is a folder of images, best with one folder a class as ImageNet has it. The result is
+    DATASET is a folder of images, best with one folder a class as ImageNet has it, or `demo` for
+    images that are drawn. The result is
     topk.h5 in the run directory, with statistics of every channel.
 
-    Example: cnnvis topk /data/imagenet/val --model alexnet
+    Example: cnnvis topk demo --model demo
     """
     plan, report = planned(flags)
     from cnnvis_cli.stages.session import open_session

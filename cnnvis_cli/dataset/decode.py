@@ -28,9 +28,9 @@ def decode(path: Path, preprocessing: Preprocessing) -> Pixels:
     8 bits, an animation gives its first frame, EXIF rotation is ignored, as in training.
     Raises `Unreadable` with the reason.
     """
-    if not path.is_file():
-        raise Unreadable("not a regular file" if path.exists() else "no such file")
     try:
+        if not path.is_file():
+            raise Unreadable("not a regular file" if path.exists() else "no such file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", "(Corrupt|Truncated|Possibly corrupt)")

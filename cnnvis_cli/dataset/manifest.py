@@ -67,7 +67,10 @@ class Manifest:
 
 
 def _images(root: Path) -> Iterator[tuple[str, int]]:
-    """Relative paths and sizes of what is named like an image; linked folders once each."""
+    """Relative paths and sizes of what is named like an image; linked folders once each.
+
+    Hidden names and run directories are passed over.
+    """
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
         status = os.stat(folder)  # noqa: PTH116 - os.walk gives strings
@@ -75,10 +78,13 @@ def _images(root: Path) -> Iterator[tuple[str, int]]:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        subfolders.sort()
         base = Path(folder)
+        if (base / "run.json").is_file():  # a run directory's figures are not its images
+            subfolders.clear()
+            continue
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
-            if Path(name).suffix.lower() in SUFFIXES:
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 path = base / name
                 yield path.relative_to(root).as_posix(), _size(path)
 

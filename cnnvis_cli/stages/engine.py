@@ -28,6 +28,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UsageError(f"--device {name}: there are {count}, cuda:0 to cuda:{count - 1}")
+    # Full single precision and one order of summation: the same numbers each time.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     return device
 
 
@@ -48,4 +51,4 @@ def keep_memory() -> None:
 
 def decode_workers(asked: int | None) -> int:
     """Processes that decode images: as asked, otherwise one a core and at most eight."""
-    return asked if asked is not None else min(os.cpu_count() or 1, 8)
+    return asked if asked is not None else min(len(os.sched_getaffinity(0)), 8)

@@ -18,14 +18,15 @@ KEPT = 1024  # decoded images; 150 kB each at 224 pixels
 
 
 def dataset_folder(session: Session) -> Path:
-    """The folder of the plan's dataset; the images of ``demo`` are drawn where they are missing.
+    """The folder of the plan's dataset; the images of ``demo`` are drawn where they are missing
+    (a folder of that name is ``./demo``).
 
     Raises `UsageError` where the plan names none.
     """
     dataset = session.plan.dataset
     if not dataset:
         raise UsageError("which images? name the dataset's folder: cnnvis topk FOLDER")
-    if dataset != "demo" or Path(dataset).is_dir():
+    if dataset != "demo":
         return Path(dataset)
     folder = session.run.path.with_name(f"{session.run.path.name}-images")
     names = [(name, number) for name in CLASSES for number in range(PER_CLASS)]

@@ -18,7 +18,8 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import read_record
 from cnnvis_cli.figure.sheets import Caption, Cell, beside, block, per_page, sheet
 from cnnvis_cli.figure.tone import RULES, toned
-from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.nouns import Box, Layer, Size
+from cnnvis_cli.plan import Plan
 from cnnvis_cli.registry import Registry, unknown
 from cnnvis_cli.stages.images import image_reader
 from cnnvis_cli.stages.session import Session
@@ -50,6 +51,12 @@ class Kind:
 
 
 KINDS: Registry[Kind] = Registry("kind of montage")
+
+
+def check_kinds(plan: Plan) -> None:
+    """Raise `UsageError` for a kind of figure that does not exist."""
+    for kind in plan.montage.kind:
+        KINDS[kind]
 
 
 def montage(session: Session) -> None:
@@ -107,6 +114,10 @@ def _draw(session: Session, kind: str, layer: Layer, sources: Sources) -> list[P
             text = {"Title": caption.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
             publish(path, canvas.png(text | {"cnnvis-key": key}))
         paths.append(path)
+    number = len(pages) + 1
+    while (stale := session.run.figure(kind, f"{layer.alias}_page{number}")).exists():
+        stale.unlink()  # of a larger selection than this one
+        number += 1
     return paths
 
 
@@ -188,6 +199,10 @@ def top(session: Session, layer: Layer) -> Sources:
         "method", plan.method, list(file.methods()), session.plan.project.method, layer
     )
     places = TopKFile(session.run.topk).layer(layer.alias)
+    if file.methods()[method]["topk"] != file_digest(session.run.topk):
+        raise UsageError(
+            f"{file.path} was projected from another topk.h5; delete it and run project again"
+        )
     read = image_reader(session)
     held = np.flatnonzero(file.done(method))
     shown = min(9, places.places.image.shape[1])
@@ -195,6 +210,9 @@ def top(session: Session, layer: Layer) -> Sources:
     height, width = layer.field.size
     rows = -(-shown // columns)
     size = (rows * (height + 1) - 1, 2 * (columns * (width + 1) - 1) + 4)
+
+    def patches(unit: int) -> NDArray[np.uint8]:
+        return _patches(places, unit, shown, read, layer.field.size)
 
     def cells(units: Sequence[int]) -> list[Cell]:
         _rows(held, units, layer, f"project --method {method}")
@@ -204,7 +222,7 @@ def top(session: Session, layer: Layer) -> Sources:
         return [
             Cell(
                 _label(session, layer, unit),
-                beside(block(tiles, columns), block(_patches(places, unit, shown, read), columns)),
+                beside(block(tiles, columns), block(patches(unit), columns)),
                 bool((places.places.image[unit] < 0).all()),
             )
             for unit, tiles in zip(units, projected, strict=True)
@@ -226,7 +244,7 @@ KINDS.register("top")(Kind(Run.projected, top))
 
 
 def _patches(
-    top: LayerTopK, unit: int, shown: int, read: Callable[[int], Pixels]
+    top: LayerTopK, unit: int, shown: int, read: Callable[[int], Pixels], size: Size
 ) -> NDArray[np.uint8]:
     """The image windows of a unit's strongest places: (n, h, w, 3)."""
     patches = []
@@ -235,8 +253,7 @@ def _patches(
         image = int(top.places.image[unit, rank])
         if image >= 0:
             patches.append(crop(read(image), box))
-    height, width = patches[0].shape[:2] if patches else (1, 1)
-    empty = np.full((height, width, 3), 255, np.uint8)
+    empty = np.full((*size, 3), 255, np.uint8)
     return np.stack(patches + [empty] * (shown - len(patches)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.plan import OptimizePlan
+from cnnvis_cli.stages.blocks import Blocks
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Arrays, Parts
@@ -29,7 +31,7 @@ Slot = tuple[Unit, int]  # a unit and the number of its random start
 
 def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
-    styles = [_asked(name, session.plan.optimize) for name in session.plan.optimize.style]
+    styles = asked_styles(session.plan.optimize)
     for layer in session.layers:
         for style in styles:
             climbs = Climbs.of(session, layer, style)
@@ -37,6 +39,11 @@ def optimize(session: Session) -> None:
                 with session.timed("optimize"):
                     climbs.run()
             session.report.result(climbs.summary())
+
+
+def asked_styles(plan: OptimizePlan) -> list[Style]:
+    """The styles of the plan; raises `UsageError` for one that does not exist."""
+    return [_asked(name, plan) for name in plan.style]
 
 
 def _asked(name: str, plan: OptimizePlan) -> Style:
@@ -84,6 +91,7 @@ class Climbs:
         return {
             **self.style.parameters(),
             "step": plan.optimize.step,
+            "strength": plan.optimize.strength,
             "runs": self.runs,
             "seed": plan.seed,
             "batch_size": self.batch,
@@ -106,24 +114,17 @@ class Climbs:
 
     def run(self) -> None:
         """Climb for every pending unit, part by part, then publish them together."""
-        units = self.pending
         style, policy = self._calibrated()
         record = {**self.record, "policy": policy}
-        name = f"{self.layer.alias}-{style.name}"
-        plan = {**self.session.identity, **record, "layer": self.layer.alias, "units": units}
-        parts = Parts(self.session.run.parts("optimized", name), digest(plan))
-        size = max(1, self.batch // self.runs)
-        blocks = [units[i : i + size] for i in range(0, len(units), size)]
-        todo = list(parts.pending(len(blocks)))
-        total = sum(len(blocks[number]) for number in todo)
+        plan = digest({**self.session.identity, **record, "layer": self.layer.alias})
+        name = f"{self.layer.alias}-{style.name}-{plan}"
+        parts = Parts(self.session.run.parts("optimized", name), plan)
+        blocks = Blocks(parts, self.layer, max(1, self.batch // self.runs))
         what = f"optimize {self.layer.alias} style {style.name}"
-        for number in self.session.report.track(todo, what, total, "units", size):
-            parts[number] = self._climb(style, blocks[number])
-        done = (parts[number] for number in range(len(blocks)))
+        blocks.fill(self.pending, partial(self._climb, style), self.session.report, what)
         shape = (self.runs, *self.box.size)
-        optimized = Optimized(record, np.array(units, np.int32), shape, done)
-        mean = self.session.network.preprocessing.mean
-        self.file.publish(self.session.header(self.layer), mean, {style.name: optimized})
+        optimized = Optimized(record, np.array(blocks.units(), np.int32), shape, blocks)
+        self.file.publish(self.session.header(self.layer), {style.name: optimized})
         parts.clear()
 
     def _calibrated(self) -> tuple[Style, dict[str, Any]]:
@@ -147,6 +148,7 @@ class Climbs:
                     self._gradient(slots, start),
                     lambda probe: self._ascend(probe, slots, start),
                 ),
+                self.session.plan.optimize.strength,
             )
         return style, style.parameters()["step"]
 

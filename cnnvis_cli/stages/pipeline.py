@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cnnvis_cli.errors import TooManyUnreadable
-from cnnvis_cli.stages.montage import montage
-from cnnvis_cli.stages.optimize import optimize
-from cnnvis_cli.stages.project import project
+from cnnvis_cli.stages.montage import check_kinds, montage
+from cnnvis_cli.stages.optimize import asked_styles, optimize
+from cnnvis_cli.stages.project import check_methods, project
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.stages.topk import topk
 
@@ -19,11 +19,21 @@ STAGES: dict[str, Callable[[Session], None]] = {
 }
 
 
+def check(session: Session) -> None:
+    """Raise `UsageError` for what a later stage could not do, before any works through a night."""
+    asked_styles(session.plan.optimize)
+    check_methods(session.plan)
+    check_kinds(session.plan)
+    for layer in session.layers:
+        session.units(layer)
+
+
 def run_all(session: Session) -> None:
     """Do every stage that the plan names; each returns at once where it has nothing left to do.
 
     Too many unreadable images do not keep the later stages from their work: that is said last.
     """
+    check(session)
     unreadable: TooManyUnreadable | None = None
     for name in session.plan.stages:
         session.report.detail(f"stage {name}")

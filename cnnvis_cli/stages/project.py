@@ -16,6 +16,8 @@ from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.backward import RULES, rectify
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.stages.blocks import Blocks
 from cnnvis_cli.stages.images import image_reader
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import LayerTopK, ProjectedFile, TopKFile, box_of
@@ -27,14 +29,22 @@ TOLERANCE = 1e-3  # of a recomputed activation, relative to the largest of its l
 _PART = 1 << 27  # bytes of projections in a part
 
 
+def check_methods(plan: Plan) -> None:
+    """Raise `UsageError` for a method that does not exist."""
+    for method in plan.project.method:
+        RULES[method]
+
+
 def project(session: Session) -> None:
     """Project the stored places of the chosen units, for every chosen layer and method."""
-    for method in session.plan.project.method:
-        RULES[method]  # an unknown method is an error before any work
     read = image_reader(session)
+    held, source = TopKFile(session.run.topk).layers(), file_digest(session.run.topk)
     for layer in session.layers:
+        if not session.plan.layer and layer.alias not in held:
+            continue
         for method in session.plan.project.method:
-            projections = Projections.of(session, layer, method, read)
+            top = TopKFile(session.run.topk).layer(layer.alias)
+            projections = Projections(session, layer, method, top, read, source)
             if projections.pending:
                 with session.timed("project"):
                     projections.run()
@@ -65,13 +75,6 @@ class Projections:
     read: Callable[[int], Pixels]
     source: str  # digest of topk.h5
 
-    @classmethod
-    def of(
-        cls, session: Session, layer: Layer, method: str, read: Callable[[int], Pixels]
-    ) -> Projections:
-        top = TopKFile(session.run.topk).layer(layer.alias)
-        return cls(session, layer, method, top, read, file_digest(session.run.topk))
-
     @property
     def file(self) -> ProjectedFile:
         return ProjectedFile(self.session.run.projected(self.layer.alias))
@@ -85,40 +88,33 @@ class Projections:
     def pending(self) -> list[int]:
         """Channels that are not in the file yet; raises `UsageError` if it is of another plan."""
         asked = self.session.units(self.layer)
-        held = self.file.methods().get(self.method)
-        if held is None:
+        for method, held in self.file.methods().items():
+            wanted = {**self.record, "method": method}
+            if held["topk"] != self.source or (method == self.method and held != wanted):
+                raise UsageError(
+                    f"{self.file.path} holds {method} of another plan: "
+                    f"{differences(held, wanted)}; delete it or choose another --run"
+                )
+        if self.method not in self.file.methods():
             return list(asked)
-        if held != self.record:
-            raise UsageError(
-                f"{self.file.path} holds {self.method} of another plan: "
-                f"{differences(held, self.record)}; delete it or choose another --run"
-            )
         return sorted(set(asked) - set(np.flatnonzero(self.file.done(self.method)).tolist()))
 
     def run(self) -> None:
         """Project every pending channel, part by part, then publish them together."""
-        channels = self.pending
         k = self.top.places.image.shape[1]
         height, width = self.layer.field.size
         size = max(1, _PART // (k * height * width * 3 * 4))
-        blocks = [channels[i : i + size] for i in range(0, len(channels), size)]
-        plan = {
-            **self.session.identity,
-            **self.record,
-            "layer": self.layer.alias,
-            "units": channels,
-        }
-        name = f"{self.layer.alias}-{self.method}"
-        parts = Parts(self.session.run.parts("projected", name), digest([plan, _PART]))
-        todo = list(parts.pending(len(blocks)))
-        total = sum(len(blocks[number]) for number in todo)
+        plan = digest(
+            {**self.session.identity, **self.record, "layer": self.layer.alias, "block": size}
+        )
+        name = f"{self.layer.alias}-{self.method}-{plan}"
+        blocks = Blocks(Parts(self.session.run.parts("projected", name), plan), self.layer, size)
         what = f"project {self.layer.alias} {self.method}"
-        for number in self.session.report.track(todo, what, total, "units", size):
-            parts[number] = self._project(blocks[number])
+        blocks.fill(self.pending, self._project, self.session.report, what)
         shape = (self.layer.channels, k, height, width)
-        added = {self.method: (self.record, _by_channel(parts, blocks))}
+        added = {self.method: (self.record, _by_channel(blocks))}
         self.file.publish(self.session.header(self.layer), shape, added)
-        parts.clear()
+        blocks.parts.clear()
 
     def _project(self, channels: list[int]) -> Arrays:
         """A block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
@@ -135,7 +131,8 @@ class Projections:
         scale = np.abs(projection).max(axis=(2, 3, 4))
         scaled = projection / np.where(scale > 0, scale, 1)[..., None, None, None]
         scale[self.top.places.image[channels] < 0] = np.nan
-        return {"projection": scaled.astype(np.float16), "scale": scale}
+        unit = np.array(channels, np.int32)
+        return {"projection": scaled.astype(np.float16), "scale": scale, "unit": unit}
 
     @property
     def _size(self) -> Size:
@@ -196,7 +193,7 @@ class Projections:
     def _compare(self, value: Tensor, slots: list[Slot]) -> None:
         stored = np.array([slot.activation for slot in slots])
         scale = float(np.nanmax(np.abs(self.top.places.activation)))
-        wrong = np.abs(value.cpu().numpy() - stored) > TOLERANCE * scale
+        wrong = ~(np.abs(value.cpu().numpy() - stored) <= TOLERANCE * scale)  # NaN is wrong too
         if wrong.any():
             slot = slots[int(wrong.argmax())]
             path = TopKFile(self.session.run.topk).images().path[slot.image]
@@ -208,10 +205,10 @@ class Projections:
 
 
 def _by_channel(
-    parts: Parts, blocks: list[list[int]]
+    blocks: Blocks,
 ) -> Iterator[tuple[int, NDArray[np.float16], NDArray[np.float32]]]:
-    for number, channels in enumerate(blocks):
-        arrays = parts[number]
+    for arrays in blocks:
+        channels = arrays["unit"].tolist()
         yield from zip(channels, arrays["projection"], arrays["scale"], strict=True)
 
 

@@ -18,7 +18,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.weights import load
 from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Layer, Preprocessing, Size, parse_units
-from cnnvis_cli.plan import Plan, PreprocessingPlan
+from cnnvis_cli.plan import Plan, PreprocessingPlan, read_settings
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.engine import choose_device, keep_memory
 from cnnvis_cli.store.files import Header
@@ -53,17 +53,19 @@ class Session:
         return parse_units(self.plan.units, layer.channels, layer.alias)
 
     def header(self, layer: Layer) -> Header:
-        return Header(self.network.name, self.network.digest, layer.alias, layer.module)
+        network = self.network
+        mean = network.preprocessing.mean
+        return Header(network.name, network.digest, layer.alias, layer.module, mean)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Record in run.json how long a stage has worked, on what, and with which versions."""
         start = time.monotonic()
-        yield
-        before = float(self.run.read().get(stage, {}).get("seconds", 0))
-        self.run.note(
-            stage,
-            {
+        try:
+            yield
+        finally:
+            before = float(self.run.read().get(stage, {}).get("seconds", 0))
+            record = {
                 "seconds": round(before + time.monotonic() - start, 1),
                 "device": _device_name(self.network.device),
                 "versions": {
@@ -71,19 +73,22 @@ class Session:
                     "torch": torch.__version__,
                     "python": platform.python_version(),
                 },
-            },
-        )
+            }
+            self.run.note(stage, record)
 
 
 @contextmanager
-def open_session(plan: Plan, report: Report) -> Iterator[Session]:
+def open_session(plan: Plan, report: Report, new: bool = True) -> Iterator[Session]:
     """Load the network, then hold the run directory while the block works in it.
 
-    A plan without a model takes network and weights from the run directory.
+    What the plan leaves open of the network is taken from the run directory. Raises `UsageError`
+    where there is no run yet and a `new` one would be of no use.
     """
     keep_memory()
     plan = _completed(plan)
     run = Run(plan.folder)
+    if not new and not run.read():
+        raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
     with report.stoppable():
         network = load_network(plan)
         report.breathe()
@@ -102,7 +107,7 @@ def load_network(plan: Plan) -> Network:
     """The plan's network on the plan's device, with its trained weights."""
     device = choose_device(plan.device)
     found = blueprint(plan.model, plan.trust_code, plan.weights)
-    module, digest = load(found, plan.weights, plan.seed)
+    module, digest = load(found, plan.weights)
     preprocessing = preprocess(found.preprocessing, plan.preprocessing)
     network = Network.prepare(found.name, module, preprocessing, digest, found.classes)
     return network.to(device)
@@ -122,13 +127,21 @@ def outline(plan: Plan) -> Network:
 
 
 def _completed(plan: Plan) -> Plan:
-    """The plan with model and weights of its run directory where it names none."""
-    if plan.model:
-        return plan
+    """The plan with model, weights and preprocessing of its run directory where it leaves them."""
     record = Run(plan.folder).read()
-    if not record:
+    if not record and not plan.model:
         raise UsageError(f"{plan.folder}: holds no run; give --model")
-    return replace(plan, model=str(record["model"]), weights=plan.weights or record.get("weights"))
+    if plan.model not in ("", record.get("model")):
+        return plan
+    preprocessing = plan.preprocessing
+    if preprocessing == PreprocessingPlan():
+        preprocessing = read_settings(PreprocessingPlan, record["preprocessing"], "run.json")
+    return replace(
+        plan,
+        model=str(record["model"]),
+        weights=plan.weights or record.get("weights"),
+        preprocessing=preprocessing,
+    )
 
 
 def preprocess(own: Preprocessing, asked: PreprocessingPlan) -> Preprocessing:

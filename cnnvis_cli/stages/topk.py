@@ -42,7 +42,8 @@ def topk(session: Session) -> None:
         workers = decode_workers(session.plan.workers)
         batches = Batches(manifest, session.network.preprocessing, size, workers)
         with session.timed("topk"):
-            parts = Parts(session.run.parts("topk"), digest([plan, PART]))
+            name = digest([plan, PART])
+            parts = Parts(session.run.parts("topk", name), name)
             _scan(session, batches, parts)
             _finish(session, manifest, plan, parts, -(-len(batches) // PART))
         parts.clear()

@@ -98,7 +98,9 @@ class TopKFile:
         """Raises `UsageError` for a layer that the file does not hold."""
         with _reading(self.path, "topk") as file:
             if alias not in file["layers"]:
-                raise UsageError(f"{self.path}: holds no {alias}; run topk with --layer {alias}")
+                raise UsageError(
+                    f"{self.path}: holds no {alias}; it needs a topk of its own in another --run"
+                )
             group = file["layers"][alias]
             position = group["position"][()].astype(np.int64)
             places = TopK(
@@ -160,6 +162,7 @@ class Header:
     weights_sha256: str
     layer: str
     module: str
+    mean: tuple[float, float, float]  # RGB, 0..255 units
 
     def write(self, file: h5py.File, kind: str) -> None:
         file.attrs.update(format=f"cnnvis/{kind}", version=VERSION, **self.__dict__)
@@ -202,9 +205,7 @@ class OptimizedFile:
             values: Array = file[style][name][rows]
             return values
 
-    def publish(
-        self, header: Header, mean: tuple[float, float, float], added: dict[str, Optimized]
-    ) -> None:
+    def publish(self, header: Header, added: dict[str, Optimized]) -> None:
         """Write the file anew with these styles beside the others that it already holds.
 
         A style that it holds and that is added again gains units and keeps its old ones.
@@ -214,7 +215,6 @@ class OptimizedFile:
             styles.setdefault(name, []).append(optimized)
         with publishing_hdf5(self.path) as file:
             header.write(file, "optimized")
-            file.attrs["mean"] = mean
             for name, pieces in sorted(styles.items()):
                 group = file.create_group(name)
                 group.attrs["parameters"] = json.dumps(pieces[-1].record, sort_keys=True)

@@ -96,7 +96,7 @@ WRONG = {
     "kind": (f"cnnvis montage optimised {EXACT}", "optimized"),
     "tone": ("cnnvis montage optimized --model demo --tone grey", "--tone"),
     "not optimized": (f"cnnvis montage optimized {EXACT}", "optimize"),
-    "no topk": (f"cnnvis project {EXACT}", "topk first"),
+    "no topk": (f"cnnvis project {EXACT}", "topk"),
     "weights name": ("cnnvis optimize --model resnet18 -w IMAGENET1K_V2", "IMAGENET1K_V1"),
     "weights missing": ("cnnvis optimize --model demo -w none.pth", "none.pth"),
     "no weights": ("cnnvis optimize --model caffenet", "-w"),
@@ -265,7 +265,7 @@ def test_every_command_s_help_has_an_example(command: str, cnnvis: Call) -> None
 
 def example(command: str) -> str:
     """The example of a command's help."""
-    found = re.search(r"Example:\s+(cnnvis .*)", cli.commands[command].help or "")
+    found = re.search(r"Example:\s+(cnnvis [^(\n]*)", cli.commands[command].help or "")
     assert found
     return found[1]
 
