@@ -42,15 +42,11 @@ class TopKPlan:
 
 @dataclass(frozen=True)
 class OptimizePlan:
-    """`step` is ``calibrated``, ``paper`` or a rate; `iterations` overrides the styles' own.
-
-    `strength` multiplies how far calibrated images stand out from noise: short ascents need more.
-    """
+    """`step` is ``calibrated``, ``paper`` or a rate; `iterations` overrides the styles' own."""
 
     style: tuple[str, ...] = ("3",)
     runs: int = 1
     step: str = "calibrated"
-    strength: float = 1.0
     iterations: int | None = None
 
 
@@ -142,8 +138,6 @@ class Plan:
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1")
-        if self.optimize.strength <= 0:
-            raise UsageError(f"--strength {self.optimize.strength}: must be above 0")
         if not 0 <= self.topk.max_unreadable <= 1:
             raise UsageError(f"--max-unreadable {self.topk.max_unreadable}: is a share, 0 to 1")
         if self.workers is not None and self.workers < 0:

@@ -2,14 +2,16 @@
 
 The paper's rates belong to CaffeNet's gradients: on another network or layer the same rate gives
 grey or saturated pictures. Larger rates also make harder, less natural ones. So the rule is the
-smallest rate whose picture stands out clearly from what is left of the noise that it started from:
+smallest rate whose pictures stand out from what is left of the noise that they started from, and
+mean their unit:
 
 - What an ascent *adds* is the difference between its image and that of the same ascent at rate 0.
-- In three quarters of eight probe units it must have a standard deviation of 0.4 grey levels, or
-  of 2.5 times what the regularizers leave of the noise in all iterations, if that is more; a
-  plan's `strength` multiplies it.
+  In three quarters of eight probe units it must have a standard deviation of 0.4 grey levels, or
+  of 2.5 times what the regularizers leave of the noise in all iterations, if that is more.
+- Three quarters of the probe units must be the largest of their layer at their best image. Where
+  they are not, the rate is doubled, until what is added reaches 4 grey levels.
+- No more than 0.5 % of the probe's values may be clipped to 0..255.
 - It is measured after 300 iterations, or after all where the canvas is small and that is cheap.
-- No more than 0.5 % of the probe's values may be clipped to 0..255 then.
 
 The rate is rounded to two digits. It is the same for every unit of the layer, and a function of
 network, layer, style and seed alone.
@@ -30,11 +32,12 @@ from cnnvis_cli.ascent.styles import Style
 FAINTEST = 0.4  # grey levels; the authors' images of whole classes have about 1.6 in all
 ABOVE_NOISE = 2.5
 SLOWEST = 0.25  # the share of probe units that may fall short
+STRONGEST = 4.0  # grey levels; more is not tried for the sake of leading
 CLIPPED = 0.005
 ITERATIONS = 300
 SMALL = 32  # pixels; canvases up to this side are probed for all iterations
 UNITS = 8
-ROUNDS = 8
+ROUNDS = 10
 TOLERANCE = 1.2  # what is added need not be met closer than this factor
 
 
@@ -54,7 +57,7 @@ class Probe:
     ascend: Callable[[Style], Ascent]
 
 
-def calibrate(style: Style, probe: Probe, strength: float = 1.0) -> Style:
+def calibrate(style: Style, probe: Probe) -> Style:
     """The style with the constant rate that suits the layer.
 
     A layer that no gradient gets through keeps the style's own step.
@@ -63,24 +66,45 @@ def calibrate(style: Style, probe: Probe, strength: float = 1.0) -> Style:
     if max(probe.start.shape[2:]) > SMALL:
         iterations = min(iterations, ITERATIONS)
     short = replace(style, iterations=iterations)
-    wanted = strength * max(FAINTEST, ABOVE_NOISE * remaining_noise(style, probe))
+    wanted = max(FAINTEST, ABOVE_NOISE * remaining_noise(style, probe))
     still = probe.ascend(short.with_step(Constant(0.0)))
-    live = still.outcome != int(Outcome.NO_GRADIENT)
-    if not probe.gradient or not bool(live.any()):
+    if not probe.gradient or not bool((still.outcome != int(Outcome.NO_GRADIENT)).any()):
         return style
-    rate, ceiling = wanted / (probe.gradient * min(iterations, ITERATIONS)), float("inf")
+    rate, ceiling = wanted / (probe.gradient * min(iterations, 100)), float("inf")
     for _ in range(ROUNDS):
         rate = float(f"{rate:.2g}")
-        last = probe.ascend(short.with_step(Constant(rate))).last[live]
-        added = float((last - still.last[live]).flatten(1).std(dim=1).quantile(SLOWEST))
-        if _clipped(last, probe.mean) > CLIPPED:
+        found = _measure(probe.ascend(short.with_step(Constant(rate))), still, probe.mean)
+        if found.clipped > CLIPPED:
             ceiling = rate = float(f"{rate / 2:.2g}")
-        elif 1 / TOLERANCE < added / wanted < TOLERANCE or rate >= ceiling:
-            break
+        elif found.added < wanted / TOLERANCE:
+            rate = rate * min(wanted / found.added, 30.0) if found.added else rate * 30
+        elif found.leading < 1 - SLOWEST and found.added < STRONGEST:
+            rate, wanted = rate * 2, found.added
+        elif found.added > wanted * TOLERANCE and found.leading == 1:
+            rate = rate * max(wanted / found.added, 0.01)
         else:
-            change = min(max(wanted / added, 0.01), 30.0) if added else 30.0
-            rate = min(rate * change, ceiling)
+            break
+        if rate >= ceiling:
+            rate = ceiling
+            break
     return style.with_step(Constant(float(f"{rate:.2g}")))
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What a probe at some rate gave."""
+
+    added: float  # grey levels that the slowest quarter of the units falls short of
+    leading: float  # the share of units that are the largest of their layer
+    clipped: float  # the share of values outside 0..255
+
+
+def _measure(ascent: Ascent, still: Ascent, mean: Tensor) -> _Finding:
+    live = still.outcome != int(Outcome.NO_GRADIENT)
+    last = ascent.last[live]
+    added = (last - still.last[live]).flatten(1).std(dim=1).quantile(SLOWEST)
+    leading = (ascent.outcome[live] == int(Outcome.LARGEST)).float().mean()
+    return _Finding(float(added), float(leading), _clipped(last, mean))
 
 
 def remaining_noise(style: Style, probe: Probe) -> float:

@@ -23,12 +23,6 @@ from cnnvis_cli.cli.options import planned, working_on_units
     help="calibrated, paper (the paper's constants), or a rate.  [default: calibrated]",
 )
 @click.option(
-    "--strength",
-    "optimize__strength",
-    type=float,
-    help="How far calibrated images stand out, against the rule.  [default: 1]",
-)
-@click.option(
     "--iterations", "optimize__iterations", type=int, help="Instead of the style's own number."
 )
 @working_on_units

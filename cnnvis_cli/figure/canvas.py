@@ -65,7 +65,7 @@ class Canvas:
         for key, value in record.items():
             info.add_itxt(key, value)
         buffer = io.BytesIO()
-        self._image.save(buffer, "PNG", pnginfo=info)
+        self._image.save(buffer, "PNG", pnginfo=info, compress_level=4)
         return buffer.getvalue()
 
 

@@ -22,7 +22,7 @@ def demo(plan: Plan, report: Report) -> None:
         model="demo",
         dataset="demo",
         run=str(folder),
-        optimize=OptimizePlan(iterations=96, strength=1.8),
+        optimize=OptimizePlan(iterations=96),
         stages=("topk", "optimize", "project"),
     )
     with open_session(settings, report) as session:

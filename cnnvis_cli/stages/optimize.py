@@ -91,7 +91,6 @@ class Climbs:
         return {
             **self.style.parameters(),
             "step": plan.optimize.step,
-            "strength": plan.optimize.strength,
             "runs": self.runs,
             "seed": plan.seed,
             "batch_size": self.batch,
@@ -148,7 +147,6 @@ class Climbs:
                     self._gradient(slots, start),
                     lambda probe: self._ascend(probe, slots, start),
                 ),
-                self.session.plan.optimize.strength,
             )
         return style, style.parameters()["step"]
 
