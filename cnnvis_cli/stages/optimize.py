@@ -118,7 +118,7 @@ class Climbs:
         plan = digest({**self.session.identity, **record, "layer": self.layer.alias})
         name = f"{self.layer.alias}-{style.name}-{plan}"
         parts = Parts(self.session.run.parts("optimized", name), plan)
-        blocks = Blocks(parts, self.layer, max(1, self.batch // self.runs))
+        blocks = Blocks(parts, max(1, self.batch // self.runs))
         what = f"optimize {self.layer.alias} style {style.name}"
         blocks.fill(self.pending, partial(self._climb, style), self.session.report, what)
         shape = (self.runs, *self.box.size)

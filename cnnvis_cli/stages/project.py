@@ -108,7 +108,7 @@ class Projections:
             {**self.session.identity, **self.record, "layer": self.layer.alias, "block": size}
         )
         name = f"{self.layer.alias}-{self.method}-{plan}"
-        blocks = Blocks(Parts(self.session.run.parts("projected", name), plan), self.layer, size)
+        blocks = Blocks(Parts(self.session.run.parts("projected", name), plan), size)
         what = f"project {self.layer.alias} {self.method}"
         blocks.fill(self.pending, self._project, self.session.report, what)
         shape = (self.layer.channels, k, height, width)

@@ -62,6 +62,11 @@ class Parts:
         """The pieces from 0 to `count` that are not done, each looked at when its turn comes."""
         return (number for number in range(count) if number not in self)
 
+    def next_number(self) -> int:
+        """The number after the last piece that was ever kept here."""
+        numbers = [int(path.stem) for path in self.folder.glob("[0-9]*.h5")]
+        return max(numbers, default=-1) + 1
+
     def clear(self) -> None:
         """Remove all pieces, once what they add up to is published."""
         shutil.rmtree(self.folder, ignore_errors=True)
