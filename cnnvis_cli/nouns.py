@@ -1,4 +1,4 @@
-"""The words that every floor shares: units, layers, places, boxes and receptive fields."""
+"""The words that every floor shares: units, layers, boxes and receptive fields."""
 
 from __future__ import annotations
 
@@ -28,14 +28,6 @@ class Unit:
         if not (layer and slash and channel.isascii() and channel.isdigit()):
             raise UsageError(f"{text!r} is not a unit; write it as layer/channel, like conv5/0042")
         return cls(layer, int(channel))
-
-
-class Place(NamedTuple):
-    """Where an activation happened: image index, and row and column in the layer's map."""
-
-    image: int
-    row: int
-    column: int
 
 
 class Box(NamedTuple):
