@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check format train clean
+.PHONY: help setup demo test long check format train clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -19,6 +19,9 @@ demo: setup  ## the whole pipeline on the bundled network; ends by naming the pi
 
 test: setup  ## the tests
 	$(BIN)/pytest
+
+long: setup  ## the long forms of some tests (minutes)
+	$(BIN)/pytest -m long -s
 
 check: setup  ## style and types: ruff, mypy --strict
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from cnnvis_cli.registry import unknown
 
 STAGES = ("topk", "optimize", "project", "montage")
 Tone = Literal["tile", "unit", "sheet", "true"]
+Precision = Literal["float32", "tf32", "bf16"]
+Decode = Literal["exact", "fast", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,17 @@ class PreprocessingPlan:
 
 @dataclass(frozen=True)
 class TopKPlan:
-    """`k` places a channel; more than `max_unreadable` (a share) of bad images ends in exit 3."""
+    """`k` places a channel; more than `max_unreadable` (a share) of bad images ends in exit 3.
+
+    `min` also keeps the k lowest. `decode` ``fast`` lets the JPEG decoder scale, ``gpu`` decodes
+    on the device; `precision` is the network's arithmetic. All of them belong to the result.
+    """
 
     k: int = 9
     max_unreadable: float = 0.01
+    min: bool = False
+    precision: Precision = "float32"
+    decode: Decode = "exact"
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Plan:
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
+    shard: str | None = None
     seed: int = 0
     stages: tuple[str, ...] = STAGES
     preprocessing: PreprocessingPlan = field(default_factory=PreprocessingPlan)
@@ -101,6 +111,21 @@ class Plan:
         if not self.model:
             raise UsageError("which network? give --model, or --run with a run directory")
         return Path("outputs") / self.model.replace(":", "_").replace("/", "_")
+
+    def share(self, pieces: int) -> range:
+        """Which of so many numbered pieces of work are this shard's: a row of them.
+
+        Raises `UsageError` for a `shard` that is not i/n. Shard n may be called 0 as well.
+        """
+        if self.shard is None:
+            return range(pieces)
+        number, slash, count = self.shard.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and int(number) <= int(count)):
+            raise UsageError(f"--shard {self.shard}: write it as i/n, from 1/n to n/n")
+        i, n = int(number) or int(count), int(count)
+        if n < 1:
+            raise UsageError(f"--shard {self.shard}: write it as i/n, from 1/n to n/n")
+        return range((i - 1) * pieces // n, i * pieces // n)
 
     @classmethod
     def make(cls, config: Path | None, flags: Mapping[str, Any]) -> Plan:
@@ -140,6 +165,7 @@ class Plan:
                 raise UsageError(f"{name} {value}: must be at least 1")
         if not 0 <= self.topk.max_unreadable <= 1:
             raise UsageError(f"--max-unreadable {self.topk.max_unreadable}: is a share, 0 to 1")
+        self.share(0)
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers {self.workers}: must be 0 or more")
 

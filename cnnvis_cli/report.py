@@ -17,6 +17,12 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+def leave_signals_to_the_parent() -> None:
+    """For worker processes: a signal to the whole group stops the parent, which ends them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Report:
     """Progress on stderr, results on stdout, and the wish to stop from outside.
 
@@ -50,14 +56,14 @@ class Report:
 
     def result(self, text: str) -> None:
         """A line of the command's result."""
-        self._clear()
+        self.clear()
         _say(text, sys.stdout)
         self._write_log(text)
 
     def note(self, text: str) -> None:
         """A line about the work."""
         if not self.quiet:
-            self._clear()
+            self.clear()
             _say(text, sys.stderr)
         self._write_log(text)
 
@@ -74,22 +80,24 @@ class Report:
         self, items: Iterable[T], what: str, total: int, unit: str, size: int = 1
     ) -> Iterator[T]:
         """Pass the items on, telling how far the work is; each counts as `size` units."""
-        start = time.monotonic()
-        for done, item in enumerate(items, 1):
+        meter = Meter(self, what, total, unit)
+        for item in items:
             self.breathe()
             yield item
-            self._progress(what, min(done * size, total), total, unit, time.monotonic() - start)
-        self._clear()
+            meter.add(size)
+        meter.end()
 
-    def _progress(self, what: str, done: int, total: int, unit: str, seconds: float) -> None:
+    def meter(self, what: str, total: int, unit: str) -> Meter:
+        """For work that tells by itself how far it is."""
+        return Meter(self, what, total, unit)
+
+    def progress(self, line: str) -> None:
+        """Show how far the work is, if it is time to; off a terminal not at the very beginning."""
         terminal = sys.stderr.isatty()
         now = time.monotonic()
-        if self.quiet or now - self._spoken < (0.2 if terminal else 60) or not seconds:
+        if self.quiet or now - self._spoken < (0.2 if terminal else 60):
             return
         if self._spoken or terminal:
-            rate = done / seconds
-            left = _duration((total - done) / rate) if rate else "?"
-            line = f"{what}: {done}/{total} {unit}, {rate:.1f} a second, {left} left"
             _say(f"\r\033[K{line}" if terminal else line, sys.stderr, end="" if terminal else "\n")
             if not terminal:
                 self._write_log(line)
@@ -101,9 +109,33 @@ class Report:
             with suppress(OSError), self._log.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Wipe the progress off the terminal's line."""
         if not self.quiet and sys.stderr.isatty():
             _say("\r\033[K", sys.stderr, end="")
+
+
+class Meter:
+    """How far some work is, at what speed, and until when."""
+
+    def __init__(self, report: Report, what: str, total: int, unit: str) -> None:
+        self._report, self._what, self._total, self._unit = report, what, total, unit
+        self._start = time.monotonic()
+        self._done = 0
+
+    def add(self, units: int, note: str = "") -> None:
+        """`units` more are done; the `note` is told beside the figures."""
+        self._done = min(self._done + units, self._total)
+        seconds = time.monotonic() - self._start
+        if not seconds or not self._done:
+            return
+        rate = self._done / seconds
+        figures = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f} a second"
+        left = f"{_duration((self._total - self._done) / rate)} left"
+        self._report.progress(", ".join(part for part in (figures, note, left) if part))
+
+    def end(self) -> None:
+        self._report.clear()
 
 
 def _duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ FLOORS = {
     "report": 0,
     "errors": 0,
     "digests": 0,
+    "histogram": 0,
     **dict.fromkeys(ROOMS, 1),
     "plan": 2,
     "stages": 3,
@@ -32,6 +33,7 @@ FLOORS = {
 DOORS = {  # a library, and the only places that may use it
     "click": ("cli/",),
     "h5py": ("store/",),
+    "numba": ("network/tally_loops.py",),
     "PIL": ("figure/canvas.py", "dataset/decode.py"),
     "joblib": ("stages/engine.py",),
     "multiprocessing": ("stages/engine.py",),

@@ -60,10 +60,15 @@ _WORK = (
         multiple=True,
         help="Alias (conv5) or module path (features.10); repeatable.  [default: all]",
     ),
-    click.option("--device", help="auto, cpu, cuda, cuda:0.  [default: auto]"),
+    click.option("--device", help="auto, cpu, cuda, cuda:0,cuda:1.  [default: auto]"),
     click.option("--seed", type=int, help="Decides every random choice.  [default: 0]"),
     click.option("--batch-size", type=int, help="Images at a time."),
-    click.option("--workers", type=int, help="Processes that decode images."),
+    click.option(
+        "--workers",
+        type=int,
+        help="Processes that decode images, on a CPU with the network as well; 0: none but this "
+        "one.  [default: one a core]",
+    ),
 )
 _UNITS = (click.option("-u", "--units", help="Channels, like 0-63,151.  [default: all]"),)
 
@@ -90,6 +95,12 @@ def working(command: F) -> F:
 def working_on_units(command: F) -> F:
     """The options of a command that works on chosen units in a run directory."""
     return _apply((*_NETWORK, *_WORK, *_UNITS, *_CONFIG, *_TALK))(command)
+
+
+def joining(command: F) -> F:
+    """The options of a command that joins run directories."""
+    trust = _NETWORK[2]
+    return _apply((trust, _RUN, *_CONFIG, *_TALK))(command)
 
 
 def running(command: F) -> F:

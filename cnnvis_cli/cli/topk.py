@@ -18,13 +18,27 @@ from cnnvis_cli.cli.options import planned, working
     type=float,
     help="Share of bad images above which the exit code is 3.  [default: 0.01]",
 )
+@click.option("--min", "topk__min", is_flag=True, default=None, help="Also keep the k lowest.")
+@click.option(
+    "--decode",
+    "topk__decode",
+    type=click.Choice(["exact", "fast", "gpu"]),
+    help="fast: let the JPEG decoder scale; gpu: decode on the device.  [default: exact]",
+)
+@click.option(
+    "--precision",
+    "topk__precision",
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    help="The network's arithmetic.  [default: float32]",
+)
+@click.option("--shard", help="Do only part i/n of the work, for cnnvis merge.")
 @working
 def command(**flags: Any) -> None:
     """Find the images, and the places in them, that each channel answers most strongly.
 
-    DATASET is a folder of images, best with one folder a class as ImageNet has it, or `demo` for
-    images that are drawn. The result is
-    topk.h5 in the run directory, with statistics of every channel.
+    DATASET is a folder of images, best with one folder a class as ImageNet has it; or of tar
+    shards; or one .tar or .zip file; or a text file of paths; or `demo` for images that are drawn.
+    The result is topk.h5 in the run directory, with statistics of every channel.
 
     Example: cnnvis topk demo --model demo
     """

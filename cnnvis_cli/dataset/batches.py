@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnnvis_cli.dataset.decode import Unreadable, decode
+from cnnvis_cli.dataset.containers import Unreadable
+from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.nouns import Preprocessing
 
 
@@ -26,70 +31,111 @@ class Batch:
     unreadable images are padded rather than left out.
     """
 
+    number: int  # of the batch in the manifest; its first image is number * size
     first: int  # index of the first image
     pixels: Tensor  # (B, height, width, 3) uint8
     used: NDArray[np.bool_]  # (B,)
+    crcs: NDArray[np.uint32]  # (B,) of the images' bytes as they were read; 0 where none were
     failures: dict[int, str]  # image index -> why it could not be used
+    labels: NDArray[np.int32]  # (B,) class index; -1 in padding, or where there is no class
+
+    def pin_memory(self) -> Batch:
+        """The batch with page-locked pixels; the DataLoader calls it."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 @dataclass(frozen=True)
-class _Decoded(Dataset[tuple[int, Tensor, str]]):
-    """One image a piece: its index, its pixels, and why there are none."""
+class Batches(Dataset[Batch]):
+    """Batches `size` images long of a manifest, decoded by `workers` processes (0: in this one).
 
-    root: Path
-    paths: tuple[str, ...]
+    `fast` is that of `decode`; `pin` puts pixels where a CUDA device fetches them directly.
+    """
+
+    manifest: Manifest
     preprocessing: Preprocessing
+    size: int
+    workers: int = 0
+    fast: bool = False
+    pin: bool = False
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return -(-len(self.manifest) // self.size)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, str]:
-        try:
-            pixels = decode(self.root / self.paths[index], self.preprocessing)
-        except Unreadable as reason:
-            return index, torch.zeros(*self.preprocessing.crop, 3, dtype=torch.uint8), str(reason)
-        return index, torch.from_numpy(pixels.copy()), ""
+    def read(self, numbers: Iterable[int]) -> Iterator[Batch]:
+        """The batches of these numbers, in their order.
+
+        Numbers are taken one by one: with workers two a worker ahead, without none ahead.
+        Raises `CnnvisError` when a worker dies.
+        """
+        loader = DataLoader(
+            self,
+            batch_size=None,  # an item is a batch already, put together in the worker
+            sampler=numbers,
+            num_workers=self.workers,
+            prefetch_factor=2 if self.workers else None,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_parent,
+            pin_memory=self.pin and torch.cuda.is_available(),
+        )
+        with _deaths_found_when_asking():
+            batches = iter(loader)
+        while (batch := _next(batches)) is not None:
+            yield batch
+
+    def __getitem__(self, number: int) -> Batch:
+        """Read and decode one batch here."""
+        if not 0 <= number < len(self):
+            raise ValueError(f"batch {number}: there are {len(self)}")
+        first = number * self.size
+        images = range(first, min(first + self.size, len(self.manifest)))
+        pixels = np.zeros((self.size, *self.preprocessing.crop, 3), np.uint8)
+        used, crcs = np.zeros(self.size, np.bool_), np.zeros(self.size, np.uint32)
+        labels, failures = np.full(self.size, -1, np.int32), {}
+        labels[: len(images)] = self.manifest.labels[first : images.stop]
+        for slot, index in enumerate(images):
+            try:
+                content = self.manifest.read(index)
+                crcs[slot] = zlib.crc32(content)
+                pixels[slot] = decode(content, self.preprocessing, self.fast)
+                used[slot] = True
+            except Unreadable as reason:
+                failures[index] = str(reason)
+        return Batch(number, first, torch.from_numpy(pixels), used, crcs, failures, labels)
+
+
+def _next(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch, None after the last; raises `CnnvisError` when a worker has died."""
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # as torch names no class for it
+            raise
+        raise CnnvisError(
+            f"a decoding process died ({error}); is memory short? use fewer --workers"
+        ) from None
+
+
+@contextmanager
+def _deaths_found_when_asking() -> Iterator[None]:
+    """Keep torch from raising in a signal handler, which is to say anywhere in the program.
+
+    A dead worker is then found within seconds by whoever waits for its batch.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where torch sets none
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
     """A signal to the whole group stops the parent, which then ends its workers in good order."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Batches `size` images long of a manifest, decoded by `workers` processes (0: in this one)."""
-
-    manifest: Manifest
-    preprocessing: Preprocessing
-    size: int
-    workers: int = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.manifest) // self.size)
-
-    def read(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches `start` to `stop` (exclusive)."""
-        last = min(stop * self.size, len(self.manifest))
-        rows = [
-            list(range(i, min(i + self.size, last)))
-            for i in range(start * self.size, last, self.size)
-        ]
-        source = _Decoded(self.manifest.root, self.manifest.paths, self.preprocessing)
-        loader = DataLoader(
-            source,
-            batch_sampler=rows,
-            num_workers=self.workers,
-            collate_fn=self._collate,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
-        yield from loader
-
-    def _collate(self, items: list[tuple[int, Tensor, str]]) -> Batch:
-        pixels = torch.zeros(self.size, *self.preprocessing.crop, 3, dtype=torch.uint8)
-        used = np.zeros(self.size, np.bool_)
-        for slot, (_, image, reason) in enumerate(items):
-            pixels[slot], used[slot] = image, not reason
-        failures = {index: reason for index, _, reason in items if reason}
-        return Batch(items[0][0], pixels, used, failures)

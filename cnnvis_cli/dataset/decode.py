@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -11,33 +12,45 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from cnnvis_cli.nouns import Preprocessing
+from cnnvis_cli.dataset.containers import Unreadable
+from cnnvis_cli.nouns import Preprocessing, Size
+
+__all__ = ["FORMATS", "Pixels", "Unreadable", "decode", "prepare", "write_png"]
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 Pixels = NDArray[np.uint8]
 
 
-class Unreadable(Exception):
-    """An image that cannot be used, and why, in a few words."""
-
-
-def decode(path: Path, preprocessing: Preprocessing) -> Pixels:
-    """Read, resize and centre-crop one image: uint8 RGB of (height, width, 3).
+def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> Pixels:
+    """Decode, resize and centre-crop one image file: uint8 RGB of (height, width, 3).
 
     As in torchvision's evaluation transforms. Transparency is dropped, 16-bit grey is scaled to
     8 bits, an animation gives its first frame, EXIF rotation is ignored, as in training.
+    `fast` lets the JPEG decoder do most of the shrinking: other pixels, in a fraction of the time.
     Raises `Unreadable` with the reason.
     """
+    if not content:
+        raise Unreadable("is empty")
+    stream = io.BytesIO(content)
     try:
-        if not path.is_file():
-            raise Unreadable("not a regular file" if path.exists() else "no such file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", "(Corrupt|Truncated|Possibly corrupt)")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(stream, formats=FORMATS) as image:
+                if fast:
+                    _shrink_early(image, preprocessing.resize)
                 return prepare(_rgb(image), preprocessing)
     except Exception as error:  # Pillow raises many kinds for broken files (facts of its fuzzing)
-        raise Unreadable(_reason(error, path)) from None
+        raise Unreadable(_reason(error, stream)) from None
+
+
+def _shrink_early(image: Image.Image, resize: int | Size) -> None:
+    """Have a JPEG decoded at 1/1, 1/2, 1/4 or 1/8: the least that covers `resize`, both sides.
+
+    Other formats have no such decoder, and `draft` leaves them alone.
+    """
+    height, width = (resize, resize) if isinstance(resize, int) else resize
+    image.draft(None, (width, height))
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
@@ -65,10 +78,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception, path: Path) -> str:
-    """One line without the path and without tabs, for skipped.tsv."""
-    text = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
-    text = " ".join(text.split())
+def _reason(error: Exception, stream: io.BytesIO) -> str:
+    """One line without tabs, for skipped.tsv; the stream's address would differ in every run."""
+    text = " ".join(str(error).replace(repr(stream), "the file").split())
     return text or type(error).__name__
 
 

@@ -4,98 +4,267 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.dataset.containers import (
+    INDEXES,
+    SUFFIXES,
+    is_container,
+    members,
+    read_file,
+    read_member,
+)
 from cnnvis_cli.errors import UsageError
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+LISTS = (".txt", ".lst")
+ACCEPTED = f"a folder, a list ({', '.join(LISTS)}) or a file {' or '.join(INDEXES)}"
+COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
+LONGEST = 4096  # bytes of a path, PATH_MAX of Linux; one of a megabyte would widen every row
+NAMELESS = ("", ".", "..")  # parts of a path that are no class
+ROWS = 1 << 16  # that are turned into arrays at a time
+
+Row = tuple[str, int, int, str]  # path, bytes, place in its container or -1, class or ""
+Paths = NDArray[np.bytes_]
+Columns = tuple[Paths, NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
-    """Images of a folder: paths relative to `root`, in sorted order, with sizes in bytes.
+    """N images in the order of ``sorted()``, in arrays that processes share without a copy.
 
-    In class folders (``root/class/.../image.jpg``) the label is the index of the class folder
-    among the sorted class folders; images directly in the root have label -1.
+    Paths are `os.fsencode`d, ``/``-separated and relative to `root`; a container's member is
+    ``shard.tar/member.jpg``. The label is the index among the sorted `classes`: of the first
+    folder below the root or inside the container; of the image's own folder in a list; -1 where
+    there is no folder.
     """
 
     root: Path
-    paths: tuple[str, ...]
-    sizes: tuple[int, ...]
+    paths: Paths  # (N,)
+    sizes: NDArray[np.int64]  # (N,) bytes of the image as it is read; 0 for a missing file
+    offsets: NDArray[np.int64]  # (N,) tar: the first byte, zip: the header; -1: a file of its own
+    labels: NDArray[np.int32]  # (N,)
     classes: tuple[str, ...]
 
     @classmethod
-    def scan(cls, root: Path) -> Manifest:
-        """List a folder's images; raises `UsageError` where there is no folder or no image."""
-        if not root.is_dir():
-            raise UsageError(f"dataset {root}: there is no such folder")
-        found = sorted(_images(root))
-        if not found:
-            raise UsageError(
-                f"dataset {root}: holds no images ({', '.join(sorted(SUFFIXES))}), "
-                "neither directly nor in class folders"
-            )
-        paths, sizes = zip(*found, strict=True)
-        classes = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
-        return cls(root, paths, sizes, tuple(classes))
+    def scan(cls, dataset: Path) -> Manifest:
+        """List a dataset's images; raises `UsageError` where it is none, broken or empty."""
+        root = root_of(dataset)
+        rows = _rows(dataset)
+        try:
+            columns, classes = _arranged(rows)
+        except OSError as error:
+            place = error.filename or dataset
+            raise UsageError(f"dataset {place}: cannot be listed ({error.strerror})") from None
+        if not len(columns[0]):
+            raise UsageError(f"dataset {dataset}: holds no images ({', '.join(SUFFIXES)})")
+        return cls(root, *columns, classes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    @cached_property
-    def labels(self) -> NDArray[np.int32]:
-        """The class index of each image, -1 without a class folder: (N,)."""
-        index = {name: i for i, name in enumerate(self.classes)}
-        labels = (index[p.split("/", 1)[0]] if "/" in p else -1 for p in self.paths)
-        return np.fromiter(labels, np.int32, len(self.paths))
+    def path(self, index: int) -> str:
+        """The path of an image, relative to the root."""
+        return os.fsdecode(self.paths[index])
+
+    def read(self, index: int) -> bytes:
+        """An image's file, undecoded; raises `Unreadable` with the reason."""
+        path, offset = self.path(index), int(self.offsets[index])
+        if offset < 0:
+            return read_file(self.root / path)
+        return read_member(self.root, path, offset, int(self.sizes[index]))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over paths and sizes, in order: another folder state is another dataset."""
         digest = hashlib.sha256()
-        for path, size in zip(self.paths, self.sizes, strict=True):
-            digest.update(os.fsencode(path) + f"\0{size}\n".encode())
+        width = int(np.char.str_len(self.paths).max(initial=1))  # a wider column is the same
+        for column in (self.paths.astype(f"S{width}"), self.sizes.astype("<i8")):
+            digest.update(f"{column.shape} {column.itemsize}\n".encode())
+            digest.update(np.ascontiguousarray(column).data.cast("B"))
         return digest.hexdigest()
 
 
-def _images(root: Path) -> Iterator[tuple[str, int]]:
-    """Relative paths and sizes of what is named like an image; linked folders once each.
+def root_of(dataset: Path) -> Path:
+    """What a dataset's paths are relative to: the folder itself, or the one that holds the file."""
+    is_file = dataset.suffix.lower() in (*LISTS, *INDEXES) and not dataset.is_dir()
+    return dataset.parent if is_file else dataset
+
+
+def _rows(dataset: Path) -> Iterator[Row]:
+    """The images of any dataset, in any order; raises `UsageError` for what is none."""
+    if dataset.is_dir():
+        return _of_folder(dataset)
+    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+        **dict.fromkeys(LISTS, _of_list),
+        **dict.fromkeys(INDEXES, _of_container),
+    }
+    suffix = dataset.suffix.lower()
+    if dataset.is_file() and suffix in readers:
+        return readers[suffix](dataset)
+    if not dataset.exists():
+        raise UsageError(f"dataset {dataset}: there is no such folder or file")
+    if suffix in COMPRESSED:
+        raise UsageError(f"dataset {dataset}: is compressed; unpack it to a .tar")
+    raise UsageError(f"dataset {dataset}: is not a dataset; give {ACCEPTED}")
+
+
+def _of_folder(root: Path) -> Iterator[Row]:
+    """Files and members named like images; linked folders once each.
 
     Hidden names and run directories are passed over.
     """
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
-        status = os.stat(folder)  # noqa: PTH116 - os.walk gives strings
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        base = Path(folder)
-        if (base / "run.json").is_file():  # a run directory's figures are not its images
-            subfolders.clear()
-            continue
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                path = base / name
-                yield path.relative_to(root).as_posix(), _size(path)
+    pending = [""]  # folders as prefixes of paths
+    while pending:
+        prefix = pending.pop()
+        place = root / prefix
+        status = place.stat()
+        inode = (status.st_dev, status.st_ino)
+        # a run directory's figures are not its images
+        if inode not in seen and not (place / "run.json").is_file():
+            subfolders = yield from _of_one_folder(place, prefix)
+            pending.extend(sorted(subfolders, reverse=True))
+        seen.add(inode)
 
 
-def _refuse(error: OSError) -> None:
-    raise UsageError(f"dataset {error.filename}: cannot be listed ({error.strerror})")
+def _of_one_folder(place: Path, prefix: str) -> Generator[Row, None, list[str]]:
+    """The images of a folder and of the containers in it; returns its subfolders."""
+    folders, containers, label = [], [], prefix.partition("/")[0]
+    with _opened(place) as number, os.scandir(number) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            size = _look(entry)
+            if size is None:
+                folders.append(f"{prefix}{name}/")
+            elif name.lower().endswith(SUFFIXES):
+                yield prefix + name, size, -1, label
+            elif is_container(name):
+                containers.append(place / name)
+    for container in containers:
+        yield from _of_container(container, prefix)
+    return folders
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 for a dangling link, which decoding will report."""
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """A folder's descriptor: to look up names from there is faster than whole paths."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return path.stat().st_size
+        yield number
+    finally:
+        os.close(number)
+
+
+def _look(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file, 0 for a dangling link, which reading will report; None for a folder."""
+    try:
+        return None if entry.is_dir() else entry.stat().st_size
     except OSError:
         return 0
+
+
+def _of_list(file: Path) -> Iterator[Row]:
+    """The images that a text file names, one path a line; # begins a comment line."""
+    with (
+        _opened(file.parent) as folder,
+        file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines,
+    ):
+        for line in lines:
+            path = line.strip().removeprefix("./")
+            if path and not path.startswith("#"):
+                holder = path.rpartition("/")[0].rpartition("/")[2]
+                yield path, _size(path, folder), -1, "" if holder in NAMELESS else holder
+
+
+def _size(path: str, folder: int) -> int:
+    """Bytes of a file as seen from a folder; 0 for one that is missing."""
+    try:
+        return os.stat(path, dir_fd=folder).st_size
+    except (OSError, ValueError):
+        return 0
+
+
+def _of_container(container: Path, prefix: str = "") -> Iterator[Row]:
+    """The images of a tar or zip in a folder whose paths begin with `prefix`."""
+    start = f"{prefix}{container.name}/"
+    for name, size, offset in members(container):
+        folders = (part for part in name.split("/")[:-1] if part not in NAMELESS)
+        yield start + name, size, offset, next(folders, "")
+
+
+def _arranged(rows: Iterator[Row]) -> tuple[Columns, tuple[str, ...]]:
+    """Sorted paths, sizes, offsets and labels, each path once, and the sorted classes."""
+    codes: dict[str, int] = {}  # of the classes, as they are met
+    paths, sizes, offsets, labels = _columns(rows, codes)
+    order = _order(paths)
+    paths = paths[order]
+    last = np.append(paths[1:] != paths[:-1], True)[: len(paths)]  # of equal paths: as in a tar
+    if not last.all():
+        paths, order = paths[last], order[last]
+    classes = tuple(sorted(codes.keys() - {""}))
+    rank = {name: number for number, name in enumerate(classes)}
+    ranks = np.array([rank.get(name, -1) for name in codes], np.int32)
+    return (paths, sizes[order], offsets[order], ranks[labels[order]]), classes
+
+
+def _columns(rows: Iterator[Row], codes: dict[str, int]) -> Columns:
+    """Rows as arrays, a block at a time: a million strings never exist at once."""
+    blocks = [_block([], codes)]
+    while block := list(islice(rows, ROWS)):
+        blocks.append(_block(block, codes))
+    paths, sizes, offsets, labels = zip(*blocks, strict=True)
+    return (
+        np.concatenate(paths),
+        np.concatenate(sizes),
+        np.concatenate(offsets),
+        np.concatenate(labels),
+    )
+
+
+def _block(rows: list[Row], codes: dict[str, int]) -> Columns:
+    """Some rows as arrays; raises `UsageError` for a path that no file system has."""
+    paths = np.array(_encoded([row[0] for row in rows]), np.bytes_)
+    if paths.itemsize > LONGEST:
+        longest = max((row[0] for row in rows), key=len)
+        raise UsageError(f"the dataset has a path of over {LONGEST} bytes: {longest[:60]!r}...")
+    labels = [codes.setdefault(row[3], len(codes)) for row in rows]
+    return (
+        paths,
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], np.int64),
+        np.array(labels, np.int32),
+    )
+
+
+def _encoded(paths: list[str]) -> list[bytes]:
+    """`os.fsencode` of each."""
+    try:
+        return [path.encode() for path in paths]
+    except UnicodeEncodeError:  # a name that is no UTF-8
+        return [os.fsencode(path) for path in paths]
+
+
+def _order(paths: Paths) -> NDArray[np.int64]:
+    """The rows in the order of `sorted()` of the paths as text; equal ones stay in order."""
+    if all(_is_utf8(paths[i : i + ROWS]) for i in range(0, len(paths), ROWS)):
+        return np.argsort(paths, kind="stable")  # bytes of UTF-8 sort as its characters do
+    names = [os.fsdecode(path) for path in paths]
+    return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+
+
+def _is_utf8(paths: Paths) -> bool:
+    try:
+        b"\n".join(paths.tolist()).decode()
+    except UnicodeDecodeError:
+        return False
+    return True

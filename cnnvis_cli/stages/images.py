@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, write_png
+from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.stages.session import Session
@@ -17,15 +19,16 @@ FIRST_SEED = 2_000_000  # images that the network was neither trained nor tested
 KEPT = 1024  # decoded images; 150 kB each at 224 pixels
 
 
-def dataset_folder(session: Session) -> Path:
-    """The folder of the plan's dataset; the images of ``demo`` are drawn where they are missing
-    (a folder of that name is ``./demo``).
+def dataset_path(session: Session) -> Path:
+    """The plan's dataset: a folder, a list, a tar or a zip.
+
+    The images of ``demo`` are drawn where they are missing (a folder of that name is ``./demo``).
 
     Raises `UsageError` where the plan names none.
     """
     dataset = session.plan.dataset
     if not dataset:
-        raise UsageError("which images? name the dataset's folder: cnnvis topk FOLDER")
+        raise UsageError("which images? name the dataset: cnnvis topk FOLDER (or a list, tar, zip)")
     if dataset != "demo":
         return Path(dataset)
     folder = session.run.path.with_name(f"{session.run.path.name}-images")
@@ -44,21 +47,36 @@ def image_reader(session: Session) -> Callable[[int], Pixels]:
     that has gone or changed since.
     """
     file = TopKFile(session.run.topk)
-    if file.identity() is None:
+    plan = file.identity()
+    if plan is None:
         raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
-    record = session.run.read().get("dataset", {})
-    moved = None if session.plan.dataset == "demo" else session.plan.dataset
-    root = Path(moved or record.get("path", ""))
-    paths = file.images().path
+    images = file.images()
+    manifest = Manifest(_root(session), images.path, images.size, images.offset, images.label, ())
+    fast = plan.get("decode") == "fast"
 
     @lru_cache(maxsize=KEPT)
     def read(index: int) -> Pixels:
+        place = manifest.root / manifest.path(index)
         try:
-            return decode(root / paths[index], session.network.preprocessing)
+            content = manifest.read(index)
+            if zlib.crc32(content) != images.crc[index]:
+                raise CnnvisError(
+                    f"{place}: has changed since topk ({len(content)} bytes of another CRC); "
+                    "run topk again in another --run, or give --dataset with the old images"
+                )
+            return decode(content, session.network.preprocessing, fast)
         except Unreadable as reason:
             raise CnnvisError(
-                f"{root / paths[index]}: cannot be read any more ({reason}); "
+                f"{place}: cannot be read any more ({reason}); "
                 "if the dataset has moved, give --dataset"
             ) from None
 
     return read
+
+
+def _root(session: Session) -> Path:
+    """What the stored paths are relative to: now, if the plan says so, or when topk ran."""
+    dataset = session.plan.dataset
+    if dataset and dataset != "demo":
+        return root_of(Path(dataset))
+    return Path(session.run.read().get("dataset", {}).get("path", ""))

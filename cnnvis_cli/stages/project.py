@@ -196,7 +196,7 @@ class Projections:
         wrong = ~(np.abs(value.cpu().numpy() - stored) <= TOLERANCE * scale)  # NaN is wrong too
         if wrong.any():
             slot = slots[int(wrong.argmax())]
-            path = TopKFile(self.session.run.topk).images().path[slot.image]
+            path = TopKFile(self.session.run.topk).images().name(slot.image)
             unit, now = Unit(self.layer.alias, slot.channel), float(value[int(wrong.argmax())])
             raise CnnvisError(
                 f"{path}: {unit} is {now:.6g} there now and {slot.activation:.6g} in topk.h5; "

@@ -92,7 +92,7 @@ def open_session(plan: Plan, report: Report, new: bool = True) -> Iterator[Sessi
     with report.stoppable():
         network = load_network(plan)
         report.breathe()
-        with run.lock():
+        with run.lock(plan.shard):
             session = Session(plan, network, run, report)
             run.claim(session.identity, _lasting(plan.weights))
             yield session

@@ -16,20 +16,22 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli import histogram
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import (
+    BINS,
     IMAGES,
     OPTIMIZED_STYLE,
+    PLACES,
     PROJECTED_METHOD,
     TOPK_LAYER,
     VERSION,
     create,
     write,
 )
-from cnnvis_cli.store.stats import Stats
 from cnnvis_cli.store.topk import TopK
 
 Array = NDArray[Any]
@@ -51,9 +53,16 @@ def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
 class Images:
     """The images that a topk.h5 speaks of: N of each."""
 
-    path: tuple[str, ...]
+    path: NDArray[np.bytes_]  # UTF-8
     label: NDArray[np.int32]
     skipped: NDArray[np.bool_]
+    size: NDArray[np.int64]  # bytes
+    crc: NDArray[np.uint32]
+    offset: NDArray[np.int64]
+
+    def name(self, index: int) -> str:
+        """The path of an image as text."""
+        return os.fsdecode(self.path[index])
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,17 @@ class LayerTopK:
 
     places: TopK
     box: NDArray[np.int32]  # (C, k, 4)
-    stats: dict[str, NDArray[np.float64]]  # (C,) each
+    stats: dict[str, Array]  # (C,) each, quantiles (C, Q)
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What topk.h5 is to say of a layer; `arrays` by the names of the schema."""
+
+    layer: Layer
+    strongest: TopK
+    lowest: TopK | None
+    arrays: dict[str, Array]
 
 
 class TopKFile:
@@ -91,8 +110,8 @@ class TopKFile:
     def images(self) -> Images:
         with _reading(self.path, "topk") as file:
             group = file["images"]
-            paths = tuple(os.fsdecode(p) for p in group["path"][()].tolist())
-            return Images(paths, group["label"][()], group["skipped"][()])
+            columns = {name: group[name][()] for name in IMAGES}
+            return Images(**columns | {"path": columns["path"].astype("S")})
 
     def layer(self, alias: str) -> LayerTopK:
         """Raises `UsageError` for a layer that the file does not hold."""
@@ -109,40 +128,41 @@ class TopKFile:
             stats = {name: values[()] for name, values in group["stats"].items()}
             return LayerTopK(places, group["box"][()], stats)
 
-    def publish(
-        self,
-        plan: Record,
-        images: Images,
-        layers: Iterable[tuple[Layer, TopK, Stats]],
-    ) -> None:
+    def publish(self, plan: Record, images: Images, layers: Iterable[LayerResult]) -> None:
         """Write the whole file; `plan` is the identity that a rerun is compared with."""
         with publishing_hdf5(self.path) as file:
             file.attrs.update(format="cnnvis/topk", version=VERSION)
-            for name in ("model", "weights_sha256", "k"):
+            for name in ("model", "weights_sha256", "k", "precision", "decode"):
                 file.attrs[name] = plan[name]
             file.attrs["preprocessing"] = json.dumps(plan["preprocessing"])
             file.attrs["images"] = len(images.path)
             file.attrs["skipped"] = int(images.skipped.sum())
             file.attrs["plan"] = json.dumps(plan, sort_keys=True)
-            paths = np.array([os.fsencode(path) for path in images.path])
-            columns = {"path": paths, "label": images.label, "skipped": images.skipped}
-            write(file.create_group("images"), IMAGES, columns)
-            for order, (layer, places, stats) in enumerate(layers):
-                group = file.create_group(f"layers/{layer.alias}")
-                _write_layer(group, layer, places, stats)
+            write(file.create_group("images"), IMAGES, vars(images))
+            bins = {"edges": histogram.edges(), "levels": np.array(histogram.LEVELS)}
+            write(file.create_group("bins"), BINS, bins)
+            for order, result in enumerate(layers):
+                group = file.create_group(f"layers/{result.layer.alias}")
+                _write_layer(group, result)
                 group.attrs["order"] = order
 
 
-def _write_layer(group: h5py.Group, layer: Layer, places: TopK, stats: Stats) -> None:
+def _write_layer(group: h5py.Group, result: LayerResult) -> None:
+    layer = result.layer
     group.attrs.update(module=layer.module, kind=layer.kind, channels=layer.channels)
     group.attrs.update(map=layer.map, receptive_field=layer.field.size, stride=layer.field.stride)
-    arrays: dict[str, Array] = {
+    write(group, TOPK_LAYER, _places(layer, result.strongest) | result.arrays)
+    if result.lowest is not None:
+        write(group.create_group("min"), PLACES, _places(layer, result.lowest))
+
+
+def _places(layer: Layer, places: TopK) -> dict[str, Array]:
+    return {
         "activation": places.activation,
         "image": places.image,
         "position": np.stack([places.row, places.column], axis=-1),
         "box": boxes(layer, places),
     }
-    write(group, TOPK_LAYER, arrays | {f"stats/{k}": v for k, v in stats.summary().items()})
 
 
 def boxes(layer: Layer, places: TopK) -> NDArray[np.int32]:

@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Parts:
-    """Numbered pieces of one plan in a folder of their own.
+    """Numbered pieces of one plan in a folder of their own; a piece may also have a name.
 
     A piece carries the plan's digest; a damaged piece or one of another plan counts as not done.
     """
@@ -29,7 +29,7 @@ class Parts:
     folder: Path
     plan: str  # digest
 
-    def __getitem__(self, number: int) -> Arrays:
+    def __getitem__(self, number: int | str) -> Arrays:
         """The arrays of a finished piece; raises KeyError where there is none that is whole."""
         path = self._path(number)
         try:
@@ -44,14 +44,14 @@ class Parts:
                 path.replace(path.with_suffix(".damaged"))
             raise KeyError(number) from None
 
-    def __setitem__(self, number: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __setitem__(self, number: int | str, arrays: Mapping[str, NDArray[Any]]) -> None:
         with publishing_hdf5(self._path(number)) as file:
             file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.plan
             for name, values in arrays.items():
                 data = np.asarray(values)
                 file.create_dataset(name, data=data, **storage(data.shape, data.dtype.itemsize))
 
-    def __contains__(self, number: int) -> bool:
+    def __contains__(self, number: int | str) -> bool:
         try:
             _ = self[number]
         except KeyError:
@@ -76,5 +76,6 @@ class Parts:
             except OSError:  # the folders that hold something else
                 return
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.h5"
+    def _path(self, number: int | str) -> Path:
+        name = number if isinstance(number, str) else f"{number:06d}"
+        return self.folder / f"{name}.h5"

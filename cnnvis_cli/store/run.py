@@ -108,14 +108,15 @@ class Run:
         publish(self.manifest, (json.dumps(record, indent=1) + "\n").encode())
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Work alone in the directory; raises `Stopped` (exit 75) if another process does.
+    def lock(self, shard: str | None = None) -> Iterator[None]:
+        """Work alone in the directory, or on one shard; raises `Stopped` (exit 75) if another does.
 
         It only saves work: what is published is whole even without it.
         """
+        name = ".lock" if shard is None else f".lock-{shard.replace('/', 'of')}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a+")
+            handle = (self.path / name).open("a+")
         except OSError as error:
             raise StorageError(f"cannot use {self.path}: {error.strerror}") from None
         with handle:

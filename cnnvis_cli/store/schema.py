@@ -25,16 +25,31 @@ IMAGES: Table = {
     "path": Column("S", ("N",), "path relative to the dataset, UTF-8, /-separated"),
     "label": Column("i4", ("N",), "index of the class folder, -1 without one"),
     "skipped": Column("?", ("N",), "could not be used"),
+    "size": Column("i8", ("N",), "bytes of the image"),
+    "crc": Column("u4", ("N",), "CRC-32 of the bytes that were read; 0 where none were"),
+    "offset": Column("i8", ("N",), "where it lies in its tar or zip; -1 for a file of its own"),
 }
-TOPK_LAYER: Table = {
+BINS: Table = {
+    "edges": Column("f8", ("bins + 1",), "bounds of the histograms' bins"),
+    "levels": Column("f8", ("Q",), "the shares whose quantiles are given"),
+}
+PLACES: Table = {
     "activation": Column("f4", ("C", "k"), "strongest first; NaN in an empty slot"),
     "image": Column("i8", ("C", "k"), "index into images; -1 in an empty slot"),
     "position": Column("i4", ("C", "k", "2"), "row and column in the layer's map"),
     "box": Column("i4", ("C", "k", "4"), "top, left, bottom, right in input pixels, half-open"),
+}
+TOPK_LAYER: Table = {
+    **PLACES,
     "stats/mean": Column("f8", ("C",), "over every place of every image"),
     "stats/std": Column("f8", ("C",), "standard deviation over the same places"),
     "stats/max": Column("f8", ("C",), "largest value"),
     "stats/active": Column("f8", ("C",), "share of places above 0"),
+    "stats/dead": Column("?", ("C",), "never above 0"),
+    "stats/selectivity": Column("f8", ("C",), "class selectivity index, 0 to 1"),
+    "stats/class": Column("i4", ("C",), "class with the highest mean rectified activation"),
+    "stats/quantiles": Column("f8", ("C", "Q"), "of the places in the histogram"),
+    "histogram": Column("i8", ("C", "bins"), "places by activation, up to 16 an image"),
 }
 OPTIMIZED_STYLE: Table = {
     "image": Column("f2", ("U", "R", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),

@@ -2,50 +2,116 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.histogram import BINS, quantiles
+from cnnvis_cli.store.topk import TopK
+
 Numbers = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Sums over places and images that add up; `count` places in all, (C,) of the others."""
+@dataclass
+class Account:
+    """All that is known of the channels `first` to `last` of a run's parts, added part by part.
 
-    count: int
-    total: Numbers
-    squares: Numbers
-    largest: Numbers
-    active: Numbers  # places above 0
+    Sums are rounded: for the same last bits, add parts in one fixed order. `lowest` holds
+    negated activations.
+    """
 
-    @classmethod
-    def empty(cls, channels: int) -> Stats:
-        zero = np.zeros(channels)
-        return cls(0, zero, zero, np.full(channels, -np.inf), zero)
+    first: int
+    last: int
+    k: int
+    minima: bool = False
+    images: int = 0
+    strongest: TopK = field(init=False)
+    lowest: TopK | None = field(init=False)
+    sums: Numbers = field(init=False)  # (4, C): total, squares, positive, places above 0
+    histogram: NDArray[np.int64] = field(init=False)  # (C, BINS)
+    classes: dict[int, tuple[int, Numbers]] = field(default_factory=dict)
 
-    def merge(self, other: Stats) -> Stats:
-        """Of both. The sums are rounded, so merge in one fixed order for the same last bits."""
-        return Stats(
-            self.count + other.count,
-            self.total + other.total,
-            self.squares + other.squares,
-            np.maximum(self.largest, other.largest),
-            self.active + other.active,
+    def __post_init__(self) -> None:
+        channels = self.last - self.first
+        self.strongest = TopK.empty(channels, self.k)
+        self.lowest = TopK.empty(channels, self.k) if self.minima else None
+        self.sums = np.zeros((4, channels))
+        self.histogram = np.zeros((channels, BINS), np.int64)
+
+    def add(self, part: Arrays) -> None:
+        """Add one part, in the arrays of `network.tally.Tally.arrays`."""
+        mine = slice(self.first, self.last)
+        self.images += int(part["images"][0])
+        self.strongest = self.strongest.merge(_places(part, "", mine))
+        if self.lowest is not None:
+            self.lowest = self.lowest.merge(_places(part, "min.", mine))
+        names = ("total", "squares", "positive", "active")
+        self.sums += np.stack([part[name][mine] for name in names])
+        bins = slice(*np.searchsorted(part["bin"], (self.first * BINS, self.last * BINS)))
+        self.histogram.ravel()[part["bin"][bins] - self.first * BINS] += part["count"][bins]
+        for row, label in enumerate(part["class"].tolist()):
+            images, total = self.classes.get(label, (0, np.zeros(self.last - self.first)))
+            more, positive = int(part["class_images"][row]), part["class_positive"][row, mine]
+            self.classes[label] = images + more, total + positive
+
+    def of(self, channels: slice, places: int) -> tuple[TopK, TopK | None, Arrays]:
+        """Strongest and lowest places and statistics of a layer with maps of so many places.
+
+        `channels` counts from this account's first one.
+        """
+        chosen = slice(channels.start - self.first, channels.stop - self.first)
+        lowest = self.lowest and self.lowest.rows(chosen)
+        return self.strongest.rows(chosen), lowest, self._statistics(chosen, places)
+
+    def _statistics(self, chosen: slice, places: int) -> Arrays:
+        """Mean, standard deviation, maximum, share above 0 and so on; NaN without an image."""
+        largest = self.strongest.activation[chosen, 0].astype(np.float64)
+        counts = self.histogram[chosen]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            total, squares, _, active = self.sums[:, chosen] / (self.images * places)
+            std = np.sqrt(np.maximum(squares - total**2, 0))
+        best, index = self._selectivity(chosen)
+        return {
+            "stats/mean": total,
+            "stats/std": std,
+            "stats/max": largest,
+            "stats/active": active,
+            "stats/dead": self.sums[3, chosen] == 0,
+            "stats/selectivity": index,
+            "stats/class": best,
+            "stats/quantiles": quantiles(counts, largest),
+            "histogram": counts,
+        }
+
+    def _selectivity(self, chosen: slice) -> tuple[NDArray[np.int32], Numbers]:
+        """The class that drives each channel most, and the class selectivity index.
+
+        (a - b) / (a + b), where a is the channel's mean rectified activation over the images of
+        that class and b the mean of the other classes' means (Morcos et al. 2018,
+        arXiv:1803.06959, section 2.3); 0 no preference, 1 one class alone. NaN and -1 with fewer
+        than two classes, or where the channel is never on.
+        """
+        channels = self.sums[0, chosen].shape[0]
+        if len(self.classes) < 2:
+            return np.full(channels, -1, np.int32), np.full(channels, np.nan)
+        labels = sorted(self.classes)
+        means = np.array([self.classes[la][1][chosen] / self.classes[la][0] for la in labels])
+        best = means.argmax(axis=0)
+        largest = means.max(axis=0)
+        others = (means.sum(axis=0) - largest) / (len(labels) - 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            index = (largest - others) / (largest + others)
+        known = largest > 0
+        return (
+            np.where(known, np.array(labels)[best], -1).astype(np.int32),
+            np.where(known, index, np.nan),
         )
 
-    def summary(self) -> dict[str, Numbers]:
-        """Mean, standard deviation, maximum and share of places above 0; NaN without a place."""
-        if not self.count:
-            nothing = np.full_like(self.total, np.nan)
-            return {"mean": nothing, "std": nothing, "max": nothing, "active": nothing}
-        with np.errstate(invalid="ignore", over="ignore"):  # of activations that are not finite
-            mean = self.total / self.count
-            variance = np.maximum(self.squares / self.count - mean**2, 0)
-        return {
-            "mean": mean,
-            "std": np.sqrt(variance),
-            "max": self.largest,
-            "active": self.active / self.count,
-        }
+
+def _places(part: Arrays, prefix: str, mine: slice) -> TopK:
+    """Places by their number in the map; the column is told apart when the layer is known."""
+    activation, image, place = (part[prefix + n][mine] for n in ("activation", "image", "place"))
+    return TopK(activation, image, place.astype(np.int64), np.zeros_like(image))

@@ -59,6 +59,18 @@ class TopK:
             target[:, :width] = np.where(gone, nothing, np.take_along_axis(values, keep, -1))
         return filled
 
+    def rows(self, chosen: slice) -> TopK:
+        """Of some of the channels."""
+        return TopK(*(values[chosen] for values in vars(self).values()))
+
+    def on_map(self, width: int) -> TopK:
+        """With rows and columns of a map `width` wide, where `row` has counted all its places."""
+        return TopK(self.activation, self.image, self.row // width, self.row % width)
+
+    def negated(self) -> TopK:
+        """With activations of the other sign; never -0."""
+        return TopK(0 - self.activation, self.image, self.row, self.column)
+
     def merge(self, other: TopK) -> TopK:
         """The k strongest places of both."""
         return TopK.of(

@@ -1,15 +1,27 @@
-"""The list of images against Python's own sort of a folder walked by hand."""
+"""The list of images against Python's own sort of paths written by hand."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.dataset import manifest as module
+from cnnvis_cli.dataset.containers import Unreadable
+from cnnvis_cli.dataset.decode import decode
+from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.nouns import Preprocessing
 
 PATHS = (
     "b/2.jpg",
@@ -28,21 +40,48 @@ PATHS = (
 IMAGES = tuple(p for p in PATHS if p not in ("notes.txt", "a/readme", "a/image.jpg.part"))
 
 
+def paths(manifest: Manifest) -> list[str]:
+    return [manifest.path(index) for index in range(len(manifest))]
+
+
+def fill(root: Path, names: Sequence[str]) -> Path:
+    """Files of 0, 1, 2, ... bytes."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x" * number)
+    return root
+
+
+def tar(path: Path, contents: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def zipped(path: Path, contents: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A folder with files in an order that is no sorted one."""
-    root = tmp_path / "images"
-    for number, path in enumerate(PATHS):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"x" * number)
-    return root
+    return fill(tmp_path / "images", PATHS)
 
 
 def test_images_come_in_the_order_of_sorted(root: Path) -> None:
     manifest = Manifest.scan(root)
-    assert manifest.paths == tuple(sorted(IMAGES))
+    assert paths(manifest) == sorted(IMAGES)
     assert len(manifest) == len(IMAGES)
-    assert manifest.sizes == tuple(PATHS.index(path) for path in sorted(IMAGES))
+    assert manifest.sizes.tolist() == [PATHS.index(path) for path in sorted(IMAGES)]
+    assert manifest.offsets.tolist() == [-1] * len(IMAGES)
 
 
 def test_labels_count_the_sorted_class_folders(root: Path) -> None:
@@ -64,14 +103,14 @@ def test_a_name_that_is_no_utf8_is_an_image_like_any_other(root: Path) -> None:
     name = os.fsdecode(b"b/\xff\xfe.jpg")
     (root / name).write_bytes(b"x")
     manifest = Manifest.scan(root)
-    assert name in manifest.paths
-    assert len(manifest.digest) == 64
+    assert paths(manifest) == sorted([*IMAGES, name])
+    assert manifest.read(paths(manifest).index(name)) == b"x"
 
 
 def test_a_folder_that_contains_itself_is_walked_once(root: Path) -> None:
     (root / "a" / "loop").symlink_to(root)
     (root / "c").symlink_to(root / "b")  # a second name for the same class
-    assert sorted(Manifest.scan(root).paths) == sorted(IMAGES)
+    assert paths(Manifest.scan(root)) == sorted(IMAGES)
 
 
 def test_linked_images_and_folders_count(tmp_path: Path, root: Path) -> None:
@@ -81,8 +120,8 @@ def test_linked_images_and_folders_count(tmp_path: Path, root: Path) -> None:
     (linked / "one.jpg").symlink_to(root / "loose.jpeg")
     (linked / "gone.jpg").symlink_to(root / "nowhere")
     manifest = Manifest.scan(linked)
-    assert manifest.paths == ("class/10.JPG", "class/2.jpg", "gone.jpg", "one.jpg")
-    assert manifest.sizes == (1, 0, 0, PATHS.index("loose.jpeg"))
+    assert paths(manifest) == ["class/10.JPG", "class/2.jpg", "gone.jpg", "one.jpg"]
+    assert manifest.sizes.tolist() == [1, 0, 0, PATHS.index("loose.jpeg")]
 
 
 def test_the_digest_is_that_of_paths_and_sizes(root: Path) -> None:
@@ -111,3 +150,220 @@ def test_a_dataset_without_images_is_named(case: str, tmp_path: Path) -> None:
         (root / "a" / "notes.txt").touch()
     with pytest.raises(UsageError, match="dataset"):
         Manifest.scan(root)
+
+
+def test_hidden_names_and_run_directories_are_passed_over(root: Path) -> None:
+    fill(root, (".hidden/a.jpg", "a/.b.jpg", "run/figures/c.png", "run/run.json"))
+    assert paths(Manifest.scan(root)) == sorted(IMAGES)
+
+
+CHARACTERS = "ab-/\udc80\udcff\ue000\U0001f600é"  # bytes that are no UTF-8 sort between others
+
+
+@given(st.lists(st.text(st.sampled_from(CHARACTERS), max_size=9), max_size=9))
+@settings(deadline=None)
+def test_rows_in_any_order_become_python_s_order(names: list[str]) -> None:
+    rows = [(name + ".jpg", number, -1, "") for number, name in enumerate(names)]
+    columns, _ = module._arranged(iter(rows))
+    last = {path: number for path, number, _, _ in rows}
+    assert [os.fsdecode(path) for path in columns[0]] == sorted(last)
+    assert columns[1].tolist() == [last[path] for path in sorted(last)]
+
+
+def test_the_order_does_not_hang_on_the_blocks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Manifest.scan(root)
+    monkeypatch.setattr(module, "ROWS", 2)
+    parts = Manifest.scan(root)
+    assert paths(parts) == paths(whole)
+    assert parts.labels.tolist() == whole.labels.tolist()
+    assert parts.digest == whole.digest
+
+
+def test_a_manifest_is_its_arrays(root: Path) -> None:
+    one = Manifest.scan(root)
+    wider = one.paths.astype(f"S{one.paths.itemsize + 7}")  # as some other file might store them
+    other = Manifest(one.root, wider, one.sizes.copy(), one.offsets, one.labels, one.classes)
+    assert other.digest == one.digest
+    assert paths(other) == paths(one)
+    for index in range(len(one)):
+        assert other.read(index) == one.read(index)
+    again = pickle.loads(pickle.dumps(one))
+    assert (paths(again), again.digest) == (paths(one), one.digest)
+
+
+def test_the_digest_knows_sizes_and_names_and_no_more(root: Path) -> None:
+    one = Manifest.scan(root)
+    sizes, names = one.sizes.copy(), one.paths.copy()
+    sizes[3] += 1
+    names[0] = names[0].replace(b"1", b"2")
+    assert replace(one, sizes=sizes).digest != one.digest
+    assert replace(one, paths=names).digest != one.digest
+    assert replace(one, offsets=one.offsets + 9, labels=one.labels + 1).digest == one.digest
+
+
+SMALL = Preprocessing(resize=16, crop=(16, 16))
+
+
+def same_images(folder: Path, to: Path) -> dict[str, Path]:
+    """A folder of class folders as every kind of dataset."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    contents = {name: (folder / name).read_bytes() for name in reversed(names)}
+    (folder / "list.txt").write_text("\n".join(reversed(names)))
+    return {
+        "list": folder / "list.txt",
+        "tar": tar(to / "images.tar", contents),
+        "zip": zipped(to / "images.zip", contents),
+        "folder of tar": tar(to / "shards" / "0.tar", contents).parent,
+        "folder of zip": zipped(to / "zips" / "0.ZIP", contents).parent,
+    }
+
+
+@pytest.mark.parametrize("kind", ["list", "tar", "zip", "folder of tar", "folder of zip"])
+def test_the_same_images_in_another_form(
+    kind: str, tmp_path: Path, photographs: Callable[..., Path]
+) -> None:
+    folder = photographs(tmp_path / "images", 7, classes=3)
+    wanted, dataset = Manifest.scan(folder), same_images(folder, tmp_path)[kind]
+    found = Manifest.scan(dataset)
+    assert root_of(dataset) == found.root
+    assert found.classes == wanted.classes
+    assert found.labels.tolist() == wanted.labels.tolist()
+    assert found.sizes.tolist() == wanted.sizes.tolist()
+    prefix = {"list": "", "tar": "images.tar/", "zip": "images.zip/"}.get(kind)
+    if prefix is not None:
+        assert paths(found) == [prefix + path for path in paths(wanted)]
+    for index in range(len(wanted)):
+        assert found.read(index) == wanted.read(index)
+        assert decode(found.read(index), SMALL).std() > 1
+
+
+def test_classes_are_pooled_over_folders_and_containers(root: Path) -> None:
+    tar(root / "b" / "shard.tar", {"m/1.jpg": b"1", "a/2.jpg": b"22", "3.jpg": b"333"})
+    zipped(root / "more.zip", {"./zoo/deep/4.jpg": b"4444", "/abs/5.jpg": b"", "../6.jpg": b""})
+    manifest = Manifest.scan(root)
+    classes = [*manifest.classes, "none"]
+    labels = {p: classes[label] for p, label in zip(paths(manifest), manifest.labels, strict=True)}
+    assert manifest.classes == ("B", "a", "a-b", "abs", "b", "m", "two\nlines", "zoo", "zoë")
+    assert {p: c for p, c in labels.items() if p not in IMAGES} == {
+        "b/shard.tar/m/1.jpg": "m",
+        "b/shard.tar/a/2.jpg": "a",
+        "b/shard.tar/3.jpg": "none",
+        "more.zip/zoo/deep/4.jpg": "zoo",
+        "more.zip//abs/5.jpg": "abs",
+        "more.zip/../6.jpg": "none",
+    }
+    for index, path in enumerate(paths(manifest)):
+        assert (manifest.offsets[index] < 0) == (path in IMAGES)
+        assert len(manifest.read(index)) == manifest.sizes[index]
+
+
+def test_a_folder_may_be_named_like_a_container(tmp_path: Path) -> None:
+    tar(tmp_path / "data" / "a.tar" / "b.zip" / "c.tar", {"d.tar/x.jpg": b"content"})
+    fill(tmp_path / "data" / "a.tar", ("y.jpg", "z.jpg"))
+    manifest = Manifest.scan(tmp_path / "data")
+    assert paths(manifest) == ["a.tar/b.zip/c.tar/d.tar/x.jpg", "a.tar/y.jpg", "a.tar/z.jpg"]
+    assert [manifest.read(index) for index in range(3)] == [b"content", b"", b"x"]
+    assert manifest.classes == ("a.tar", "d.tar")
+
+
+def test_a_list_says_what_its_lines_say(root: Path, tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "else where", ("0.jpg", "1.jpg")) / "1.jpg"
+    lines = [
+        "# a comment",
+        "",
+        "b/10.JPG\r",
+        "  ./b/10.JPG ",
+        str(elsewhere),
+        "a/deep/er/x.webp",
+        "../else where/1.jpg",
+        "./loose.jpeg",
+        "missing/9.jpg",
+        "zoë/naïve café.tiff",
+    ]
+    text = "\n".join(lines).encode() + b"\n\xff\xfe.jpg"
+    (root / "some.lst").write_bytes(b"\xef\xbb\xbf" + text)
+    manifest = Manifest.scan(root / "some.lst")
+    assert manifest.root == root
+    classes = (*manifest.classes, None)
+    labels = {p: classes[label] for p, label in zip(paths(manifest), manifest.labels, strict=True)}
+    assert labels == {
+        "../else where/1.jpg": "else where",
+        str(elsewhere): "else where",
+        "a/deep/er/x.webp": "er",
+        "b/10.JPG": "b",
+        "loose.jpeg": None,
+        "missing/9.jpg": "missing",
+        "zoë/naïve café.tiff": "zoë",
+        "\udcff\udcfe.jpg": None,
+    }
+    assert paths(manifest) == sorted(labels)
+    sizes = dict(zip(paths(manifest), manifest.sizes.tolist(), strict=True))
+    assert (sizes["missing/9.jpg"], sizes[str(elsewhere)], sizes["b/10.JPG"]) == (0, 1, 1)
+    with pytest.raises(Unreadable, match="no such file"):
+        manifest.read(paths(manifest).index("missing/9.jpg"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "circle", "link to nowhere"])
+def test_what_is_no_file_is_unreadable_and_never_blocks(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "image.jpg"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        targets = {"device": "/dev/zero", "circle": place, "link to nowhere": tmp_path / "x"}
+        place.symlink_to(str(targets[kind]))
+    (tmp_path / "list.txt").write_text("image.jpg\n")
+    with pytest.raises(Unreadable) as found:
+        Manifest.scan(tmp_path / "list.txt").read(0)
+    reason = {"circle": "too many levels of symbolic links", "link to nowhere": "no such file"}
+    assert str(found.value) == reason.get(kind, "not a regular file")
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "image.jpg").open("wb") as file:
+        file.truncate(1 << 40)  # bytes, all of them a hole
+    manifest = Manifest.scan(tmp_path)
+    assert manifest.sizes.tolist() == [1 << 40]
+    with pytest.raises(Unreadable, match="too large"):
+        manifest.read(0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("images.tar.gz", b"x", "is compressed; unpack it to a .tar"),
+        ("images.tgz", b"x", "is compressed"),
+        ("images.parquet", b"x", r"give a folder, a list \(.txt, .lst\) or a file .tar or .zip"),
+        ("nowhere.txt", None, "no such folder or file"),
+        ("empty.txt", b"# nothing\n\n", "holds no images"),
+        ("long.txt", b"a" * 5000 + b".jpg", "over 4096 bytes"),
+        ("empty.tar", b"", "broken at byte 0"),
+        ("empty.zip", b"", "is no whole zip"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(
+    file: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UsageError, match=message) as found:
+        Manifest.scan(tmp_path / file)
+    assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["fifo.tar", "gone.zip"])
+def test_a_container_in_a_folder_that_is_no_file_is_refused(kind: str, root: Path) -> None:
+    if kind == "fifo.tar":
+        os.mkfifo(root / kind)
+    else:
+        (root / kind).symlink_to(root / "nowhere")
+    with pytest.raises(UsageError, match=f"{kind}: is not a regular file"):
+        Manifest.scan(root)
+
+
+def test_labels_are_of_the_types_that_are_stored(root: Path) -> None:
+    manifest = Manifest.scan(root)
+    assert manifest.paths.dtype.kind == "S"
+    assert manifest.sizes.dtype == manifest.offsets.dtype == np.int64
+    assert manifest.labels.dtype == np.int32

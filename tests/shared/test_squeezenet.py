@@ -61,7 +61,8 @@ def every_maximum() -> dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]]:
 
             child.register_forward_hook(keep)
     with torch.no_grad():
-        for path in Manifest.scan(IMAGES).paths:
+        manifest = Manifest.scan(IMAGES)
+        for path in map(manifest.path, range(len(manifest))):
             module(prepare(Image.open(IMAGES / path).convert("RGB"))[None])
     return {
         name: (

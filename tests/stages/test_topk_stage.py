@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from cnnvis_cli.errors import Stopped, StorageError, TooManyUnreadable, UsageError
-from cnnvis_cli.stages import topk as stage
+from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, TooManyUnreadable, UsageError
+from cnnvis_cli.histogram import BINS, LEVELS
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.merge import merge
 from cnnvis_cli.store.run import Run
 
 Maps = dict[str, NDArray[np.float64]]  # of one image, by alias: (C, h, w)
@@ -152,11 +156,17 @@ def test_the_file_has_the_contract_s_schema(
         assert len(attributes["weights_sha256"]) == 64
         assert json.loads(attributes["preprocessing"])["crop"] == [32, 32]
         assert (attributes["k"], attributes["images"], attributes["skipped"]) == (K, 40, 2)
+        assert (attributes["precision"], attributes["decode"]) == ("float32", "exact")
         path = file["images/path"].dtype
         assert h5py.check_string_dtype(path) == ("utf-8", len("class2/broken.jpg"))
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
             "images/label": ((40,), "int32"),
             "images/skipped": ((40,), "bool"),
+            "images/size": ((40,), "int64"),
+            "images/offset": ((40,), "int64"),
+            "images/crc": ((40,), "uint32"),
+            "bins/edges": ((BINS + 1,), "float64"),
+            "bins/levels": ((len(LEVELS),), "float64"),
         }
         for alias, channels in CHANNELS.items():
             shapes |= {
@@ -166,7 +176,13 @@ def test_the_file_has_the_contract_s_schema(
                 f"layers/{alias}/box": ((channels, K, 4), "int32"),
             } | {
                 f"layers/{alias}/stats/{name}": ((channels,), "float64")
-                for name in ("mean", "std", "max", "active")
+                for name in ("mean", "std", "max", "active", "selectivity")
+            }
+            shapes |= {
+                f"layers/{alias}/stats/dead": ((channels,), "bool"),
+                f"layers/{alias}/stats/class": ((channels,), "int32"),
+                f"layers/{alias}/stats/quantiles": ((channels, len(LEVELS)), "float64"),
+                f"layers/{alias}/histogram": ((channels, BINS), "int64"),
             }
             module, kind, size, field, stride, _ = LAYERS[alias]
             about = file["layers"][alias].attrs
@@ -207,39 +223,201 @@ def test_too_many_skipped_images_end_in_exit_3_each_time_with_everything_done(
         assert (tmp_path / "run" / "topk.h5").exists()
 
 
+def alike(one: Path, other: Path) -> None:
+    """Two runs came to the same bytes."""
+    for name in ("topk.h5", "skipped.tsv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"workers": 1}, {"workers": 4}, {"device": "cpu,cpu"}], ids=str)
 def test_worker_processes_change_no_byte(
+    change: dict[str, Any], do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    do("topk", **flags | {"topk__min": True})
+    do("topk", **flags | {"topk__min": True, "run": str(tmp_path / "other")} | change)
+    alike(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_process_that_loads_the_network_anew_changes_no_byte(
+    do: Callable[..., None],
+    flags: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on several GPUs, where nothing can be inherited."""
+    do("topk", **flags)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # two each, so they are not forked
+    monkeypatch.syspath_prepend(".")
+    do("topk", **flags | {"run": str(tmp_path / "other"), "workers": 2})
+    alike(tmp_path / "run", tmp_path / "other")
+
+
+def join(runs: list[Path], run: Path) -> None:
+    """`cnnvis merge` of runs of the network of whole numbers."""
+    plan = Plan.make(None, {"run": str(run), "trust_code": True, "topk__max_unreadable": 0.1})
+    merge(runs, plan, Report(quiet=True))
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_shards_merge_to_the_same_bytes_in_any_order(
+    count: int, do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    do("topk", **flags)
+    shards = [tmp_path / f"shard{i}" for i in range(1, count + 1)]
+    for i, shard in enumerate(shards, 1):
+        do("topk", **flags | {"run": str(shard), "shard": f"{i}/{count}"})
+        if count > 1:
+            assert not (shard / "topk.h5").exists()
+    if count > 1:
+        join(shards[::-1] + shards[:1], tmp_path / "merged")  # one of them twice
+        alike(tmp_path / "run", tmp_path / "merged")
+        join(shards, tmp_path / "merged")  # finished: nothing to do
+    else:
+        alike(tmp_path / "run", shards[0])
+
+
+def test_shards_that_count_from_zero_are_the_same_ones(flags: dict[str, Any]) -> None:
+    for pieces in (0, 3, 8, 100):
+        from_one = [Plan(shard=f"{i}/3").share(pieces) for i in (1, 2, 3)]
+        from_zero = [Plan(shard=f"{i}/3").share(pieces) for i in (1, 2, 0)]
+        assert from_one == from_zero
+        assert [n for share in from_one for n in share] == list(range(pieces))
+    for wrong in ("4/3", "1", "1/0", "0/0", "a/b", "-1/3", "1/3/5"):
+        with pytest.raises(UsageError, match="--shard"):
+            Plan.make(None, flags | {"shard": wrong})
+
+
+def test_the_last_shard_in_one_directory_finishes_the_file(
     do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
 ) -> None:
     do("topk", **flags)
-    do("topk", **flags | {"run": str(tmp_path / "other"), "workers": 2})
-    for name in ("topk.h5", "skipped.tsv"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    for i in (2, 3, 1):
+        assert not (tmp_path / "other" / "topk.h5").exists()
+        do("topk", **flags | {"run": str(tmp_path / "other"), "shard": f"{i}/3"})
+    alike(tmp_path / "run", tmp_path / "other")
 
 
-@pytest.mark.parametrize("moments", [1, 3, 7])
+def test_a_missing_shard_is_named(
+    do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    for i in (1, 3):
+        do("topk", **flags | {"run": str(tmp_path / f"shard{i}"), "shard": f"{i}/3"})
+    with pytest.raises(CnnvisError, match="part 1 of 0 to 4 is missing"):
+        join([tmp_path / "shard1", tmp_path / "shard3"], tmp_path / "merged")
+    assert not (tmp_path / "merged" / "topk.h5").exists()
+
+
+def test_shards_of_different_plans_are_refused(
+    do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    for i, k in ((1, 3), (2, 4)):
+        change = {"run": str(tmp_path / f"shard{i}"), "shard": f"{i}/2", "topk__k": k}
+        do("topk", **flags | change)
+    with pytest.raises(UsageError, match=r"different plans: k is 3 there, 4 here"):
+        join([tmp_path / "shard1", tmp_path / "shard2"], tmp_path / "merged")
+    with pytest.raises(UsageError, match="holds no shard"):
+        join([tmp_path], tmp_path / "merged")
+
+
+def test_the_lowest_places_are_kept_on_request(
+    do: Callable[..., None], flags: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    do("topk", **flags | {"topk__min": True})
+    bad = {"class2/broken.jpg", "class3/empty.png"}
+    maps = [
+        (i, {alias: -values for alias, values in maps_of(folder / path).items()})
+        for i, path in enumerate(files_of(folder))
+        if path not in bad
+    ]
+    with h5py.File(tmp_path / "run" / "topk.h5") as file:
+        for alias in LAYERS:
+            group = file["layers"][alias]["min"]
+            for channel in range(CHANNELS[alias]):
+                wanted = strongest(maps, alias, channel, K)
+                assert group["activation"][channel].tolist() == [-s.activation for s in wanted]
+                assert group["image"][channel].tolist() == [s.image for s in wanted]
+                assert group["position"][channel].tolist() == [[s.row, s.column] for s in wanted]
+
+
+def test_selectivity_and_dead_channels(
+    do: Callable[..., None], flags: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    do("topk", **flags)
+    paths = [p for p in files_of(folder) if p not in ("class2/broken.jpg", "class3/empty.png")]
+    labels = np.array([int(p[5]) for p in paths])
+    maps = [maps_of(folder / path) for path in paths]
+    with h5py.File(tmp_path / "run" / "topk.h5") as file:
+        for alias in LAYERS:
+            stats = file["layers"][alias]["stats"]
+            rectified = np.stack([np.maximum(m[alias], 0).mean(axis=(1, 2)) for m in maps])
+            means = np.stack([rectified[labels == c].mean(axis=0) for c in range(4)])
+            best = np.sort(means, axis=0)
+            others = best[:3].mean(axis=0)
+            dead = ~(rectified > 0).any(axis=0)
+            with np.errstate(invalid="ignore"):
+                wanted = (best[3] - others) / (best[3] + others)
+            np.testing.assert_array_equal(stats["dead"], dead)
+            np.testing.assert_allclose(stats["selectivity"], np.where(dead, np.nan, wanted))
+            assert stats["class"][()].tolist() == np.where(dead, -1, means.argmax(axis=0)).tolist()
+        assert file["layers/conv1/stats/dead"][4]  # the channel that is never on
+
+
+def test_sizes_and_checksums_of_what_was_read(
+    do: Callable[..., None], flags: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    do("topk", **flags)
+    contents = [(folder / path).read_bytes() for path in files_of(folder)]
+    with h5py.File(tmp_path / "run" / "topk.h5") as file:
+        assert file["images/size"][()].tolist() == [len(content) for content in contents]
+        assert file["images/crc"][()].tolist() == [zlib.crc32(content) for content in contents]
+
+
+@pytest.mark.parametrize("change", [{"topk__precision": "bf16"}, {"topk__decode": "fast"}], ids=str)
+def test_another_arithmetic_or_decoder_belongs_to_the_plan(
+    change: dict[str, Any], do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    do("topk", **flags)
+    with pytest.raises(UsageError, match="another plan"):
+        do("topk", **flags | change)
+    do("topk", **flags | change | {"run": str(tmp_path / "other")})
+    with h5py.File(tmp_path / "other" / "topk.h5") as file:
+        (name, value) = next(iter(change.items()))
+        assert file.attrs[name.removeprefix("topk__")] == value
+        first = file["layers/conv1/activation"][()]
+    with h5py.File(tmp_path / "run" / "topk.h5") as file:
+        exact = file["layers/conv1/activation"][()]
+    np.testing.assert_allclose(first, exact, rtol=0.02, atol=8)
+    if "topk__decode" in change:  # these images are no JPEGs
+        np.testing.assert_array_equal(first, exact)
+
+
+def test_tf32_is_refused_on_a_cpu(do: Callable[..., None], flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="tf32"):
+        do("topk", **flags | {"topk__precision": "tf32"})
+
+
+@pytest.mark.parametrize(("moments", "parts"), [(1, 0), (3, 1), (7, 2), (8, 3)])
 def test_an_interrupted_run_carries_on_to_the_same_bytes(
     moments: int,
+    parts: int,
     do: Callable[..., None],
     flags: dict[str, Any],
     interrupted: Callable[[int], Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage, "PART", 2)  # batches of 4 images: five parts
-    do("topk", **flags)
+    do("topk", **flags)  # batches of 4 images, two a part: five parts
     other = flags | {"run": str(tmp_path / "other")}
     with pytest.raises(Stopped):
         do("topk", interrupted(moments), **other)
     assert not (tmp_path / "other" / "topk.h5").exists()
     kept = sorted((tmp_path / "other" / "parts").rglob("*.h5"))
-    assert len(kept) == moments // 2
+    assert len(kept) == parts
     before = [path.stat().st_mtime_ns for path in kept]
     with pytest.raises(Stopped):
         do("topk", interrupted(0), **other)
     assert [path.stat().st_mtime_ns for path in kept] == before  # nothing was done twice
     do("topk", **other)
-    for name in ("topk.h5", "skipped.tsv"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    alike(tmp_path / "run", tmp_path / "other")
     assert not (tmp_path / "other" / "parts").exists()
 
 

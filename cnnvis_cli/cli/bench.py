@@ -1,0 +1,38 @@
+"""`cnnvis bench`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import planned, working
+
+
+@click.group("bench")
+def command() -> None:
+    """Measure this machine's limits, and what cnnvis reaches of them.
+
+    Example: cnnvis bench topk DATASET --model squeezenet1_0 --weights DEFAULT
+    """
+
+
+@command.command("topk")
+@click.argument("dataset")
+@click.option("--seconds", default=3.0, show_default=True, help="For each measurement.")
+@click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@working
+def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
+    """Decoding alone, the forward pass alone, their combined limit, and topk.
+
+    Take at least 500 images: topk is measured from the list of images to the finished file.
+
+    Example: cnnvis bench topk DATASET --model alexnet --weights random
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages import bench
+
+    found = bench.bench_topk(plan, report, seconds, max(rounds, 1))
+    report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

@@ -1,0 +1,33 @@
+"""`cnnvis merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import joining, planned
+
+
+@click.command("merge")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--max-unreadable",
+    "topk__max_unreadable",
+    type=float,
+    help="Share of bad images above which the exit code is 3.  [default: 0.01]",
+)
+@joining
+def command(runs: tuple[Path, ...], **flags: Any) -> None:
+    """Join runs made with --shard i/n into one.
+
+    RUNS are the run directories of all shards; the result goes to --run. It is the same, bit for
+    bit, as that of a run in one piece.
+
+    Example: cnnvis merge outputs/part1 outputs/part2 --run outputs/whole
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.merge import merge
+
+    merge(runs, plan, report)

@@ -1,0 +1,244 @@
+"""Where an image's bytes lie: in a file of its own, or in a tar or zip that is never extracted."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from cnnvis_cli.errors import UsageError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+LARGEST = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of it
+OPEN = 16  # containers that a process keeps open
+BLOCK = 512  # bytes of a tar's headers and end marks
+HEADER = struct.Struct("<4s5H3I2H")  # of a zip's member; 4.3.7 of PKWARE's APPNOTE.TXT
+DESCRIPTOR = struct.Struct("<4s2I")  # the start of what may follow a zip's member (4.3.9)
+ENCRYPTED, CRC_FOLLOWS = 1 << 0, 1 << 3  # bits of a zip member's flags (4.4.4)
+BROKEN = (  # what tarfile and zipfile raise for files that are none
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    OverflowError,
+    struct.error,
+)
+
+Member = tuple[str, int, int]  # name, bytes when read, where it is in its container
+
+
+class Unreadable(Exception):
+    """An image that cannot be used, and why, in a few words."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file or member is named like an image, and neither it nor a folder is hidden."""
+    return name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, name.split("/")))
+
+
+def _is_hidden(part: str) -> bool:
+    return part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
+
+
+def members(container: Path) -> Iterator[Member]:
+    """The images of a tar or a zip, in its order; of equal names the last one is meant.
+
+    Raises `UsageError` for a container that is broken: half a list would be another dataset.
+    """
+    if not container.is_file():
+        raise UsageError(f"{container}: is not a regular file; take it out of the dataset")
+    for name, size, place in INDEXES[container.suffix.lower()](container):
+        name = name.removeprefix("./")  # noqa: PLW2901 - as `tar -C folder .` writes them
+        if is_image(name):
+            yield name, size, place
+
+
+def _tar(path: Path) -> Iterator[Member]:
+    """The regular files of a tar, by seeking from header to header."""
+    place = 0  # of the next header
+    try:
+        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined] # it would keep a million
+                if tar.offset <= place:  # a negative size, which leads round for ever
+                    raise tarfile.ReadError("a member has no end")
+                place = tar.offset
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.size, member.offset_data
+        _require_end(path, place)
+    except BROKEN as error:
+        raise UsageError(
+            f"{path}: is compressed, cut off or broken at byte {place} ({error}); "
+            "unpack it to a .tar or copy it again"
+        ) from None
+
+
+def _require_end(path: Path, place: int) -> None:
+    """Raise where a tar does not end in zeros: tarfile takes most damage for the end."""
+    with path.open("rb") as stream:
+        stream.seek(place)
+        mark = stream.read(BLOCK)
+        if mark.count(0) != BLOCK:
+            raise tarfile.ReadError("no header and no end mark")
+        while rest := stream.read(1 << 20):
+            if rest.count(0) != len(rest):
+                raise tarfile.ReadError("something follows its end mark")
+
+
+def _zip(path: Path) -> Iterator[Member]:
+    """The regular files of a zip, from its central directory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = archive.infolist()
+    except BROKEN as error:
+        raise UsageError(f"{path}: is no whole zip ({error}); copy it again") from None
+    for info in found:
+        if info.header_offset < 0:
+            raise UsageError(f"{path}: is no whole zip (its beginning is missing); copy it again")
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not written on Unix
+        if kind in (0, stat.S_IFREG):
+            yield info.filename, info.file_size, info.header_offset
+
+
+INDEXES: dict[str, Callable[[Path], Iterator[Member]]] = {".tar": _tar, ".zip": _zip}
+
+
+def is_container(name: str) -> bool:
+    """Whether a file is named like a tar or a zip."""
+    return name.lower().endswith(tuple(INDEXES))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; raises `Unreadable`, also for a FIFO, which would block for ever."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("not a regular file")
+        _check_size(status.st_size)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise Unreadable(_why(error)) from None
+
+
+def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
+    """The bytes of a member, `path` being ``some/shard.tar/name``; raises `Unreadable`."""
+    _check_size(size)
+    try:
+        container, status = _container(root, path)
+        handle = _opened(container, status.st_dev, status.st_ino)
+        if container.lower().endswith(".tar"):
+            return _exactly(handle.number, size, offset)
+        return _from_zip(handle.number, size, offset)
+    except (OSError, ValueError) as error:
+        raise Unreadable(_why(error)) from None
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise Unreadable(f"too large: {size} bytes")
+
+
+def _why(error: OSError | ValueError) -> str:
+    """The system's words, without the path."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return ((isinstance(error, OSError) and error.strerror) or str(error)).lower()
+
+
+def _container(root: Path, path: str) -> tuple[str, os.stat_result]:
+    """The shortest beginning of a path that is a tar or zip file: a folder may be named so too."""
+    end = path.find("/")
+    while end > 0:
+        if is_container(path[:end]):
+            place = str(root / path[:end])
+            status = os.stat(place)  # noqa: PTH116 - also what tells a replaced file
+            if stat.S_ISREG(status.st_mode):
+                return place, status
+        end = path.find("/", end + 1)
+    raise Unreadable("no such file")
+
+
+class _Handle:
+    """An open file that closes itself once nobody holds it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+@lru_cache(maxsize=OPEN)
+def _opened(path: str, device: int, inode: int) -> _Handle:
+    """A container kept open; `pread` has no position that forked processes could share."""
+    return _Handle(path)
+
+
+def _exactly(file: int, size: int, offset: int) -> bytes:
+    """So many bytes from there; raises `Unreadable` where the file ends before."""
+    pieces = []
+    while size:
+        piece = os.pread(file, size, offset)
+        if not piece:
+            raise Unreadable("its container ends early")
+        pieces.append(piece)
+        size, offset = size - len(piece), offset + len(piece)
+    return b"".join(pieces)
+
+
+def _from_zip(file: int, size: int, offset: int) -> bytes:
+    """A member whose header is there, of that size when unpacked; raises `Unreadable`."""
+    fields = HEADER.unpack(_exactly(file, HEADER.size, offset))
+    signature, _, flags, method, _, _, crc, _, _, name, extra = fields
+    if signature != b"PK\3\4":
+        raise Unreadable("its zip has no member there")
+    if flags & ENCRYPTED:
+        raise Unreadable("is encrypted")
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise Unreadable(f"is compressed by method {method}; only deflate can be read")
+    start = offset + HEADER.size + name + extra
+    content, end = (_inflated if method else _stored)(file, size, start)
+    if zlib.crc32(content) not in (_crcs_behind(file, end) if flags & CRC_FOLLOWS else (crc,)):
+        raise Unreadable("is damaged in its zip: wrong CRC")
+    return content
+
+
+def _stored(file: int, size: int, start: int) -> tuple[bytes, int]:
+    return _exactly(file, size, start), start + size
+
+
+def _inflated(file: int, size: int, place: int) -> tuple[bytes, int]:
+    """A deflated member and where it ends; never more than a byte beyond the listed size."""
+    stream, content = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+    try:
+        while not stream.eof:
+            packed = stream.unconsumed_tail
+            if not packed:
+                packed = os.pread(file, min(size + 1024, 1 << 20), place)
+                place += len(packed)
+            if not packed:
+                raise Unreadable("its container ends early")
+            content += stream.decompress(packed, size + 1 - len(content))
+            if len(content) > size:
+                raise Unreadable(f"holds more than the {size} bytes listed")
+    except zlib.error as error:
+        raise Unreadable(f"is damaged in its zip: {error}") from None
+    if len(content) < size:
+        raise Unreadable(f"holds {len(content)} bytes, not the {size} listed")
+    return bytes(content), place - len(stream.unused_data)
+
+
+def _crcs_behind(file: int, end: int) -> tuple[int, ...]:
+    """What may be the CRC after a member; the signature before it is left out by some writers."""
+    signature, second, _ = DESCRIPTOR.unpack(_exactly(file, DESCRIPTOR.size, end))
+    (first,) = struct.unpack("<I", signature)
+    return (first, second) if signature == b"PK\7\10" else (first,)

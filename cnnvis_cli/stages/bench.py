@@ -1,0 +1,294 @@
+"""`cnnvis bench`: what this machine could do at best, and what cnnvis reaches of it."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.engine import (
+    Finished,
+    Lane,
+    Tell,
+    arithmetic,
+    choose_devices,
+    cores,
+    keep_memory,
+    lanes,
+    spread,
+)
+from cnnvis_cli.stages.scan import Cut, Work
+from cnnvis_cli.stages.session import load_network, open_session
+from cnnvis_cli.stages.topk import BATCH, topk
+from cnnvis_cli.store.parts import Parts
+
+
+class Rate(NamedTuple):
+    """Images a second of the whole machine, and seconds of processor time an image."""
+
+    speed: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what was measured, how, and the median and range of its rounds."""
+
+    what: str
+    how: str
+    rates: tuple[Rate, ...]
+
+    @property
+    def speed(self) -> float:
+        return statistics.median(rate.speed for rate in self.rates)
+
+    @property
+    def cost(self) -> float:
+        return statistics.median(rate.cost for rate in self.rates)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The limits of one machine, and what `topk` reaches, round by round."""
+
+    about: dict[str, Any]
+    rows: tuple[Row, ...]
+    limits: tuple[float, ...]  # images a second, of each round
+
+    @property
+    def limit(self) -> float:
+        return statistics.median(self.limits)
+
+    @property
+    def ratio(self) -> float:
+        """What `topk` reaches of the limit that was measured in the same round: the median."""
+        reached = (rate.speed for rate in self.rows[-1].rates)
+        return statistics.median(r / li for r, li in zip(reached, self.limits, strict=True))
+
+    def record(self) -> dict[str, Any]:
+        """For ``--json``."""
+        rows = [
+            {
+                "what": row.what,
+                "how": row.how,
+                "images_per_second": [round(rate.speed, 2) for rate in row.rates],
+                "cpu_milliseconds_per_image": [round(1000 * rate.cost, 3) for rate in row.rates],
+            }
+            for row in self.rows
+        ]
+        limits = [round(limit, 2) for limit in self.limits]
+        return {**self.about, "rows": rows, "limit": limits, "ratio": round(self.ratio, 4)}
+
+    def table(self) -> str:
+        """For a person."""
+        lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
+        lines += [f"{'':18}{'images/s':>9}{'CPU ms':>9}  "]
+        for row in self.rows:
+            lines.append(f"{row.what:18}{row.speed:9.1f}{1000 * row.cost:9.2f}  {row.how}")
+        lines.append(f"{'combined limit':18}{self.limit:9.1f}")
+        lines.append(f"{'topk / limit':18}{self.ratio:9.3f}")
+        return "\n".join(lines)
+
+
+def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
+    """Measure decoding alone, the forward pass alone, and `topk` over the plan's dataset.
+
+    On a CPU the limit is cores / (decoding + forward pass), in processor time an image: nothing
+    else than these two would run, on all cores, all the time. On a GPU it is the slower of both.
+    The forward pass is the best of several arrangements, looked for first. Every round measures
+    all three anew, because machines are shared.
+    """
+    keep_memory()
+    if not plan.dataset:
+        raise UsageError("which images? name the dataset: cnnvis bench topk DATASET")
+    devices = choose_devices(plan.device)
+    with report.stoppable(), tempfile.TemporaryDirectory() as folder:
+        work = _work(plan, Path(folder), BATCH[devices[0].type])
+        best, tried = _best_forward(work, devices, report, seconds)
+        measured = [_round(work, best, devices, seconds, report) for _ in range(rounds)]
+    decoded, forward, reached = (tuple(column) for column in zip(*measured, strict=True))
+    rows = (
+        Row("decode", f"{cores()} processes, nothing else", decoded),
+        *tried,
+        Row("forward", f"the best of these: {best}", forward),
+        Row("topk", "from the list of images to the file", reached),
+    )
+    limits = tuple(_limit(a, b, devices[0].type) for a, b in zip(decoded, forward, strict=True))
+    about = {
+        "model": work.plan.model,
+        "images": len(work.manifest),
+        "layers": len(work.layers),
+        "device": str(plan.device),
+        "cores": cores(),
+        "batch": work.cut.size,
+        "torch": torch.__version__,
+    }
+    return Bench(about, rows, limits)
+
+
+def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
+    if kind == "cuda":
+        return min(decoded.speed, forward.speed)
+    return cores() / (decoded.cost + forward.cost)
+
+
+def _work(plan: Plan, folder: Path, size: int) -> Work:
+    """The same work that `topk` has, and nowhere to put it."""
+    manifest = Manifest.scan(Path(plan.dataset or ""))
+    network = load_network(plan)
+    names = tuple(layer.alias for layer in network.choose(plan.layer))
+    cut = Cut(len(manifest), plan.batch_size or size)
+    return Work(plan, manifest, Parts(folder / "none", ""), names, cut, network)
+
+
+class Arrangement(NamedTuple):
+    """A way to run the forward pass."""
+
+    lanes: tuple[Lane, ...]
+    size: int
+    channels_last: bool
+
+    def __str__(self) -> str:
+        lane = self.lanes[0]
+        layout = "channels last" if self.channels_last else "channels first"
+        return f"{len(self.lanes)} x {lane.threads} threads, batch {self.size}, {layout}"
+
+
+def _arrangements(work: Work, devices: Sequence[torch.device]) -> Iterator[Arrangement]:
+    crews = [tuple(lanes(devices, None, 1))]
+    if devices[0].type == "cpu":
+        crews.append(tuple(lanes(devices, 1, 1)))
+    for crew in dict.fromkeys(crews):
+        for size in dict.fromkeys((work.cut.size, 16, 64)):
+            yield Arrangement(crew, size, True)
+        yield Arrangement(crew, work.cut.size, False)
+
+
+def _best_forward(
+    work: Work, devices: Sequence[torch.device], report: Report, seconds: float
+) -> tuple[Arrangement, list[Row]]:
+    """Try every arrangement for a moment, forwards and backwards; the fastest, and all of them."""
+    options = list(_arrangements(work, devices))
+    found: dict[Arrangement, list[Rate]] = {option: [] for option in options}
+    order = [*options, *reversed(options)]
+    for option in report.track(order, "forward pass", len(order), "arrangements"):
+        measure = functools.partial(_forward, work, option, seconds)
+        found[option].append(_together(measure, option.lanes))
+    rows = [Row("forward", str(option), tuple(rates)) for option, rates in found.items()]
+    best = max(zip(options, rows, strict=True), key=lambda pair: pair[1].speed)
+    return best[0], rows
+
+
+def _round(
+    work: Work, best: Arrangement, devices: Sequence[torch.device], seconds: float, report: Report
+) -> tuple[Rate, Rate, Rate]:
+    report.breathe()
+    crew = [Lane(torch.device("cpu"), 1, 0)] * cores()
+    decoded = _together(functools.partial(_decode, work, seconds), crew)
+    forward = _together(functools.partial(_forward, work, best, seconds), best.lanes)
+    return decoded, forward, _topk(work, report)
+
+
+def _together(measure: Callable[[Lane, int, Tell], None], crew: Sequence[Lane]) -> Rate:
+    """Measure in all lanes at once."""
+    found: list[Rate] = []
+
+    def hear(message: Any) -> None:
+        if isinstance(message, Rate):
+            found.append(message)
+
+    def work(lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+        for number in numbers:
+            measure(lane, number, tell)
+            tell(Finished(number))
+
+    spread(work, crew, range(len(crew)), hear)
+    return Rate(sum(rate.speed for rate in found), statistics.mean(rate.cost for rate in found))
+
+
+class _Watch:
+    """Counts images until the time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._until = self._wall + seconds
+        self.images = 0
+
+    def running(self) -> bool:
+        return time.perf_counter() < self._until or not self.images
+
+    def rate(self) -> Rate:
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return Rate(self.images / wall, cpu / self.images)
+
+
+def _decode(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
+    network = work.network
+    assert network is not None, "forked processes have it"
+    reader = work.reader(network, lane)
+    first = number * work.cut.batches // cores()
+    batches = cycle((*range(first, work.cut.batches), *range(first)))
+    watch = _Watch(seconds)
+    for batch in reader.read(batches):
+        watch.images += int(batch.used.sum())
+        if not watch.running():
+            break
+    tell(watch.rate())
+
+
+def _forward(
+    work: Work, how: Arrangement, seconds: float, lane: Lane, _number: int, tell: Tell
+) -> None:
+    network = work.on(lane.device)
+    layers = network.choose(work.layers)
+    pixels = torch.randint(0, 256, (how.size, *network.size, 3), dtype=torch.uint8)
+    pixels = pixels.to(lane.device)
+    with (
+        torch.inference_mode(),
+        arithmetic(work.plan.topk.precision, lane.device),
+        network.tap(layers[-1:], lambda *_: None) as run,
+    ):
+        run(_shaped(network, pixels, how))
+        _wait(lane.device)
+        watch = _Watch(seconds)
+        while watch.running():
+            run(_shaped(network, pixels, how))
+            watch.images += how.size
+        _wait(lane.device)
+    tell(watch.rate())
+
+
+def _shaped(network: Network, pixels: torch.Tensor, how: Arrangement) -> torch.Tensor:
+    normalised = network.normalise(network.centre(pixels))
+    return normalised if how.channels_last else normalised.contiguous()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _topk(work: Work, report: Report) -> Rate:
+    """The whole stage, into a run directory that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = replace(work.plan, run=folder + "/run", batch_size=work.cut.size)
+        with open_session(plan, report) as session:
+            quiet = replace(session, report=Report(quiet=True))
+            start = time.perf_counter()
+            topk(quiet)
+            seconds = time.perf_counter() - start
+    images = len(work.manifest)
+    return Rate(images / seconds, cores() * seconds / images)

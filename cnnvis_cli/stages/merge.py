@@ -1,0 +1,218 @@
+"""`cnnvis merge`: the parts of a top-k, from one run or many, become one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.digests import digest
+from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
+from cnnvis_cli.nouns import Layer
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.scan import Cut
+from cnnvis_cli.stages.session import outline
+from cnnvis_cli.store.files import Images, LayerResult, TopKFile
+from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.run import Record, Run, differences
+from cnnvis_cli.store.stats import Account
+
+CLASS_SUMS = 1 << 28  # bytes that the sums by class may take while a file is put together
+_COLUMNS = ("paths", "sizes", "offsets", "labels")
+_MANIFEST = "manifest"
+
+
+def parts_of(run: Run, plan: Record) -> Parts:
+    """Where a run keeps the finished parts of this plan."""
+    name = digest(plan)
+    return Parts(run.parts("topk", name), name)
+
+
+def is_done(file: TopKFile, plan: Record) -> bool:
+    """Whether the file has what is asked for; raises `UsageError` if it is of another plan."""
+    have = file.identity()
+    if have is None:
+        return False
+    if have | {"layers": plan["layers"]} != plan or not set(plan["layers"]) <= set(have["layers"]):
+        raise UsageError(
+            f"{file.path} belongs to another plan: {differences(have, plan)}; choose another --run"
+        )
+    return True
+
+
+def leave_for_merge(run: Run, plan: Record, manifest: Manifest) -> None:
+    """Keep with a shard's parts what `merge` must know."""
+    parts = parts_of(run, plan)
+    if _MANIFEST not in parts:
+        names = [name.encode("utf-8", "surrogateescape") for name in manifest.classes]
+        arrays = {name: getattr(manifest, name) for name in _COLUMNS}
+        parts[_MANIFEST] = {**arrays, "classes": np.array(names, "S")}
+    run.note("shards", {"plan": plan})
+
+
+def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
+    """Join the shards in `runs` to the topk.h5 of the plan's run directory.
+
+    The bytes are those of a run in one piece. Shards may overlap. Raises `UsageError` for runs of
+    different plans and where a part is missing.
+    """
+    shards = [_shard(Run(path)) for path in runs]
+    first = shards[0]
+    for shard in shards[1:]:
+        if shard.plan != first.plan:
+            raise UsageError(
+                f"{shard.run.path} and {first.run.path} are of different plans: "
+                f"{differences(first.plan, shard.plan)}"
+            )
+    layers = first.layers(plan)
+    run = Run(replace(plan, model=first.record["model"]).folder)
+    with report.stoppable(), run.lock():
+        run.claim(first.identity, first.record.get("weights"))
+        file = TopKFile(run.topk)
+        if not is_done(file, first.plan):
+            manifest = first.manifest()
+            finish(run, first.plan, manifest, layers, [shard.parts for shard in shards])
+            run.note("dataset", first.record["dataset"])
+        tell(file, run, plan.topk.max_unreadable, report)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A run directory that holds some parts of a plan."""
+
+    run: Run
+    record: Record
+    plan: Record
+    parts: Parts
+
+    @property
+    def identity(self) -> Record:
+        return {name: self.record[name] for name in ("model", "weights_sha256", "preprocessing")}
+
+    def layers(self, plan: Plan) -> tuple[Layer, ...]:
+        """The plan's layers; the network is built for it, without its weights."""
+        own = Plan(
+            model=self.record["model"],
+            weights=self.record.get("weights"),
+            trust_code=plan.trust_code,
+            run=str(self.run.path),
+        )
+        return outline(own).choose(self.plan["layers"])
+
+    def manifest(self) -> Manifest:
+        arrays = self.parts[_MANIFEST]
+        names = tuple(n.decode("utf-8", "surrogateescape") for n in arrays["classes"].tolist())
+        columns: dict[str, Any] = {name: arrays[name] for name in _COLUMNS}
+        return Manifest(Path(self.record["dataset"]["path"]), **columns, classes=names)
+
+
+def _shard(run: Run) -> _Shard:
+    record = run.read()
+    if "shards" not in record:
+        raise UsageError(f"{run.path}: holds no shard; make one with cnnvis topk --shard i/n")
+    plan = record["shards"]["plan"]
+    return _Shard(run, record, plan, parts_of(run, plan))
+
+
+def finish(
+    run: Run,
+    plan: Record,
+    manifest: Manifest,
+    layers: Sequence[Layer],
+    sources: Sequence[Parts],
+) -> None:
+    """Add the parts up, in their order, and publish skipped.tsv and topk.h5.
+
+    Raises `UsageError` naming a part that none of the `sources` has whole.
+    """
+    skipped = np.zeros(len(manifest), np.bool_)
+    crcs = np.zeros(len(manifest), np.uint32)
+    reasons: dict[int, str] = {}
+    cut = Cut(len(manifest), plan["batch_size"])
+    for number, part in enumerate(_all_parts(cut, sources)):
+        images = cut.images_of(number)
+        crcs[images.start : images.stop] = part["crc"][: len(images)]
+        skipped[part["failures"]] = True
+        texts = (text.decode() for text in part["reasons"].tolist())
+        reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
+    lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
+    publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
+    listed = Images(
+        manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
+    )
+    room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
+    results = _results(plan, cut, _groups(layers, room), sources)
+    TopKFile(run.topk).publish(plan, listed, results)
+
+
+def _results(
+    plan: Record, cut: Cut, groups: Iterable[list[Layer]], sources: Sequence[Parts]
+) -> Iterator[LayerResult]:
+    """Layer by layer; the parts are read once for each group of layers."""
+    first = 0
+    for group in groups:
+        last = first + sum(layer.channels for layer in group)
+        account = Account(first, last, plan["k"], plan["min"])
+        for part in _all_parts(cut, sources):
+            account.add(part)
+        for layer in group:
+            yield _result(layer, account, slice(first, first + layer.channels))
+            first += layer.channels
+
+
+def _groups(layers: Sequence[Layer], room: int) -> Iterator[list[Layer]]:
+    """Neighbouring layers that have up to `room` channels together, or are alone."""
+    group: list[Layer] = []
+    for layer in layers:
+        if group and sum(la.channels for la in group) + layer.channels > room:
+            yield group
+            group = []
+        group.append(layer)
+    yield group
+
+
+def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
+    height, width = layer.map
+    strongest, lowest, arrays = account.of(channels, height * width)
+    negated = None if lowest is None else lowest.on_map(width).negated()
+    return LayerResult(layer, strongest.on_map(width), negated, arrays)
+
+
+def _all_parts(cut: Cut, sources: Sequence[Parts]) -> Iterator[Arrays]:
+    return (_find(number, cut.count, sources) for number in range(cut.count))
+
+
+def _find(number: int, count: int, sources: Iterable[Parts]) -> Arrays:
+    """A part from the first source that has it whole."""
+    for parts in sources:
+        try:
+            return parts[number]
+        except KeyError:
+            continue
+    where = ", ".join(str(parts.folder) for parts in sources)
+    raise CnnvisError(
+        f"part {number} of 0 to {count - 1} is missing or damaged in {where}; run again the "
+        "cnnvis topk that it belongs to"
+    )
+
+
+def _one_line(path: str) -> str:
+    """A path that cannot break a line of the table."""
+    return path.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+
+
+def tell(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
+    """Say what there is; raises `TooManyUnreadable` (exit 3) for too many unusable images."""
+    images, skipped = file.summary()
+    report.result(f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers")
+    if skipped > allowed * images:
+        raise TooManyUnreadable(
+            f"{skipped} of {images} images could not be used, more than --max-unreadable "
+            f"{allowed:g}; they are listed in {run.skipped}"
+        )
