@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.fields import find_layers
+from cnnvis_cli.network.fusion import left_out, rectifiers
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Box, Layer, Preprocessing, Size
 from cnnvis_cli.registry import unknown
@@ -36,6 +37,7 @@ class Network:
     digest: str
     classes: tuple[str, ...]
     layers: tuple[Layer, ...]
+    inplace: tuple[str, ...] = ()  # modules that would work in place
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
@@ -53,9 +55,9 @@ class Network:
         the values are the same.
         """
         module.eval().requires_grad_(False)
-        for child in module.modules():
-            if getattr(child, "inplace", False):
-                child.inplace = False  # type: ignore[assignment]
+        inplace = tuple(n for n, m in module.named_modules() if getattr(m, "inplace", False))
+        for child in inplace:
+            module.get_submodule(child).inplace = False  # type: ignore[assignment]
         try:
             layers = find_layers(module, preprocessing.crop)
         except CnnvisError as error:
@@ -67,7 +69,7 @@ class Network:
                 f"{name}: cannot take an input of {height}x{width} pixels ({first}); "
                 "set crop under [preprocessing]"
             ) from None
-        return cls(name, module, preprocessing, digest, classes, layers)
+        return cls(name, module, preprocessing, digest, classes, layers, inplace)
 
     def to(self, device: torch.device) -> Network:
         """The same network on a device, its weights in the layout that is fastest there."""
@@ -107,6 +109,34 @@ class Network:
         scaled = centred / std
         ordered = scaled.flip(1) if self.preprocessing.bgr else scaled
         return ordered.contiguous(memory_format=torch.channels_last)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let modules work in place again, where the network does by itself.
+
+        It saves memory traffic, and changes outputs after `tap` has handed them over: only for
+        passes without gradients whose outputs are read at once and not kept.
+        """
+        children = [self.module.get_submodule(name) for name in self.inplace]
+        for child in children:
+            child.inplace = True  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for child in children:
+                child.inplace = False  # type: ignore[assignment]
+
+    @contextmanager
+    def rectified_by_reader(self, layers: Iterable[Layer]) -> Iterator[frozenset[str]]:
+        """Gives the layers (aliases) whose output its reader must rectify in place, in this block.
+
+        Where the network would do just that as its next step; see `fusion`. To be used inside
+        `in_place`.
+        """
+        blank = torch.zeros(1, 3, *self.size, device=self.device)
+        found = rectifiers(self.module, layers, self.normalise(blank))
+        with left_out(found.values()):
+            yield frozenset(found)
 
     @contextmanager
     def tap(self, layers: Iterable[Layer], read: Reader) -> Iterator[Callable[[Tensor], None]]:

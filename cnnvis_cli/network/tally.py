@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from cnnvis_cli import histogram
 from cnnvis_cli.nouns import Layer
 
 Arrays = dict[str, NDArray[Any]]
-SAMPLE = 16  # places of an image's map that are counted in the histogram
+SAMPLE = 8  # places of an image's map that are counted in the histogram
 
 
 class Slots(NamedTuple):
@@ -35,68 +35,62 @@ class Slots(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """Of each image and channel, (B, C): the largest value and its place, and sums over the map.
+    """Of B images and C channels: the largest value and its place, and sums over the maps.
 
     NaN is no activation: a map of nothing else has place -1. Sums hold it. A value is never -0.
+    Sums are in float32 for up to 128 places at most, in float64 beyond.
     """
 
-    value: Tensor  # float32
-    place: Tensor  # int32, row by row
-    total: Tensor  # float64
-    squares: Tensor  # float64
-    positive: Tensor  # float64, the sum of the values above 0
-    active: Tensor  # int32, the number of values above 0
+    value: Tensor  # (B, C) float32
+    place: Tensor  # (B, C) int32, row by row
+    positive: Tensor  # (B, C) float64, the sum of the values above 0
+    sums: Tensor  # (4, C) float64 over used images: values, squares, positive, places above 0
 
 
-def summarise(maps: Tensor) -> Summary:
-    """Read maps (B, h, w, C) or values (B, C); sums are in float32 for up to 128 places at most."""
-    flat = _places_first(maps)
-    compiled = _compiled()
-    if flat.device.type == "cpu" and compiled is not None:
-        return _read_compiled(flat, compiled.read)
-    return _read(flat)
+def summarise(flat: Tensor, used: NDArray[np.bool_], rectify: bool = False) -> Summary:
+    """Read maps (B, places, C) of which the images `used` (B,) count; then `rectify` them in place.
+
+    To rectify on the way costs nothing more where the loops are compiled.
+    """
+    compiled = _compiled(flat.device)
+    if compiled is None:
+        found = _read(flat, torch.from_numpy(used).to(flat.device))
+        if rectify:
+            flat.relu_()
+        return found
+    images, _, channels = flat.shape
+    shape, doubles = (images, channels), torch.float64
+    value, place = torch.empty(shape), torch.empty(shape, dtype=torch.int32)
+    positive, sums = torch.empty(shape, dtype=doubles), torch.zeros(4, channels, dtype=doubles)
+    results = (t.numpy() for t in (value, place, positive, sums))
+    (compiled.read_and_rectify if rectify else compiled.read)(flat.numpy(), used, *results)
+    return Summary(value, place, positive, sums)
 
 
-def lowest(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest value of each map, negated, and its place: (B, C) each, as in `Summary`."""
-    turned = -_places_first(maps)
-    compiled = _compiled()
-    if turned.device.type == "cpu" and compiled is not None:
-        found = _read_compiled(turned.contiguous(), compiled.read)
-    else:
-        found = _read(turned)
-    return found.value, found.place
-
-
-def _places_first(maps: Tensor) -> Tensor:
+def places_first(maps: Tensor) -> Tensor:
     """(B, C, h, w) or (B, C) -> (B, h * w, C), contiguous, float32."""
     if maps.dim() == 4:
         return maps.permute(0, 2, 3, 1).flatten(1, 2).contiguous().float()
     return maps[:, None].contiguous().float()
 
 
-def _read(flat: Tensor) -> Summary:
+def _read(flat: Tensor, used: Tensor) -> Summary:
+    """The same in tensor operations."""
     none = flat.isnan()
     value, place = flat.masked_fill(none, float("-inf")).max(dim=1)
     number = none.logical_not().byte().argmax(dim=1)  # the first that is one
     place = torch.where(value == float("-inf"), number, place)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+    total = flat.sum(dim=1, dtype=torch.float64)
+    positive = flat.clamp_min(0).sum(dim=1, dtype=torch.float64)
+    active = (flat > 0).sum(dim=1, dtype=torch.float64)
+    sums = torch.stack((total, norm**2, positive, active))  # (4, B, C)
     return Summary(
         value=value + 0.0,
         place=place.int().masked_fill_(none.all(dim=1), -1),
-        total=flat.sum(dim=1, dtype=torch.float64),
-        squares=norm**2,
-        positive=flat.clamp_min(0).sum(dim=1, dtype=torch.float64),
-        active=(flat > 0).sum(dim=1, dtype=torch.int32),
+        positive=positive,
+        sums=sums.masked_fill(~used[:, None], 0).sum(dim=1),
     )
-
-
-def _read_compiled(flat: Tensor, read: Callable[..., None]) -> Summary:
-    images, _, channels = flat.shape
-    kinds = (torch.float32, torch.int32, torch.float64, torch.float64, torch.float64, torch.int32)
-    found = [torch.empty(images, channels, dtype=kind) for kind in kinds]
-    read(flat.numpy(), *(values.numpy() for values in found))
-    return Summary(*found)
 
 
 def sampled_places(images: NDArray[np.int64], places: int) -> NDArray[np.int64]:
@@ -110,45 +104,64 @@ def sampled_places(images: NDArray[np.int64], places: int) -> NDArray[np.int64]:
     return (start[:, None] + np.arange(count) * (places // count)) % places
 
 
-class Ranking:
+class Ranking(Protocol):
     """The k largest values of each of M channels over images that come in ascending order."""
 
-    def __init__(self, channels: int, k: int, device: torch.device) -> None:
-        self.keys = torch.full((channels, k), _EMPTY, device=device)
-        self.places = torch.zeros((channels, k), dtype=torch.int32, device=device)
-
     def offer(self, value: Tensor, place: Tensor, slots: Slots) -> None:
-        """Take a batch's largest values and their places, (B, M) each; place -1 is none.
-
-        Keys are unique whole numbers (value first, then the earlier image), so that ties have
-        one order on every device (Tensor.topk leaves them open).
-        """
-        images = torch.arange(slots.first, slots.first + len(value), device=value.device)
-        keys = _key(value, images[:, None])
-        unused = torch.from_numpy(~slots.used).to(value.device)
-        keys = keys.masked_fill((place < 0) | unused[:, None], _EMPTY)
-        self._keep(keys.T, place.T)
-
-    def _keep(self, keys: Tensor, places: Tensor) -> None:
-        """Merge (M, B) keys and places into the k that are there."""
-        k = self.keys.shape[1]
-        rows: Any = slice(None)
-        if not keys.is_cuda:  # where looking first costs nothing
-            rows = (keys > self.keys[:, -1:]).any(dim=1).nonzero()[:, 0]
-        both = torch.cat((self.keys[rows], keys[rows]), dim=1)
-        found = both.topk(k, dim=1)
-        where = torch.cat((self.places[rows], places[rows]), dim=1).gather(1, found.indices)
-        self.keys[rows], self.places[rows] = found.values, where
+        """Take a batch's largest values and their places, (B, M) each; place -1 is none."""
 
     def arrays(self) -> Arrays:
         """`activation` float32, `image` int64, -1 in an empty slot, and `place`: (M, k) each."""
-        value, image = _unkey(self.keys)
-        none = self.keys == _EMPTY
+
+
+class Inserted:
+    """A ranking by insertion, one value after the other."""
+
+    def __init__(self, channels: int, k: int, loops: Loops) -> None:
+        self._activation = np.full((channels, k), np.nan, np.float32)
+        self._image = np.full((channels, k), -1, np.int64)
+        self._place = np.zeros((channels, k), np.int32)
+        self._loops = loops
+
+    def offer(self, value: Tensor, place: Tensor, slots: Slots) -> None:
+        kept = (self._activation, self._image, self._place)
+        self._loops.rank(value.numpy(), place.numpy(), slots.used, slots.first, *kept)
+
+    def arrays(self) -> Arrays:
+        return {"activation": self._activation, "image": self._image, "place": self._place}
+
+
+class Keyed:
+    """A ranking by keys: unique whole numbers, value first and then the earlier image.
+
+    So ties have one order on every device, which Tensor.topk leaves open.
+    """
+
+    def __init__(self, channels: int, k: int, device: torch.device) -> None:
+        self._keys = torch.full((channels, k), _EMPTY, device=device)
+        self._places = torch.zeros((channels, k), dtype=torch.int32, device=device)
+
+    def offer(self, value: Tensor, place: Tensor, slots: Slots) -> None:
+        images = torch.arange(slots.first, slots.first + len(value), device=value.device)
+        unused = torch.from_numpy(~slots.used).to(value.device)
+        keys = _key(value, images[:, None]).masked_fill((place < 0) | unused[:, None], _EMPTY)
+        both = torch.cat((self._keys, keys.T), dim=1)
+        self._keys, rows = both.topk(self._keys.shape[1], dim=1)
+        self._places = torch.cat((self._places, place.T), dim=1).gather(1, rows)
+
+    def arrays(self) -> Arrays:
+        value, image = _unkey(self._keys)
+        none = self._keys == _EMPTY
         return {
             "activation": value.masked_fill(none, float("nan")).cpu().numpy(),
             "image": image.masked_fill(none, -1).cpu().numpy(),
-            "place": self.places.masked_fill(none, 0).cpu().numpy(),
+            "place": self._places.masked_fill(none, 0).cpu().numpy(),
         }
+
+
+def _ranking(channels: int, k: int, device: torch.device) -> Ranking:
+    loops = _compiled(device)
+    return Keyed(channels, k, device) if loops is None else Inserted(channels, k, loops)
 
 
 _EMPTY = torch.iinfo(torch.int64).min
@@ -176,41 +189,44 @@ class Tally:
         starts = np.cumsum([0, *(layer.channels for layer in layers)]).tolist()
         self._start = {layer.alias: start for layer, start in zip(layers, starts, strict=False)}
         channels = starts[-1]
-        self._strongest = Ranking(channels, k, device)
-        self._weakest = Ranking(channels, k, device) if minima else None
+        self._strongest = _ranking(channels, k, device)
+        self._weakest = _ranking(channels, k, device) if minima else None
         self._sums = torch.zeros(4, channels, dtype=torch.float64, device=device)
         self._histogram = torch.zeros(channels, histogram.BINS, dtype=torch.int32, device=device)
         self._classes: dict[int, tuple[int, Tensor]] = {}
         self._images = 0
         self._seen: dict[str, Summary] = {}
-        self._low: dict[str, tuple[Tensor, Tensor]] = {}
+        self._low: dict[str, Summary] = {}
+        self._sampled: dict[int, NDArray[np.int64]] = {}
 
-    def see(self, layer: Layer, output: Tensor, slots: Slots) -> None:
-        """Read a layer's output for a batch, (B, C, h, w) or (B, C)."""
-        self._seen[layer.alias] = summarise(output)
+    def see(self, layer: Layer, output: Tensor, slots: Slots, rectify: bool = False) -> None:
+        """Read a layer's output for a batch, (B, C, h, w) or (B, C); then `rectify` it in place."""
+        flat = places_first(output)
+        self._count(self._start[layer.alias], flat, slots)
         if self._weakest is not None:
-            self._low[layer.alias] = lowest(output)
-        self._count(self._start[layer.alias], _places_first(output), slots)
+            self._low[layer.alias] = summarise(-flat, slots.used)
+        own = flat.data_ptr() == output.data_ptr()
+        self._seen[layer.alias] = summarise(flat, slots.used, rectify and own)
+        if rectify and not own:
+            output.relu_()
 
     def end(self, slots: Slots) -> None:
         """Account for a batch, once all layers have been seen."""
-        order = [layer.alias for layer in self._layers]
-        seen = [self._seen[alias] for alias in order]
-        value, place, total, squares, positive, active = (
-            torch.cat([getattr(summary, name) for summary in seen], dim=1)
-            for name in Summary.__dataclass_fields__
-        )
-        self._strongest.offer(value, place, slots)
+        seen = self._joined(self._seen)
+        self._strongest.offer(seen.value, seen.place, slots)
         if self._weakest is not None:
-            low, where = (torch.cat([self._low[a][i] for a in order], dim=1) for i in (0, 1))
-            self._weakest.offer(low, where, slots)
-        sums = torch.stack((total, squares, positive, active.double()))  # (4, B, M)
-        used = torch.from_numpy(np.flatnonzero(slots.used)).to(self._device)
-        self._sums += sums[:, used].sum(dim=1)
-        self._images += len(used)
-        self._sort_by_class(positive, slots)
-        self._seen.clear()
-        self._low.clear()
+            low = self._joined(self._low)
+            self._weakest.offer(low.value, low.place, slots)
+        self._sums += seen.sums
+        self._images += int(slots.used.sum())
+        self._sort_by_class(seen.positive, slots)
+        self._sampled.clear()
+
+    def _joined(self, by_layer: dict[str, Summary]) -> Summary:
+        """Layers beside each other; forgets them."""
+        pieces = [by_layer.pop(layer.alias) for layer in self._layers]
+        names = Summary.__dataclass_fields__
+        return Summary(*(torch.cat([getattr(p, n) for p in pieces], dim=1) for n in names))
 
     def _sort_by_class(self, positive: Tensor, slots: Slots) -> None:
         """Add each image's positive sums to its class, run by run of images of one class."""
@@ -223,13 +239,19 @@ class Tally:
             count, total = self._classes.get(label, (0, torch.zeros_like(positive[0])))
             self._classes[label] = count + len(run), total + positive[chosen].sum(dim=0)
 
+    def _sample(self, places: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same places for all maps of a size."""
+        if places not in self._sampled:
+            self._sampled[places] = sampled_places(images, places)
+        return self._sampled[places]
+
     def _count(self, start: int, flat: Tensor, slots: Slots) -> None:
         """Count some places of each used image in the histogram of its channels."""
         rows = np.flatnonzero(slots.used)
-        places = sampled_places(slots.first + rows, flat.shape[1])
+        places = self._sample(flat.shape[1], slots.first + rows)
         part = self._histogram[start : start + flat.shape[2]]
-        compiled = _compiled()
-        if flat.device.type == "cpu" and compiled is not None:
+        compiled = _compiled(self._device)
+        if compiled is not None:
             compiled.fill(flat.numpy(), rows, places, part.numpy())
             return
         indices = (torch.from_numpy(rows[:, None]), torch.from_numpy(places))
@@ -244,8 +266,7 @@ class Tally:
         with `class_images` (L,) and `class_positive` (L, M).
         """
         names = ("total", "squares", "positive", "active")
-        counts = self._histogram.cpu().numpy().ravel()
-        filled = np.flatnonzero(counts)
+        filled, counts = self._filled()
         labels = sorted(self._classes)
         found = self._strongest.arrays() | dict(zip(names, self._sums.cpu().numpy(), strict=True))
         if self._weakest is not None:
@@ -254,12 +275,23 @@ class Tally:
         table = torch.stack(by_class) if labels else self._sums[:0]
         return found | {
             "images": np.array([self._images]),
-            "bin": filled.astype(np.int32),
-            "count": counts[filled],
+            "bin": filled,
+            "count": counts,
             "class": np.array(labels, np.int32),
             "class_images": np.array([self._classes[label][0] for label in labels], np.int64),
             "class_positive": table.cpu().numpy(),
         }
+
+    def _filled(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Positions in the histograms, as one row, that are not 0, and what is there."""
+        counts = self._histogram.cpu().numpy().ravel()
+        compiled = _compiled(self._device)
+        if compiled is None:
+            where = np.flatnonzero(counts).astype(np.int32)
+            return where, counts[where]
+        where, found = np.empty_like(counts), np.empty_like(counts)
+        size = compiled.pack(counts, where, found)
+        return where[:size].copy(), found[:size].copy()
 
 
 def _count(values: Tensor, part: Tensor) -> None:
@@ -273,18 +305,42 @@ def _count(values: Tensor, part: Tensor) -> None:
     part.view(-1).index_add_(0, found.flatten(), known.flatten())
 
 
-class _Loops(NamedTuple):
-    """The compiled loops."""
+class Loops(NamedTuple):
+    """The loops of `tally_loops`."""
 
     read: Callable[..., None]
+    read_and_rectify: Callable[..., None]
     fill: Callable[..., None]
+    pack: Callable[..., int]
+    rank: Callable[..., None]
 
 
 @cache
-def _compiled() -> _Loops | None:
-    """The loops of `tally_loops`, compiled; None where numba is missing."""
+def load_loops() -> Loops | None:
+    """The compiled loops, ready to run; None where numba is missing. The first time takes a while.
+
+    Call it before forking: what a process has loaded, its children have as well.
+    """
     try:
         from cnnvis_cli.network import tally_loops
     except ImportError:
         return None
-    return _Loops(tally_loops.read, tally_loops.fill)
+    loops = Loops(*(getattr(tally_loops, name) for name in Loops._fields))
+    _warm(loops)
+    return loops
+
+
+def _warm(loops: Loops) -> None:
+    """Have the machine code there."""
+    maps, used = np.zeros((1, 1, 1), np.float32), np.zeros(1, np.bool_)
+    value, place = maps[0], np.zeros((1, 1), np.int32)
+    image, doubles = np.zeros((1, 1), np.int64), np.zeros((4, 1))
+    loops.read(maps, used, value, place, doubles[:1], doubles)
+    loops.read_and_rectify(maps, used, value, place, doubles[:1], doubles)
+    loops.pack(place[0], place[0], place[0])
+    loops.fill(maps, image[0], image, np.zeros((1, histogram.BINS), np.int32))
+    loops.rank(value, place, used, 0, value, image, place)
+
+
+def _compiled(device: torch.device) -> Loops | None:
+    return load_loops() if device.type == "cpu" else None

@@ -1,9 +1,9 @@
 """The tally's loops over a layer's maps, compiled for the CPU by numba.
 
-Maps are (B, places, C), channels last, as the network computes them: the inner loop runs along
+Maps are (B, places, C), channels last, as the network computes them: the inner loops run along
 the channels, one vector register after the other. Running sums are kept for one image at a time,
 so that they stay in the nearest cache; the last image comes first, because it is what the layer
-has just written. `tally._read` and `tally._count` tell the same in tensor operations.
+has just written. What is read from memory is read once: that is nearly all that it costs.
 """
 
 from __future__ import annotations
@@ -18,84 +18,186 @@ from numpy.typing import NDArray
 from cnnvis_cli import histogram
 
 _BLOCK = 128  # places that are summed in float32 before they are added in float64
-_ZERO, _ONE = np.float32(0), np.int32(1)
-_SHIFT, _FIRST, _SIDE = histogram.SHIFT, histogram.FIRST, histogram.SIDE
+_NARROW = 128  # channels; below, two places at a time are faster, from there on one
+_ZERO, _ONE, _NONE = np.float32(0), np.int32(1), np.int32(0)
+_SHIFT, _FIRST, _SIDE, _BINS = histogram.SHIFT, histogram.FIRST, histogram.SIDE, histogram.BINS
+_LAST = _SIDE - 1
+_NEAR = 64  # channels whose histograms, 128 kB, fit in a near cache
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
 
 
-def _compile(loop: Callable[..., None]) -> Callable[..., None]:
+def _compile(loop: Callable[..., Any]) -> Callable[..., Any]:
     """`loop` as machine code, kept on disk between processes where there is a place for it."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
-        compiled: Callable[..., None] = njit(cache=True, **options)(loop)
+        compiled: Callable[..., Any] = njit(cache=True, **options)(loop)
     except RuntimeError:  # numba: no locator available, an installation that cannot be written to
         compiled = njit(**options)(loop)
     return compiled
 
 
-@_compile
-def read(  # noqa: PLR0913 - six results
-    maps: NDArray[np.float32],
-    value: NDArray[np.float32],
-    place: NDArray[np.int32],
-    total: NDArray[np.float64],
-    squares: NDArray[np.float64],
-    positive: NDArray[np.float64],
-    active: NDArray[np.int32],
-) -> None:
-    """Fill the arrays of a `tally.Summary`, (B, C) each, from maps (B, places, C)."""
-    images, places, channels = maps.shape
-    # Rows at a distance that is no power of two, or they would all want the same lines of cache.
-    width = (channels + 15) // 16 * 16 + 16
-    floats = np.empty(4 * width, np.float32)
-    wholes = np.empty(2 * width, np.int32)
-    top, added = floats[:channels], floats[width : width + channels]
-    squared, above = floats[2 * width : 2 * width + channels], floats[3 * width :][:channels]
-    at, on = wholes[:channels], wholes[width : width + channels]
-    for image in range(images - 1, -1, -1):
-        top[:], at[:], on[:] = -np.inf, -1, 0
-        total[image], squares[image], positive[image] = 0, 0, 0
-        for start in range(0, places, _BLOCK):
-            added[:], squared[:], above[:] = 0, 0, 0
-            for here in range(start, min(start + _BLOCK, places)):
-                row = maps[image, here]
-                for c in range(channels):  # all loads before all stores, or it is no vector loop
-                    x, best, where = row[c], top[c], at[c]
-                    sum1, sum2, sum3, ons = added[c], squared[c], above[c], on[c]
-                    stronger, is_on = x > best, x > _ZERO
-                    top[c] = x if stronger else best
-                    at[c] = np.int32(here) if stronger else where
-                    added[c] = sum1 + x
-                    squared[c] = sum2 + x * x
-                    above[c] = sum3 + (x if is_on else _ZERO)
-                    on[c] = ons + (_ONE if is_on else np.int32(0))
+def _adder(rows: int, rectify: bool) -> Callable[..., None]:
+    """A loop that takes so many places of a map at once into the running sums of its channels.
+
+    On request it rectifies them: what is 0 or below becomes 0.
+    """
+
+    def add(  # noqa: PLR0913 - the running sums
+        some: Floats,
+        first: int,
+        top: Floats,
+        at: Ints,
+        added: Floats,
+        squared: Floats,
+        above: Floats,
+        on: Ints,
+    ) -> None:
+        for c in range(some.shape[1]):  # all loads before all stores, or it is no vector loop
+            best, where, ons = top[c], at[c], on[c]
+            total, squares, positive = added[c], squared[c], above[c]
+            for row in range(rows):
+                x = some[row, c]
+                stronger, is_on = x > best, x > _ZERO
+                best = x if stronger else best
+                where = np.int32(first + row) if stronger else where
+                total += x
+                squares += x * x
+                positive += x if is_on else _ZERO
+                ons += _ONE if is_on else _NONE
+                if rectify:
+                    some[row, c] = _ZERO if x <= _ZERO else x  # NaN stays
+            top[c], at[c], on[c] = best, where, ons
+            added[c], squared[c], above[c] = total, squares, positive
+
+    inlined: Callable[..., None] = njit(inline="always", error_model="numpy")(add)
+    return inlined
+
+
+def _reader(rectify: bool) -> Callable[..., None]:
+    """The loop over a layer's maps, which may `rectify` them on the way."""
+    add_one, add_two = _adder(1, rectify), _adder(2, rectify)
+
+    def read(
+        maps: Floats,
+        used: NDArray[np.bool_],
+        value: Floats,
+        place: Ints,
+        positive: Doubles,
+        sums: Doubles,
+    ) -> None:
+        images, places, channels = maps.shape
+        # Rows at a distance that is no power of two, or they would all want the same cache lines.
+        width = (channels + 15) // 16 * 16 + 16
+        floats, wholes = np.empty(4 * width, np.float32), np.empty(2 * width, np.int32)
+        top, added = floats[:channels], floats[width : width + channels]
+        squared, above = floats[2 * width : 2 * width + channels], floats[3 * width :][:channels]
+        at, on = wholes[:channels], wholes[width : width + channels]
+        for image in range(images - 1, -1, -1):
+            top[:], at[:], on[:] = -np.inf, -1, 0
+            positive[image] = 0
+            for start in range(0, places, _BLOCK):
+                added[:], squared[:], above[:] = 0, 0, 0
+                stop = min(start + _BLOCK, places)
+                pairs = start if channels >= _NARROW else stop - (stop - start) % 2
+                for here in range(start, pairs, 2):
+                    rows = maps[image, here : here + 2]
+                    add_two(rows, here, top, at, added, squared, above, on)
+                for here in range(pairs, stop):
+                    row = maps[image, here : here + 1]
+                    add_one(row, here, top, at, added, squared, above, on)
+                positive[image] += above
+                if used[image]:
+                    sums[0] += added
+                    sums[1] += squared
             for c in range(channels):
-                total[image, c] += added[c]
-                squares[image, c] += squared[c]
-                positive[image, c] += above[c]
-        for c in range(channels):
-            if at[c] < 0:  # nothing above minus infinity: the first that is no NaN, if any
-                for here in range(places - 1, -1, -1):
-                    if maps[image, here, c] == -np.inf:
-                        at[c] = here
-            value[image, c] = top[c] + _ZERO
-            place[image, c] = at[c]
-            active[image, c] = on[c]
+                if at[c] < 0:  # nothing above minus infinity
+                    at[c] = _first_number(maps[image], c, rectify)
+                value[image, c] = top[c] + _ZERO
+                place[image, c] = at[c]
+            if used[image]:
+                sums[2] += positive[image]
+                sums[3] += on
+
+    return _compile(read)
 
 
 @_compile
-def fill(
-    maps: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    places: NDArray[np.int64],
-    counts: NDArray[np.int32],
+def _first_number(maps: Floats, channel: int, rectified: bool) -> int:
+    """The first place of a map of minus infinities and NaN that is no NaN; -1 where all are."""
+    lowest = _ZERO if rectified else -np.inf
+    for here in range(maps.shape[0]):
+        if maps[here, channel] == lowest:
+            return here
+    return -1
+
+
+read, read_and_rectify = _reader(rectify=False), _reader(rectify=True)
+
+
+@_compile
+def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints) -> None:
+    """Count the places (n, s) of the images `rows` (n,) in the histograms `counts` (C, BINS).
+
+    Some channels after the other, so that their histograms stay in a near cache.
+    """
+    channels = maps.shape[2]
+    bits, flat = maps.view(np.int32), counts.ravel()
+    found = np.empty(_NEAR, np.int32)
+    for first in range(0, channels, _NEAR):
+        last = min(first + _NEAR, channels)
+        for i in range(len(rows)):
+            for here in places[i]:
+                for c in range(first, last):  # a vector loop; the counting below is none
+                    x = bits[rows[i], here, c]
+                    size = ((x & 0x7FFFFFFF) >> _SHIFT) - _FIRST
+                    step = min(max(size, 0), _LAST)
+                    above = x >= 0 or x == -0x80000000
+                    found[c - first] = c * _BINS + (_SIDE + step if above else _LAST - step)
+                for c in range(first, last):
+                    y = maps[rows[i], here, c]
+                    flat[found[c - first]] += y == y  # noqa: PLR0124 - but for NaN
+
+
+@_compile
+def pack(counts: Ints, where: Ints, found: Ints) -> int:
+    """Write the positions of what is not 0 into `where`, and what it is into `found`; how many."""
+    size = 0
+    for i in range(len(counts)):
+        if counts[i]:
+            where[size], found[size] = i, counts[i]
+            size += 1
+    return size
+
+
+@_compile
+def rank(  # noqa: PLR0913 - what is offered and what is kept
+    value: Floats,
+    place: Ints,
+    used: NDArray[np.bool_],
+    first: int,
+    activation: Floats,
+    image: Longs,
+    where: Ints,
 ) -> None:
-    """Count the places (n, s) of the images `rows` (n,) in the histograms `counts` (C, BINS)."""
-    bits = maps.view(np.int32)
-    for i in range(len(rows)):
-        for here in places[i]:
-            for c in range(maps.shape[2]):
-                x = maps[rows[i], here, c]
-                if x == x:  # noqa: PLR0124 - not NaN
-                    size = ((bits[rows[i], here, c] & 0x7FFFFFFF) >> _SHIFT) - _FIRST
-                    step = min(max(size, 0), _SIDE - 1)
-                    counts[c, _SIDE - 1 - step if x < _ZERO else _SIDE + step] += 1
+    """Insert values (B, M) of images from `first` on into what is kept, (M, k), strongest first.
+
+    Images come in ascending order, so among equals the later one goes behind.
+    """
+    k = activation.shape[1]
+    for b in range(value.shape[0]):
+        if not used[b]:
+            continue
+        for c in range(value.shape[1]):
+            x = value[b, c]
+            if place[b, c] < 0 or (image[c, k - 1] >= 0 and x <= activation[c, k - 1]):
+                continue
+            slot = k - 1
+            while slot > 0 and (image[c, slot - 1] < 0 or activation[c, slot - 1] < x):
+                activation[c, slot] = activation[c, slot - 1]
+                image[c, slot], where[c, slot] = image[c, slot - 1], where[c, slot - 1]
+                slot -= 1
+            activation[c, slot], image[c, slot], where[c, slot] = x, first + b, place[b, c]

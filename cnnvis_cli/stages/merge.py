@@ -135,7 +135,8 @@ def finish(
     crcs = np.zeros(len(manifest), np.uint32)
     reasons: dict[int, str] = {}
     cut = Cut(len(manifest), plan["batch_size"])
-    for number, part in enumerate(_all_parts(cut, sources)):
+    about = ("crc", "failures", "reasons")
+    for number, part in enumerate(_all_parts(cut, sources, about)):
         images = cut.images_of(number)
         crcs[images.start : images.stop] = part["crc"][: len(images)]
         skipped[part["failures"]] = True
@@ -184,15 +185,15 @@ def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
     return LayerResult(layer, strongest.on_map(width), negated, arrays)
 
 
-def _all_parts(cut: Cut, sources: Sequence[Parts]) -> Iterator[Arrays]:
-    return (_find(number, cut.count, sources) for number in range(cut.count))
+def _all_parts(cut: Cut, sources: Sequence[Parts], names: Sequence[str] = ()) -> Iterator[Arrays]:
+    """Each part's arrays, or those of some names, from the first source that has it whole."""
+    return (_find(number, cut.count, sources, names) for number in range(cut.count))
 
 
-def _find(number: int, count: int, sources: Iterable[Parts]) -> Arrays:
-    """A part from the first source that has it whole."""
+def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str]) -> Arrays:
     for parts in sources:
         try:
-            return parts[number]
+            return parts.read(number, names)
         except KeyError:
             continue
     where = ", ".join(str(parts.folder) for parts in sources)

@@ -27,6 +27,7 @@ class Step(NamedTuple):
     """Told after each batch: how many images, and how long it took and waited for them."""
 
     images: int
+    first: bool  # in its process, which takes longer
     seconds: float
     waited: float
 
@@ -100,15 +101,17 @@ def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
     batches = (batch for number in numbers for batch in cut.batches_of(number))
     read = work.reader(network, lane).read(batches)
     precision = work.plan.topk.precision
-    account = _Part(work, layers, lane.device)
+    account, first = _Part(work, layers, lane.device), True
 
     def see(layer: Layer, output: Tensor) -> None:
-        account.tally.see(layer, output, slots)
+        account.tally.see(layer, output, slots, layer.alias in rectified)
 
     with (
         Aside() as writer,
         torch.inference_mode(),
         arithmetic(precision, lane.device),
+        network.in_place(),
+        network.rectified_by_reader(layers) as rectified,
         network.tap(layers, see) as run,
     ):
         keeper = _Keeper(work.parts, writer, tell)
@@ -116,7 +119,8 @@ def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
             slots = Slots(batch.first, batch.used, batch.labels)
             run(network.normalise(network.centre(pixels)))
             account.end(batch, slots)
-            tell(Step(min(cut.size, cut.images - batch.first), *clock.lap()))
+            tell(Step(min(cut.size, cut.images - batch.first), first, *clock.lap()))
+            first = False
             part = batch.number // cut.length
             if batch.number + 1 == cut.batches_of(part).stop:
                 keeper.keep(part, account.arrays())

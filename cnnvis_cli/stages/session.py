@@ -58,14 +58,19 @@ class Session:
         return Header(network.name, network.digest, layer.alias, layer.module, mean)
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Record in run.json how long a stage has worked, on what, and with which versions."""
+    def timed(self, stage: str) -> Iterator[Record]:
+        """Record in run.json how long a stage has worked, on what, and with which versions.
+
+        Gives a record for what else is to be known.
+        """
         start = time.monotonic()
+        facts: Record = {}
         try:
-            yield
+            yield facts
         finally:
             before = float(self.run.read().get(stage, {}).get("seconds", 0))
             record = {
+                **facts,
                 "seconds": round(before + time.monotonic() - start, 1),
                 "device": _device_name(self.network.device),
                 "versions": {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cnnvis_cli.dataset.manifest import Manifest, root_of
+from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.engine import Lane, check_precision, choose_devices, lanes, spread
 from cnnvis_cli.stages.images import dataset_path
 from cnnvis_cli.stages.merge import finish, is_done, leave_for_merge, parts_of, tell
@@ -36,8 +38,9 @@ def topk(session: Session) -> None:
         names = tuple(layer.alias for layer in session.layers)
         cut = Cut(len(manifest), size)
         work = Work(session.plan, manifest, parts, names, cut, session.network)
-        with session.timed("topk"):
-            _scan(session, work, lanes(devices, session.plan.workers, _need(session, size)))
+        with session.timed("topk") as facts:
+            pace = _scan(session, work, lanes(devices, session.plan.workers, _need(session, size)))
+            facts.update(pace.record())
             complete = session.plan.shard is None or all(n in parts for n in range(cut.count))
             if complete:
                 finish(session.run, plan, manifest, session.layers, [parts])
@@ -72,22 +75,54 @@ def _need(session: Session, size: int) -> int:
     return 4 * size * 3 * largest + (300 << 20)
 
 
-def _scan(session: Session, work: Work, crew: Sequence[Lane]) -> None:
+@dataclass
+class Pace:
+    """How fast some processes work; their first batches, which take longer, are left out."""
+
+    processes: int
+    images: int = 0
+    seconds: float = 0.0  # of all processes together
+    waited: float = 0.0
+
+    def add(self, step: Step) -> None:
+        if not step.first:
+            self.images += step.images
+            self.seconds += step.seconds
+            self.waited += step.waited
+
+    @property
+    def share_waited(self) -> float:
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def record(self) -> Record:
+        """For run.json; nothing where nothing was to do."""
+        if not self.seconds:
+            return {}
+        speed = self.images / self.seconds * self.processes
+        return {
+            "images_a_second": round(speed, 2),
+            "share_waited": round(self.share_waited, 4),
+            "processes": self.processes,
+        }
+
+
+def _scan(session: Session, work: Work, crew: Sequence[Lane]) -> Pace:
     """Compute and keep every part of this shard that is not there yet."""
     pending = [n for n in session.plan.share(work.cut.count) if n not in work.parts]
     meter = session.report.meter("topk", sum(len(work.cut.images_of(n)) for n in pending), "images")
-    waited = seconds = 0.0
+    pace = Pace(min(len(crew), max(1, len(pending))))
 
     def hear(message: Any) -> None:
-        nonlocal waited, seconds
         session.report.breathe()
         if isinstance(message, Step):
-            waited, seconds = waited + message.waited, seconds + message.seconds
-            meter.add(message.images, f"{waited / seconds:.0%} of the time waiting for images")
+            pace.add(message)
+            meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
 
     if pending:
+        load_loops()  # what this process has, the forked ones have as well
         spread(functools.partial(scan, work), crew, pending, hear)
     meter.end()
+    return pace
 
 
 def _note_dataset(session: Session, dataset: Any, manifest: Manifest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,16 @@ class Parts:
 
     def __getitem__(self, number: int | str) -> Arrays:
         """The arrays of a finished piece; raises KeyError where there is none that is whole."""
+        return self.read(number)
+
+    def read(self, number: int | str, names: Sequence[str] = ()) -> Arrays:
+        """The arrays of these names, or all of them; raises KeyError as above."""
         path = self._path(number)
         try:
             with h5py.File(path, "r") as file:
                 if file.attrs.get("plan") != self.plan:
                     raise KeyError(number)
-                return {name: file[name][()] for name in file}
+                return {name: file[name][()] for name in names or file}
         except FileNotFoundError:
             raise KeyError(number) from None
         except (OSError, RuntimeError):
@@ -49,7 +53,8 @@ class Parts:
             file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.plan
             for name, values in arrays.items():
                 data = np.asarray(values)
-                file.create_dataset(name, data=data, **storage(data.shape, data.dtype.itemsize))
+                kept = storage(data.shape, data.dtype.itemsize, lasting=False)
+                file.create_dataset(name, data=data, **kept)
 
     def __contains__(self, number: int | str) -> bool:
         try:

@@ -88,11 +88,11 @@ def write(group: h5py.Group, table: Table, arrays: dict[str, NDArray[Any]]) -> N
 _CHUNK = 1 << 20  # bytes
 
 
-def storage(shape: tuple[int, ...], itemsize: int) -> dict[str, Any]:
+def storage(shape: tuple[int, ...], itemsize: int, lasting: bool = True) -> dict[str, Any]:
     """How a dataset is stored: gzip 1, shuffle and fletcher32, in chunks of up to a megabyte.
 
-    A chunk takes whole trailing axes: one read fetches one unit, or many small ones. HDF5 has no
-    filters for arrays without elements.
+    A chunk takes whole trailing axes: one read fetches one unit, or many small ones. What is not
+    `lasting` has checksums alone. HDF5 has no filters for arrays without elements.
     """
     if 0 in shape:
         return {}
@@ -101,13 +101,9 @@ def storage(shape: tuple[int, ...], itemsize: int) -> dict[str, Any]:
         taken = max(1, min(length, room))
         chunks.append(taken)
         room //= taken
-    return {
-        "chunks": tuple(reversed(chunks)),
-        "compression": "gzip",
-        "compression_opts": 1,
-        "shuffle": True,
-        "fletcher32": True,
-    }
+    checked = {"chunks": tuple(reversed(chunks)), "fletcher32": True}
+    smaller = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    return checked | smaller if lasting else checked
 
 
 def _write_text(group: h5py.Group, name: str, values: NDArray[Any]) -> None:

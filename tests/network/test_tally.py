@@ -24,21 +24,30 @@ CPU = torch.device("cpu")
 Reader = Callable[[Tensor], Summary]
 
 
-def tensors(flat: Tensor) -> Summary:
+def every(count: int) -> NDArray[np.bool_]:
+    return np.ones(count, np.bool_)
+
+
+def compiled(maps: Tensor) -> Summary:
+    assert tally.load_loops() is not None
+    return tally.summarise(tally.places_first(maps), every(len(maps)))
+
+
+def tensors(maps: Tensor) -> Summary:
     """The reading in tensor operations, whatever else there is."""
-    return tally._read(tally._places_first(flat))
+    return tally._read(tally.places_first(maps), torch.ones(len(maps), dtype=torch.bool))
 
 
-READERS = {"compiled": tally.summarise, "tensors": tensors}
+READERS = {"compiled": compiled, "tensors": tensors}
 
 
 @pytest.fixture(params=["compiled", "tensors"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With numba's loops and without."""
     if request.param == "tensors":
-        monkeypatch.setattr(tally, "_compiled", lambda: None)
+        monkeypatch.setattr(tally, "load_loops", lambda: None)
     else:
-        assert tally._compiled() is not None
+        assert tally.load_loops() is not None
     return str(request.param)
 
 
@@ -69,7 +78,8 @@ def test_the_largest_value_and_the_first_place_of_it(reader: Reader, data: st.Da
             value, place = slowly(maps[b, c].flatten().tolist())
             assert (found.value[b, c].item(), found.place[b, c].item()) == (value, place)
             assert not (value == 0 and np.signbit(found.value[b, c].item()))
-            assert found.active[b, c] == sum(x > 0 for x in maps[b, c].flatten().tolist())
+    on = [sum(x > 0 for x in maps[:, c].flatten().tolist()) for c in range(shape[1])]
+    assert found.sums[3].tolist() == on
 
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
@@ -78,20 +88,50 @@ def test_sums_over_the_map(reader: Reader, shape: tuple[int, ...]) -> None:
     maps = torch.from_numpy(np.random.default_rng(0).normal(0.3, 2, shape).astype(np.float32))
     found = reader(maps)
     exact = maps.double().reshape(*shape[:2], -1)
-    pairs = {
-        "total": exact.sum(-1),
-        "squares": (exact * exact).sum(-1),
-        "positive": exact.clamp_min(0).sum(-1),
-    }
-    for name, wanted in pairs.items():
-        scale = exact.abs().sum(-1) if name != "squares" else wanted
-        assert ((getattr(found, name) - wanted).abs() <= 2e-7 * scale).all(), name
+    positive = exact.clamp_min(0).sum(-1)
+    assert ((found.positive - positive).abs() <= 2e-7 * exact.abs().sum(-1)).all()
+    scale = torch.stack((exact.abs(), exact * exact, exact.abs())).sum(dim=(1, 3))
+    sums = torch.stack((exact, exact * exact, exact.clamp_min(0))).sum(dim=(1, 3))
+    assert ((found.sums[:3] - sums).abs() <= 2e-7 * scale).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("loops", [True, False])
+def test_rectifying_on_the_way_is_reading_and_then_rectifying(
+    loops: bool, data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if not loops:
+            patch.setattr(tally, "load_loops", lambda: None)
+        shape = tuple(data.draw(st.integers(1, 5)) for _ in range(3))
+        count = int(np.prod(shape))
+        drawn = data.draw(st.lists(st.sampled_from(FEW), min_size=count, max_size=count))
+        maps = torch.tensor(drawn).reshape(shape)
+        rectified = maps.clone()
+        used = every(len(maps))
+        plain = vars(tally.summarise(maps, used))
+        found = vars(tally.summarise(rectified, used, rectify=True))
+        for name, values in plain.items():
+            assert values.equal(found[name]) or torch.allclose(values, found[name], equal_nan=True)
+        torch.testing.assert_close(rectified, maps.relu(), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way_of", ["compiled", "tensors"])
+def test_sums_leave_out_what_is_not_used(way_of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way_of == "tensors":
+        monkeypatch.setattr(tally, "load_loops", lambda: None)
+    maps = torch.randn(3, 4, 5, 5)
+    maps[1] = math.nan
+    some = tally.summarise(tally.places_first(maps), np.array([True, False, True]))
+    others = tally.summarise(tally.places_first(maps[[0, 2]]), every(2))
+    torch.testing.assert_close(some.sums, others.sums)
 
 
 def test_channels_last_and_first_are_read_alike() -> None:
     maps = torch.randn(3, 20, 9, 8)
     last = maps.contiguous(memory_format=torch.channels_last)
-    for a, b in zip(*(vars(tally.summarise(m)).values() for m in (maps, last)), strict=True):
+    for a, b in zip(*(vars(compiled(m)).values() for m in (maps, last)), strict=True):
         assert torch.equal(a, b)
 
 
@@ -133,8 +173,8 @@ def test_the_histogram_counts_the_sampled_places(way: str) -> None:
 
 
 def test_small_maps_are_counted_whole() -> None:
-    places = tally.sampled_places(np.arange(50), 9)
-    assert all(sorted(row) == list(range(9)) for row in places.tolist())
+    places = tally.sampled_places(np.arange(50), tally.SAMPLE)
+    assert all(sorted(row) == list(range(tally.SAMPLE)) for row in places.tolist())
 
 
 def test_every_place_has_its_turn() -> None:
@@ -177,13 +217,11 @@ def told(arrays: tally.Arrays, prefix: str, c: int) -> list[Place]:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_tally_keeps_the_k_strongest_and_the_k_lowest(
-    compiled: bool, data: st.DataObject
-) -> None:
+@pytest.mark.parametrize("loops", [True, False])
+def test_a_tally_keeps_the_k_strongest_and_the_k_lowest(loops: bool, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        if not compiled:
-            patch.setattr(tally, "_compiled", lambda: None)
+        if not loops:
+            patch.setattr(tally, "load_loops", lambda: None)
         size, k = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
         batches = data.draw(st.integers(1, 4))
         count = size * batches

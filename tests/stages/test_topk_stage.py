@@ -19,6 +19,7 @@ from torch import nn
 
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, TooManyUnreadable, UsageError
 from cnnvis_cli.histogram import BINS, LEVELS
+from cnnvis_cli.network import network
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.merge import merge
@@ -526,3 +527,20 @@ def test_a_layer_alone_has_the_same_numbers(
             np.testing.assert_array_equal(
                 one["layers/conv2"][name], every["layers/conv2"][name], strict=True
             )
+
+
+@pytest.mark.parametrize("model", ["tinynet:exact", "squeezenet1_0"])
+def test_rectifying_on_the_way_changes_no_byte(
+    model: str,
+    do: Callable[..., None],
+    flags: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = flags | {"model": model, "weights": "random"}
+    if model != "tinynet:exact":
+        settings |= {"preprocessing__resize": 64, "preprocessing__crop": 64}
+    do("topk", **settings)
+    monkeypatch.setattr(network, "rectifiers", lambda *_: {})
+    do("topk", **settings | {"run": str(tmp_path / "other")})
+    alike(tmp_path / "run", tmp_path / "other")

@@ -1,0 +1,77 @@
+"""Rectifiers that come right after a layer, so that whoever reads the layer may rectify as well.
+
+A convnet's maps are so large that every reading of them from memory counts. Where the network
+itself rectifies a layer's output in place, as its very next step, the reader of that output can
+do so on its way, and the rectifier has nothing left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cnnvis_cli.nouns import Layer
+
+
+class _Counter(TorchFunctionMode):
+    """Counts the torch functions that are called."""
+
+    calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> dict[str, nn.Module]:
+    """For each layer (alias) whose very next step is an in-place ReLU of its output, that module.
+
+    Found by a pass over `inputs`: nothing may be called between the two, and the ReLU is called
+    once, so that nobody sees the output unrectified, and nothing else is rectified by it.
+    """
+    counter = _Counter()
+    last: list[tuple[str, Tensor, int]] = []
+    found: dict[str, nn.Module] = {}
+    called: dict[nn.Module, int] = {}
+
+    def after(alias: str) -> Any:
+        return lambda _module, _inputs, output: last.append((alias, output, counter.calls))
+
+    def before(relu: nn.Module, given: Any) -> None:
+        called[relu] = called.get(relu, 0) + 1
+        if last and given[0] is last[-1][1] and counter.calls == last[-1][2]:
+            found[last[-1][0]] = relu
+
+    relus = [m for m in module.modules() if type(m) is nn.ReLU and m.inplace]
+    with ExitStack() as hooks:
+        for layer in layers:
+            child = module.get_submodule(layer.module)
+            hooks.callback(child.register_forward_hook(after(layer.alias)).remove)
+        for relu in relus:
+            hooks.callback(relu.register_forward_pre_hook(before).remove)
+        hooks.enter_context(counter)
+        hooks.enter_context(torch.inference_mode())
+        module(inputs)
+    return {alias: relu for alias, relu in found.items() if called[relu] == 1}
+
+
+@contextmanager
+def left_out(relus: Iterable[nn.Module]) -> Iterator[None]:
+    """Have these modules hand on what they get."""
+    modules = list(relus)
+    for module in modules:
+        module.forward = _hand_on
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _hand_on(given: Tensor) -> Tensor:
+    return given
