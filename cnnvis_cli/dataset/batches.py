@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import decode
+from cnnvis_cli.dataset.decode_there import decode_there
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.nouns import Preprocessing
+from cnnvis_cli.report import leave_signals_to_the_parent
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Batch:
     crcs: NDArray[np.uint32]  # (B,) of the images' bytes as they were read; 0 where none were
     failures: dict[int, str]  # image index -> why it could not be used
     labels: NDArray[np.int32]  # (B,) class index; -1 in padding, or where there is no class
+    contents: tuple[bytes, ...] = ()  # files that are still to be decoded
 
     def pin_memory(self) -> Batch:
         """The batch with page-locked pixels; the DataLoader calls it."""
@@ -48,7 +51,8 @@ class Batch:
 class Batches(Dataset[Batch]):
     """Batches `size` images long of a manifest, decoded by `workers` processes (0: in this one).
 
-    `fast` is that of `decode`; `pin` puts pixels where a CUDA device fetches them directly.
+    `fast` is that of `decode`; `pin` puts pixels where a CUDA device fetches them directly; with
+    `there` the workers only read files, which are decoded on that device.
     """
 
     manifest: Manifest
@@ -57,6 +61,7 @@ class Batches(Dataset[Batch]):
     workers: int = 0
     fast: bool = False
     pin: bool = False
+    there: torch.device | None = None
 
     def __len__(self) -> int:
         return -(-len(self.manifest) // self.size)
@@ -74,13 +79,13 @@ class Batches(Dataset[Batch]):
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_begin,
             pin_memory=self.pin and torch.cuda.is_available(),
         )
         with _deaths_found_when_asking():
             batches = iter(loader)
         while (batch := _next(batches)) is not None:
-            yield batch
+            yield batch if self.there is None else self._decoded_there(batch, self.there)
 
     def __getitem__(self, number: int) -> Batch:
         """Read and decode one batch here."""
@@ -88,7 +93,8 @@ class Batches(Dataset[Batch]):
             raise ValueError(f"batch {number}: there are {len(self)}")
         first = number * self.size
         images = range(first, min(first + self.size, len(self.manifest)))
-        pixels = np.zeros((self.size, *self.preprocessing.crop, 3), np.uint8)
+        shape = (self.size, *self.preprocessing.crop, 3) if self.there is None else (0,)
+        pixels, contents = np.zeros(shape, np.uint8), [b""] * self.size
         used, crcs = np.zeros(self.size, np.bool_), np.zeros(self.size, np.uint32)
         labels, failures = np.full(self.size, -1, np.int32), {}
         labels[: len(images)] = self.manifest.labels[first : images.stop]
@@ -96,11 +102,27 @@ class Batches(Dataset[Batch]):
             try:
                 content = self.manifest.read(index)
                 crcs[slot] = zlib.crc32(content)
-                pixels[slot] = decode(content, self.preprocessing, self.fast)
+                contents[slot] = content
+                if self.there is None:
+                    pixels[slot] = decode(content, self.preprocessing, self.fast)
                 used[slot] = True
             except Unreadable as reason:
                 failures[index] = str(reason)
-        return Batch(number, first, torch.from_numpy(pixels), used, crcs, failures, labels)
+        decoded = Batch(number, first, torch.from_numpy(pixels), used, crcs, failures, labels)
+        return decoded if self.there is None else replace(decoded, contents=tuple(contents))
+
+    def _decoded_there(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch with its files decoded on the device."""
+        pixels = torch.zeros(self.size, *self.preprocessing.crop, 3, dtype=torch.uint8)
+        pixels, used, failures = pixels.to(device), batch.used.copy(), dict(batch.failures)
+        slots = np.flatnonzero(used).tolist()
+        files = [batch.contents[slot] for slot in slots]
+        for slot, found in zip(slots, decode_there(files, self.preprocessing, device), strict=True):
+            if isinstance(found, Unreadable):
+                used[slot], failures[batch.first + slot] = False, str(found)
+            else:
+                pixels[slot] = found
+        return replace(batch, pixels=pixels, used=used, failures=failures, contents=())
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:
@@ -135,7 +157,5 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """A signal to the whole group stops the parent, which then ends its workers in good order."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _begin(_worker: int) -> None:
+    leave_signals_to_the_parent()

@@ -60,12 +60,29 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """
     mode = InterpolationMode(preprocessing.interpolation)
     resize = preprocessing.resize
-    if isinstance(resize, int):
-        enlarged = image.width * image.height * (resize / min(image.size)) ** 2
-        if enlarged > (Image.MAX_IMAGE_PIXELS or float("inf")):
-            raise Unreadable(f"too thin: {image.width}x{image.height} pixels")
+    check_shape(image.size, resize)
     resized = transforms.resize(image, [resize] if isinstance(resize, int) else list(resize), mode)
     return np.asarray(transforms.center_crop(resized, list(preprocessing.crop)))
+
+
+def check_shape(size: tuple[int, int], resize: int | Size) -> None:
+    """Raise `Unreadable` for a picture (width, height) that resizing would make a bomb of."""
+    width, height = size
+    if isinstance(resize, int):
+        enlarged = width * height * (resize / min(size)) ** 2
+        if enlarged > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise Unreadable(f"too thin: {width}x{height} pixels")
+
+
+def is_plain_jpeg(content: bytes) -> bool:
+    """Whether it begins like a JPEG in RGB or grey, of a size that is no bomb."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+                return image.mode in ("RGB", "L")
+    except Exception:  # whatever is wrong with it, `decode` will say
+        return False
 
 
 def _rgb(image: Image.Image) -> Image.Image:

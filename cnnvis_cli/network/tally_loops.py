@@ -148,18 +148,19 @@ def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints) -> None:
     bits, flat = maps.view(np.int32), counts.ravel()
     found = np.empty(_NEAR, np.int32)
     for first in range(0, channels, _NEAR):
-        last = min(first + _NEAR, channels)
+        some = min(_NEAR, channels - first)
         for i in range(len(rows)):
             for here in places[i]:
-                for c in range(first, last):  # a vector loop; the counting below is none
-                    x = bits[rows[i], here, c]
+                row = bits[rows[i], here, first : first + some]
+                for c in range(some):  # a vector loop; the counting below is none
+                    x = row[c]
                     size = ((x & 0x7FFFFFFF) >> _SHIFT) - _FIRST
                     step = min(max(size, 0), _LAST)
                     above = x >= 0 or x == -0x80000000
-                    found[c - first] = c * _BINS + (_SIDE + step if above else _LAST - step)
-                for c in range(first, last):
-                    y = maps[rows[i], here, c]
-                    flat[found[c - first]] += y == y  # noqa: PLR0124 - but for NaN
+                    found[c] = (first + c) * _BINS + (_SIDE + step if above else _LAST - step)
+                values = maps[rows[i], here, first : first + some]
+                for c in range(some):
+                    flat[found[c]] += values[c] == values[c]  # noqa: PLR0124 - but for NaN
 
 
 @_compile

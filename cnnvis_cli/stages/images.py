@@ -7,7 +7,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, write_png
+from cnnvis_cli.dataset.decode_there import decode_there
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.errors import CnnvisError, UsageError
@@ -52,7 +55,7 @@ def image_reader(session: Session) -> Callable[[int], Pixels]:
         raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
     images = file.images()
     manifest = Manifest(_root(session), images.path, images.size, images.offset, images.label, ())
-    fast = plan.get("decode") == "fast"
+    decoded = _decoder(str(plan["decode"]), session)
 
     @lru_cache(maxsize=KEPT)
     def read(index: int) -> Pixels:
@@ -64,7 +67,7 @@ def image_reader(session: Session) -> Callable[[int], Pixels]:
                     f"{place}: has changed since topk ({len(content)} bytes of another CRC); "
                     "run topk again in another --run, or give --dataset with the old images"
                 )
-            return decode(content, session.network.preprocessing, fast)
+            return decoded(content)
         except Unreadable as reason:
             raise CnnvisError(
                 f"{place}: cannot be read any more ({reason}); "
@@ -72,6 +75,21 @@ def image_reader(session: Session) -> Callable[[int], Pixels]:
             ) from None
 
     return read
+
+
+def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
+    """The decoder that topk used."""
+    preprocessing, device = session.network.preprocessing, session.network.device
+    if kind != "gpu":
+        return lambda content: decode(content, preprocessing, kind == "fast")
+
+    def on_gpu(content: bytes) -> Pixels:
+        (found,) = decode_there([content], preprocessing, device)
+        if isinstance(found, Unreadable):
+            raise found
+        return np.asarray(found.cpu().numpy())
+
+    return on_gpu
 
 
 def _root(session: Session) -> Path:

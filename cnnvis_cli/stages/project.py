@@ -25,7 +25,9 @@ from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.run import Record, differences
 
 BATCH = 32  # projections at a time; the default
-TOLERANCE = 1e-3  # of a recomputed activation, relative to the largest of its layer
+# Of a recomputed activation, relative to the largest of its layer, by the arithmetic of topk:
+# TF32 keeps 10 binary places, bfloat16 7, and errors add up over layers.
+TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 0.1}
 _PART = 1 << 27  # bytes of projections in a part
 
 
@@ -193,7 +195,8 @@ class Projections:
     def _compare(self, value: Tensor, slots: list[Slot]) -> None:
         stored = np.array([slot.activation for slot in slots])
         scale = float(np.nanmax(np.abs(self.top.places.activation)))
-        wrong = ~(np.abs(value.cpu().numpy() - stored) <= TOLERANCE * scale)  # NaN is wrong too
+        allowed = TOLERANCE[self.top.precision] * scale
+        wrong = ~(np.abs(value.cpu().numpy() - stored) <= allowed)  # NaN is wrong too
         if wrong.any():
             slot = slots[int(wrong.argmax())]
             path = TopKFile(self.session.run.topk).images().name(slot.image)

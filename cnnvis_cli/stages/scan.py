@@ -85,9 +85,16 @@ class Work:
         return network if network.device == device else network.to(device)
 
     def reader(self, network: Network, lane: Lane) -> Batches:
-        fast, pin = self.plan.topk.decode == "fast", lane.device.type == "cuda"
-        shape = network.preprocessing
-        return Batches(self.manifest, shape, self.cut.size, lane.decoders, fast, pin)
+        decode, on_gpu = self.plan.topk.decode, lane.device.type == "cuda"
+        return Batches(
+            self.manifest,
+            network.preprocessing,
+            self.cut.size,
+            lane.decoders,
+            fast=decode == "fast",
+            pin=on_gpu and decode != "gpu",
+            there=lane.device if decode == "gpu" else None,
+        )
 
 
 def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:

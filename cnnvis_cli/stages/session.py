@@ -68,10 +68,11 @@ class Session:
         try:
             yield facts
         finally:
-            before = float(self.run.read().get(stage, {}).get("seconds", 0))
+            known = self.run.read().get(stage, {})
             record = {
+                **known,
                 **facts,
-                "seconds": round(before + time.monotonic() - start, 1),
+                "seconds": round(known.get("seconds", 0.0) + time.monotonic() - start, 1),
                 "device": _device_name(self.network.device),
                 "versions": {
                     "cnnvis": __version__,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cnnvis_cli.dataset.decode_there import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.engine import Lane, check_precision, choose_devices, lanes, spread
@@ -28,6 +29,8 @@ def topk(session: Session) -> None:
     """
     devices = choose_devices(session.plan.device)
     check_precision(session.plan.topk.precision, devices[0])
+    if session.plan.topk.decode == "gpu":
+        check_decoder(devices[0])
     dataset = dataset_path(session)
     manifest = Manifest.scan(dataset)
     size = session.plan.batch_size or BATCH[devices[0].type]
@@ -38,17 +41,15 @@ def topk(session: Session) -> None:
         names = tuple(layer.alias for layer in session.layers)
         cut = Cut(len(manifest), size)
         work = Work(session.plan, manifest, parts, names, cut, session.network)
-        with session.timed("topk") as facts:
-            pace = _scan(session, work, lanes(devices, session.plan.workers, _need(session, size)))
-            facts.update(pace.record())
-            complete = session.plan.shard is None or all(n in parts for n in range(cut.count))
-            if complete:
-                finish(session.run, plan, manifest, session.layers, [parts])
-        if not complete:
+        crew = lanes(devices, session.plan.workers, _need(session, size))
+        _scan(session, work, crew)
+        if session.plan.shard is not None and any(n not in parts for n in range(cut.count)):
             leave_for_merge(session.run, plan, manifest)
             _note_dataset(session, dataset, manifest)
             _tell_shard(session, cut)
             return
+        with session.timed("topk"):
+            finish(session.run, plan, manifest, session.layers, [parts])
         parts.clear()
     _note_dataset(session, dataset, manifest)
     tell(file, session.run, session.plan.topk.max_unreadable, session.report)
@@ -106,11 +107,13 @@ class Pace:
         }
 
 
-def _scan(session: Session, work: Work, crew: Sequence[Lane]) -> Pace:
+def _scan(session: Session, work: Work, crew: Sequence[Lane]) -> None:
     """Compute and keep every part of this shard that is not there yet."""
     pending = [n for n in session.plan.share(work.cut.count) if n not in work.parts]
+    if not pending:
+        return
     meter = session.report.meter("topk", sum(len(work.cut.images_of(n)) for n in pending), "images")
-    pace = Pace(min(len(crew), max(1, len(pending))))
+    pace = Pace(min(len(crew), len(pending)))
 
     def hear(message: Any) -> None:
         session.report.breathe()
@@ -118,11 +121,11 @@ def _scan(session: Session, work: Work, crew: Sequence[Lane]) -> Pace:
             pace.add(message)
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
 
-    if pending:
-        load_loops()  # what this process has, the forked ones have as well
+    load_loops()  # what this process has, the forked ones have as well
+    with session.timed("topk") as facts:
         spread(functools.partial(scan, work), crew, pending, hear)
+        facts.update(pace.record())
     meter.end()
-    return pace
 
 
 def _note_dataset(session: Session, dataset: Any, manifest: Manifest) -> None:

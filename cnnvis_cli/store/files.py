@@ -72,6 +72,7 @@ class LayerTopK:
     places: TopK
     box: NDArray[np.int32]  # (C, k, 4)
     stats: dict[str, Array]  # (C,) each, quantiles (C, Q)
+    precision: str  # the arithmetic that the activations were computed in
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class TopKFile:
                 group["activation"][()], group["image"][()], position[..., 0], position[..., 1]
             )
             stats = {name: values[()] for name, values in group["stats"].items()}
-            return LayerTopK(places, group["box"][()], stats)
+            return LayerTopK(places, group["box"][()], stats, str(file.attrs["precision"]))
 
     def publish(self, plan: Record, images: Images, layers: Iterable[LayerResult]) -> None:
         """Write the whole file; `plan` is the identity that a rerun is compared with."""

@@ -49,7 +49,7 @@ TOPK_LAYER: Table = {
     "stats/selectivity": Column("f8", ("C",), "class selectivity index, 0 to 1"),
     "stats/class": Column("i4", ("C",), "class with the highest mean rectified activation"),
     "stats/quantiles": Column("f8", ("C", "Q"), "of the places in the histogram"),
-    "histogram": Column("i8", ("C", "bins"), "places by activation, up to 16 an image"),
+    "histogram": Column("i8", ("C", "bins"), "places by activation, up to 8 an image"),
 }
 OPTIMIZED_STYLE: Table = {
     "image": Column("f2", ("U", "R", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
