@@ -76,6 +76,12 @@ class Report:
         """The line that a command fails with, for the log file."""
         self._write_log(text)
 
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass the items on, each at a safe moment."""
+        for item in items:
+            self.breathe()
+            yield item
+
     def track(
         self, items: Iterable[T], what: str, total: int, unit: str, size: int = 1
     ) -> Iterator[T]:

@@ -158,14 +158,14 @@ def interrupted() -> Callable[[int], Report]:
 def snapshot() -> Callable[..., dict[str, tuple[str, int]]]:
     """A function from a folder to the digest and time of change of each of its files.
 
-    Of the lock file only the content counts: whoever works there opens it.
+    Of a lock file only the content counts: whoever works there opens it.
     """
 
     def look(folder: Path) -> dict[str, tuple[str, int]]:
         return {
             str(path.relative_to(folder)): (
                 hashlib.sha256(path.read_bytes()).hexdigest(),
-                0 if path.name == ".lock" else path.stat().st_mtime_ns,
+                0 if path.name.startswith(".lock") else path.stat().st_mtime_ns,
             )
             for path in sorted(folder.rglob("*"))
             if path.is_file()

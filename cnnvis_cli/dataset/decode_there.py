@@ -6,11 +6,12 @@ grey level or so; so this is a way of its own, and what cannot be decoded there 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
@@ -20,13 +21,19 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing
 
 
-def check_decoder(device: torch.device) -> None:
-    """Raise `UsageError` where torchvision cannot decode on this device."""
+def check_decoder(device: torch.device, preprocessing: Preprocessing) -> None:
+    """Raise `UsageError` where torchvision cannot decode and resize on this device."""
+    if preprocessing.interpolation == "lanczos":
+        raise UsageError("--decode gpu: has no lanczos interpolation; use --decode exact")
     if device.type != "cuda":
         raise UsageError(f"--decode gpu: the device is {device}, which is no GPU")
     try:
-        decode_jpeg(encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8)), device=device)
-    except RuntimeError as error:
+        from torchvision.io import encode_jpeg
+
+        with _without_advice():
+            content = encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8)).numpy().tobytes()
+        _decode([content], device)
+    except (ImportError, RuntimeError) as error:  # from some version on it will be gone
         first = str(error).splitlines()[0]
         raise UsageError(f"--decode gpu: torchvision cannot do so here ({first})") from None
 
@@ -49,17 +56,34 @@ def decode_there(
 
 def _jpegs(contents: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
     """All at once; where one of them fails one by one, None for those that do."""
-    data = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
-    if not data:
+    if not contents:
         return []
     try:
-        return list(decode_jpeg(data, mode=ImageReadMode.RGB, device=device))
+        return list(_decode(contents, device))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # as torchvision names no class for a broken JPEG
         if len(contents) == 1:
             return [None]
         return [image for content in contents for image in _jpegs([content], device)]
+
+
+def _decode(contents: Sequence[bytes], device: torch.device) -> list[Tensor]:
+    """Raises RuntimeError where one of them is broken."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    data = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    with _without_advice():
+        found: list[Tensor] = decode_jpeg(data, mode=ImageReadMode.RGB, device=device)
+    return found
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """torchvision 0.29 advises to install another package for this."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
+        yield
 
 
 def _finished(

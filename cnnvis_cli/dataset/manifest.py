@@ -63,6 +63,7 @@ class Manifest:
         except OSError as error:
             place = error.filename or dataset
             raise UsageError(f"dataset {place}: cannot be listed ({error.strerror})") from None
+        _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
         if not len(columns[0]):
             raise UsageError(f"dataset {dataset}: holds no images ({', '.join(SUFFIXES)})")
         return cls(root, *columns, classes)
@@ -83,13 +84,28 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over paths and sizes, in order: another folder state is another dataset."""
-        digest = hashlib.sha256()
+        """SHA-256 over paths, sizes and labels, in order: another state is another dataset."""
+        digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
         width = int(np.char.str_len(self.paths).max(initial=1))  # a wider column is the same
-        for column in (self.paths.astype(f"S{width}"), self.sizes.astype("<i8")):
+        paths = self.paths.astype(f"S{width}")
+        for column in (paths, self.sizes.astype("<i8"), self.labels.astype("<i4")):
             digest.update(f"{column.shape} {column.itemsize}\n".encode())
             digest.update(np.ascontiguousarray(column).data.cast("B"))
         return digest.hexdigest()
+
+
+def _refuse_where_nothing_is_there(dataset: Path, paths: Paths, sizes: NDArray[np.int64]) -> None:
+    """Raise `UsageError` for a list that speaks of other files, or has more on a line than one."""
+    names = [os.fsdecode(path) for path in paths[:100]]
+    if (
+        len(names) > 1
+        and not sizes.any()
+        and not any((root_of(dataset) / n).exists() for n in names)
+    ):
+        raise UsageError(
+            f"dataset {dataset}: none of its {len(paths)} images is there, such as {names[0]!r}; "
+            "a list has one path a line, relative to the list or absolute"
+        )
 
 
 def root_of(dataset: Path) -> Path:

@@ -44,10 +44,12 @@ def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> di
 
     def before(relu: nn.Module, given: Any) -> None:
         called[relu] = called.get(relu, 0) + 1
-        if last and given[0] is last[-1][1] and counter.calls == last[-1][2]:
+        if last and given and given[0] is last[-1][1] and counter.calls == last[-1][2]:
             found[last[-1][0]] = relu
 
-    relus = [m for m in module.modules() if type(m) is nn.ReLU and m.inplace]
+    relus = [
+        m for m in module.modules() if type(m) is nn.ReLU and m.inplace and "forward" not in vars(m)
+    ]
     with ExitStack() as hooks:
         for layer in layers:
             child = module.get_submodule(layer.module)

@@ -101,12 +101,15 @@ class Network:
     @property
     def mean(self) -> Tensor:
         """The mean colour in RGB, 0..255: (1, 3, 1, 1)."""
-        return torch.tensor(self.preprocessing.mean, device=self.device).view(1, 3, 1, 1)
+        return self._colours(self.preprocessing.mean)
+
+    def _colours(self, values: tuple[float, float, float]) -> Tensor:
+        """Three numbers to compute with: (1, 3, 1, 1), without waiting for the device."""
+        return torch.tensor(values).view(1, 3, 1, 1).to(self.device, non_blocking=True)
 
     def normalise(self, centred: Tensor) -> Tensor:
         """Mean-subtracted RGB pixels to what the module takes: (B, 3, h, w) -> the same."""
-        std = torch.tensor(self.preprocessing.std, device=self.device).view(1, 3, 1, 1)
-        scaled = centred / std
+        scaled = centred / self._colours(self.preprocessing.std)
         ordered = scaled.flip(1) if self.preprocessing.bgr else scaled
         return ordered.contiguous(memory_format=torch.channels_last)
 

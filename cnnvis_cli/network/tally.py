@@ -22,6 +22,7 @@ from cnnvis_cli import histogram
 from cnnvis_cli.nouns import Layer
 
 Arrays = dict[str, NDArray[Any]]
+PIECE = 1 << 25  # values that are summed at a time in tensor operations
 SAMPLE = 8  # places of an image's map that are counted in the histogram
 
 
@@ -54,7 +55,7 @@ def summarise(flat: Tensor, used: NDArray[np.bool_], rectify: bool = False) -> S
     """
     compiled = _compiled(flat.device)
     if compiled is None:
-        found = _read(flat, torch.from_numpy(used).to(flat.device))
+        found = _read_in_pieces(flat, _moved(used, flat.device))
         if rectify:
             flat.relu_()
         return found
@@ -63,7 +64,7 @@ def summarise(flat: Tensor, used: NDArray[np.bool_], rectify: bool = False) -> S
     value, place = torch.empty(shape), torch.empty(shape, dtype=torch.int32)
     positive, sums = torch.empty(shape, dtype=doubles), torch.zeros(4, channels, dtype=doubles)
     results = (t.numpy() for t in (value, place, positive, sums))
-    (compiled.read_and_rectify if rectify else compiled.read)(flat.numpy(), used, *results)
+    compiled.read(flat.numpy(), used, rectify, *results)
     return Summary(value, place, positive, sums)
 
 
@@ -74,6 +75,24 @@ def places_first(maps: Tensor) -> Tensor:
     return maps[:, None].contiguous().float()
 
 
+def _moved(values: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on a device, without waiting for what the device still has to do."""
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
+def _read_in_pieces(flat: Tensor, used: Tensor) -> Summary:
+    """Some images at a time, since sums in float64 are taken of copies in float64."""
+    some = max(1, PIECE // flat[0].numel())
+    firsts = range(0, len(flat), some)
+    pieces = [_read(flat[i : i + some], used[i : i + some]) for i in firsts]
+    return Summary(
+        value=torch.cat([piece.value for piece in pieces]),
+        place=torch.cat([piece.place for piece in pieces]),
+        positive=torch.cat([piece.positive for piece in pieces]),
+        sums=torch.stack([piece.sums for piece in pieces]).sum(dim=0),
+    )
+
+
 def _read(flat: Tensor, used: Tensor) -> Summary:
     """The same in tensor operations."""
     none = flat.isnan()
@@ -82,7 +101,7 @@ def _read(flat: Tensor, used: Tensor) -> Summary:
     place = torch.where(value == float("-inf"), number, place)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
     total = flat.sum(dim=1, dtype=torch.float64)
-    positive = flat.clamp_min(0).sum(dim=1, dtype=torch.float64)
+    positive = torch.where(flat > 0, flat, 0).sum(dim=1, dtype=torch.float64)
     active = (flat > 0).sum(dim=1, dtype=torch.float64)
     sums = torch.stack((total, norm**2, positive, active))  # (4, B, C)
     return Summary(
@@ -143,7 +162,7 @@ class Keyed:
 
     def offer(self, value: Tensor, place: Tensor, slots: Slots) -> None:
         images = torch.arange(slots.first, slots.first + len(value), device=value.device)
-        unused = torch.from_numpy(~slots.used).to(value.device)
+        unused = _moved(~slots.used, value.device)
         keys = _key(value, images[:, None]).masked_fill((place < 0) | unused[:, None], _EMPTY)
         both = torch.cat((self._keys, keys.T), dim=1)
         self._keys, rows = both.topk(self._keys.shape[1], dim=1)
@@ -235,7 +254,7 @@ class Tally:
             return
         labels = slots.labels[rows]
         for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(labels)) + 1):
-            label, chosen = int(labels[run[0]]), torch.from_numpy(rows[run]).to(self._device)
+            label, chosen = int(labels[run[0]]), _moved(rows[run], self._device)
             count, total = self._classes.get(label, (0, torch.zeros_like(positive[0])))
             self._classes[label] = count + len(run), total + positive[chosen].sum(dim=0)
 
@@ -252,10 +271,10 @@ class Tally:
         part = self._histogram[start : start + flat.shape[2]]
         compiled = _compiled(self._device)
         if compiled is not None:
-            compiled.fill(flat.numpy(), rows, places, part.numpy())
+            bits = (histogram.SHIFT, histogram.FIRST)
+            compiled.fill(flat.numpy(), rows, places, part.numpy(), *bits)
             return
-        indices = (torch.from_numpy(rows[:, None]), torch.from_numpy(places))
-        chosen = flat[tuple(index.to(self._device) for index in indices)]
+        chosen = flat[_moved(rows[:, None], self._device), _moved(places, self._device)]
         _count(chosen.flatten(0, 1), part)
 
     def arrays(self) -> Arrays:
@@ -279,7 +298,7 @@ class Tally:
             "count": counts,
             "class": np.array(labels, np.int32),
             "class_images": np.array([self._classes[label][0] for label in labels], np.int64),
-            "class_positive": table.cpu().numpy(),
+            "class_positive": table.float().cpu().numpy(),  # of shuffled classes there are many
         }
 
     def _filled(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -309,7 +328,6 @@ class Loops(NamedTuple):
     """The loops of `tally_loops`."""
 
     read: Callable[..., None]
-    read_and_rectify: Callable[..., None]
     fill: Callable[..., None]
     pack: Callable[..., int]
     rank: Callable[..., None]
@@ -335,10 +353,10 @@ def _warm(loops: Loops) -> None:
     maps, used = np.zeros((1, 1, 1), np.float32), np.zeros(1, np.bool_)
     value, place = maps[0], np.zeros((1, 1), np.int32)
     image, doubles = np.zeros((1, 1), np.int64), np.zeros((4, 1))
-    loops.read(maps, used, value, place, doubles[:1], doubles)
-    loops.read_and_rectify(maps, used, value, place, doubles[:1], doubles)
+    loops.read(maps, used, False, value, place, doubles[:1], doubles)
     loops.pack(place[0], place[0], place[0])
-    loops.fill(maps, image[0], image, np.zeros((1, histogram.BINS), np.int32))
+    counts = np.zeros((1, histogram.BINS), np.int32)
+    loops.fill(maps, image[0], image, counts, histogram.SHIFT, histogram.FIRST)
     loops.rank(value, place, used, 0, value, image, place)
 
 

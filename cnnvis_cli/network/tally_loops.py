@@ -15,13 +15,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cnnvis_cli import histogram
-
 _BLOCK = 128  # places that are summed in float32 before they are added in float64
 _NARROW = 128  # channels; below, two places at a time are faster, from there on one
 _ZERO, _ONE, _NONE = np.float32(0), np.int32(1), np.int32(0)
-_SHIFT, _FIRST, _SIDE, _BINS = histogram.SHIFT, histogram.FIRST, histogram.SIDE, histogram.BINS
-_LAST = _SIDE - 1
 _NEAR = 64  # channels whose histograms, 128 kB, fit in a near cache
 
 Floats = NDArray[np.float32]
@@ -77,73 +73,80 @@ def _adder(rows: int, rectify: bool) -> Callable[..., None]:
     return inlined
 
 
-def _reader(rectify: bool) -> Callable[..., None]:
-    """The loop over a layer's maps, which may `rectify` them on the way."""
-    add_one, add_two = _adder(1, rectify), _adder(2, rectify)
-
-    def read(
-        maps: Floats,
-        used: NDArray[np.bool_],
-        value: Floats,
-        place: Ints,
-        positive: Doubles,
-        sums: Doubles,
-    ) -> None:
-        images, places, channels = maps.shape
-        # Rows at a distance that is no power of two, or they would all want the same cache lines.
-        width = (channels + 15) // 16 * 16 + 16
-        floats, wholes = np.empty(4 * width, np.float32), np.empty(2 * width, np.int32)
-        top, added = floats[:channels], floats[width : width + channels]
-        squared, above = floats[2 * width : 2 * width + channels], floats[3 * width :][:channels]
-        at, on = wholes[:channels], wholes[width : width + channels]
-        for image in range(images - 1, -1, -1):
-            top[:], at[:], on[:] = -np.inf, -1, 0
-            positive[image] = 0
-            for start in range(0, places, _BLOCK):
-                added[:], squared[:], above[:] = 0, 0, 0
-                stop = min(start + _BLOCK, places)
-                pairs = start if channels >= _NARROW else stop - (stop - start) % 2
-                for here in range(start, pairs, 2):
-                    rows = maps[image, here : here + 2]
-                    add_two(rows, here, top, at, added, squared, above, on)
-                for here in range(pairs, stop):
-                    row = maps[image, here : here + 1]
-                    add_one(row, here, top, at, added, squared, above, on)
-                positive[image] += above
-                if used[image]:
-                    sums[0] += added
-                    sums[1] += squared
-            for c in range(channels):
-                if at[c] < 0:  # nothing above minus infinity
-                    at[c] = _first_number(maps[image], c, rectify)
-                value[image, c] = top[c] + _ZERO
-                place[image, c] = at[c]
-            if used[image]:
-                sums[2] += positive[image]
-                sums[3] += on
-
-    return _compile(read)
+_add_one, _add_two = _adder(1, rectify=False), _adder(2, rectify=False)
+_rectify_one, _rectify_two = _adder(1, rectify=True), _adder(2, rectify=True)
 
 
 @_compile
-def _first_number(maps: Floats, channel: int, rectified: bool) -> int:
-    """The first place of a map of minus infinities and NaN that is no NaN; -1 where all are."""
-    lowest = _ZERO if rectified else -np.inf
+def _first_number(maps: Floats, channel: int, lowest: float) -> int:
+    """The first place of a map that has this value; -1 where all are NaN."""
     for here in range(maps.shape[0]):
         if maps[here, channel] == lowest:
             return here
     return -1
 
 
-read, read_and_rectify = _reader(rectify=False), _reader(rectify=True)
+@_compile
+def read(  # noqa: PLR0913 - four results
+    maps: Floats,
+    used: NDArray[np.bool_],
+    rectify: bool,
+    value: Floats,
+    place: Ints,
+    positive: Doubles,
+    sums: Doubles,
+) -> None:
+    """Fill the arrays of a `tally.Summary` from maps (B, places, C), and `rectify` these."""
+    images, places, channels = maps.shape
+    # Rows at a distance that is no power of two, or they would all want the same lines of cache.
+    width = (channels + 15) // 16 * 16 + 16
+    floats, wholes = np.empty(4 * width, np.float32), np.empty(2 * width, np.int32)
+    top, added = floats[:channels], floats[width : width + channels]
+    squared, above = floats[2 * width : 2 * width + channels], floats[3 * width :][:channels]
+    at, on = wholes[:channels], wholes[width : width + channels]
+    for image in range(images - 1, -1, -1):
+        top[:], at[:], on[:] = -np.inf, -1, 0
+        positive[image] = 0
+        for start in range(0, places, _BLOCK):
+            added[:], squared[:], above[:] = 0, 0, 0
+            stop = min(start + _BLOCK, places)
+            pairs = start if channels >= _NARROW else stop - (stop - start) % 2
+            for here in range(start, pairs, 2):
+                rows = maps[image, here : here + 2]
+                if rectify:
+                    _rectify_two(rows, here, top, at, added, squared, above, on)
+                else:
+                    _add_two(rows, here, top, at, added, squared, above, on)
+            for here in range(pairs, stop):
+                row = maps[image, here : here + 1]
+                if rectify:
+                    _rectify_one(row, here, top, at, added, squared, above, on)
+                else:
+                    _add_one(row, here, top, at, added, squared, above, on)
+            positive[image] += above
+            if used[image]:
+                sums[0] += added
+                sums[1] += squared
+        for c in range(channels):
+            if at[c] < 0:  # nothing above minus infinity, which rectifying has made 0
+                at[c] = _first_number(maps[image], c, 0.0 if rectify else -np.inf)
+            value[image, c] = top[c] + _ZERO
+            place[image, c] = at[c]
+        if used[image]:
+            sums[2] += positive[image]
+            sums[3] += on
 
 
 @_compile
-def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints) -> None:
+def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, lowest: int) -> None:
     """Count the places (n, s) of the images `rows` (n,) in the histograms `counts` (C, BINS).
 
-    Some channels after the other, so that their histograms stay in a near cache.
+    Some channels after the other, so that their histograms stay in a near cache. `shift` and
+    `lowest` are SHIFT and FIRST of `histogram`: machine code that is kept on disk knows nothing of
+    changes in other files, so it must not have them inside.
     """
+    all_bins = counts.shape[1]
+    side = all_bins // 2
     channels = maps.shape[2]
     bits, flat = maps.view(np.int32), counts.ravel()
     found = np.empty(_NEAR, np.int32)
@@ -154,13 +157,13 @@ def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints) -> None:
                 row = bits[rows[i], here, first : first + some]
                 for c in range(some):  # a vector loop; the counting below is none
                     x = row[c]
-                    size = ((x & 0x7FFFFFFF) >> _SHIFT) - _FIRST
-                    step = min(max(size, 0), _LAST)
+                    size = ((x & 0x7FFFFFFF) >> shift) - lowest
+                    step = min(max(size, 0), side - 1)
                     above = x >= 0 or x == -0x80000000
-                    found[c] = (first + c) * _BINS + (_SIDE + step if above else _LAST - step)
+                    found[c] = (first + c) * all_bins + (side + step if above else side - 1 - step)
                 values = maps[rows[i], here, first : first + some]
                 for c in range(some):
-                    flat[found[c]] += values[c] == values[c]  # noqa: PLR0124 - but for NaN
+                    flat[found[c]] += values[c] == values[c]  # NaN is not
 
 
 @_compile

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.plan import Plan
@@ -199,12 +199,17 @@ def _round(
 ) -> tuple[Rate, ...]:
     report.breathe()
     crew = [Lane(torch.device("cpu"), 1, 0)] * cores()
+    if work.plan.topk.decode == "gpu":
+        crew = lanes(devices, work.plan.workers, 1)
     decoded = _together(functools.partial(_decode, work, seconds), crew)
     forward = _together(functools.partial(_forward, work, best, seconds), best.lanes)
     return decoded, forward, *_topk(work, report)
 
 
-def _together(measure: Callable[[Lane, int, Tell], None], crew: Sequence[Lane]) -> Rate:
+Measure = Callable[[Lane, int, Tell], None]
+
+
+def _together(measure: Measure, crew: Sequence[Lane]) -> Rate:
     """Measure in all lanes at once."""
     found: list[Rate] = []
 
@@ -212,13 +217,14 @@ def _together(measure: Callable[[Lane, int, Tell], None], crew: Sequence[Lane]) 
         if isinstance(message, Rate):
             found.append(message)
 
-    def work(lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
-        for number in numbers:
-            measure(lane, number, tell)
-            tell(Finished(number))
-
-    spread(work, crew, range(len(crew)), hear)
+    spread(functools.partial(_each, measure), crew, range(len(crew)), hear)
     return Rate(sum(rate.speed for rate in found), statistics.mean(rate.cost for rate in found))
+
+
+def _each(measure: Measure, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    for number in numbers:
+        measure(lane, number, tell)
+        tell(Finished(number))
 
 
 class _Watch:
@@ -238,14 +244,14 @@ class _Watch:
 
 
 def _decode(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
-    network = work.network
-    assert network is not None, "forked processes have it"
-    reader = work.reader(network, lane)
+    reader = work.reader(work.network or work.on(lane.device), lane)
     first = number * work.cut.batches // cores()
     batches = cycle((*range(first, work.cut.batches), *range(first)))
     watch = _Watch(seconds)
-    for batch in reader.read(batches):
+    for count, batch in enumerate(reader.read(batches)):
         watch.images += int(batch.used.sum())
+        if not watch.images and count >= work.cut.batches:
+            raise CnnvisError(f"{work.manifest.root}: no image of it can be read")
         if not watch.running():
             break
     tell(watch.rate())
@@ -291,15 +297,23 @@ def _topk(work: Work, report: Report) -> tuple[Rate, Rate]:
         with open_session(plan, report) as session:
             load_loops()
             start = time.perf_counter()
-            topk(replace(session, report=_Silent(quiet=True)))
+            topk(replace(session, report=_Silent(report)))
             seconds = time.perf_counter() - start
-            pace = float(session.run.read()["topk"]["images_a_second"])
-    speeds = (pace, len(work.manifest) / seconds)
+            known = session.run.read()["topk"]
+    whole = len(work.manifest) / seconds
+    speeds = (float(known.get("images_a_second", whole)), whole)  # few images: no process is warm
     return Rate(speeds[0], cores() / speeds[0]), Rate(speeds[1], cores() / speeds[1])
 
 
 class _Silent(Report):
-    """Not even results: they are of a run that is thrown away."""
+    """Tells nothing, since it is of a run that is thrown away; stops when the other is to stop."""
+
+    def __init__(self, heard: Report) -> None:
+        super().__init__(quiet=True)
+        self._heard = heard
 
     def result(self, text: str) -> None:
         pass
+
+    def breathe(self) -> None:
+        self._heard.breathe()

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from pathlib import Path
@@ -66,11 +66,17 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise UsageError(f"--precision tf32 is arithmetic of CUDA devices, not of {device.type}")
 
 
-def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """A block in which networks compute in float32, TF32 or bfloat16."""
-    tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    cudnn, blas = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, blas.allow_tf32
+    cudnn.allow_tf32 = blas.allow_tf32 = precision == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        cudnn.allow_tf32, blas.allow_tf32 = before
 
 
 def keep_memory() -> None:
@@ -88,18 +94,29 @@ def keep_memory() -> None:
     mallopt(top_pad, 64 << 20)
 
 
+CONTROL = Path("/sys/fs/cgroup")  # what a container may use
+
+
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Processor cores that this process may use, also in a container."""
+    allowed = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = (CONTROL / "cpu.max").read_text().split()
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))  # "max" is no number
+    return allowed
 
 
 def available_memory() -> int:
     """Bytes that can be had without driving anything out; very many where that is not known."""
+    known = [1 << 62]
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 1 << 62
+                known.append(int(line.split()[1]) << 10)
+    with suppress(OSError, ValueError):
+        most, used = ((CONTROL / name).read_text() for name in ("memory.max", "memory.current"))
+        known.append(int(most) - int(used))
+    return max(0, min(known))
 
 
 class Lane(NamedTuple):

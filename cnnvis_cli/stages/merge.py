@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,8 @@ def is_done(file: TopKFile, plan: Record) -> bool:
     have = file.identity()
     if have is None:
         return False
-    if have | {"layers": plan["layers"]} != plan or not set(plan["layers"]) <= set(have["layers"]):
+    own = {"layers": plan["layers"], "device": plan["device"]}  # done is done, also on another
+    if have | own != plan or not set(plan["layers"]) <= set(have["layers"]):
         raise UsageError(
             f"{file.path} belongs to another plan: {differences(have, plan)}; choose another --run"
         )
@@ -49,18 +51,25 @@ def is_done(file: TopKFile, plan: Record) -> bool:
 def leave_for_merge(run: Run, plan: Record, manifest: Manifest) -> None:
     """Keep with a shard's parts what `merge` must know."""
     parts = parts_of(run, plan)
-    if _MANIFEST not in parts:
-        names = [name.encode("utf-8", "surrogateescape") for name in manifest.classes]
-        arrays = {name: getattr(manifest, name) for name in _COLUMNS}
-        parts[_MANIFEST] = {**arrays, "classes": np.array(names, "S")}
-    run.note("shards", {"plan": plan})
+    if _MANIFEST in parts:
+        return
+    names = [_encoded(name) for name in manifest.classes]
+    about = {"classes": names, "root": [_encoded(str(manifest.root.resolve()))]}
+    texts = {name: np.array(values, "S") for name, values in about.items()}
+    columns = {name: getattr(manifest, name) for name in _COLUMNS}
+    record = np.array([json.dumps(plan, sort_keys=True).encode()])
+    parts[_MANIFEST] = {**columns, **texts, "plan": record}
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     """Join the shards in `runs` to the topk.h5 of the plan's run directory.
 
     The bytes are those of a run in one piece. Shards may overlap. Raises `UsageError` for runs of
-    different plans and where a part is missing.
+    different plans and `CnnvisError` where a part is missing.
     """
     shards = [_shard(Run(path)) for path in runs]
     first = shards[0]
@@ -71,14 +80,15 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
                 f"{differences(first.plan, shard.plan)}"
             )
     layers = first.layers(plan)
-    run = Run(replace(plan, model=first.record["model"]).folder)
+    run = Run(replace(plan, model=first.plan["model"]).folder)
     with report.stoppable(), run.lock():
-        run.claim(first.identity, first.record.get("weights"))
+        run.claim(first.identity, first.run.read().get("weights"))
         file = TopKFile(run.topk)
         if not is_done(file, first.plan):
-            manifest = first.manifest()
-            finish(run, first.plan, manifest, layers, [shard.parts for shard in shards])
-            run.note("dataset", first.record["dataset"])
+            sources = [shard.parts for shard in shards]
+            finish(run, first.plan, first.manifest, layers, sources, report)
+        dataset = {"path": str(first.manifest.root), "digest": first.manifest.digest}
+        run.note("dataset", dataset)
         tell(file, run, plan.topk.max_unreadable, report)
 
 
@@ -87,37 +97,36 @@ class _Shard:
     """A run directory that holds some parts of a plan."""
 
     run: Run
-    record: Record
     plan: Record
     parts: Parts
+    manifest: Manifest
 
     @property
     def identity(self) -> Record:
-        return {name: self.record[name] for name in ("model", "weights_sha256", "preprocessing")}
+        return {name: self.plan[name] for name in ("model", "weights_sha256", "preprocessing")}
 
     def layers(self, plan: Plan) -> tuple[Layer, ...]:
         """The plan's layers; the network is built for it, without its weights."""
-        own = Plan(
-            model=self.record["model"],
-            weights=self.record.get("weights"),
-            trust_code=plan.trust_code,
-            run=str(self.run.path),
-        )
-        return outline(own).choose(self.plan["layers"])
-
-    def manifest(self) -> Manifest:
-        arrays = self.parts[_MANIFEST]
-        names = tuple(n.decode("utf-8", "surrogateescape") for n in arrays["classes"].tolist())
-        columns: dict[str, Any] = {name: arrays[name] for name in _COLUMNS}
-        return Manifest(Path(self.record["dataset"]["path"]), **columns, classes=names)
+        trusted = replace(Plan(run=str(self.run.path)), trust_code=plan.trust_code)
+        return outline(trusted).choose(self.plan["layers"])
 
 
 def _shard(run: Run) -> _Shard:
-    record = run.read()
-    if "shards" not in record:
-        raise UsageError(f"{run.path}: holds no shard; make one with cnnvis topk --shard i/n")
-    plan = record["shards"]["plan"]
-    return _Shard(run, record, plan, parts_of(run, plan))
+    """The shards that a run directory holds; raises `UsageError` for none, or of several plans."""
+    folders = [path.parent for path in run.parts("topk").glob(f"*/{_MANIFEST}.h5")]
+    if len(folders) != 1:
+        what = "shards of several plans" if folders else "no shard"
+        raise UsageError(f"{run.path}: holds {what}; make one with cnnvis topk --shard i/n")
+    parts = Parts(folders[0], folders[0].name)
+    try:
+        about = parts[_MANIFEST]
+    except KeyError:
+        raise CnnvisError(f"{folders[0]}: is damaged; run its cnnvis topk --shard again") from None
+    classes = tuple(name.decode("utf-8", "surrogateescape") for name in about["classes"].tolist())
+    columns: dict[str, Any] = {name: about[name] for name in _COLUMNS}
+    root = Path(about["root"].tolist()[0].decode("utf-8", "surrogateescape"))
+    manifest = Manifest(root, **columns, classes=classes)
+    return _Shard(run, json.loads(about["plan"].tolist()[0]), parts, manifest)
 
 
 def finish(
@@ -126,17 +135,18 @@ def finish(
     manifest: Manifest,
     layers: Sequence[Layer],
     sources: Sequence[Parts],
+    report: Report,
 ) -> None:
     """Add the parts up, in their order, and publish skipped.tsv and topk.h5.
 
-    Raises `UsageError` naming a part that none of the `sources` has whole.
+    Raises `CnnvisError` naming a part that none of the `sources` has whole.
     """
     skipped = np.zeros(len(manifest), np.bool_)
     crcs = np.zeros(len(manifest), np.uint32)
     reasons: dict[int, str] = {}
     cut = Cut(len(manifest), plan["batch_size"])
     about = ("crc", "failures", "reasons")
-    for number, part in enumerate(_all_parts(cut, sources, about)):
+    for number, part in enumerate(report.each(_all_parts(cut, sources, about))):
         images = cut.images_of(number)
         crcs[images.start : images.stop] = part["crc"][: len(images)]
         skipped[part["failures"]] = True
@@ -149,7 +159,7 @@ def finish(
     )
     room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
     results = _results(plan, cut, _groups(layers, room), sources)
-    TopKFile(run.topk).publish(plan, listed, results)
+    TopKFile(run.topk).publish(plan, listed, report.each(results))
 
 
 def _results(
@@ -199,7 +209,7 @@ def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str
     where = ", ".join(str(parts.folder) for parts in sources)
     raise CnnvisError(
         f"part {number} of 0 to {count - 1} is missing or damaged in {where}; run again the "
-        "cnnvis topk that it belongs to"
+        "cnnvis topk, with the --shard, that it belongs to"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,8 +80,10 @@ class Work:
         return {**self.__dict__, "network": None}
 
     def on(self, device: torch.device) -> Network:
-        """The network on a device."""
-        network = self.network or load_network(self.plan)
+        """The network on a device, which becomes the process's own."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        network = self.network or load_network(replace(self.plan, device=str(device)))
         return network if network.device == device else network.to(device)
 
     def reader(self, network: Network, lane: Lane) -> Batches:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from cnnvis_cli.dataset.decode_there import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.network.tally import load_loops
-from cnnvis_cli.stages.engine import Lane, check_precision, choose_devices, lanes, spread
+from cnnvis_cli.stages.engine import check_precision, choose_devices, lanes, spread
 from cnnvis_cli.stages.images import dataset_path
 from cnnvis_cli.stages.merge import finish, is_done, leave_for_merge, parts_of, tell
 from cnnvis_cli.stages.scan import Cut, Step, Work, scan
@@ -24,45 +26,51 @@ BATCH = {"cpu": 32, "cuda": 128}  # images; the defaults
 def topk(session: Session) -> None:
     """Stream the dataset through the network and keep each channel's k strongest places.
 
-    Of a shard only its parts are made, and the file once all others are there as well. Raises
-    `TooManyUnreadable` (exit 3) after finishing, when too many images could not be used.
+    Of a shard only its parts are made, for `merge`. Raises `TooManyUnreadable` (exit 3) after
+    finishing, when too many images could not be used.
     """
     devices = choose_devices(session.plan.device)
     check_precision(session.plan.topk.precision, devices[0])
     if session.plan.topk.decode == "gpu":
-        check_decoder(devices[0])
+        check_decoder(devices[0], session.network.preprocessing)
     dataset = dataset_path(session)
     manifest = Manifest.scan(dataset)
-    size = session.plan.batch_size or BATCH[devices[0].type]
-    plan = _identity(session, manifest, size)
     file = TopKFile(session.run.topk)
+    plan = _identity(session, manifest, devices[0].type, file.identity() or {})
+    parts = parts_of(session.run, plan)
     if not is_done(file, plan):
-        parts = parts_of(session.run, plan)
-        names = tuple(layer.alias for layer in session.layers)
-        cut = Cut(len(manifest), size)
-        work = Work(session.plan, manifest, parts, names, cut, session.network)
-        crew = lanes(devices, session.plan.workers, _need(session, size))
-        _scan(session, work, crew)
-        if session.plan.shard is not None and any(n not in parts for n in range(cut.count)):
+        _scan(session, _work(session, manifest, plan), devices)
+        if session.plan.shard is not None:
             leave_for_merge(session.run, plan, manifest)
-            _note_dataset(session, dataset, manifest)
-            _tell_shard(session, cut)
+            _tell_shard(session, Cut(len(manifest), plan["batch_size"]))
             return
         with session.timed("topk"):
-            finish(session.run, plan, manifest, session.layers, [parts])
-        parts.clear()
-    _note_dataset(session, dataset, manifest)
+            finish(session.run, plan, manifest, session.layers, [parts], session.report)
+    parts.clear()
+    record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
+    session.run.note("dataset", record)
     tell(file, session.run, session.plan.topk.max_unreadable, session.report)
 
 
-def _identity(session: Session, manifest: Manifest, size: int) -> Record:
-    """All that decides what topk.h5 holds; the batch size decides the last bits of its values."""
+def _work(session: Session, manifest: Manifest, plan: Record) -> Work:
+    cut = Cut(len(manifest), plan["batch_size"])
+    parts = parts_of(session.run, plan)
+    return Work(session.plan, manifest, parts, tuple(plan["layers"]), cut, session.network)
+
+
+def _identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
+    """All that decides what topk.h5 holds; batch size and device decide the last bits of values.
+
+    A batch size that nobody asks for is that of the file that there may be.
+    """
     settings = session.plan.topk
+    size = session.plan.batch_size or have.get("batch_size") or BATCH[kind]
     return {
         **session.identity,
         "dataset": manifest.digest,
         "k": settings.k,
         "batch_size": size,
+        "device": kind,
         "layers": [layer.alias for layer in session.layers],
         "precision": settings.precision,
         "decode": settings.decode,
@@ -107,8 +115,9 @@ class Pace:
         }
 
 
-def _scan(session: Session, work: Work, crew: Sequence[Lane]) -> None:
+def _scan(session: Session, work: Work, devices: Sequence[torch.device]) -> None:
     """Compute and keep every part of this shard that is not there yet."""
+    crew = lanes(devices, session.plan.workers, _need(session, work.cut.size))
     pending = [n for n in session.plan.share(work.cut.count) if n not in work.parts]
     if not pending:
         return
@@ -126,11 +135,6 @@ def _scan(session: Session, work: Work, crew: Sequence[Lane]) -> None:
         spread(functools.partial(scan, work), crew, pending, hear)
         facts.update(pace.record())
     meter.end()
-
-
-def _note_dataset(session: Session, dataset: Any, manifest: Manifest) -> None:
-    record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
-    session.run.note("dataset", record)
 
 
 def _tell_shard(session: Session, cut: Cut) -> None:

@@ -135,7 +135,7 @@ class TopKFile:
             file.attrs.update(format="cnnvis/topk", version=VERSION)
             for name in ("model", "weights_sha256", "k", "precision", "decode"):
                 file.attrs[name] = plan[name]
-            file.attrs["preprocessing"] = json.dumps(plan["preprocessing"])
+            file.attrs["preprocessing"] = json.dumps(plan["preprocessing"], sort_keys=True)
             file.attrs["images"] = len(images.path)
             file.attrs["skipped"] = int(images.skipped.sum())
             file.attrs["plan"] = json.dumps(plan, sort_keys=True)

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.errors import StorageError
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.schema import storage
 
@@ -43,7 +44,9 @@ class Parts:
                 return {name: file[name][()] for name in names or file}
         except FileNotFoundError:
             raise KeyError(number) from None
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError) as error:
+            if getattr(error, "errno", None):  # the system's trouble, not the file's
+                raise StorageError(f"{path}: cannot be read ({error})") from None
             with suppress(OSError):
                 path.replace(path.with_suffix(".damaged"))
             raise KeyError(number) from None

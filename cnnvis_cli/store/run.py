@@ -93,6 +93,9 @@ class Run:
                 )
             return
         if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            if self.read():  # another shard has just begun it
+                self.claim(identity, weights)
+                return
             raise UsageError(
                 f"{self.path} holds files that cnnvis did not write; choose another --run"
             )
@@ -109,19 +112,32 @@ class Run:
 
     @contextmanager
     def lock(self, shard: str | None = None) -> Iterator[None]:
-        """Work alone in the directory, or on one shard; raises `Stopped` (exit 75) if another does.
+        """Work alone in the directory; raises `Stopped` (exit 75) if another process does.
 
-        It only saves work: what is published is whole even without it.
+        Shards work beside each other, each of them alone on its own. It only saves work: what is
+        published is whole even without it.
         """
-        name = ".lock" if shard is None else f".lock-{shard.replace('/', 'of')}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot use {self.path}: {error.strerror}") from None
+        if shard is None:
+            with self._held(".lock", fcntl.LOCK_EX):
+                yield
+            return
+        own = f".lock-{shard.replace('/', 'of')}"
+        with self._held(".lock", fcntl.LOCK_SH), self._held(own, fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _held(self, name: str, kind: int) -> Iterator[None]:
+        try:
             handle = (self.path / name).open("a+")
         except OSError as error:
             raise StorageError(f"cannot use {self.path}: {error.strerror}") from None
         with handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
                 raise Stopped(
@@ -130,6 +146,9 @@ class Run:
                 ) from None
             except OSError:  # a file system without locks: work without one
                 pass
+            if kind == fcntl.LOCK_SH:  # one of several, who write nothing
+                yield
+                return
             handle.truncate(0)
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             handle.write(f"process {os.getpid()} on {os.uname().nodename} since {since}\n")

@@ -191,14 +191,23 @@ def test_a_manifest_is_its_arrays(root: Path) -> None:
     assert (paths(again), again.digest) == (paths(one), one.digest)
 
 
-def test_the_digest_knows_sizes_and_names_and_no_more(root: Path) -> None:
+def test_a_list_of_which_nothing_is_there_is_refused(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("n01/a.jpg 0\nn02/b.jpg 1\n")  # as Caffe has them, with labels
+    with pytest.raises(UsageError, match=r"none of its 2 images is there.*one path a line"):
+        Manifest.scan(listed)
+
+
+def test_the_digest_knows_names_sizes_and_classes_and_no_more(root: Path) -> None:
     one = Manifest.scan(root)
     sizes, names = one.sizes.copy(), one.paths.copy()
     sizes[3] += 1
     names[0] = names[0].replace(b"1", b"2")
     assert replace(one, sizes=sizes).digest != one.digest
     assert replace(one, paths=names).digest != one.digest
-    assert replace(one, offsets=one.offsets + 9, labels=one.labels + 1).digest == one.digest
+    assert replace(one, labels=one.labels + 1).digest != one.digest
+    assert replace(one, classes=(*one.classes, "z")).digest != one.digest
+    assert replace(one, offsets=one.offsets + 9).digest == one.digest
 
 
 SMALL = Preprocessing(resize=16, crop=(16, 16))

@@ -58,36 +58,43 @@ def dawdle(lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
             tell(number)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder."""
+    (tmp_path / "pieces").mkdir()
+    return tmp_path / "pieces"
+
+
 def files(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 @pytest.mark.parametrize("lane", [FORKED, SPAWNED], ids=["forked", "spawned"])
-def test_every_piece_is_done_by_one_of_the_processes(lane: Lane, tmp_path: Path) -> None:
+def test_every_piece_is_done_by_one_of_the_processes(lane: Lane, folder: Path) -> None:
     heard: list[Any] = []
-    spread(functools.partial(note, tmp_path), [lane, lane], range(6), heard.append)
-    assert files(tmp_path) == list(range(6))
+    spread(functools.partial(note, folder), [lane, lane], range(6), heard.append)
+    assert files(folder) == list(range(6))
     assert sorted(m for m in heard if isinstance(m, str)) == [f"did {n}" for n in range(6)]
-    by = {path.read_text() for path in tmp_path.iterdir()}
+    by = {path.read_text() for path in folder.iterdir()}
     assert str(os.getpid()) not in {text.split()[0] for text in by}
     assert {text.split()[1] for text in by} == {str(lane.threads)}
 
 
-def test_one_lane_works_here(tmp_path: Path) -> None:
-    spread(functools.partial(note, tmp_path), [FORKED], range(3), lambda _: None)
-    by = {path.read_text().split()[0] for path in tmp_path.iterdir()}
+def test_one_lane_works_here(folder: Path) -> None:
+    spread(functools.partial(note, folder), [FORKED], range(3), lambda _: None)
+    by = {path.read_text().split()[0] for path in folder.iterdir()}
     assert by == {str(os.getpid())}
 
 
-def test_what_a_killed_process_had_in_hand_is_done_by_another(tmp_path: Path) -> None:
-    spread(functools.partial(die_once, tmp_path), [FORKED, FORKED], range(6), lambda _: None)
-    assert files(tmp_path) == list(range(6))
-    assert (tmp_path / "died").exists()
+def test_what_a_killed_process_had_in_hand_is_done_by_another(folder: Path) -> None:
+    spread(functools.partial(die_once, folder), [FORKED, FORKED], range(6), lambda _: None)
+    assert files(folder) == list(range(6))
+    assert (folder / "died").exists()
 
 
-def test_a_piece_that_kills_every_process_is_named(tmp_path: Path) -> None:
+def test_a_piece_that_kills_every_process_is_named(folder: Path) -> None:
     with pytest.raises(CnnvisError, match=r"part 2 ended 3 times .*exit code 7"):
-        spread(functools.partial(die_always, tmp_path), [FORKED] * 2, range(6), lambda _: None)
+        spread(functools.partial(die_always, folder), [FORKED] * 2, range(6), lambda _: None)
 
 
 @pytest.mark.parametrize(

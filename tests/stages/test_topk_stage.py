@@ -267,14 +267,10 @@ def test_shards_merge_to_the_same_bytes_in_any_order(
     shards = [tmp_path / f"shard{i}" for i in range(1, count + 1)]
     for i, shard in enumerate(shards, 1):
         do("topk", **flags | {"run": str(shard), "shard": f"{i}/{count}"})
-        if count > 1:
-            assert not (shard / "topk.h5").exists()
-    if count > 1:
-        join(shards[::-1] + shards[:1], tmp_path / "merged")  # one of them twice
-        alike(tmp_path / "run", tmp_path / "merged")
-        join(shards, tmp_path / "merged")  # finished: nothing to do
-    else:
-        alike(tmp_path / "run", shards[0])
+        assert not (shard / "topk.h5").exists()
+    join(shards[::-1] + shards[:1], tmp_path / "merged")  # one of them twice
+    alike(tmp_path / "run", tmp_path / "merged")
+    join(shards, tmp_path / "merged")  # finished: nothing to do
 
 
 def test_shards_that_count_from_zero_are_the_same_ones(flags: dict[str, Any]) -> None:
@@ -288,14 +284,51 @@ def test_shards_that_count_from_zero_are_the_same_ones(flags: dict[str, Any]) ->
             Plan.make(None, flags | {"shard": wrong})
 
 
-def test_the_last_shard_in_one_directory_finishes_the_file(
+def test_shards_may_share_one_directory(
     do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
 ) -> None:
     do("topk", **flags)
+    other = flags | {"run": str(tmp_path / "other")}
     for i in (2, 3, 1):
+        do("topk", **other | {"shard": f"{i}/3"})
         assert not (tmp_path / "other" / "topk.h5").exists()
-        do("topk", **flags | {"run": str(tmp_path / "other"), "shard": f"{i}/3"})
+    join([tmp_path / "other"], tmp_path / "other")
     alike(tmp_path / "run", tmp_path / "other")
+    do("topk", **other)  # finished: what was left for merging goes
+    assert not (tmp_path / "other" / "parts").exists()
+    alike(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_run_in_one_piece_takes_over_what_shards_have_left(
+    do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    do("topk", **flags)
+    other = flags | {"run": str(tmp_path / "other")}
+    do("topk", **other | {"shard": "2/3"})
+    do("topk", **other)
+    alike(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_finished_shard_returns_at_once_and_changes_no_byte(
+    do: Callable[..., None],
+    flags: dict[str, Any],
+    snapshot: Callable[[Path], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    do("topk", **flags | {"shard": "2/3"})
+    before = snapshot(tmp_path / "run")
+    do("topk", **flags | {"shard": "2/3"})
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_two_shards_work_in_one_directory_but_not_twice_on_one(
+    do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    do("topk", **flags | {"shard": "1/3"})
+    with Run(tmp_path / "run").lock("2/3"):
+        do("topk", **flags | {"shard": "3/3"})
+        with pytest.raises(Stopped, match="in use"):
+            do("topk", **flags | {"shard": "2/3"})
 
 
 def test_a_missing_shard_is_named(
@@ -442,8 +475,12 @@ def test_where_the_images_are_is_known_even_if_the_disk_filled_up_at_the_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_: Any) -> None:
-        raise StorageError("disk full")
+    note = Run.note
+
+    def full(run: Run, section: str, record: Any) -> None:
+        if run.topk.exists():
+            raise StorageError("disk full")
+        note(run, section, record)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "note", full)
