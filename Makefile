@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test long check format train clean
+.PHONY: help setup demo test long bench check format train clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -22,6 +22,9 @@ test: setup  ## the tests
 
 long: setup  ## the long forms of some tests (minutes)
 	$(BIN)/pytest -m long -s
+
+bench: setup  ## this machine's limits, and what topk reaches of them on the demo's images
+	$(BIN)/cnnvis bench topk demo --model demo
 
 check: setup  ## style and types: ruff, mypy --strict
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from cnnvis_cli.cli.options import planned, working
 def command() -> None:
     """Measure this machine's limits, and what cnnvis reaches of them.
 
-    Example: cnnvis bench topk DATASET --model squeezenet1_0 --weights DEFAULT
+    Example: cnnvis bench topk demo --model demo
     """
 
 
@@ -27,9 +27,10 @@ def command() -> None:
 def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
     """Decoding alone, the forward pass alone, their combined limit, and topk.
 
-    Take at least 500 images: topk is measured from the list of images to the finished file.
+    DATASET is as in `cnnvis topk`. Take at least 500 images, better a multiple of the batch size;
+    each round goes through all of them.
 
-    Example: cnnvis bench topk DATASET --model alexnet --weights random
+    Example: cnnvis bench topk demo --model demo --rounds 1
     """
     plan, report = planned(flags)
     from cnnvis_cli.stages import bench

@@ -31,6 +31,7 @@ from cnnvis_cli.stages.engine import (
     lanes,
     spread,
 )
+from cnnvis_cli.stages.images import draw_images
 from cnnvis_cli.stages.scan import Cut, Work
 from cnnvis_cli.stages.session import load_network, open_session
 from cnnvis_cli.stages.topk import BATCH, topk
@@ -117,6 +118,9 @@ def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench
         raise UsageError("which images? name the dataset: cnnvis bench topk DATASET")
     devices = choose_devices(plan.device)
     with report.stoppable(), tempfile.TemporaryDirectory() as folder:
+        if plan.dataset == "demo":
+            draw_images(Path(folder) / "images", report)
+            plan = replace(plan, dataset=f"{folder}/images")
         work = _work(plan, Path(folder), BATCH[devices[0].type])
         best, tried = _best_forward(work, devices, report, seconds)
         measured = [_round(work, best, devices, seconds, report) for _ in range(rounds)]

@@ -14,6 +14,7 @@ from cnnvis_cli.dataset.decode_there import decode_there
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.report import Report
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import TopKFile
 
@@ -35,12 +36,17 @@ def dataset_path(session: Session) -> Path:
     if dataset != "demo":
         return Path(dataset)
     folder = session.run.path.with_name(f"{session.run.path.name}-images")
+    draw_images(folder, session.report)
+    return folder
+
+
+def draw_images(folder: Path, report: Report) -> None:
+    """Draw the images of ``demo`` that are missing in a folder."""
     names = [(name, number) for name in CLASSES for number in range(PER_CLASS)]
-    for name, number in session.report.track(names, "drawing", len(names), "images"):
+    for name, number in report.track(names, "drawing", len(names), "images"):
         path = folder / name / f"{number:03d}.png"
         if not path.exists():
             write_png(path, draw(name, FIRST_SEED + number))
-    return folder
 
 
 def image_reader(session: Session) -> Callable[[int], Pixels]:
