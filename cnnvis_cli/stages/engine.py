@@ -109,14 +109,18 @@ def cores() -> int:
 def available_memory() -> int:
     """Bytes that can be had without driving anything out; very many where that is not known."""
     known = [1 << 62]
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                known.append(int(line.split()[1]) << 10)
-    with suppress(OSError, ValueError):
-        most, used = ((CONTROL / name).read_text() for name in ("memory.max", "memory.current"))
-        known.append(int(most) - int(used))
+    with suppress(OSError, ValueError, KeyError):
+        known.append(_table(Path("/proc/meminfo"))["MemAvailable:"] << 10)
+    with suppress(OSError, ValueError, KeyError):
+        most, used = (int((CONTROL / f"memory.{name}").read_text()) for name in ("max", "current"))
+        known.append(most - used + _table(CONTROL / "memory.stat")["inactive_file"])
     return max(0, min(known))
+
+
+def _table(path: Path) -> dict[str, int]:
+    """A file of names and numbers, line by line."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1}
 
 
 class Lane(NamedTuple):
@@ -186,7 +190,7 @@ class _Hand:
 class _Crew:
     """The parent's side: gives out work, hears, and replaces processes that die."""
 
-    work_: Work
+    task: Work
     lanes: list[Lane]
     pending: deque[int]
     tell: Tell
@@ -209,7 +213,7 @@ class _Crew:
         ours, theirs = context.Pipe()
         # A forked child also holds our ends of all pipes so far; open there, none would ever break.
         inherited = [*(hand.pipe for hand in self.hands), ours] if forked else []
-        process = context.Process(target=_lane, args=(self.work_, lane, theirs, inherited))
+        process = context.Process(target=_lane, args=(self.task, lane, theirs, inherited))
         process.start()
         theirs.close()
         self.hands.append(_Hand(lane, process, ours))

@@ -167,3 +167,20 @@ def test_aside_raises_what_went_wrong_there() -> None:
         aside.begin(int, "3")
         aside.settle()
         aside.settle()
+
+
+def test_a_container_s_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = engine.available_memory()
+    monkeypatch.setattr(engine, "CONTROL", tmp_path)
+    assert engine.available_memory() <= 1 << 62
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 700\n")
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert free > 0
+    assert engine.available_memory() == 2700  # what is only a cache can be had
+    assert engine.cores() == 1
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert engine.available_memory() > 2700
+    assert engine.cores() == len(os.sched_getaffinity(0))
