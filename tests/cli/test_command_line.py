@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -54,6 +55,9 @@ def cnnvis(
     for number in range(2):
         Path(f"broken/class0/{number:03d}.png").write_bytes(b"no picture")
     Path("empty").mkdir()
+    Path("images.tar.gz").write_bytes(b"\x1f\x8b")
+    Path("broken.tar").write_bytes(b"no tar" * 300)
+    Path("nothing.txt").write_text("a.jpg 1\nb.jpg 2\n")
     Path("foreign").mkdir()
     Path("foreign/thesis.txt").write_text("years of work")
     Path("wrong.toml").write_text("[topk]\nkk = 3\n")
@@ -116,6 +120,16 @@ WRONG = {
     "foreign folder": (f"cnnvis topk images {EXACT} --run foreign", "foreign"),
     "device": ("cnnvis optimize --model demo --device gpu", "cuda"),
     "workers": (f"cnnvis topk images {EXACT} --workers -1", "--workers"),
+    "shard": (f"cnnvis topk images {EXACT} --shard 4/3", "--shard 4/3"),
+    "precision": (f"cnnvis topk images {EXACT} --precision tf32", "tf32"),
+    "decoder": (f"cnnvis topk images {EXACT} --decode gpu", "--decode gpu"),
+    "two kinds of device": (f"cnnvis topk images {EXACT} --device cpu,meta", "--device"),
+    "compressed tar": (f"cnnvis topk images.tar.gz {EXACT}", "unpack it"),
+    "broken tar": (f"cnnvis topk broken.tar {EXACT}", "broken.tar"),
+    "list of nothing": (f"cnnvis topk nothing.txt {EXACT}", "one path a line"),
+    "no shards": ("cnnvis merge images --run merged", "holds no shard"),
+    "nothing to merge": ("cnnvis merge", "RUNS"),
+    "nothing to measure": (f"cnnvis bench topk nowhere {EXACT}", "nowhere"),
     "project method": (f"cnnvis project {EXACT} --method deconf", "deconv"),
 }
 
@@ -159,6 +173,27 @@ def test_a_run_of_other_settings_is_refused(cnnvis: Call) -> None:
     told = cnnvis(f"cnnvis topk images {EXACT} -k 3")
     assert (told.code, len(told.err.splitlines())) == (2, 1)
     assert "another plan" in told.err
+
+
+def test_shards_are_merged(cnnvis: Call) -> None:
+    assert cnnvis(f"cnnvis topk images {EXACT} --run whole --min").code == 0
+    for i in (1, 2):
+        told = cnnvis(f"cnnvis topk images {EXACT} --run part{i} --shard {i}/2 --min")
+        assert told.code == 0, told.err
+        assert f"shard {i}/2 is done" in told.out
+    told = cnnvis("cnnvis merge part2 --run merged --trust-code")
+    assert (told.code, len(told.err.splitlines())) == (1, 1)
+    assert "part 0 of 0 to 1 is missing" in told.err
+    assert cnnvis("cnnvis merge part2 part1 --run merged --trust-code").code == 0
+    assert Path("merged/topk.h5").read_bytes() == Path("whole/topk.h5").read_bytes()
+    assert cnnvis(f"cnnvis project {EXACT} --run merged --layer conv1").code == 0
+
+
+def test_the_bench_prints_json(cnnvis: Call) -> None:
+    flags = "--seconds 0.02 --rounds 1 --json --quiet"
+    told = cnnvis(f"cnnvis bench topk images {EXACT} {flags}")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["images"] == 6
 
 
 def test_too_many_unreadable_images_are_exit_3(cnnvis: Call) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, TooManyUnreadable, UsageError
 from cnnvis_cli.histogram import BINS, LEVELS
-from cnnvis_cli.network import network
+from cnnvis_cli.network import network, tally
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.merge import merge
@@ -581,3 +581,22 @@ def test_rectifying_on_the_way_changes_no_byte(
     monkeypatch.setattr(network, "rectifiers", lambda *_: {})
     do("topk", **settings | {"run": str(tmp_path / "other")})
     alike(tmp_path / "run", tmp_path / "other")
+
+
+def test_without_numba_it_is_only_slower(
+    do: Callable[..., None],
+    flags: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    do("topk", **flags | {"topk__min": True})
+    monkeypatch.setattr(tally, "load_loops", lambda: None)
+    do("topk", **flags | {"topk__min": True, "run": str(tmp_path / "other")})
+    with (
+        h5py.File(tmp_path / "run" / "topk.h5") as one,
+        h5py.File(tmp_path / "other" / "topk.h5") as other,
+    ):
+        names: list[str] = []
+        one["layers"].visit(names.append)
+        for name in (n for n in names if isinstance(one["layers"][n], h5py.Dataset)):
+            np.testing.assert_allclose(other["layers"][name], one["layers"][name], rtol=1e-6)
