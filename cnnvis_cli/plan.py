@@ -51,12 +51,28 @@ class TopKPlan:
 
 @dataclass(frozen=True)
 class OptimizePlan:
-    """`step` is ``calibrated``, ``paper`` or a rate; `iterations` overrides the styles' own."""
+    """`step` is ``calibrated``, ``paper`` or a rate; `iterations` overrides the styles' own.
+
+    What is climbed is a layer's centre unit, with `mean` the channel's mean over the whole map,
+    with `softmax` its probability; `sum` (``12 + 0.5*31``) and `direction` (a ``.npy`` file of one
+    row of C numbers each) take the place of the units. `diversity` keeps the runs of a unit apart.
+    `start` is noise, uniform, mean or an image file. `history` steps lie between two values that
+    are kept.
+    """
 
     style: tuple[str, ...] = ("3",)
     runs: int = 1
     step: str = "calibrated"
     iterations: int | None = None
+    mean: bool = False
+    minimise: bool = False
+    softmax: bool = False
+    sum: tuple[str, ...] = ()
+    direction: str | None = None
+    diversity: float = 0.0
+    start: str = "noise"
+    precision: Precision = "float32"
+    history: int = 10
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,7 @@ class Plan:
     optimize: OptimizePlan = field(default_factory=OptimizePlan)
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
+    styles: dict[str, Any] = field(default_factory=dict)  # of one's own; see ascent.styles
 
     @property
     def folder(self) -> Path:
@@ -159,12 +176,15 @@ class Plan:
             "--runs": self.optimize.runs,
             "--iterations": self.optimize.iterations,
             "--scale": self.montage.scale,
+            "--history": self.optimize.history,
         }
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1")
         if not 0 <= self.topk.max_unreadable <= 1:
             raise UsageError(f"--max-unreadable {self.topk.max_unreadable}: is a share, 0 to 1")
+        if not 0 <= self.optimize.diversity <= 10:
+            raise UsageError(f"--diversity {self.optimize.diversity}: must be 0 to 10")
         self.share(0)
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers {self.workers}: must be 0 or more")
@@ -217,6 +237,8 @@ def _as(value: Any, option: Any) -> Any:
             return None
         converted = [_as(item, arguments[0]) for item in items]
         return None if None in converted else tuple(converted)
+    if origin is dict:
+        return dict(value) if isinstance(value, Mapping) else None
     if option is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if option is str and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -19,7 +19,7 @@ network, layer, style and seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,7 +54,7 @@ class Probe:
     start: Tensor  # (B, 3, H, W) mean-subtracted
     mean: Tensor  # (1, 3, 1, 1)
     gradient: float  # the median root mean square gradient at the start
-    ascend: Callable[[Style], Ascent]
+    ascend: Callable[[Style], Sequence[Ascent]]
 
 
 def calibrate(style: Style, probe: Probe) -> Style:
@@ -68,7 +68,7 @@ def calibrate(style: Style, probe: Probe) -> Style:
     short = replace(style, iterations=iterations)
     wanted = max(FAINTEST, ABOVE_NOISE * remaining_noise(style, probe))
     still = probe.ascend(short.with_step(Constant(0.0)))
-    if not probe.gradient or not bool((still.outcome != int(Outcome.NO_GRADIENT)).any()):
+    if not probe.gradient or all(one.outcome is Outcome.NO_GRADIENT for one in still):
         return style
     rate, ceiling = wanted / (probe.gradient * min(iterations, 100)), float("inf")
     for _ in range(ROUNDS):
@@ -99,12 +99,17 @@ class _Finding:
     clipped: float  # the share of values outside 0..255
 
 
-def _measure(ascent: Ascent, still: Ascent, mean: Tensor) -> _Finding:
-    live = still.outcome != int(Outcome.NO_GRADIENT)
-    last = ascent.last[live]
-    added = (last - still.last[live]).flatten(1).std(dim=1).quantile(SLOWEST)
-    leading = (ascent.outcome[live] == int(Outcome.LARGEST)).float().mean()
-    return _Finding(float(added), float(leading), _clipped(last, mean))
+def _measure(found: Sequence[Ascent], still: Sequence[Ascent], mean: Tensor) -> _Finding:
+    live = [
+        (ascent, other)
+        for ascent, other in zip(found, still, strict=True)
+        if other.outcome is not Outcome.NO_GRADIENT
+    ]
+    last = torch.stack([ascent.last for ascent, _ in live])
+    added = last - torch.stack([other.last for _, other in live])
+    slowest = added.flatten(1).std(dim=1).quantile(SLOWEST)
+    leading = sum(ascent.outcome is Outcome.LARGEST for ascent, _ in live) / len(live)
+    return _Finding(float(slowest), leading, _clipped(last, mean))
 
 
 def remaining_noise(style: Style, probe: Probe) -> float:
@@ -119,5 +124,5 @@ def remaining_noise(style: Style, probe: Probe) -> float:
 
 def _clipped(image: Tensor, mean: Tensor) -> float:
     """The share of values outside 0..255."""
-    shown = image + mean
+    shown = image + mean.to(image)
     return float(((shown <= 0) | (shown >= 255)).float().mean())

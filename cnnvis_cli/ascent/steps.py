@@ -5,26 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from cnnvis_cli.registry import Registry
 
 
 class StepPolicy(Protocol):
-    """Rates for a batch: activations (B,) and gradients (B, 3, H, W) -> (B,)."""
+    """Images x, gradients (N, 3, h, w) and values (N,) -> the images one step further."""
 
-    def __call__(self, activation: Tensor, gradient: Tensor) -> Tensor: ...
+    def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor: ...
 
 
+STEPS: Registry[type[StepPolicy]] = Registry("step policy")
+
+
+@STEPS.register("constant")
 @dataclass(frozen=True)
 class Constant:
     """The same rate in every iteration, in squared grey levels per unit of activation."""
 
     rate: float
 
-    def __call__(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        return torch.full_like(activation, self.rate)
+    def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        return x.add(gradient, alpha=self.rate)
 
 
+@STEPS.register("progress")
 @dataclass(frozen=True)
 class Progress:
     """The rate that would raise the activation by `desired` if the network were linear.
@@ -35,6 +41,29 @@ class Progress:
     max_rate: float
     desired: float
 
-    def __call__(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        squared = gradient.flatten(1).pow(2).sum(dim=1)
-        return (self.desired / squared).clamp(max=self.max_rate)
+    def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        rate = (self.desired / _squared(gradient)).clamp(max=self.max_rate)
+        return x.addcmul(rate[:, None, None, None], gradient)
+
+
+@STEPS.register("progress01")
+@dataclass(frozen=True)
+class Progress01:
+    """Progress for values that end at 1, as those of softmax units do.
+
+    rate = min(max_rate, min(early, late (1 - value)) / |g|^2): the toolbox's "progress01" policy.
+    """
+
+    max_rate: float
+    early: float
+    late: float
+
+    def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        desired = (self.late * (1 - value)).clamp(max=self.early)
+        rate = (desired / _squared(gradient)).clamp(max=self.max_rate)
+        return x.addcmul(rate[:, None, None, None], gradient)
+
+
+def _squared(gradient: Tensor) -> Tensor:
+    """|g|^2 of each image: (N, 3, h, w) -> (N,)."""
+    return gradient.flatten(1).pow(2).sum(dim=1)

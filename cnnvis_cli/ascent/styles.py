@@ -1,13 +1,82 @@
-"""Named settings of the ascent: the four rows of Table 1 of Yosinski et al. 2015."""
+"""Named settings of the ascent: the four rows of Table 1 of Yosinski et al. 2015, and others."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Protocol
 
-from cnnvis_cli.ascent.regularizers import Blur, ClipContribution, ClipNorm, Decay, Regularizer
-from cnnvis_cli.ascent.steps import Constant, Progress, StepPolicy
-from cnnvis_cli.registry import Registry
+from torch import Tensor
+
+from cnnvis_cli.ascent.fourier import Fourier
+from cnnvis_cli.ascent.regularizers import (
+    REGULARIZERS,
+    Blur,
+    ClipContribution,
+    ClipNorm,
+    Decay,
+    Regularizer,
+)
+from cnnvis_cli.ascent.steps import STEPS, Constant, Progress, StepPolicy
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.registry import Registry, unknown
+
+
+class Brush(Protocol):
+    """What paints the images of some ascents that began together, N of them."""
+
+    @property
+    def style(self) -> Style: ...
+
+    def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
+        """The images to show next, (N, 3, h, w), from those just shown and what became of them."""
+
+    def plain(self, age: int) -> bool:
+        """Whether what is shown at this step is the picture itself, not a jittered one."""
+
+    def keep(self, which: Sequence[int]) -> Brush:
+        """The brush of some of the ascents."""
+
+
+class ImageModel(Protocol):
+    """What an image is made of while it is optimized."""
+
+    def begin(
+        self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
+    ) -> tuple[Tensor, Brush]:
+        """The first images to show and what paints the next ones; `start` is (N, 3, h, w)."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The image is its pixels, as in Yosinski et al. 2015."""
+
+    def begin(
+        self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
+    ) -> tuple[Tensor, Brush]:
+        brush = PixelBrush(style, -mean, 255 - mean)
+        return start.clamp(brush.low, brush.high), brush
+
+
+@dataclass(frozen=True)
+class PixelBrush:
+    """A step along the gradient, each regularizer in order, and the clipping to 0..255."""
+
+    style: Style
+    low: Tensor  # (1, 3, 1, 1) black, mean-subtracted
+    high: Tensor  # white
+
+    def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
+        x = self.style.step.along(x, value, gradient)
+        for regularizer in self.style.regularizers:
+            x = regularizer(x, gradient, age)
+        return x.clamp(self.low, self.high)
+
+    def plain(self, age: int) -> bool:
+        return True
+
+    def keep(self, which: Sequence[int]) -> Brush:
+        return self
 
 
 @dataclass(frozen=True)
@@ -19,9 +88,15 @@ class Style:
     step: StepPolicy
     iterations: int
     look: str = ""
+    image: ImageModel = field(default_factory=Pixels)
 
     def with_step(self, step: StepPolicy) -> Style:
         return replace(self, step=step)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a step that suits the layer is to be found."""
+        return isinstance(self.image, Pixels)
 
     def parameters(self) -> dict[str, Any]:
         """All that defines the style, as plain values for the record."""
@@ -29,6 +104,7 @@ class Style:
             "regularizers": [_described(part) for part in self.regularizers],
             "step": _described(self.step),
             "iterations": self.iterations,
+            "image": _described(self.image),
         }
 
 
@@ -44,17 +120,64 @@ def _row(name: str, theta: tuple[float, ...], step: StepPolicy, iterations: int,
 
     Iterations and step policy are not in the table; they are the toolbox's own.
     """
-    decay, width, every, norm, contribution = theta
-    regularizers = (
+    STYLES.register(name)(Style(name, table_1(*theta), step, iterations, look))
+
+
+def table_1(
+    decay: float, width: float, every: float, norm: float, contribution: float
+) -> tuple[Regularizer, ...]:
+    """The paper's four regularizers in its order, with the columns of Table 1."""
+    return (
         Decay(decay),
         Blur(width, int(every)),
         ClipNorm(norm),
         ClipContribution(contribution),
     )
-    STYLES.register(name)(Style(name, regularizers, step, iterations, look))
 
 
 _row("1", (0, 0.5, 4, 50, 0), Progress(100, 2), 500, "a sparse set of important regions")
 _row("2", (0.3, 0, 0, 20, 0), Constant(100), 750, "high frequencies")
 _row("3", (0.0001, 1.0, 4, 0, 0), Constant(100), 1000, "smooth; most images of the paper")
 _row("4", (0, 0.5, 4, 0, 90), Progress(1e8, 2), 1000, "only what matters")
+
+STYLES.register("fourier")(
+    Style("fourier", (), Constant(0), 512, "the modern reference: Olah et al. 2017", Fourier())
+)
+
+
+def read_style(name: str, table: Mapping[str, Any], place: str) -> Style:
+    """A style from a plan: ``iterations``, ``step`` and ``regularizers``, each with its ``kind``.
+
+    Raises `UsageError` for a key or a kind that does not exist. Without a step it is calibrated.
+    """
+    where = f"{place}: [styles.{name}]"
+    for key in table:
+        if key not in ("iterations", "step", "regularizers"):
+            raise unknown("setting", key, ("iterations", "step", "regularizers"), place=where)
+    iterations = table.get("iterations", 1000)
+    if not isinstance(iterations, int) or iterations < 1:
+        raise UsageError(f"{where}: iterations = {iterations!r} must be a whole number above 0")
+    parts = table.get("regularizers", [])
+    if not isinstance(parts, list):
+        raise UsageError(f"{where}: regularizers must be a list of tables")
+    regularizers = tuple(_read_part(REGULARIZERS, part, where) for part in parts)
+    step = _read_part(STEPS, table["step"], where) if "step" in table else Constant(100)
+    return Style(name, regularizers, step, iterations)
+
+
+def _read_part(registry: Registry[Any], table: Any, where: str) -> Any:
+    """A registered dataclass from its ``kind`` and its fields."""
+    if not isinstance(table, Mapping) or "kind" not in table:
+        raise UsageError(f"{where}: a {registry.kind} is a table with its kind, from {[*registry]}")
+    cls = registry[str(table["kind"])]
+    names = [f.name for f in fields(cls)]
+    values = {key: value for key, value in table.items() if key != "kind"}
+    for key, value in values.items():
+        if key not in names:
+            raise unknown("setting", key, names, place=f"{where}: {table['kind']}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UsageError(f"{where}: {table['kind']}: {key} = {value!r} is not a number")
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise UsageError(f"{where}: {table['kind']} needs {', '.join(missing)}")
+    return cls(**values)

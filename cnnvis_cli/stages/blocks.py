@@ -7,7 +7,7 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from cnnvis_cli.report import Report
@@ -25,12 +25,17 @@ class Blocks:
         self, units: list[int], compute: Callable[[list[int]], Arrays], report: Report, what: str
     ) -> None:
         """Compute those of the `units` that no block holds yet, and keep them."""
-        held = set(self.units())
-        missing = [unit for unit in units if unit not in held]
-        blocks = [missing[i : i + self.size] for i in range(0, len(missing), self.size)]
-        todo = list(enumerate(blocks, start=self.parts.next_number()))
-        for number, channels in report.track(todo, what, len(missing), "units", self.size):
+        todo = self.missing(units)
+        count = sum(len(channels) for _, channels in todo)
+        for number, channels in report.track(todo, what, count, "units", self.size):
             self.parts[number] = compute(channels)
+
+    def missing(self, units: Iterable[int]) -> list[tuple[int, list[int]]]:
+        """Blocks for those of the `units` that none holds yet: their numbers and channels."""
+        held = set(self.units())
+        left = [unit for unit in units if unit not in held]
+        blocks = [left[i : i + self.size] for i in range(0, len(left), self.size)]
+        return list(enumerate(blocks, start=self.parts.next_number()))
 
     def units(self) -> list[int]:
         """The channels of all blocks that are kept, sorted."""

@@ -2,220 +2,226 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cnnvis_cli.ascent.calibrate import Probe, calibrate, probe_channels
-from cnnvis_cli.ascent.climb import Ascent, Outcome, Score, climb, noise
-from cnnvis_cli.ascent.steps import Constant
-from cnnvis_cli.ascent.styles import STYLES, Style
-from cnnvis_cli.digests import digest
+from cnnvis_cli.ascent.climb import Outcome
+from cnnvis_cli.ascent.objectives import Objective, check_directions, parse_sum
+from cnnvis_cli.ascent.steps import Constant, Progress01
+from cnnvis_cli.ascent.styles import STYLES, Style, read_style
+from cnnvis_cli.dataset.decode import Unreadable, decode
+from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Box, Layer, Unit
-from cnnvis_cli.plan import OptimizePlan
+from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.plan import OptimizePlan, Plan
+from cnnvis_cli.registry import unknown
+from cnnvis_cli.report import Meter
 from cnnvis_cli.stages.blocks import Blocks
+from cnnvis_cli.stages.climbs import (
+    Calibrations,
+    Found,
+    Job,
+    Scene,
+    Steps,
+    Work,
+    check_pass,
+    climb_blocks,
+    find_steps,
+    history_length,
+    probing,
+)
+from cnnvis_cli.stages.engine import check_precision, choose_devices, lanes, spread
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Record, differences
-
-Slot = tuple[Unit, int]  # a unit and the number of its random start
 
 
 def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
-    styles = asked_styles(session.plan.optimize)
-    for layer in session.layers:
-        for style in styles:
-            climbs = Climbs.of(session, layer, style)
-            if climbs.pending:
-                with session.timed("optimize"):
-                    climbs.run()
-            session.report.result(climbs.summary())
+    check_optimize(session.plan)
+    styles = asked_styles(session.plan)
+    climbs = [Climbs.of(session, layer, style) for layer in session.layers for style in styles]
+    pending = [each for each in climbs if each.pending]
+    if pending:
+        with session.timed("optimize"):
+            ready = calibrate_all(session, pending)
+            for layer in dict.fromkeys(each.scene.layer for each in climbs):
+                climb_all(session, [each for each in ready if each.scene.layer == layer])
+    for each in climbs:
+        session.report.result(each.summary())
 
 
-def asked_styles(plan: OptimizePlan) -> list[Style]:
+def check_optimize(plan: Plan) -> None:
+    """Raise `UsageError` for settings that contradict each other."""
+    settings = plan.optimize
+    several = [name for name in ("sum", "direction") if getattr(settings, name)]
+    if len(several) > 1:
+        raise UsageError("--sum and --direction: give one of them")
+    if several and plan.units:
+        raise UsageError(f"--{several[0]} takes the place of --units; leave that out")
+    if several and len(plan.layer) != 1:
+        raise UsageError(f"--{several[0]} is about the channels of one layer; name it with --layer")
+    same = settings.start not in ("noise", "uniform") and settings.runs > 1
+    if same and not settings.diversity:
+        raise UsageError(f"--start {settings.start} gives every run the same picture; use --runs 1")
+    if settings.diversity and settings.runs < 2:
+        raise UsageError("--diversity keeps the runs of a unit apart; use --runs 2 or more")
+
+
+def asked_styles(plan: Plan) -> list[Style]:
     """The styles of the plan; raises `UsageError` for one that does not exist."""
-    return [_asked(name, plan) for name in plan.style]
+    return [_asked(name, plan) for name in plan.optimize.style]
 
 
-def _asked(name: str, plan: OptimizePlan) -> Style:
+def known_styles(plan: Plan) -> dict[str, Style]:
+    """All styles by name: the built-in ones, the run directory's own, and the plan's."""
+    kept = Path(plan.folder) / "styles.toml"
+    own = {**(_read_kept(kept) if kept.is_file() else {}), **plan.styles}
+    for name in own:
+        if name in STYLES:
+            raise UsageError(f"[styles.{name}]: is the name of a built-in style; choose another")
+    return {**STYLES, **{name: read_style(name, table, "styles") for name, table in own.items()}}
+
+
+def _read_kept(path: Path) -> dict[str, Any]:
+    """The styles that a search has kept in the run directory."""
+    return dict(Plan.make(path, {}).styles)
+
+
+def _asked(name: str, plan: Plan) -> Style:
     """The style as the plan wants it, its step not yet calibrated."""
-    style = STYLES[name]
-    if plan.iterations:
-        style = replace(style, iterations=plan.iterations)
-    if plan.step in ("calibrated", "paper"):
+    settings, known = plan.optimize, known_styles(plan)
+    if name not in known:
+        raise unknown("style", name, known)
+    style = known[name]
+    if settings.iterations:
+        style = replace(style, iterations=settings.iterations)
+    if not style.calibrates:
+        if settings.start != "noise":
+            raise UsageError(f"--start {settings.start}: style {name} has a start of its own")
+        return style
+    if settings.step == "calibrated" and settings.softmax:
+        return style.with_step(SOFTMAX_STEP)
+    if settings.step in ("calibrated", "paper"):
         return style
     with suppress(ValueError):
-        rate = float(plan.step)
+        rate = float(settings.step)
         if 0 < rate < float("inf"):
             return style.with_step(Constant(rate))
-    raise UsageError(f"--step {plan.step!r}: use calibrated, paper, or a number above 0")
+    raise UsageError(f"--step {settings.step!r}: use calibrated, paper, or a number above 0")
+
+
+SOFTMAX_STEP = Progress01(max_rate=1e8, early=0.03, late=0.1)  # probabilities end at 1
+
+
+def variant(settings: OptimizePlan) -> str:
+    """What is added to a style's name where something else than a unit's value is climbed."""
+    words = {
+        "mean": settings.mean,
+        "softmax": settings.softmax,
+        "sum": settings.sum,
+        "direction": settings.direction,
+        "min": settings.minimise,
+    }
+    return "".join(f"-{word}" for word, asked in words.items() if asked)
 
 
 @dataclass(frozen=True)
 class Climbs:
-    """The ascents of one layer in one style."""
+    """The ascents of one layer in one style: what is asked for, and what is there."""
 
     session: Session
-    layer: Layer
+    scene: Scene
     style: Style
-    box: Box  # the window of the input that is optimized
-    batch: int  # ascents at a time
+    file: OptimizedFile
+    names: tuple[str, ...]  # of targets that are no channels
 
     @classmethod
     def of(cls, session: Session, layer: Layer, style: Style) -> Climbs:
-        box = session.network.canvas(layer)
-        batch = session.plan.batch_size or suitable_batch(box)
-        return cls(session, layer, style, box, batch)
+        scene, names = _scene(session, layer)
+        file = OptimizedFile(session.run.optimized(layer.alias))
+        return cls(session, scene, style, file, names)
 
     @property
-    def file(self) -> OptimizedFile:
-        return OptimizedFile(self.session.run.optimized(self.layer.alias))
-
-    @property
-    def runs(self) -> int:
-        return self.session.plan.optimize.runs
+    def group(self) -> str:
+        """Where the file keeps it."""
+        return self.style.name + variant(self.session.plan.optimize)
 
     @property
     def record(self) -> Record:
-        """What was asked for; what calibration found is added when it is stored."""
-        plan = self.session.plan
+        """What decides the pictures of a unit; a style that was made otherwise is refused."""
+        settings = self.session.plan.optimize
         return {
             **self.style.parameters(),
-            "step": plan.optimize.step,
-            "runs": self.runs,
-            "seed": plan.seed,
-            "batch_size": self.batch,
-            "canvas": list(self.box.size),
+            "step": settings.step,
+            "policy": self.style.parameters()["step"],
+            "seed": self.session.plan.seed,
+            "runs": settings.runs,
+            "batch_size": self.scene.size,
+            "canvas": list(self.scene.box.size),
+            "objective": "mean" if settings.mean else "centre",
+            "softmax": settings.softmax,
+            "minimise": settings.minimise,
+            "diversity": settings.diversity,
+            "start": _start_record(settings.start),
+            "precision": settings.precision,
+            "device": self.session.network.device.type,
+            "history": settings.history,
+            **({"targets": list(self.names)} if self.names else {}),
         }
 
     @property
     def pending(self) -> list[int]:
-        """Channels that are not in the file yet; raises `UsageError` if it is of another plan."""
-        asked = self.session.units(self.layer)
-        held = self.file.styles().get(self.style.name)
+        """Targets that are not in the file yet; raises `UsageError` if it is of another plan."""
+        asked = range(self.scene.targets) if self.names else self.session.units(self.scene.layer)
+        held = self.file.styles().get(self.group)
         if held is None:
             return list(asked)
-        if {key: held.get(key) for key in self.record} != self.record:
+        if _asked_for(held) != _asked_for(self.record):
             raise UsageError(
-                f"{self.file.path} holds style {self.style.name} of another plan: "
+                f"{self.file.path} holds style {self.group} of another plan: "
                 f"{differences(held, self.record)}; choose another --run"
             )
-        return sorted(set(asked) - set(self.file.units(self.style.name).tolist()))
+        return sorted(set(asked) - set(self.file.units(self.group).tolist()))
 
-    def run(self) -> None:
-        """Climb for every pending unit, part by part, then publish them together."""
-        style, policy = self._calibrated()
-        record = {**self.record, "policy": policy}
-        plan = digest({**self.session.identity, **record, "layer": self.layer.alias})
-        name = f"{self.layer.alias}-{style.name}-{plan}"
-        parts = Parts(self.session.run.parts("optimized", name), plan)
-        blocks = Blocks(parts, max(1, self.batch // self.runs))
-        what = f"optimize {self.layer.alias} style {style.name}"
-        blocks.fill(self.pending, partial(self._climb, style), self.session.report, what)
-        shape = (self.runs, *self.box.size)
-        optimized = Optimized(record, np.array(blocks.units(), np.int32), shape, blocks)
-        self.file.publish(self.session.header(self.layer), {style.name: optimized})
-        parts.clear()
+    @property
+    def settled(self) -> Style | None:
+        """The style with its step, where none has to be found (any more)."""
+        held = self.file.styles().get(self.group, {}).get("policy", {})
+        calibrates = self.style.calibrates and self.session.plan.optimize.step == "calibrated"
+        if not calibrates or self.session.plan.optimize.softmax:
+            return self.style
+        return self.style.with_step(Constant(held["rate"])) if "rate" in held else None
 
-    def _calibrated(self) -> tuple[Style, dict[str, Any]]:
-        """The style with the step that suits the layer, and what to record of it.
-
-        Units that are added to a style take the step that it has already.
-        """
-        style = self.style
-        held = self.file.styles().get(style.name, {}).get("policy", {})
-        if held.get("kind") == "Constant":
-            style = style.with_step(Constant(held["rate"]))
-        elif self.session.plan.optimize.step == "calibrated":
-            slots = [(Unit(self.layer.alias, c), 0) for c in probe_channels(self.layer.channels)]
-            start = noise(slots, self.session.plan.seed, self.box.size)
-            start = start.to(self.session.network.device)
-            style = calibrate(
-                style,
-                Probe(
-                    start,
-                    self.session.network.mean,
-                    self._gradient(slots, start),
-                    lambda probe: self._ascend(probe, slots, start),
-                ),
-            )
-        return style, style.parameters()["step"]
-
-    def _gradient(self, slots: list[Slot], start: Tensor) -> float:
-        """The median root mean square gradient of the slots at their first images."""
-        x = start.clone().requires_grad_()
-        channels = [unit.channel for unit, _ in slots]
-        value = self._score()(x)[range(len(slots)), channels]
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        sizes = gradient.flatten(1).pow(2).mean(dim=1).sqrt()
-        live = sizes[sizes > 0]
-        return float(live.median()) if len(live) else 0.0
-
-    def _climb(self, style: Style, channels: list[int]) -> Arrays:
-        """One block of units, every run of each: arrays by the names of the schema."""
-        slots = [(Unit(self.layer.alias, c), run) for c in channels for run in range(self.runs)]
-        ascents = list(self._batches(style, slots))
-        rows = (len(channels), self.runs)
-
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(ascent, name) for ascent in ascents])[: len(slots)].cpu()
-
-        image = joined("image").permute(0, 2, 3, 1).half()
-        arrays: Arrays = {
-            name: joined(name).reshape(rows).numpy()
-            for name in ("activation", "start", "best_step", "outcome")
-        }
-        arrays["image"] = image.reshape(*rows, *image.shape[1:]).numpy()
-        return arrays | {"unit": np.array(channels, np.int32)}
-
-    def _batches(self, style: Style, slots: list[Slot]) -> Iterator[Ascent]:
-        """Always full batches: the last bits of a result depend on the size of its batch."""
-        for first in range(0, len(slots), self.batch):
-            chunk = slots[first : first + self.batch]
-            full = chunk + chunk[-1:] * (self.batch - len(chunk))
-            start = noise(full, self.session.plan.seed, self.box.size)
-            yield self._ascend(style, full, start)
-
-    def _ascend(self, style: Style, slots: list[Slot], start: Tensor) -> Ascent:
-        network = self.session.network
-        channels = torch.tensor([unit.channel for unit, _ in slots], device=network.device)
-        score = self._score()
-
-        def breathing(x: Tensor) -> Tensor:
-            self.session.report.breathe()
-            return score(x)
-
-        return climb(breathing, start.to(network.device), channels, style, network.mean)
-
-    def _score(self) -> Score:
-        """Images of the canvas to the layer's activations at its centre: (B, 3, h, w) -> (B, C)."""
-        network, layer, box = self.session.network, self.layer, self.box
-        row, column = layer.centre
-
-        def score(x: Tensor) -> Tensor:
-            output, (top, left) = network.values(layer, box, x)
-            return output[:, :, row - top, column - left]
-
-        return score
+    @property
+    def parts(self) -> Parts:
+        """Where finished blocks are kept until the layer is done."""
+        alias = self.scene.layer.alias
+        plan = digest({**self.session.identity, **self.record, "layer": alias})
+        folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{plan}")
+        return Parts(folder, plan)
 
     def summary(self) -> str:
         """What was found, and why some images are grey."""
-        outcomes = self.file.read(self.style.name, "outcome")
-        counts = {outcome: int((outcomes == outcome).sum()) for outcome in Outcome}
+        outcomes = self.file.read(self.group, "outcome")
+        counts = Counter(outcomes.ravel().tolist())
         text = (
-            f"{self.file.path}: style {self.style.name}, {len(outcomes)} units; "
+            f"{self.file.path}: style {self.group}, {len(outcomes)} units; "
             f"{counts[Outcome.LARGEST]} of {outcomes.size} images make their unit "
             "the largest of its layer"
         )
+        if self.session.plan.optimize.minimise:
+            text = text.replace("largest", "lowest")
         if counts[Outcome.NO_GRADIENT]:
             text += (
                 f"; {counts[Outcome.NO_GRADIENT]} are grey because no gradient reaches the "
@@ -224,8 +230,212 @@ class Climbs:
         return text
 
 
-def suitable_batch(box: Box) -> int:
-    """Ascents at a time for a canvas: about a quarter of a million pixels, 16 to 256."""
-    pixels = box.size[0] * box.size[1]
-    wanted = max(16, min(256, (1 << 18) // pixels))
+def _asked_for(record: Record) -> Record:
+    """A record without what calibration finds."""
+    asked = dict(record)
+    if asked.get("step") == "calibrated":
+        asked.pop("policy", None)
+    return asked
+
+
+def _start_record(start: str) -> str:
+    """The start by name, an image by its content."""
+    path = Path(start)
+    return file_digest(path) if start not in STARTS and path.is_file() else start
+
+
+STARTS = ("noise", "uniform", "mean")
+
+
+def _scene(session: Session, layer: Layer) -> tuple[Scene, tuple[str, ...]]:
+    """What the ascents of a layer share, and the names of targets that are no channels."""
+    settings, network = session.plan.optimize, session.network
+    box = Box.whole(network.size) if settings.mean else network.canvas(layer)
+    directions, names = _directions(settings, layer)
+    objective = Objective(
+        mean=settings.mean,
+        minimise=settings.minimise,
+        softmax=settings.softmax,
+        directions=None if directions is None else directions.to(network.device),
+        diversity=settings.diversity,
+        team=settings.runs if settings.diversity else 1,
+    )
+    size = session.plan.batch_size or suitable_batch(box, layer.channels, network.device.type)
+    size = -(-size // objective.team) * objective.team
+    return Scene(layer, box, objective, size, _given(session, box)), names
+
+
+def _directions(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, tuple[str, ...]]:
+    if settings.sum:
+        rows = [parse_sum(text, layer.channels, layer.alias) for text in settings.sum]
+        return check_directions(rows, layer.channels, "--sum"), settings.sum
+    if settings.direction is None:
+        return None, ()
+    path = Path(settings.direction)
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"--direction {path}: is not an .npy file of numbers ({error})") from None
+    found = check_directions(rows, layer.channels, f"--direction {path}")
+    name = f"{path.name}:{file_digest(path)[:16]}"
+    return found, tuple(f"{name}:{row}" for row in range(len(found)))
+
+
+def _given(session: Session, box: Box) -> Tensor | None:
+    """The start image that the plan names, mean-subtracted: (3, h, w); None for drawn ones."""
+    start, network = session.plan.optimize.start, session.network
+    if start in ("noise", "uniform"):
+        return None
+    if start == "mean":
+        return torch.zeros(3, *box.size)
+    try:
+        pixels = decode(Path(start).read_bytes(), network.preprocessing)
+    except OSError as error:
+        raise UsageError(
+            f"--start {start}: use noise, uniform, mean or an image file ({error.strerror})"
+        ) from None
+    except Unreadable as error:
+        raise UsageError(f"--start {start}: cannot be used as an image ({error})") from None
+    whole = network.centre(torch.from_numpy(pixels)[None])[0].cpu()
+    return whole[:, box.top : box.bottom, box.left : box.right].clone()
+
+
+def suitable_batch(box: Box, channels: int, device: str) -> int:
+    """Ascents at a time for a canvas: the largest batch that still gains, a power of two.
+
+    On one core that is about 65,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
+    than half of the layer's channels, so that two processes have something to do. A GPU takes 8
+    million pixels, 32 to 4,096 ascents, and no more than nine runs of the layer.
+    """
+    area = box.size[0] * box.size[1]
+    if device == "cpu":
+        wanted = max(8, min(128, (1 << 16) // area, _power_of_two(channels) // 2))
+    else:
+        wanted = max(32, min(4096, (1 << 23) // area, 9 * _power_of_two(channels)))
     return 1 << (wanted.bit_length() - 1)
+
+
+def _power_of_two(number: int) -> int:
+    """The next one from here on."""
+    return 1 << (number - 1).bit_length()
+
+
+def calibrate_all(session: Session, climbs: Sequence[Climbs]) -> list[Climbs]:
+    """The climbs with the steps that suit their layers; those that were found before are kept."""
+    found = {number: each.settled for number, each in enumerate(climbs)}
+    kept = {number: _kept_steps(each) for number, each in enumerate(climbs)}
+    for number, each in enumerate(climbs):
+        if found[number] is None and "rate" in kept[number]:
+            rate = float(kept[number]["rate"]["rate"][0])
+            found[number] = each.style.with_step(Constant(rate))
+    open_ones = [number for number, style in found.items() if style is None]
+    if open_ones:
+        _find(session, climbs, open_ones, found, kept)
+    return [
+        replace(each, style=style)
+        for each, style in zip(climbs, found.values(), strict=True)
+        if style is not None
+    ]
+
+
+def _kept_steps(climbs: Climbs) -> Parts:
+    """Where a calibrated step is kept until the layer's first units are published."""
+    alias = climbs.scene.layer.alias
+    record = {**climbs.session.identity, **_asked_for(climbs.record), "layer": alias}
+    plan = digest(record)
+    name = f"{alias}-{climbs.group}-step-{plan}"
+    return Parts(climbs.session.run.parts("optimized", name), plan)
+
+
+def _find(
+    session: Session,
+    climbs: Sequence[Climbs],
+    numbers: Sequence[int],
+    found: dict[int, Style | None],
+    kept: dict[int, Parts],
+) -> None:
+    works = tuple(probing(Work(session.plan, climbs[n].scene, session.network)) for n in numbers)
+    pieces = Calibrations(works, tuple(climbs[n].style for n in numbers))
+    meter = session.report.meter("calibrating", len(numbers), "layers")
+
+    def hear(message: Any) -> None:
+        session.report.breathe()
+        if isinstance(message, Found):
+            number, style = numbers[message.number], message.style
+            found[number] = style
+            if isinstance(style.step, Constant):
+                kept[number]["rate"] = {"rate": np.array([style.step.rate])}
+            meter.add(1)
+
+    devices = choose_devices(session.plan.device)
+    crew = lanes(devices, session.plan.workers, MEMORY)
+    spread(partial(find_steps, pieces), crew, range(len(numbers)), hear)
+    meter.end()
+
+
+MEMORY = 1 << 30  # bytes that a process on a CPU may come to need
+
+
+def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
+    """Make all ascents of one layer, in every style at once, then publish them together."""
+    if not climbs:
+        return
+    scene, settings = climbs[0].scene, session.plan.optimize
+    devices = choose_devices(session.plan.device)
+    check_precision(settings.precision, devices[0])
+    blocks = [_blocks(each) for each in climbs]
+    jobs = tuple(
+        Job(each.style, kept.parts, number, tuple(targets))
+        for each, kept in zip(climbs, blocks, strict=True)
+        for number, targets in kept.missing(each.pending)
+    )
+    work = Work(session.plan, scene, session.network, jobs)
+    check_pass(work)
+    ascents = sum(len(job.targets) for job in jobs) * settings.runs
+    crew = lanes(devices, session.plan.workers, MEMORY)[: max(1, len(jobs))]
+    share = -(-ascents // len(crew))  # so that one process does not take what is there for two
+    room = -(-max(share, 1) // scene.objective.team) * scene.objective.team
+    work = replace(work, room=min(scene.size, room))
+    hear = _Progress(session, climbs, jobs)
+    spread(partial(climb_blocks, work), crew, range(len(jobs)), hear)
+    hear.meter.end()
+    _publish(session, climbs, blocks)
+
+
+def _blocks(climbs: Climbs) -> Blocks:
+    settings = climbs.session.plan.optimize
+    return Blocks(climbs.parts, max(1, climbs.scene.size // (settings.runs * 2)))
+
+
+class _Progress:
+    """Hears what the processes tell, and says how far the layer is."""
+
+    def __init__(self, session: Session, climbs: Sequence[Climbs], jobs: Sequence[Job]) -> None:
+        self._session, runs = session, session.plan.optimize.runs
+        self._runs, self._ended = runs, 0
+        self._units = sum(len(job.targets) for job in jobs)
+        steps = sum(len(job.targets) * runs * job.style.iterations for job in jobs)
+        names = ", ".join(each.group for each in climbs)
+        what = f"optimize {climbs[0].scene.layer.alias} style {names}"
+        self.meter: Meter = session.report.meter(what, steps, "steps")
+
+    def __call__(self, message: Any) -> None:
+        self._session.report.breathe()
+        if isinstance(message, Steps):
+            self._ended += message.ended
+            done = f"{self._ended // self._runs} of {self._units} units"
+            self.meter.add(message.made, done)
+
+
+def _publish(session: Session, climbs: Sequence[Climbs], blocks: Sequence[Blocks]) -> None:
+    settings, added = session.plan.optimize, {}
+    for each, kept in zip(climbs, blocks, strict=True):
+        shape = (settings.runs, *each.scene.box.size)
+        steps = history_length(each.style, settings.history)
+        units = np.array(kept.units(), np.int32)
+        if len(units):
+            added[each.group] = Optimized(each.record, units, shape, steps, kept)
+    climbs[0].file.publish(session.header(climbs[0].scene.layer), added)
+    for each, kept in zip(climbs, blocks, strict=True):
+        kept.parts.clear()
+        _kept_steps(each).clear()

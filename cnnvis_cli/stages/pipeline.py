@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cnnvis_cli.errors import TooManyUnreadable
 from cnnvis_cli.stages.montage import check_kinds, montage
-from cnnvis_cli.stages.optimize import asked_styles, optimize
+from cnnvis_cli.stages.optimize import asked_styles, check_optimize, optimize
 from cnnvis_cli.stages.project import check_methods, project
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.stages.topk import topk
@@ -21,7 +21,8 @@ STAGES: dict[str, Callable[[Session], None]] = {
 
 def check(session: Session) -> None:
     """Raise `UsageError` for what a later stage could not do, before any works through a night."""
-    asked_styles(session.plan.optimize)
+    check_optimize(session.plan)
+    asked_styles(session.plan)
     check_methods(session.plan)
     check_kinds(session.plan)
     for layer in session.layers:

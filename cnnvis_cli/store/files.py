@@ -196,6 +196,7 @@ class Optimized:
     record: Record
     units: Array  # (U,) channels
     shape: tuple[int, ...]  # (R, H, W)
+    steps: int  # values of its history
     blocks: Iterable[dict[str, Array]]  # arrays by the names of the schema
 
 
@@ -244,7 +245,7 @@ class OptimizedFile:
     def _held(self, style: str) -> Optimized:
         """A style that the file holds, in blocks of a few units."""
         with _reading(self.path, "optimized") as file:
-            shape = file[style]["image"].shape
+            shape, steps = file[style]["image"].shape, file[style]["history"].shape[2]
         units = self.units(style)
         room = max(1, (1 << 26) // (2 * int(np.prod(shape[1:]))))
 
@@ -254,7 +255,7 @@ class OptimizedFile:
                     rows = slice(first, first + room)
                     yield {name: file[style][name][rows] for name in OPTIMIZED_STYLE}
 
-        return Optimized(self.styles()[style], units, tuple(shape[1:4]), blocks())
+        return Optimized(self.styles()[style], units, tuple(shape[1:4]), steps, blocks())
 
 
 class ProjectedFile:
@@ -314,7 +315,11 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
     """Write the units of several pieces in the order of their channels."""
     units = np.unique(np.concatenate([piece.units for piece in pieces]))
     runs, *canvas = pieces[0].shape
-    shapes = {"image": (len(units), runs, *canvas, 3), "unit": (len(units),)}
+    shapes = {
+        "image": (len(units), runs, *canvas, 3),
+        "history": (len(units), runs, pieces[0].steps),
+        "unit": (len(units),),
+    }
     columns = {
         name: create(group, OPTIMIZED_STYLE, name, shapes.get(name, (len(units), runs)))
         for name in OPTIMIZED_STYLE

@@ -57,7 +57,8 @@ OPTIMIZED_STYLE: Table = {
     "start": Column("f4", ("U", "R"), "its value for the first image"),
     "best_step": Column("i4", ("U", "R"), "iteration of the best image"),
     "outcome": Column("i1", ("U", "R"), "1 largest of its layer, 2 not, 3 no gradient, 0 not done"),
-    "unit": Column("i4", ("U",), "channel index"),
+    "history": Column("f4", ("U", "R", "T"), "the value every few steps; NaN once it has ended"),
+    "unit": Column("i4", ("U",), "channel index, or that of a sum or direction"),
 }
 PROJECTED_METHOD: Table = {
     "projection": Column("f2", ("C", "k", "h", "w", "3"), "RGB, signed, max |value| 1"),

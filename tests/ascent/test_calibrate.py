@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -22,7 +23,8 @@ from cnnvis_cli.ascent.calibrate import (
     probe_channels,
     remaining_noise,
 )
-from cnnvis_cli.ascent.climb import Outcome, climb, noise
+from cnnvis_cli.ascent.climb import Ascent, Outcome, Task, climb
+from cnnvis_cli.ascent.starts import noise, seed_of
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
 from cnnvis_cli.nouns import Unit
@@ -47,23 +49,29 @@ def network(scale: float) -> nn.Sequential:
 
 
 def probe(scale: float, channels: list[int]) -> Probe:
-    module, start = network(scale), noise([(Unit("conv2", i), 0) for i in channels], 0, SIZE)
-    start = start.double()
+    module = network(scale)
+    drawn = [noise(seed_of(0, Unit("conv2", i), 0), SIZE) for i in channels]
+    start = torch.stack(drawn).double()
 
-    def score(x: Tensor) -> Tensor:
-        out: Tensor = module(x)
-        return out[:, :, 1, 2]
+    def look(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        out = module(x)[:, :, 1, 2]
+        value = out[torch.arange(len(x)), targets]
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), out.detach().amax(dim=1) <= value.detach(), gradient
 
-    x = start.clone().requires_grad_()
-    slots = torch.arange(len(channels))
-    (gradient,) = torch.autograd.grad(score(x)[slots, torch.tensor(channels)].sum(), x)
+    def ascend(style: Style) -> list[Ascent]:
+        tasks = [[Task(i, c, style, start[i])] for i, c in enumerate(channels)]
+        found = climb(look, tasks, len(channels), MEAN)
+        return sorted(found, key=lambda ascent: int(str(ascent.key)))
+
+    gradient = look(start, torch.tensor(channels))[2]
     sizes = gradient.flatten(1).pow(2).mean(dim=1).sqrt()
-    return Probe(
-        start,
-        MEAN,
-        float(sizes.median()),
-        lambda style: climb(score, start, torch.tensor(channels), style, MEAN),
-    )
+    return Probe(start, MEAN, float(sizes.median()), ascend)
+
+
+def images(found: Sequence[Ascent]) -> Tensor:
+    return torch.stack([ascent.last for ascent in found])
 
 
 def short(name: str) -> Style:
@@ -89,20 +97,20 @@ def test_what_is_added_stands_out_as_stated(name: str, scale: float) -> None:
     probing = probe(scale, [0, 1, 2, 3])
     style = calibrate(short(name), probing)
     assert isinstance(style.step, Constant)
-    still = probing.ascend(style.with_step(Constant(0.0))).last
+    still = images(probing.ascend(style.with_step(Constant(0.0))))
     found = probing.ascend(style)
-    added = float((found.last - still).flatten(1).std(dim=1).quantile(SLOWEST))
+    added = float((images(found) - still).flatten(1).std(dim=1).quantile(SLOWEST))
     wanted = max(FAINTEST, ABOVE_NOISE * remaining_noise(short(name), probing))
-    shown = found.last + MEAN
+    shown = images(found) + MEAN
     clipped = float(((shown <= 0) | (shown >= 255)).double().mean())
-    leading = float((found.outcome == int(Outcome.LARGEST)).double().mean())
+    leading = sum(ascent.outcome is Outcome.LARGEST for ascent in found) / len(found)
     assert clipped <= CLIPPED
     assert added > wanted / TOLERANCE / 1.1 or clipped > CLIPPED / 4  # the rate has two digits
     assert leading >= 1 - SLOWEST or added >= STRONGEST / 1.1 or clipped > CLIPPED / 4
     if leading == 1:
         softer = probing.ascend(style.with_step(Constant(style.step.rate / 4)))
-        less = float((softer.last - still).flatten(1).std(dim=1).quantile(SLOWEST))
-        fewer = float((softer.outcome == int(Outcome.LARGEST)).double().mean())
+        less = float((images(softer) - still).flatten(1).std(dim=1).quantile(SLOWEST))
+        fewer = sum(ascent.outcome is Outcome.LARGEST for ascent in softer) / len(softer)
         assert less < wanted or fewer < 1 - SLOWEST, "a much smaller rate would have done"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 import cnnvis_cli.network
-from cnnvis_cli.ascent.climb import Ascent, Score, climb
+from cnnvis_cli.ascent.climb import Ascent, Look, climb
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.network.demo import DemoNet
-from cnnvis_cli.stages import optimize as stage
+from cnnvis_cli.stages import climbs as stage
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 # alias -> module, centre of the map, and the receptive field's size, stride and start, by hand
@@ -109,7 +109,8 @@ def test_the_file_has_the_contract_s_schema(
         assert sorted(file) == ["1", "3"]
         for group in file.values():
             assert json.loads(group.attrs["parameters"])["iterations"] == 30
-            assert set(group) == {"image", "unit", *SCHEMA}
+            assert set(group) == {"image", "unit", "history", *SCHEMA}
+            assert (group["history"].shape, group["history"].dtype) == ((3, 2, 3), np.float32)
             assert (group["image"].shape, group["image"].dtype) == ((3, 2, 7, 7, 3), np.float16)
             assert (group["unit"].shape, group["unit"].dtype) == ((3,), np.int32)
             for name, kind in SCHEMA.items():
@@ -142,7 +143,7 @@ def test_a_style_added_later_leaves_the_others_as_they_are(
     assert once.read_bytes() == later.read_bytes()
 
 
-@pytest.mark.parametrize("moments", [0, 40, 300, 340])
+@pytest.mark.parametrize("moments", [0, 15, 30, 50])
 def test_a_stopped_run_carries_on_to_the_same_bytes(
     moments: int,
     do: Callable[..., None],
@@ -150,18 +151,18 @@ def test_a_stopped_run_carries_on_to_the_same_bytes(
     interrupted: Callable[[int], Any],
     tmp_path: Path,
 ) -> None:
-    flags |= {"optimize__step": "paper", "units": "0-27"}  # 14 blocks of about 30 moments each
+    flags |= {"optimize__step": "paper", "units": "0-27", "workers": 0, "optimize__runs": 1}
     do("optimize", **flags)
     other = flags | {"run": str(tmp_path / "other")}
     with pytest.raises(Stopped):
         do("optimize", interrupted(moments), **other)
     parts = list((tmp_path / "other").rglob("parts/**/*.h5"))
-    assert len(parts) == moments // 31
+    assert bool(parts) == (moments > 10)
     before = {path: path.stat().st_mtime_ns for path in parts}
     with pytest.raises(Stopped):
         do("optimize", interrupted(5), **other)
     assert {path: path.stat().st_mtime_ns for path in parts} == before
-    do("optimize", **other)
+    do("optimize", **other | {"workers": 2})
     once, later = (tmp_path / name / "optimized" / "conv1.h5" for name in ("run", "other"))
     assert once.read_bytes() == later.read_bytes()
     assert not (tmp_path / "other" / "parts").exists()
@@ -229,13 +230,18 @@ def test_the_last_batch_is_as_full_as_the_others(
     """The last bits of a result depend on the size of its batch, so that must not vary."""
     sizes = []
 
-    def watched(score: Score, start: torch.Tensor, *rest: Any) -> Ascent:
-        sizes.append(len(start))
-        return climb(score, start, *rest)
+    def watched(look: Look, *rest: Any) -> Iterator[Ascent]:
+        def seen(x: torch.Tensor, targets: torch.Tensor) -> Any:
+            sizes.append(len(x))
+            return look(x, targets)
+
+        return climb(seen, *rest)
 
     monkeypatch.setattr(stage, "climb", watched)
+    flags["workers"] = 0
     do("optimize", **flags | {"optimize__step": "1", "units": "0-2", "optimize__iterations": 2})
-    assert sizes == [4, 4]
+    assert len(sizes) >= 4
+    assert set(sizes) == {4}
 
 
 def test_the_paper_s_step_and_a_number_are_taken_as_they_are(

@@ -1,0 +1,286 @@
+"""The image as a colour-decorrelated Fourier spectrum, as in Lucid and Olah et al. 2017.
+
+"Feature Visualization", https://distill.pub/2017/feature-visualization, sections "Preconditioning
+and Parameterization" and "Transformation Robustness"; tensorflow/lucid, optvis/param and
+optvis/transform.py. All that is random is drawn beforehand, from each ascent's own seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from cnnvis_cli.ascent.styles import Brush, Style
+
+COLOUR = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+"""Square root of ImageNet's colour covariance: lucid/optvis/param/color.py."""
+
+QUARTER = 0.25  # lucid/optvis/param/spatial.py, fft_image: "TODO: is that a magic constant?"
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in TensorFlow and in Kingma & Ba 2015
+
+
+@dataclass(frozen=True)
+class Fourier:
+    """The image is the sigmoid of a spectrum, climbed by Adam while the picture is moved about.
+
+    Picture = 255 sigmoid(colour @ irfft2(spectrum * scale)) - mean, with the scale falling as
+    1 / frequency^decay. What the network is shown is the picture rolled, zoomed and rotated by
+    amounts drawn evenly for each step and ascent; at every `every`-th step and at the last one it
+    is the picture itself. The picture is periodic, and so are the transforms: what leaves the
+    canvas on one side comes in on the other.
+
+    A step follows, in the picture's pixels, the gradient brought back through the transform and
+    divided by its root mean square over the image (a gradient of zero stays zero), plus the sum of
+    r(x) - x over the style's regularizers r, each of them taken at the picture x in grey levels
+    with the gradient before that division. This pull goes through the sigmoid, the colours and the
+    irfft2 to the spectrum, where Adam makes a step of it. The style's step policy has no part.
+    """
+
+    rate: float = 0.05  # of Adam: lucid/optvis/render.py
+    spread: float = 0.01  # of the first spectrum: lucid's sd
+    decay: float = 1.0  # lucid's decay_power
+    jitter: float = 0.05  # at most so much of the side; jitter(8), jitter(4) in lucid: 6 of 128
+    scale: float = 0.1  # 0.9 to 1.1, as lucid's random_scale
+    rotate: float = 10.0  # degrees either way, as lucid's random_rotate
+    every: int = 16  # not in lucid, which shows the picture itself only when all is done
+
+    def begin(
+        self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
+    ) -> tuple[Tensor, Brush]:
+        """The spectra that the seeds give; of `start` only the size matters."""
+        canvas = (start.shape[2], start.shape[3])
+        drawn = [self._drawn(seed, style.iterations, canvas) for seed in seeds]
+        spectra, moves = (torch.stack(part).to(mean) for part in zip(*drawn, strict=True))
+        model = PictureModel(canvas, self.decay, mean)
+        zeros = torch.zeros_like(spectra)
+        brush = FourierBrush(style, self, model, moves, spectra, zeros, zeros.clone())
+        return brush.shown(), brush
+
+    def _drawn(self, seed: int, steps: int, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """One ascent's first spectrum (3, h, w // 2 + 1, 2) and all its moves (steps, 5)."""
+        generator = torch.Generator().manual_seed(seed)
+        h, w = canvas
+        size = (3, h, w // 2 + 1, 2)
+        spectrum = torch.randn(size, generator=generator, dtype=torch.float64) * self.spread
+        u = torch.rand(steps, 4, generator=generator, dtype=torch.float64) * 2 - 1
+        angle = torch.deg2rad(u[:, 3] * self.rotate)
+        moves = (
+            (u[:, 0] * self.jitter * h).round(),
+            (u[:, 1] * self.jitter * w).round(),
+            1 + u[:, 2] * self.scale,
+            torch.tan(angle / 2),
+            torch.sin(angle),
+        )
+        return spectrum, torch.stack(moves, dim=1)
+
+
+class PictureModel:
+    """From spectra to pictures: colour-decorrelated, 1 / frequency, sigmoid."""
+
+    def __init__(self, canvas: tuple[int, int], decay: float, mean: Tensor) -> None:
+        self.canvas, self.mean = canvas, mean
+        self.scale = torch.from_numpy(frequency_scale(canvas, decay)).to(mean)[..., None]
+        colour = np.array(COLOUR)
+        colour /= np.linalg.norm(colour, axis=0).max()  # as lucid's max_norm_svd_sqrt
+        self.colour = torch.from_numpy(colour).to(mean)
+
+    def __call__(self, spectra: Tensor) -> Tensor:
+        """(N, 3, h, w // 2 + 1, real and imaginary) -> (N, 3, h, w) mean-subtracted grey levels."""
+        scaled = torch.view_as_complex(spectra * self.scale)
+        plain = torch.fft.irfft2(scaled, s=self.canvas)
+        columns = self.colour.T[:, :, None, None]  # a product for each: matmul may be in tf32
+        first, second, third = (plain[:, k : k + 1] * columns[k] for k in range(3))
+        return grey(first.add_(second).add_(third), self.mean)
+
+    def back(self, picture: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient with respect to the spectra from that to the picture that they gave.
+
+        Written out, since a forked process must not use autograd. The adjoint of irfft2 is rfft2,
+        where all columns but the first and the last of an even width stand for two frequencies.
+        """
+        bent = ((picture + self.mean - 127.5) / 127.5).square_()  # tanh squared; see `grey`
+        slope = gradient * (1 - bent).mul_(63.75)
+        h, w = self.canvas
+        columns = self.colour.T[:, :, None, None]
+        plain = torch.stack([(slope * column).sum(dim=1) for column in columns], dim=1)
+        found = torch.view_as_real(torch.fft.rfft2(plain)) / (h * w)
+        found[..., 1 : (w + 1) // 2, :] *= 2
+        return found * self.scale
+
+
+def grey(x: Tensor, mean: Tensor) -> Tensor:
+    """255 sigmoid(x) - mean, the same for every element wherever it lies.
+
+    On a CPU torch.sigmoid computes the last few elements of a tensor in another way, so that
+    images would differ by what shares their batch. torch.tanh does not: 1 + tanh(x / 2) is
+    2 sigmoid(x).
+    """
+    return torch.tanh(x / 2) * 127.5 + (127.5 - mean)
+
+
+def frequency_scale(canvas: tuple[int, int], decay: float) -> NDArray[np.float64]:
+    """What each frequency is multiplied with, (h, w // 2 + 1): lucid's fft_image.
+
+    Of an odd width lucid takes one frequency too many and then crops; here it is exact.
+    """
+    h, w = canvas
+    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))  # cycles a pixel
+    scale = np.maximum(frequency, 1 / max(h, w)) ** -decay
+    found: NDArray[np.float64] = scale * np.sqrt(h * w) * QUARTER
+    return found
+
+
+@dataclass
+class FourierBrush:
+    """Adam on the spectra of N ascents."""
+
+    style: Style
+    image: Fourier
+    model: PictureModel
+    moves: Tensor  # (N, steps, 5): see `Motion.of`
+    spectra: Tensor  # (N, 3, h, w // 2 + 1, 2)
+    first: Tensor  # Adam's moments, alike
+    second: Tensor
+    age: int = 0  # the step that is shown
+    picture: Tensor = field(init=False)  # (N, 3, h, w)
+    motion: Motion | None = field(init=False)  # None: the picture itself is shown
+
+    def __post_init__(self) -> None:
+        self._paint()
+
+    def _paint(self) -> None:
+        self.picture = self.model(self.spectra)
+        self.motion = None
+        if not self.plain(self.age):
+            self.motion = Motion.of(self.moves[:, self.age], self.model.canvas)
+
+    def shown(self) -> Tensor:
+        """The pictures as this step shows them."""
+        shown = self.motion.forth(self.picture) if self.motion else self.picture
+        return shown.contiguous(memory_format=torch.channels_last)
+
+    def plain(self, age: int) -> bool:
+        return age % self.image.every == 0 or age == self.style.iterations - 1
+
+    def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
+        pull = self._pull(gradient.contiguous(), age)
+        self._adam(self.model.back(self.picture, pull), age + 1)
+        self.age = age + 1
+        self._paint()
+        return self.shown()
+
+    def _pull(self, gradient: Tensor, age: int) -> Tensor:
+        """Where the picture's pixels are to go: see `Fourier`."""
+        if self.motion:
+            gradient = self.motion.back(gradient)
+        pull = unit_rms(gradient)
+        for regularizer in self.style.regularizers:
+            pull = pull + (regularizer(self.picture, gradient, age) - self.picture)
+        return pull
+
+    def _adam(self, uphill: Tensor, count: int) -> None:
+        """Kingma & Ba 2015, algorithm 1, upwards."""
+        one, two = BETAS
+        self.first.mul_(one).add_(uphill, alpha=1 - one)
+        self.second.mul_(two).addcmul_(uphill, uphill, value=1 - two)
+        spread = (self.second / (1 - two**count)).sqrt_().add_(EPSILON)
+        rate = self.image.rate / (1 - one**count)
+        self.spectra = self.spectra + (self.first / spread).mul_(rate)
+
+    def keep(self, which: Sequence[int]) -> Brush:
+        rows = torch.tensor(which, device=self.spectra.device)
+        state = (self.moves, self.spectra, self.first, self.second)
+        moves, spectra, first, second = (part[rows] for part in state)
+        return FourierBrush(
+            self.style, self.image, self.model, moves, spectra, first, second, self.age
+        )
+
+
+def unit_rms(gradient: Tensor) -> Tensor:
+    """Each image's gradient over its root mean square; one of zero stays zero.
+
+    Summed in double precision, where small numbers have squares and the order does not tell.
+    """
+    rms = gradient.double().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return gradient / torch.where(rms > 0, rms, 1).to(gradient)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How one step moves the pictures of N ascents: a linear map, and its transpose.
+
+    A zoom about the centre, then a rotation about it as three shears (Paeth 1986, "A fast
+    algorithm for general raster rotation"), the first and second of which roll the picture too.
+    Periodic linear interpolation throughout. The transpose is exact and written out: that of a
+    shear is the opposite shear, so nothing is ever scattered and CUDA gives the same each time.
+    """
+
+    rows: Tensor  # (N, 1, h, h)
+    columns: Tensor  # (N, 1, w, w)
+    along: Tensor  # (N, 1, h, 1): how far right the first shear moves each row, in pixels
+    down: Tensor  # (N, 1, 1, w): how far down the second moves each column
+    again: Tensor  # (N, 1, h, 1): the third, right
+
+    @classmethod
+    def of(cls, moves: Tensor, canvas: tuple[int, int]) -> Motion:
+        """From pixels down and right, the zoom, tan(angle / 2) and sin(angle): (N, 5).
+
+        The angle is counter-clockwise as one sees it.
+        """
+        down, right, zoom, tan, sin = (column[:, None] for column in moves.unbind(1))
+        h, w = canvas
+        y, x = centred(h, moves), centred(w, moves)
+        return cls(
+            zoom_matrices(zoom, h)[:, None],
+            zoom_matrices(zoom, w)[:, None],
+            (right + tan * y)[:, None, :, None],
+            (down - sin * x)[:, None, None, :],
+            (tan * y)[:, None, :, None],
+        )
+
+    def forth(self, picture: Tensor) -> Tensor:
+        """What is shown of the pictures (N, 3, h, w)."""
+        zoomed = self.rows @ picture @ self.columns.mT
+        sheared = shifted(shifted(zoomed, self.along, 3), self.down, 2)
+        return shifted(sheared, self.again, 3)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """The gradient with respect to the pictures from that to what is shown of them."""
+        sheared = shifted(shifted(gradient, -self.again, 3), -self.down, 2)
+        return self.rows.mT @ shifted(sheared, -self.along, 3) @ self.columns
+
+
+def centred(size: int, like: Tensor) -> Tensor:
+    """Pixels' places from the middle of a side: (size,)."""
+    return torch.arange(size, device=like.device).to(like) - (size - 1) / 2
+
+
+def zoom_matrices(zoom: Tensor, size: int) -> Tensor:
+    """Periodic linear interpolation where a zoomed side's pixels come from: (N, 1) -> (N, n, n)."""
+    place = centred(size, zoom)
+    apart = (place / zoom)[:, :, None] - place  # (N, to, from)
+    apart = apart - size * (apart / size).round()  # the short way round
+    return (1 - apart.abs()).clamp(min=0)
+
+
+def shifted(x: Tensor, far: Tensor, dim: int) -> Tensor:
+    """Each line moved along `dim` by so many pixels, periodically, interpolated linearly.
+
+    Both neighbours are permutations of the line: a gather, and the same rolled on by one.
+    """
+    size = x.shape[dim]
+    whole = far.floor()
+    shape = [1] * x.dim()
+    shape[dim] = size
+    here = torch.arange(size, device=x.device).view(shape)
+    source = here - whole.long().remainder(size)
+    source = torch.where(source < 0, source + size, source)
+    near = x.gather(dim, source.expand_as(x))
+    return (near.roll(1, dim) - near).mul_(far - whole).add_(near)

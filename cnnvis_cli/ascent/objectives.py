@@ -1,0 +1,117 @@
+"""What is climbed: a layer's activations to one number for each image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cnnvis_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The value of a layer's unit, or along a direction in the space of its channels.
+
+    A target is the number of a channel, or of a row of `directions` (n, C). Values to be minimised
+    are climbed with their sign turned.
+    """
+
+    mean: bool = False  # over the whole map, instead of one place
+    minimise: bool = False
+    softmax: bool = False  # over the layer's channels
+    directions: Tensor | None = None
+    diversity: float = 0.0  # how much the runs of a unit shun each other
+    team: int = 1  # so many neighbouring images are runs of one unit
+
+    @property
+    def sign(self) -> float:
+        return -1.0 if self.minimise else 1.0
+
+    def __call__(
+        self, maps: Tensor, targets: Tensor, place: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What to climb, the value with its sign, and whether the target leads: (B,) each.
+
+        `maps` are (B, C, h, w), `place` the row and column that count in them. A unit leads where
+        no channel is larger there (smaller, when minimising). A direction leads where the
+        activations reach further along it than along any channel.
+        """
+        found = maps.mean(dim=(2, 3)) if self.mean else maps[:, :, place[0], place[1]]
+        if self.softmax:
+            found = found.softmax(dim=1)
+        value, length = self._along(found, targets)
+        signed = self.sign * value
+        with torch.no_grad():
+            leads = (self.sign * found).amax(dim=1) <= signed / length
+        if not self.diversity:
+            return signed, signed, leads
+        counted = maps if self.mean else found[:, :, None, None]
+        shared = likeness(counted.flatten(2), self.team)
+        return signed - self.diversity * signed.detach().abs() * shared, signed, leads
+
+    def _along(self, found: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The activations (B, C) along each target, and the target's length."""
+        if self.directions is None:
+            return found.gather(1, targets[:, None])[:, 0], 1.0
+        wanted = self.directions[targets]
+        return (found * wanted).sum(dim=1), wanted.norm(dim=1)
+
+
+def likeness(maps: Tensor, team: int) -> Tensor:
+    """How alike each image's maps are to those of its team, 0 to 1: (B, C, P) -> (B,).
+
+    The mean cosine of Gram matrices, channels by channels: the "style" that Olah et al. 2017
+    ("Feature Visualization", section Diversity) push apart. The inner product of two Gram matrices
+    is the squared sum of the products of all pairs of places, so none has to be built.
+    """
+    if team == 1:
+        return maps.new_zeros(len(maps))
+    teams = maps.reshape(-1, team, *maps.shape[1:])
+    products = torch.einsum("trcp,tscq->trspq", teams, teams).pow(2).sum(dim=(-1, -2))
+    own = products.diagonal(dim1=1, dim2=2)
+    scale = (own[:, :, None] * own[:, None, :]).sqrt().clamp(min=1e-20)
+    cosines = products / scale
+    others = cosines.sum(dim=2) - cosines.diagonal(dim1=1, dim2=2)
+    return (others / (team - 1)).flatten()
+
+
+_TERM = re.compile(r"\s*([+-]?)\s*(?:(\d*\.?\d+(?:e[+-]?\d+)?)\s*\*\s*)?(\d+)\s*")
+
+
+def parse_sum(text: str, channels: int, layer: str) -> list[float]:
+    """The direction of a weighted sum of units, ``12 + 0.5*31 - 7``: one weight a channel.
+
+    Raises `UsageError` for a text that is none, or a channel that the layer does not have.
+    """
+    weights, position = [0.0] * channels, 0
+    while position < len(text):
+        term = _TERM.match(text, position)
+        if not term or (position and not term[1]):
+            raise UsageError(
+                f"--sum {text!r}: write it like '12 + 0.5*31 - 7', channels of {layer}"
+            )
+        channel = int(term[3])
+        if channel >= channels:
+            raise UsageError(
+                f"--sum {text!r}: {layer} has no unit {channel}; it has 0 to {channels - 1}"
+            )
+        weights[channel] += float(term[2] or 1) * (-1 if term[1] == "-" else 1)
+        position = term.end()
+    if not any(weights):
+        raise UsageError(f"--sum {text!r}: adds up to nothing")
+    return weights
+
+
+def check_directions(rows: Sequence[Sequence[float]], channels: int, place: str) -> Tensor:
+    """Directions as a tensor (n, C); raises `UsageError` for what is none."""
+    found = torch.as_tensor(rows, dtype=torch.float32)
+    found = found[None] if found.dim() == 1 else found
+    if found.dim() != 2 or found.shape[1] != channels or not bool(found.isfinite().all()):
+        raise UsageError(f"{place}: needs finite numbers (n, {channels}), has {tuple(found.shape)}")
+    if not bool(found.any(dim=1).all()):
+        raise UsageError(f"{place}: a direction of zeros leads nowhere")
+    return found

@@ -1,0 +1,300 @@
+"""Random search and sweeps over the regularizers' parameters: which settings give good images?
+
+Yosinski et al. 2015, section 3, drew 300 combinations at random and kept four by eye: Table 1. A
+`Row` is one such combination; it becomes a style, and a style that is kept becomes a few lines of
+a plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from math import inf, isfinite
+from random import Random
+from typing import Any, Literal
+
+from cnnvis_cli.ascent.regularizers import REGULARIZERS, TotalVariation
+from cnnvis_cli.ascent.steps import STEPS, Constant
+from cnnvis_cli.ascent.styles import STYLES, Pixels, Style, table_1
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.registry import Registry
+
+Scale = Literal["log", "even", "whole"]
+
+DRAWN_DIGITS = 2  # of a drawn value: more is not to be seen in a picture
+SWEPT_DIGITS = 3  # of the values of a sweep and of a rate: neighbours must stay apart
+SWEPT = ("decay", "blur_width", "norm", "contribution", "tv")  # one sweep per regularizer
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One number of a row: which values make sense, and how they are spread over a range.
+
+    Parameters of one part, as the two of the blur, are present or absent together.
+    """
+
+    part: str
+    scale: Scale
+    least: float
+    most: float
+
+    def between(self, low: float, high: float, share: float, digits: int) -> float:
+        """The value at this share, 0..1, of the way from low to high, rounded."""
+        if self.scale == "whole":
+            return min(int(low) + int(share * (high - low + 1)), int(high))
+        value = low * (high / low) ** share if self.scale == "log" else low + (high - low) * share
+        return float(min(max(_rounded(value, digits), low), high))
+
+
+PARAMETERS: Registry[Parameter] = Registry("parameter")
+
+
+def _parameter(name: str, *settings: Any) -> None:
+    """Part, scale, least and most of a parameter; the order is the one in which rows are drawn."""
+    PARAMETERS.register(name)(Parameter(*settings))
+
+
+_parameter("decay", "decay", "log", 0, 1)  # above 1 it would turn the picture over
+_parameter("blur_width", "blur", "even", 0, inf)
+_parameter("blur_every", "blur", "whole", 1, inf)
+_parameter("norm", "norm", "even", 0, 100)
+_parameter("contribution", "contribution", "even", 0, 100)
+_parameter("tv", "tv", "log", 0, inf)
+_parameter("rate", "rate", "log", 0, inf)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Where a search looks: the lowest and the highest value of each parameter.
+
+    The ranges hold Table 1 with room on both sides. What acts in proportion, as decay, total
+    variation and the rate, is drawn by its logarithm, so that each power of ten comes up equally
+    often; widths and percentiles are drawn evenly. The rate is a factor on the step that was found
+    for the layer, and reaches further up than down: that step is the smallest that shows
+    something, and strong regularizers need a larger one. Widths below 0.3 pixels hardly blur.
+
+    Each regularizer is absent with the chance `absent`: every row of Table 1 has one to three of
+    the four, and where all of them act at once, no picture says what any of them does. One row in
+    sixteen has none at all, to compare with. Total variation is not the paper's and stays away
+    unless `tv_absent` is below 1; its range also says where a sweep goes.
+
+    Raises `UsageError` for a range or a chance that makes no sense.
+    """
+
+    decay: tuple[float, float] = (1e-5, 0.5)
+    blur_width: tuple[float, float] = (0.3, 1.5)  # pixels, sigma
+    blur_every: tuple[int, int] = (1, 8)  # iterations
+    norm: tuple[float, float] = (0, 80)  # percentile
+    contribution: tuple[float, float] = (0, 95)  # percentile
+    tv: tuple[float, float] = (1e-3, 1)
+    rate: tuple[float, float] = (0.3, 30)  # times the layer's own step
+    absent: float = 0.5
+    tv_absent: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in PARAMETERS:
+            _check_range(name, getattr(self, name))
+        for name in ("absent", "tv_absent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} = {getattr(self, name)!r}: a chance is from 0 to 1")
+
+    def absence(self, part: str) -> float:
+        """The chance that a part of a row is absent; a row always has a rate."""
+        return {"tv": self.tv_absent, "rate": 0.0}.get(part, self.absent)
+
+
+def _check_range(name: str, given: Sequence[float]) -> None:
+    """Raise for a range that no value could be drawn from."""
+    parameter, where = PARAMETERS[name], f"the range of {name}, {list(given)},"
+    if len(given) != 2:
+        raise UsageError(f"{where} must be two numbers, the lowest and the highest")
+    for value in given:
+        _check_value(name, value, where)
+    low, high = given
+    if low > high:
+        raise UsageError(f"{where} must have its lowest number first")
+    if parameter.scale == "log" and not low:
+        raise UsageError(f"{where} must begin above 0: it is drawn by its logarithm")
+
+
+def _check_value(name: str, value: float, where: str) -> None:
+    parameter = PARAMETERS[name]
+    if not (parameter.least <= value <= parameter.most and isfinite(value)):
+        most = f"to {parameter.most:g}" if isfinite(parameter.most) else "up"
+        raise UsageError(f"{where} must lie from {parameter.least:g} {most}")
+    if parameter.scale == "whole" and value != int(value):
+        raise UsageError(f"{where} must be whole: it counts iterations")
+
+
+TEXTS = {  # what a label says of a parameter that is not as in plain ascent
+    "decay": "decay {decay:g}",
+    "blur_width": "blur {blur_width:g}/{blur_every}",
+    "norm": "norm {norm:g}",
+    "contribution": "contribution {contribution:g}",
+    "tv": "tv {tv:g}",
+    "rate": "rate {rate:g}x",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination of parameters, as a row of Table 1: a number and what it sets.
+
+    0 is absent. Without any settings it is plain ascent at the layer's own step.
+    """
+
+    number: int = 0
+    decay: float = 0.0
+    blur_width: float = 0.0
+    blur_every: int = 4  # iterations, as in all rows of Table 1 that blur
+    norm: float = 0.0
+    contribution: float = 0.0
+    tv: float = 0.0
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in PARAMETERS:
+            if value := getattr(self, name):
+                _check_value(name, value, f"{name} = {value!r}")
+        if self.blur_width and not self.blur_every:
+            raise UsageError(f"blur_width = {self.blur_width:g} also needs blur_every, from 1 up")
+
+    @property
+    def name(self) -> str:
+        """What its style is called."""
+        return f"row{self.number:03d}"
+
+    def style(self, iterations: int, rate: float) -> Style:
+        """The row as a style; `rate` is the layer's own step, which the row multiplies."""
+        regularizers = table_1(
+            self.decay, self.blur_width, self.blur_every, self.norm, self.contribution
+        )
+        if self.tv:
+            regularizers = (*regularizers, TotalVariation(self.tv))
+        step = Constant(_rounded(rate * self.rate, SWEPT_DIGITS))
+        return Style(self.name, regularizers, step, iterations)
+
+    def label(self) -> str:
+        """What it sets, short enough for under a picture; "plain" where that is nothing.
+
+        >>> Row(decay=0.003, blur_width=0.8, norm=30, rate=2.5).label()
+        'decay 0.003 · blur 0.8/4 · norm 30 · rate 2.5x'
+        """
+        plain = Row()
+        changed = (name for name in TEXTS if getattr(self, name) != getattr(plain, name))
+        return " · ".join(TEXTS[name] for name in changed).format_map(vars(self)) or "plain"
+
+
+def draw(ranges: Ranges, count: int, seed: int) -> tuple[Row, ...]:
+    """Random rows, numbered from 0, each a function of ranges, seed and its number alone.
+
+    So a longer search begins with the rows of a shorter one, and any of them can be made again.
+    """
+    return tuple(_drawn(ranges, seed, number) for number in range(count))
+
+
+def _drawn(ranges: Ranges, seed: int, number: int) -> Row:
+    """All is drawn whether it is used or not: a range changes no other parameter's values."""
+    random = Random(f"{seed} row {number}")  # Python keeps this sequence across its versions
+    parts = dict.fromkeys(parameter.part for parameter in PARAMETERS.values())
+    present = {part: random.random() >= ranges.absence(part) for part in parts}
+    values: dict[str, Any] = {}
+    for name, parameter in PARAMETERS.items():
+        low, high = getattr(ranges, name)
+        value = parameter.between(low, high, random.random(), DRAWN_DIGITS)
+        values[name] = value if present[parameter.part] else type(value)()
+    return Row(number, **values)
+
+
+def spread(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
+    """So many values over a parameter's whole range, geometric where it is drawn by its logarithm.
+
+    There are fewer where the range has not so many whole numbers.
+    """
+    if count < 1:
+        raise UsageError(f"a sweep over {count} values: give at least 1")
+    scale = PARAMETERS[parameter]
+    low, high = getattr(ranges, parameter)
+    shares = [i / max(count - 1, 1) for i in range(count)]
+    return tuple(dict.fromkeys(scale.between(low, high, x, SWEPT_DIGITS) for x in shares))
+
+
+def sweep(parameter: str, values: Sequence[float], base: Row) -> tuple[Row, ...]:
+    """Rows that differ in one parameter only, numbered from the base row's number on."""
+    whole = PARAMETERS[parameter].scale == "whole"
+    if parameter == "blur_every" and not base.blur_width:
+        raise UsageError("a sweep of blur_every needs a base row with a blur_width above 0")
+    rows = []
+    for number, value in enumerate(values, start=base.number):
+        _check_value(parameter, value, f"{parameter} = {value!r}")
+        change: dict[str, Any] = {parameter: int(value) if whole else float(value)}
+        rows.append(replace(base, number=number, **change))
+    return tuple(rows)
+
+
+def every_sweep(ranges: Ranges, values: int) -> dict[str, tuple[Row, ...]]:
+    """Every regularizer by itself, from none to strong, as in the paper's figure 3.
+
+    Each sweep has so many rows, of which the first is without any regularizer; the numbers run
+    through all of them.
+    """
+    if values < 2:
+        raise UsageError(f"sweeps over {values} values: give at least 2, none and some")
+    sheet: dict[str, tuple[Row, ...]] = {}
+    for parameter in SWEPT:
+        base = Row(number=len(sheet) * values)
+        if getattr(ranges, parameter)[0]:
+            some: tuple[float, ...] = (0.0, *_distinct(parameter, ranges, values - 1))
+        else:
+            some = _distinct(parameter, ranges, values)
+        sheet[parameter] = sweep(parameter, some, base)
+    return sheet
+
+
+def _distinct(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
+    """`spread`, where a sheet has to be full."""
+    found = spread(parameter, ranges, count)
+    if len(found) < count:
+        raise UsageError(f"the range of {parameter} is too narrow for {count} different values")
+    return found
+
+
+def check_name(name: str) -> str:
+    """The name, if a plan can keep a style by it; otherwise raises `UsageError`."""
+    if not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise UsageError(f"style name {name!r}: use letters, digits, - and _ only")
+    if name in STYLES:
+        raise UsageError(f"style name {name!r} is a built-in style's; choose another")
+    return name
+
+
+def toml(name: str, style: Style) -> str:
+    """The lines of a plan that keep a style under a name, for `read_style` to read back."""
+    if style.image != Pixels():
+        kind = type(style.image).__name__
+        raise UsageError(f"style {style.name}: a plan keeps styles of pixels, not of {kind}")
+    parts = [f"  {_inline(REGULARIZERS, part)},\n" for part in style.regularizers]
+    return (
+        f"[styles.{check_name(name)}]\n"
+        f"iterations = {style.iterations}\n"
+        f"step = {_inline(STEPS, style.step)}\n"
+        f"regularizers = [\n{''.join(parts)}]\n"
+    )
+
+
+def _inline(registry: Registry[Any], part: Any) -> str:
+    """A registered dataclass as an inline table: its kind and its numbers."""
+    kind = next(kind for kind, cls in registry.items() if cls is type(part))
+    numbers = ((field.name, getattr(part, field.name)) for field in fields(part))
+    settings = ", ".join(f"{key} = {_number(value)}" for key, value in numbers)
+    return f'{{ kind = "{kind}", {settings} }}'
+
+
+def _number(value: float) -> str:
+    """Exactly the same number in TOML."""
+    return str(value) if isinstance(value, int) else repr(float(value))
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
