@@ -30,9 +30,10 @@ def trace(function: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]
         module = make_fx(function)(*examples)
     graph = module.graph
     _fold(module)
+    mutates = any(_mutates(node) for node in graph.nodes)
     for node in list(graph.nodes):
         rewrite = REWRITES.get(node.target)
-        if rewrite is not None:
+        if rewrite is not None and not (mutates and rewrite is _drop_empty_padding):
             rewrite(module, node)
     graph.eliminate_dead_code()
     _in_place(graph)
@@ -73,6 +74,12 @@ def _drop_alias(module: fx.GraphModule, node: fx.Node) -> None:
     module.graph.erase_node(node)
 
 
+def _mutates(node: fx.Node) -> bool:
+    """Whether the network itself works in place here: then a copy may be what saves a value."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema and schema.is_mutable)
+
+
 def _drop_empty_padding(module: fx.GraphModule, node: fx.Node) -> None:
     """A padding by nothing copies the map all the same."""
     if not any(node.args[1]):  # type: ignore[arg-type]
@@ -88,7 +95,7 @@ def _by_phases(module: fx.GraphModule, node: fx.Node) -> None:
     square = len(set(stride)) == 1 and stride[0] > 1
     if not (few and plain and square and list(mask) == [True, False, False]):
         return
-    name = f"{weight.target}_phases"
+    name = f"{weight.target}_phases_{stride[0]}"
     module.register_buffer(name, phases(getattr(module, weight.target), stride[0]))
     size = tuple(pixels.meta["val"].shape[2:])
     with module.graph.inserting_before(node):

@@ -220,7 +220,6 @@ EMPTY: dict[str, Forward] = {
 }
 
 
-@pytest.mark.xfail(reason="a padding by nothing is a copy, which may be changed in place")
 @pytest.mark.parametrize("name", EMPTY)
 def test_a_network_may_change_an_empty_padding_in_place(name: str) -> None:
     check(EMPTY[name], noise(2, 3, 17, 20))
@@ -359,7 +358,6 @@ def test_a_traced_strided_convolution(kernel: Size, stride: int, padding: Size, 
     assert ran["convolution_backward"] == 1  # that of the last convolution
 
 
-@pytest.mark.xfail(reason="the kernels of the first stride are overwritten by the second's")
 def test_one_weight_with_two_strides() -> None:
     weight = noise(5, 3, 5, 5)
     check(
