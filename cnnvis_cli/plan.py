@@ -72,7 +72,25 @@ class OptimizePlan:
     diversity: float = 0.0
     start: str = "noise"
     precision: Precision = "float32"
-    history: int = 10
+    history: int = 8  # two of the blur's rounds: no zigzag
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """`trials` random rows, or a `sweep` of one parameter (``all``: of each) over `values` values.
+
+    `ranges` are those of `ascent.search.Ranges`; `score` is what the sheet is sorted by. `save`
+    keeps a `row` (by default the first of the sheet) as a style of this name.
+    """
+
+    trials: int = 300
+    iterations: int = 300
+    sweep: str | None = None
+    values: int = 7
+    score: str = "balanced"
+    save: str | None = None
+    row: int | None = None
+    ranges: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ class ProjectPlan:
 
 @dataclass(frozen=True)
 class MontagePlan:
-    """`kind`: optimized, top; none is all that the run holds something for.
+    """`kind`: optimized, top, history; none is all pictures that the run holds something for.
 
     `scale` enlarges every pixel; `tone` is what shares one scale of grey.
     """
@@ -116,6 +134,7 @@ class Plan:
     preprocessing: PreprocessingPlan = field(default_factory=PreprocessingPlan)
     topk: TopKPlan = field(default_factory=TopKPlan)
     optimize: OptimizePlan = field(default_factory=OptimizePlan)
+    search: SearchPlan = field(default_factory=SearchPlan)
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
     styles: dict[str, Any] = field(default_factory=dict)  # of one's own; see ascent.styles
@@ -176,6 +195,8 @@ class Plan:
             "--runs": self.optimize.runs,
             "--iterations": self.optimize.iterations,
             "--scale": self.montage.scale,
+            "--trials": self.search.trials,
+            "--values": self.search.values,
             "--history": self.optimize.history,
         }
         for name, value in at_least_one.items():

@@ -35,7 +35,9 @@ def class_images(file: OptimizedFile, group: str, network: Network) -> tuple[Ten
     classes = torch.from_numpy(file.units(group).astype(np.int64)).repeat_interleave(runs)
     pixels = images.flatten(0, 1).permute(0, 3, 1, 2)
     whole = torch.zeros(units * runs, 3, *network.size)
-    top, left = ((full - own) // 2 for full, own in zip(network.size, pixels.shape[2:], strict=True))
+    top, left = (
+        (full - own) // 2 for full, own in zip(network.size, pixels.shape[2:], strict=True)
+    )
     whole[:, :, top : top + pixels.shape[2], left : left + pixels.shape[3]] = pixels
     return whole, classes
 
@@ -45,7 +47,7 @@ def right(network: Network, images: Tensor, classes: Tensor) -> Tensor:
     with torch.inference_mode():
         found = [
             network.module(network.normalise(part.to(network.device))).argmax(dim=1).cpu()
-            for part in images.split(BATCH)
+            for part in torch.split(images, BATCH)
         ]
     return torch.cat(found) == classes
 
@@ -59,10 +61,10 @@ def report(network: Network, images: Tensor, classes: Tensor, names: tuple[str, 
     plain, moved = right(network, images, classes), right(network, disturbed(images), classes)
     failed = [
         f"{names[c] if names else c} {int((~moved & (classes == c)).sum())}"
-        for c in classes.unique().tolist()
+        for c in sorted(set(classes.tolist()))
         if bool((~moved & (classes == c)).any())
     ]
-    any_of = np.mean([bool(plain[classes == c].any()) for c in classes.unique().tolist()])
+    any_of = np.mean([bool(plain[classes == c].any()) for c in sorted(set(classes.tolist()))])
     return (
         f"{plain.float().mean():.1%} right, {moved.float().mean():.1%} after shift and blur, "
         f"{any_of:.0%} of classes with any image right; fail after shift and blur: "
@@ -71,7 +73,9 @@ def report(network: Network, images: Tensor, classes: Tensor, names: tuple[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("run")
     parser.add_argument("--by", help="weights of the network that is asked")
     asked = parser.parse_args()

@@ -41,9 +41,9 @@ ROUNDS = 10
 TOLERANCE = 1.2  # what is added need not be met closer than this factor
 
 
-def probe_channels(channels: int) -> list[int]:
+def probe_channels(channels: int, most: int = UNITS) -> list[int]:
     """Evenly spaced channels of a layer for the probe."""
-    count = min(UNITS, channels)
+    count = min(most, channels)
     return [i * channels // count for i in range(count)]
 
 

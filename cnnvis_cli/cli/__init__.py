@@ -10,7 +10,18 @@ from types import FrameType
 import click
 
 from cnnvis_cli import __version__
-from cnnvis_cli.cli import bench, demo, layers, merge, montage, optimize, project, run, topk
+from cnnvis_cli.cli import (
+    bench,
+    demo,
+    layers,
+    merge,
+    montage,
+    optimize,
+    project,
+    run,
+    search,
+    topk,
+)
 from cnnvis_cli.cli.options import reports
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
 
@@ -25,7 +36,7 @@ def cli() -> None:
     """
 
 
-for _module in (demo, layers, topk, optimize, project, montage, merge, run, bench):
+for _module in (demo, layers, topk, optimize, search, project, montage, merge, run, bench):
     cli.add_command(_module.command)
 
 

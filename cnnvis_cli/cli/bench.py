@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, working
+from cnnvis_cli.cli.options import planned, working, working_on_units
 
 
 @click.group("bench")
@@ -36,4 +36,33 @@ def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None
     from cnnvis_cli.stages import bench
 
     found = bench.bench_topk(plan, report, seconds, max(rounds, 1))
+    report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
+
+
+@command.command("optimize")
+@click.option(
+    "--style", "optimize__style", multiple=True, help="Repeatable.  [default: 1, 2, 3 and 4]"
+)
+@click.option(
+    "--precision",
+    "optimize__precision",
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    help="The network's arithmetic.  [default: float32]",
+)
+@click.option("--seconds", default=3.0, show_default=True, help="For each measurement.")
+@click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@working_on_units
+def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
+    """Each layer's forward and backward pass alone, optimize, and the toolbox's way.
+
+    In steps of one unit a second, on the same canvas and batch. The toolbox's way is the whole
+    network on the whole input, one unit at a time.
+
+    Example: cnnvis bench optimize --model demo --layer conv2 --rounds 1 --seconds 0.5
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.bench_optimize import bench_optimize
+
+    found = bench_optimize(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

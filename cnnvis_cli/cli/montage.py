@@ -26,7 +26,8 @@ def command(**flags: Any) -> None:
     """Draw figures from what the run directory holds, as PNG.
 
     KIND is `optimized` (one tile a channel, Fig. S1 of Yosinski et al. 2015) or `top`
-    (projections beside image patches, Fig. 2 of Zeiler & Fergus 2013); both by default.
+    (projections beside image patches, Fig. 2 of Zeiler & Fergus 2013); both by default; or
+    `history`, the activation at each step of every ascent.
 
     Example: cnnvis montage optimized --model demo --layer conv1 (after that of optimize)
     """

@@ -75,7 +75,7 @@ from cnnvis_cli.cli.options import planned, working_on_units
     "--history",
     "optimize__history",
     type=int,
-    help="Steps between two activations that are kept.  [default: 10]",
+    help="Steps between two activations that are kept.  [default: 8]",
 )
 @working_on_units
 def command(**flags: Any) -> None:

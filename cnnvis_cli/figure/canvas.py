@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,20 @@ class Canvas:
         bottom, right = top + height - 1, left + width - 1
         self._draw.line((left, top, right, bottom), fill=FAINT)
         self._draw.line((left, bottom, right, top), fill=FAINT)
+
+    def line(
+        self, points: Sequence[tuple[float, float]], ink: tuple[int, int, int], width: int = 1
+    ) -> None:
+        """Draw straight from point to point, (x, y) each."""
+        self._draw.line(list(points), fill=ink, width=width, joint="curve")
+
+    def dot(self, x: float, y: float, radius: float, ink: tuple[int, int, int]) -> None:
+        """Draw a filled circle."""
+        self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
+
+    def reduced(self, factor: int) -> Pixels:
+        """The sheet a whole number of times smaller: smooth lines from jagged ones."""
+        return np.asarray(self._image.reduce(factor))
 
     @property
     def pixels(self) -> Pixels:

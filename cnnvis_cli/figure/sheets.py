@@ -43,13 +43,11 @@ def sheet(cells: Sequence[Cell], caption: Caption, scale: int = 1) -> Canvas:
     """
     height, width = (side * scale for side in cells[0].pixels.shape[:2])
     grid = _Grid.around(len(cells), height, width, max(text_size(c.label, SMALL)[0] for c in cells))
-    notes = _wrapped(caption.note, max(grid.width, 360))
+    notes = wrapped(caption.note, max(grid.width, 360))
     head = MARGIN + TITLE + 6 + len(notes) * (SMALL + 4) + 8
     texts = [text_size(caption.title, TITLE)[0], *(text_size(line, SMALL)[0] for line in notes)]
     canvas = Canvas(head + grid.height + MARGIN, max(grid.width, *texts) + 2 * MARGIN)
-    canvas.text(caption.title, MARGIN, MARGIN, TITLE)
-    for number, line in enumerate(notes):
-        canvas.text(line, MARGIN + TITLE + 6 + number * (SMALL + 4), MARGIN, SMALL, FAINT)
+    draw_caption(canvas, caption.title, notes)
     for number, cell in enumerate(cells):
         row, column = divmod(number, grid.columns)
         top = head + row * grid.row_pitch
@@ -62,6 +60,13 @@ def sheet(cells: Sequence[Cell], caption: Caption, scale: int = 1) -> Canvas:
         elif column == 0:
             canvas.text(cell.label, top + (height - SMALL) // 2 - 1, MARGIN, SMALL, FAINT)
     return canvas
+
+
+def draw_caption(canvas: Canvas, title: str, notes: Sequence[str]) -> None:
+    """A title with the lines below it, in the sheet's upper left corner."""
+    canvas.text(title, MARGIN, MARGIN, TITLE)
+    for number, line in enumerate(notes):
+        canvas.text(line, MARGIN + TITLE + 6 + number * (SMALL + 4), MARGIN, SMALL, FAINT)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class _Grid:
         return self.gutter + self.columns * self.column_pitch
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """A text in lines that are at most `width` pixels wide."""
     lines = [""]
     for word in text.split():

@@ -55,6 +55,7 @@ class Scene:
     box: Box  # the canvas, in the input
     objective: Objective
     size: int  # of a batch
+    names: tuple[str, ...] = ()  # of targets that are no channels
     given: Tensor | None = None  # (3, h, w) the start that the plan names, if it is an image
 
     @property

@@ -15,7 +15,8 @@ from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.canvas import read_record
+from cnnvis_cli.figure.canvas import Canvas, read_record
+from cnnvis_cli.figure.lines import Plot, plots, plots_on_a_page
 from cnnvis_cli.figure.sheets import Caption, Cell, beside, block, per_page, sheet
 from cnnvis_cli.figure.tone import RULES, toned
 from cnnvis_cli.nouns import Box, Layer, Size
@@ -37,8 +38,8 @@ class Sources:
     files: tuple[Path, ...]
     choice: Record  # style, method
     held: NDArray[np.integer[Any]]  # channels that there is something to show of
-    size: tuple[int, int]  # of one unit's picture, height and width
-    cells: Callable[[Sequence[int]], list[Cell]]
+    room: int  # units on a page
+    page: Callable[[Sequence[int]], Canvas]
     caption: Callable[[Sequence[int]], Caption]
 
 
@@ -48,6 +49,7 @@ class Kind:
 
     file: Callable[[Run, str], Path]
     sources: Callable[[Session, Layer], Sources]
+    asked: bool = False  # drawn only where it is asked for
 
 
 KINDS: Registry[Kind] = Registry("kind of montage")
@@ -65,7 +67,8 @@ def montage(session: Session) -> None:
     Raises `UsageError` for a layer that was asked for and has nothing, or where nothing has.
     """
     asked = session.plan.montage.kind
-    chosen = {name: KINDS[name] for name in asked or KINDS}
+    usual = [name for name, kind in KINDS.items() if not kind.asked]
+    chosen = {name: KINDS[name] for name in asked or usual}
     figures = [(name, layer) for name, kind in chosen.items() for layer in _with(kind, session)]
     if not figures:
         raise UsageError(
@@ -90,7 +93,7 @@ def _draw(session: Session, kind: str, layer: Layer, sources: Sources) -> list[P
     """The pages of a layer's sheet; a page that is there already is left as it is."""
     plan = session.plan.montage
     units = session.units(layer) if session.plan.units else tuple(sources.held.tolist())
-    size = per_page(*sources.size, plan.scale)
+    size = sources.room
     pages = [units[i : i + size] for i in range(0, len(units), size)]
     digests = [file_digest(path) for path in sources.files]
     paths = []
@@ -109,9 +112,9 @@ def _draw(session: Session, kind: str, layer: Layer, sources: Sources) -> list[P
         }
         key = digest(record)
         if read_record(path).get("cnnvis-key") != key:
-            caption = sources.caption(chosen)
-            canvas = sheet(sources.cells(chosen), caption, plan.scale)
-            text = {"Title": caption.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
+            canvas = sources.page(chosen)
+            title = sources.caption(chosen).title
+            text = {"Title": title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
             publish(path, canvas.png(text | {"cnnvis-key": key}))
         paths.append(path)
     number = len(pages) + 1
@@ -159,7 +162,9 @@ def optimized(session: Session, layer: Layer) -> Sources:
     file = OptimizedFile(session.run.optimized(layer.alias))
     style = _one_of("style", plan.style, list(file.styles()), session.plan.optimize.style, layer)
     held = file.units(style)
-    size = session.network.canvas(layer).size
+    height, width = file.canvas(style)
+    size = (height, width)
+    names = file.styles()[style].get("targets", ())
 
     def cells(units: Sequence[int]) -> list[Cell]:
         rows = _rows(held, units, layer, f"optimize --style {style}")
@@ -177,18 +182,61 @@ def optimized(session: Session, layer: Layer) -> Sources:
         )
         dead = (outcome == int(Outcome.NO_GRADIENT)).all(axis=1)
         return [
-            Cell(_label(session, layer, unit), tile[0], bool(gone))
+            Cell(names[unit] if names else _label(session, layer, unit), tile[0], bool(gone))
             for unit, tile, gone in zip(units, pixels, dead, strict=True)
         ]
 
     def caption(units: Sequence[int]) -> Caption:
         note = (
-            f"Preferred images, style {style}, {_pixels(size, plan.scale)}. "
+            f"{_climbed(file.styles()[style])}, style {style}, {_pixels(size, plan.scale)}. "
             f"Tone: {RULES[plan.tone]}. Crossed out: no gradient reached the image."
         )
         return Caption(_title(session, layer, units), note)
 
-    return Sources((file.path,), {"style": style}, held, size, cells, caption)
+    def page(units: Sequence[int]) -> Canvas:
+        return sheet(cells(units), caption(units), plan.scale)
+
+    room = per_page(*size, plan.scale)
+    return Sources((file.path,), {"style": style}, held, room, page, caption)
+
+
+def history(session: Session, layer: Layer) -> Sources:
+    """The activation at each step of every run, a line plot a unit."""
+    plan = session.plan.montage
+    file = OptimizedFile(session.run.optimized(layer.alias))
+    style = _one_of("style", plan.style, list(file.styles()), session.plan.optimize.style, layer)
+    held, record = file.units(style), file.styles()[style]
+    every, names = int(record["history"]), record.get("targets", ())
+
+    def page(units: Sequence[int]) -> Canvas:
+        rows = _rows(held, units, layer, f"optimize --style {style}")
+        values, best = (file.read(style, name)[rows] for name in ("history", "best_step"))
+        steps = np.arange(values.shape[2]) * every
+        panels = [
+            Plot(names[unit] if names else _label(session, layer, unit), steps, *columns)
+            for unit, *columns in zip(units, values, best, strict=True)
+        ]
+        return plots(panels, caption(units), plan.scale)
+
+    def caption(units: Sequence[int]) -> Caption:
+        note = (
+            f"Activation at each step of the ascent, style {style}, a line a run; the dot is the "
+            "best image, which is the one that is kept."
+        )
+        return Caption(_title(session, layer, units), note)
+
+    room = plots_on_a_page(plan.scale)
+    return Sources((file.path,), {"style": style}, held, room, page, caption)
+
+
+def _climbed(record: Record) -> str:
+    """What the images are of."""
+    what = "Preferred images"
+    if record.get("minimise"):
+        what = "Images that are liked least"
+    if record.get("objective") == "mean":
+        what += ", mean over the map"
+    return what
 
 
 def top(session: Session, layer: Layer) -> Sources:
@@ -236,11 +284,16 @@ def top(session: Session, layer: Layer) -> Sources:
         )
         return Caption(_title(session, layer, units), note)
 
-    return Sources((session.run.topk, file.path), {"method": method}, held, size, cells, caption)
+    def page(units: Sequence[int]) -> Canvas:
+        return sheet(cells(units), caption(units), plan.scale)
+
+    room = per_page(*size, plan.scale)
+    return Sources((session.run.topk, file.path), {"method": method}, held, room, page, caption)
 
 
 KINDS.register("optimized")(Kind(Run.optimized, optimized))
 KINDS.register("top")(Kind(Run.projected, top))
+KINDS.register("history")(Kind(Run.optimized, history, asked=True))
 
 
 def _patches(

@@ -144,13 +144,11 @@ class Climbs:
     scene: Scene
     style: Style
     file: OptimizedFile
-    names: tuple[str, ...]  # of targets that are no channels
 
     @classmethod
     def of(cls, session: Session, layer: Layer, style: Style) -> Climbs:
-        scene, names = _scene(session, layer)
         file = OptimizedFile(session.run.optimized(layer.alias))
-        return cls(session, scene, style, file, names)
+        return cls(session, scene_of(session, layer), style, file)
 
     @property
     def group(self) -> str:
@@ -177,13 +175,15 @@ class Climbs:
             "precision": settings.precision,
             "device": self.session.network.device.type,
             "history": settings.history,
-            **({"targets": list(self.names)} if self.names else {}),
+            **({"targets": list(self.scene.names)} if self.scene.names else {}),
         }
 
     @property
     def pending(self) -> list[int]:
         """Targets that are not in the file yet; raises `UsageError` if it is of another plan."""
-        asked = range(self.scene.targets) if self.names else self.session.units(self.scene.layer)
+        asked = (
+            range(self.scene.targets) if self.scene.names else self.session.units(self.scene.layer)
+        )
         held = self.file.styles().get(self.group)
         if held is None:
             return list(asked)
@@ -247,8 +247,8 @@ def _start_record(start: str) -> str:
 STARTS = ("noise", "uniform", "mean")
 
 
-def _scene(session: Session, layer: Layer) -> tuple[Scene, tuple[str, ...]]:
-    """What the ascents of a layer share, and the names of targets that are no channels."""
+def scene_of(session: Session, layer: Layer) -> Scene:
+    """What the ascents of a layer share."""
     settings, network = session.plan.optimize, session.network
     box = Box.whole(network.size) if settings.mean else network.canvas(layer)
     directions, names = _directions(settings, layer)
@@ -262,7 +262,7 @@ def _scene(session: Session, layer: Layer) -> tuple[Scene, tuple[str, ...]]:
     )
     size = session.plan.batch_size or suitable_batch(box, layer.channels, network.device.type)
     size = -(-size // objective.team) * objective.team
-    return Scene(layer, box, objective, size, _given(session, box)), names
+    return Scene(layer, box, objective, size, names, _given(session, box))
 
 
 def _directions(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, tuple[str, ...]]:

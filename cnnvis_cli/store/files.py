@@ -27,6 +27,7 @@ from cnnvis_cli.store.schema import (
     OPTIMIZED_STYLE,
     PLACES,
     PROJECTED_METHOD,
+    SEARCHED,
     TOPK_LAYER,
     VERSION,
     create,
@@ -221,6 +222,12 @@ class OptimizedFile:
             units: NDArray[np.int32] = file[style]["unit"][()]
             return units
 
+    def canvas(self, style: str) -> tuple[int, int]:
+        """Height and width of a style's images."""
+        with _reading(self.path, "optimized") as file:
+            shape = file[style]["image"].shape
+            return int(shape[2]), int(shape[3])
+
     def read(self, style: str, name: str, rows: slice = slice(None)) -> Array:
         """One array of a style by its name in the schema, or some units' rows of it."""
         with _reading(self.path, "optimized") as file:
@@ -256,6 +263,42 @@ class OptimizedFile:
                     yield {name: file[style][name][rows] for name in OPTIMIZED_STYLE}
 
         return Optimized(self.styles()[style], units, tuple(shape[1:4]), steps, blocks())
+
+
+class SearchFile:
+    """``search/<layer>.h5``: one group a search or sweep, arrays by row of parameters."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def searches(self) -> dict[str, Record]:
+        """What each search that is there was made of."""
+        if not self.path.exists():
+            return {}
+        with _reading(self.path, "search") as file:
+            return {name: json.loads(group.attrs["parameters"]) for name, group in file.items()}
+
+    def read(self, search: str, name: str) -> Array:
+        """One array of a search by its name in the schema."""
+        with _reading(self.path, "search") as file:
+            values: Array = file[search][name][()]
+            return values
+
+    def publish(
+        self, header: Header, search: str, record: Record, arrays: dict[str, Array]
+    ) -> None:
+        """Write the file anew with this search beside the others that it already holds."""
+        kept = {
+            name: (known, {column: self.read(name, column) for column in SEARCHED})
+            for name, known in self.searches().items()
+            if name != search
+        }
+        with publishing_hdf5(self.path) as file:
+            header.write(file, "search")
+            for name, (known, columns) in sorted({**kept, search: (record, arrays)}.items()):
+                group = file.create_group(name)
+                group.attrs["parameters"] = json.dumps(known, sort_keys=True)
+                write(group, SEARCHED, columns)
 
 
 class ProjectedFile:

@@ -54,6 +54,14 @@ class Run:
     def optimized(self, layer: str) -> Path:
         return self.path / "optimized" / f"{layer}.h5"
 
+    def searched(self, layer: str) -> Path:
+        return self.path / "search" / f"{layer}.h5"
+
+    @property
+    def styles(self) -> Path:
+        """The styles that searches have kept."""
+        return self.path / "styles.toml"
+
     def projected(self, layer: str) -> Path:
         return self.path / "projected" / f"{layer}.h5"
 

@@ -60,6 +60,18 @@ OPTIMIZED_STYLE: Table = {
     "history": Column("f4", ("U", "R", "T"), "the value every few steps; NaN once it has ended"),
     "unit": Column("i4", ("U",), "channel index, or that of a sum or direction"),
 }
+SEARCHED: Table = {
+    "image": Column("f2", ("N", "U", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
+    "activation": Column("f4", ("N", "U"), "the unit's value for the best image"),
+    "outcome": Column("i1", ("N", "U"), "as of optimized images"),
+    "robustness": Column("f4", ("N", "U"), "share of disturbances after which the unit leads"),
+    "variation": Column("f4", ("N", "U"), "mean total variation a pixel, grey levels"),
+    "grey": Column("f4", ("N", "U"), "share of pixels near the mean colour"),
+    "clipped": Column("f4", ("N", "U"), "share of values at 0 or 255"),
+    "deviation": Column("f4", ("N", "U"), "standard deviation, grey levels"),
+    "row": Column("i4", ("N",), "number of the row of parameters"),
+    "unit": Column("i4", ("U",), "channel index"),
+}
 PROJECTED_METHOD: Table = {
     "projection": Column("f2", ("C", "k", "h", "w", "3"), "RGB, signed, max |value| 1"),
     "scale": Column("f4", ("C", "k"), "undoes the scaling; NaN where nothing was projected"),

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torchvision import models, transforms
 
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.nouns import Box
+from cnnvis_cli.plan import OptimizePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.stages.optimize import optimize
 from cnnvis_cli.stages.session import open_session
 from cnnvis_cli.stages.topk import topk
-from cnnvis_cli.store.files import TopKFile
+from cnnvis_cli.store.files import OptimizedFile, TopKFile
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 WEIGHTS = DATA / "squeezenet1_0-imagenet.safetensors"
@@ -95,3 +97,45 @@ def test_topk_is_what_brute_force_finds(tmp_path: Path) -> None:
         rows, columns = divmod(np.take_along_axis(place, order[:K], 0).T, layer.map[1])
         np.testing.assert_array_equal(stored.row[clear], rows[clear])
         np.testing.assert_array_equal(stored.column[clear], columns[clear])
+
+
+def test_a_stored_optimized_image_gives_its_activation(tmp_path: Path) -> None:
+    """In every layer, read back and put where it belongs, through torchvision's own code."""
+    from safetensors.torch import load_file
+
+    settings = OptimizePlan(iterations=12, step="1")
+    plan = Plan(
+        model="squeezenet1_0",
+        weights=str(WEIGHTS),
+        run=str(tmp_path / "run"),
+        units="3,11",
+        batch_size=2,
+        optimize=settings,
+    )
+    with open_session(plan, Report(quiet=True)) as session:
+        optimize(session)
+        layers = session.network.layers
+    module = models.squeezenet1_0().eval()
+    module.load_state_dict(load_file(WEIGHTS))
+    for child in module.modules():
+        if isinstance(child, nn.ReLU):
+            child.inplace = False
+    std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+    for layer in layers:
+        file = OptimizedFile(tmp_path / "run" / "optimized" / f"{layer.alias}.h5")
+        pictures = torch.from_numpy(file.read("3", "image")[:, 0].astype(np.float32))
+        whole = torch.zeros(2, 3, 224, 224)
+        box = layer.field.box(*layer.centre)
+        if not box.inside((224, 224)):
+            box = Box.whole((224, 224))
+        whole[:, :, box.top : box.bottom, box.left : box.right] = pictures.permute(0, 3, 1, 2)
+        seen: list[Tensor] = []
+        handle = module.get_submodule(layer.module).register_forward_hook(
+            lambda _m, _i, output, seen=seen: seen.append(output)
+        )
+        with torch.no_grad():
+            module(whole / std)
+        handle.remove()
+        row, column = layer.centre
+        values = seen[0][[0, 1], [3, 11], row, column]
+        np.testing.assert_allclose(file.read("3", "activation")[:, 0], values, rtol=0.01)

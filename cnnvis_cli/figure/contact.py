@@ -1,0 +1,129 @@
+"""Contact sheets of a parameter search: pure functions from cards to a canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.figure.canvas import FAINT, Canvas, text_size
+from cnnvis_cli.figure.sheets import (
+    MARGIN,
+    PAGE,
+    SMALL,
+    TITLE,
+    Caption,
+    block,
+    draw_caption,
+    wrapped,
+)
+
+Pixels = NDArray[np.uint8]
+NARROWEST = 170  # pixels of width that a card's text needs
+LINE = SMALL + 3
+GAP = 14
+
+
+@dataclass(frozen=True)
+class Card:
+    """One row of parameters: pictures (n, h, w, 3), a heading, and what to say of it."""
+
+    pictures: Pixels
+    heading: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How large the cards of a sheet are, in pixels; all are alike."""
+
+    columns: int  # of a card's pictures
+    width: int
+    picture: int  # height of the pictures together
+    heading: int  # lines
+    text: int  # lines under the pictures
+
+    @classmethod
+    def of(cls, cards: Sequence[Card], scale: int) -> _Shape:
+        count, height, width, _ = cards[0].pictures.shape
+        columns = _columns(count, width * scale)
+        across = (columns * (width + 1) - 1) * scale
+        down = (-(-count // columns) * (height + 1) - 1) * scale
+        wide = max(across, NARROWEST)
+        text = max(sum(len(wrapped(line, wide)) for line in card.lines) for card in cards)
+        heading = max(len(wrapped(card.heading, wide)) for card in cards)
+        return cls(columns, wide, down, heading, text)
+
+    @property
+    def height(self) -> int:
+        return (self.heading + self.text) * LINE + self.picture + 6
+
+
+def _columns(count: int, width: int) -> int:
+    """Pictures a line of a card: all, as long as the card stays narrower than two texts."""
+    return min(count, max(math.isqrt(count - 1) + 1, 2 * NARROWEST // (width + 1)))
+
+
+def contact_sheet(cards: Sequence[Card], caption: Caption, scale: int = 1) -> Canvas:
+    """All cards in a grid as square as it gets, row by row, under a caption."""
+    shape = _Shape.of(cards, scale)
+    ratio = (shape.height + GAP) / (shape.width + GAP)
+    columns = max(1, min(len(cards), round(math.sqrt(len(cards) * ratio * 1.3))))
+    rows = -(-len(cards) // columns)
+    width = max(columns * (shape.width + GAP) - GAP, 2 * NARROWEST)
+    canvas, head = _begun(caption, width, rows * (shape.height + GAP))
+    for number, card in enumerate(cards):
+        row, column = divmod(number, columns)
+        top = head + row * (shape.height + GAP)
+        _draw(canvas, card, shape, (top, MARGIN + column * (shape.width + GAP)), scale)
+    return canvas
+
+
+def rows_sheet(
+    rows: Sequence[tuple[str, Sequence[Card]]], caption: Caption, scale: int = 1
+) -> Canvas:
+    """One line of cards for each title: sweeps of several parameters, below each other."""
+    shape = _Shape.of([card for _, cards in rows for card in cards], scale)
+    most = max(len(cards) for _, cards in rows)
+    width = max(most * (shape.width + GAP) - GAP, 2 * NARROWEST)
+    pitch = TITLE + 8 + shape.height + GAP
+    canvas, head = _begun(caption, width, len(rows) * pitch)
+    for number, (title, cards) in enumerate(rows):
+        top = head + number * pitch
+        canvas.text(title, top, MARGIN, TITLE - 2)
+        for column, card in enumerate(cards):
+            left = MARGIN + column * (shape.width + GAP)
+            _draw(canvas, card, shape, (top + TITLE + 8, left), scale)
+    return canvas
+
+
+def cards_on_a_page(cards: Sequence[Card], scale: int = 1) -> int:
+    """How many cards of this size a page holds."""
+    shape = _Shape.of(cards, scale)
+    return max(1, PAGE // ((shape.height + GAP) * (shape.width + GAP)))
+
+
+def _begun(caption: Caption, width: int, height: int) -> tuple[Canvas, int]:
+    """A sheet with its caption, and where what is below begins."""
+    title, _ = text_size(caption.title, TITLE)
+    notes = wrapped(caption.note, max(width, title))
+    head = MARGIN + TITLE + 6 + len(notes) * (SMALL + 4) + 10
+    canvas = Canvas(head + height + MARGIN, max(width, title) + 2 * MARGIN)
+    draw_caption(canvas, caption.title, notes)
+    return canvas, head
+
+
+def _draw(canvas: Canvas, card: Card, shape: _Shape, place: tuple[int, int], scale: int) -> None:
+    """One card with its upper left corner at a place (top, left)."""
+    top, left = place
+    for number, line in enumerate(wrapped(card.heading, shape.width)):
+        canvas.text(line, top + number * LINE, left, SMALL)
+    top += shape.heading * LINE + 2
+    canvas.tile(block(card.pictures, shape.columns), top, left, scale)
+    top += shape.picture + 4
+    lines = [part for line in card.lines for part in wrapped(line, shape.width)]
+    for number, line in enumerate(lines):
+        canvas.text(line, top + number * LINE, left, SMALL, FAINT)
