@@ -227,7 +227,7 @@ def _optimize(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -
     def hear(message: Any) -> None:
         nonlocal made, start
         now = time.perf_counter()
-        if not isinstance(message, Steps):
+        if not isinstance(message, Steps) or not message.made:
             return
         if not start:  # the first word comes when everything is warm
             start = now
