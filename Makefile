@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test long bench check format train clean
+.PHONY: help setup demo test long bench meaning check format train clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,8 +23,21 @@ test: setup  ## the tests
 long: setup  ## the long forms of some tests (minutes)
 	$(BIN)/pytest -m long -s
 
-bench: setup  ## this machine's limits, and what topk reaches of them on the demo's images
+bench: setup  ## this machine's limits, and what topk and optimize reach of them on the demo
 	$(BIN)/cnnvis bench topk demo --model demo
+	$(BIN)/cnnvis bench optimize --model demo
+
+SECOND := outputs/second/demo.safetensors
+STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier
+
+meaning: setup $(SECOND)  ## does another network recognize the class images? (25 minutes)
+	$(BIN)/cnnvis optimize --model demo --layer fc8 --runs 3 $(STYLES) --run outputs/meaning
+	$(BIN)/python tests/meaning.py outputs/meaning
+	$(BIN)/python tests/meaning.py outputs/meaning --by $(SECOND)
+
+$(SECOND): | setup
+	mkdir -p $(@D)
+	$(BIN)/python -m cnnvis_cli.stages.train_demo --seed 1 --output $@
 
 check: setup  ## style and types: ruff, mypy --strict
 	$(BIN)/ruff check .

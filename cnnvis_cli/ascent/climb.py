@@ -58,7 +58,7 @@ class Ascent:
     best_step: int
     outcome: Outcome
     last: Tensor  # (3, h, w) the image where the ascent ended
-    history: NDArray[np.float32]  # (steps,) the value of the image shown at each step
+    history: NDArray[np.float32]  # (steps,) the value shown at each, while there was a gradient
 
 
 def climb(
@@ -119,7 +119,7 @@ class _Slots:
         self.best_value = torch.zeros(self.size, device=device, dtype=self.mean.dtype)
         self.first = torch.zeros_like(self.best_value)
         self.age = torch.zeros(self.size, dtype=torch.int32, device=device)
-        self.best_age = torch.zeros_like(self.age)
+        self.best_age, self.lived = torch.zeros_like(self.age), torch.zeros_like(self.age)
         self.leads = torch.zeros(self.size, dtype=torch.bool, device=device)
         self.alive, self.moved = torch.zeros_like(self.leads), torch.zeros_like(self.leads)
         self._values: list[Tensor] = []  # of the steps since the last time they were fetched
@@ -154,7 +154,7 @@ class _Slots:
         self.best[index] = images  # until there is a better one
         self.targets[index] = torch.tensor([task.target for task in tasks], device=device)
         self.best_value[index] = float("-inf")
-        self.age[index], self.best_age[index] = 0, 0
+        self.age[index], self.best_age[index], self.lived[index] = 0, 0, 0
         self.leads[index], self.alive[index] = False, True
         whole = rows == list(range(self.size))
         cohort = _Cohort(tasks, rows, self.now, brush, alone, None if whole else index)
@@ -165,7 +165,7 @@ class _Slots:
         value, leads, gradient = look(self.x, self.targets)
         self._values.append(value.clone())
         better = self.alive & (value > self.best_value)
-        lost = ~gradient.flatten(1).any(dim=1)
+        lost = gradient.permute(0, 2, 3, 1).flatten(1).abs().amax(dim=1) == 0
         for cohort in self.cohorts:
             if not cohort.brush.plain(self.now - cohort.born):
                 better[_rows(cohort)] = lost[_rows(cohort)] = False  # of a jittered picture
@@ -173,6 +173,7 @@ class _Slots:
         self.best_value = torch.where(better, value, self.best_value)
         self.best_age = torch.where(better, self.age, self.best_age)
         self.leads = torch.where(better, leads, self.leads)
+        self.lived = torch.where(self.alive, self.age + 1, self.lived)
         self.alive &= ~lost
         for cohort in self.cohorts:
             self._advance(cohort, value, gradient)
@@ -228,8 +229,8 @@ class _Slots:
         done = torch.where(self.leads, int(Outcome.LARGEST), int(Outcome.NOT_LARGEST))
         outcome = torch.where(self.moved, done, int(Outcome.NO_GRADIENT))
         images, last = self.best[index].cpu(), self.x[index].cpu()
-        columns = (self.best_value, self.first, self.best_age, outcome)
-        values, firsts, ages, outcomes = (column[index].tolist() for column in columns)
+        columns = (self.best_value, self.first, self.best_age, outcome, self.lived)
+        values, firsts, ages, outcomes, lived = (column[index].tolist() for column in columns)
         steps = self._history[cohort.born - self._since :]
         for i, row in enumerate(rows):
             yield Ascent(
@@ -240,7 +241,7 @@ class _Slots:
                 ages[i],
                 Outcome(outcomes[i]),
                 last[i],
-                steps[:, row].copy(),
+                steps[: lived[i], row].copy(),
             )
 
     def _fetch(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,18 +64,28 @@ def likeness(maps: Tensor, team: int) -> Tensor:
     """How alike each image's maps are to those of its team, 0 to 1: (B, C, P) -> (B,).
 
     The mean cosine of Gram matrices, channels by channels: the "style" that Olah et al. 2017
-    ("Feature Visualization", section Diversity) push apart. The inner product of two Gram matrices
-    is the squared sum of the products of all pairs of places, so none has to be built.
+    ("Feature Visualization", section Diversity) push apart. Where there are fewer places than
+    channels, the inner product of two Gram matrices is taken as the squared sum of the products
+    of all pairs of places, which is the same.
     """
     if team == 1:
         return maps.new_zeros(len(maps))
-    teams = maps.reshape(-1, team, *maps.shape[1:])
-    products = torch.einsum("trcp,tscq->trspq", teams, teams).pow(2).sum(dim=(-1, -2))
+    largest = maps.detach().abs().amax(dim=(1, 2), keepdim=True)
+    scaled = maps / torch.where(largest > 0, largest, 1)
+    teams = scaled.reshape(-1, team, *maps.shape[1:])
+    if maps.shape[1] < maps.shape[2]:
+        grams = teams @ teams.mT  # (T, R, C, C)
+        products = torch.einsum("trcd,tscd->trs", grams, grams)
+    else:
+        pairs = torch.einsum("trcp,tscq->trspq", teams, teams)
+        products = pairs.pow(2).sum(dim=(-1, -2))
     own = products.diagonal(dim1=1, dim2=2)
-    scale = (own[:, :, None] * own[:, None, :]).sqrt().clamp(min=1e-20)
-    cosines = products / scale
+    cosines = products / (own[:, :, None] * own[:, None, :] + TINY).sqrt()
     others = cosines.sum(dim=2) - cosines.diagonal(dim1=1, dim2=2)
     return (others / (team - 1)).flatten()
+
+
+TINY = 1e-12  # beside products of which each map's largest value gives at least 1
 
 
 _TERM = re.compile(r"\s*([+-]?)\s*(?:(\d*\.?\d+(?:e[+-]?\d+)?)\s*\*\s*)?(\d+)\s*")
@@ -106,12 +115,13 @@ def parse_sum(text: str, channels: int, layer: str) -> list[float]:
     return weights
 
 
-def check_directions(rows: Sequence[Sequence[float]], channels: int, place: str) -> Tensor:
-    """Directions as a tensor (n, C); raises `UsageError` for what is none."""
-    found = torch.as_tensor(rows, dtype=torch.float32)
-    found = found[None] if found.dim() == 1 else found
-    if found.dim() != 2 or found.shape[1] != channels or not bool(found.isfinite().all()):
-        raise UsageError(f"{place}: needs finite numbers (n, {channels}), has {tuple(found.shape)}")
-    if not bool(found.any(dim=1).all()):
+def check_directions(found: Tensor, channels: int, place: str) -> Tensor:
+    """Directions as a tensor (n, C), from (n, C) or (C,); raises `UsageError` for what is none."""
+    rows = found[None] if found.dim() == 1 else found
+    if rows.dim() != 2 or not len(rows) or rows.shape[1] != channels:
+        raise UsageError(f"{place}: needs numbers (n, {channels}), has {tuple(found.shape)}")
+    if not bool(rows.isfinite().all()):
+        raise UsageError(f"{place}: has numbers that are not finite")
+    if not bool(rows.any(dim=1).all()):
         raise UsageError(f"{place}: a direction of zeros leads nowhere")
-    return found
+    return rows

@@ -27,12 +27,21 @@ class Regularizer(Protocol):
 REGULARIZERS: Registry[type[Regularizer]] = Registry("regularizer")
 
 
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError for a number outside its range, NaN included."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value}: must be {low:g} to {high:g}")
+
+
 @REGULARIZERS.register("decay")
 @dataclass(frozen=True)
 class Decay:
     """L2 decay: x (1 - rate), against a few extreme pixels (section 3)."""
 
     rate: float
+
+    def __post_init__(self) -> None:
+        within("rate", self.rate, 0, 1)
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         return x * (1 - self.rate) if self.rate else x
@@ -50,6 +59,11 @@ class Blur:
     width: float
     every: int
 
+    def __post_init__(self) -> None:
+        within("width", self.width, 0, 1000)
+        if self.every != int(self.every) or self.every < 0:
+            raise ValueError(f"every = {self.every}: must be a whole number of iterations")
+
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         if not (self.width and self.every) or iteration % self.every:
             return x
@@ -65,8 +79,12 @@ def _filtered(x: Tensor, dim: int, width: float) -> Tensor:
     A product with a matrix would give other last bits in other batches.
     """
     size, weights = x.shape[dim], gaussian(width)
-    places = _reflected(size, len(weights) // 2, x.device)
-    padded = x.index_select(dim, places)
+    radius = len(weights) // 2
+    if radius <= size:
+        ends = x.narrow(dim, 0, radius).flip(dim), x.narrow(dim, size - radius, radius).flip(dim)
+        padded = torch.cat([ends[0], x, ends[1]], dim)
+    else:
+        padded = x.index_select(dim, _reflected(size, radius, x.device))
     found = padded.narrow(dim, 0, size) * weights[0]
     for k, weight in enumerate(weights[1:], start=1):
         found.add_(padded.narrow(dim, k, size), alpha=weight)
@@ -95,6 +113,9 @@ class ClipNorm:
 
     percentile: float
 
+    def __post_init__(self) -> None:
+        within("percentile", self.percentile, 0, 100)
+
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         if not self.percentile:
             return x
@@ -110,6 +131,9 @@ class ClipContribution:
     """
 
     percentile: float
+
+    def __post_init__(self) -> None:
+        within("percentile", self.percentile, 0, 100)
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         if not self.percentile:
@@ -128,6 +152,9 @@ class TotalVariation:
     """
 
     rate: float
+
+    def __post_init__(self) -> None:
+        within("rate", self.rate, 0, 1000)
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         return x - self.rate * total_variation_gradient(x) if self.rate else x

@@ -7,7 +7,6 @@ a plan.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import inf, isfinite
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from cnnvis_cli.ascent.regularizers import REGULARIZERS, TotalVariation
 from cnnvis_cli.ascent.steps import STEPS, Constant
-from cnnvis_cli.ascent.styles import STYLES, Pixels, Style, table_1
+from cnnvis_cli.ascent.styles import Pixels, Style, check_name, table_1
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry
 
@@ -258,15 +257,6 @@ def _distinct(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
     if len(found) < count:
         raise UsageError(f"the range of {parameter} is too narrow for {count} different values")
     return found
-
-
-def check_name(name: str) -> str:
-    """The name, if a plan can keep a style by it; otherwise raises `UsageError`."""
-    if not re.fullmatch("[A-Za-z0-9_-]+", name):
-        raise UsageError(f"style name {name!r}: use letters, digits, - and _ only")
-    if name in STYLES:
-        raise UsageError(f"style name {name!r} is a built-in style's; choose another")
-    return name
 
 
 def toml(name: str, style: Style) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from cnnvis_cli.registry import Registry
 
+MOST = 1e30
+
 
 class StepPolicy(Protocol):
     """Images x, gradients (N, 3, h, w) and values (N,) -> the images one step further."""
@@ -26,6 +28,9 @@ class Constant:
 
     rate: float
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         return x.add(gradient, alpha=self.rate)
 
@@ -40,6 +45,9 @@ class Progress:
 
     max_rate: float
     desired: float
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         rate = (self.desired / _squared(gradient)).clamp(max=self.max_rate)
@@ -58,6 +66,9 @@ class Progress01:
     early: float
     late: float
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         desired = (self.late * (1 - value)).clamp(max=self.early)
         rate = (desired / _squared(gradient)).clamp(max=self.max_rate)
@@ -67,3 +78,10 @@ class Progress01:
 def _squared(gradient: Tensor) -> Tensor:
     """|g|^2 of each image: (N, 3, h, w) -> (N,)."""
     return gradient.flatten(1).pow(2).sum(dim=1)
+
+
+def _check(policy: StepPolicy) -> None:
+    """Raise ValueError for numbers that are no steps upwards."""
+    for name, value in vars(policy).items():
+        if not 0 <= value <= MOST:
+            raise ValueError(f"{name} = {value}: must be a number from 0 up")

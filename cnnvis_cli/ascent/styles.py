@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.fourier import Fourier
@@ -54,7 +56,12 @@ class Pixels:
     def begin(
         self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
     ) -> tuple[Tensor, Brush]:
-        brush = PixelBrush(style, -mean, 255 - mean)
+        canvas = (1, *start.shape[1:])  # a bound for each pixel: clamping by channel is slow
+        black, white = (
+            bound.expand(canvas).contiguous(memory_format=torch.channels_last)
+            for bound in (-mean, 255 - mean)
+        )
+        brush = PixelBrush(style, black, white)
         return start.clamp(brush.low, brush.high), brush
 
 
@@ -63,14 +70,14 @@ class PixelBrush:
     """A step along the gradient, each regularizer in order, and the clipping to 0..255."""
 
     style: Style
-    low: Tensor  # (1, 3, 1, 1) black, mean-subtracted
+    low: Tensor  # (1, 3, h, w) black, mean-subtracted
     high: Tensor  # white
 
     def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
         x = self.style.step.along(x, value, gradient)
         for regularizer in self.style.regularizers:
             x = regularizer(x, gradient, age)
-        return x.clamp(self.low, self.high)
+        return x.clamp_(self.low, self.high)
 
     def plain(self, age: int) -> bool:
         return True
@@ -145,17 +152,34 @@ STYLES.register("fourier")(
 )
 
 
+VARIANTS = ("mean", "softmax", "sum", "direction", "min")
+"""What follows a style's name where something else than a unit's value is climbed."""
+
+
+def check_name(name: str) -> str:
+    """The name, if a style of one's own can have it; otherwise raises `UsageError`."""
+    if not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise UsageError(f"style name {name!r}: use letters, digits, - and _ only")
+    if name in STYLES:
+        raise UsageError(f"style name {name!r} is a built-in style's; choose another")
+    if name.rpartition("-")[2] in VARIANTS:
+        raise UsageError(f"style name {name!r}: what ends so is named by cnnvis; choose another")
+    return name
+
+
 def read_style(name: str, table: Mapping[str, Any], place: str) -> Style:
     """A style from a plan: ``iterations``, ``step`` and ``regularizers``, each with its ``kind``.
 
     Raises `UsageError` for a key or a kind that does not exist. Without a step it is calibrated.
     """
     where = f"{place}: [styles.{name}]"
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where} must be a table, with iterations, step and regularizers")
     for key in table:
         if key not in ("iterations", "step", "regularizers"):
             raise unknown("setting", key, ("iterations", "step", "regularizers"), place=where)
     iterations = table.get("iterations", 1000)
-    if not isinstance(iterations, int) or iterations < 1:
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise UsageError(f"{where}: iterations = {iterations!r} must be a whole number above 0")
     parts = table.get("regularizers", [])
     if not isinstance(parts, list):
@@ -169,7 +193,9 @@ def _read_part(registry: Registry[Any], table: Any, where: str) -> Any:
     """A registered dataclass from its ``kind`` and its fields."""
     if not isinstance(table, Mapping) or "kind" not in table:
         raise UsageError(f"{where}: a {registry.kind} is a table with its kind, from {[*registry]}")
-    cls = registry[str(table["kind"])]
+    if table["kind"] not in registry:
+        raise unknown(registry.kind, str(table["kind"]), registry, place=where)
+    cls = registry[table["kind"]]
     names = [f.name for f in fields(cls)]
     values = {key: value for key, value in table.items() if key != "kind"}
     for key, value in values.items():
@@ -180,4 +206,7 @@ def _read_part(registry: Registry[Any], table: Any, where: str) -> Any:
     missing = [name for name in names if name not in values]
     if missing:
         raise UsageError(f"{where}: {table['kind']} needs {', '.join(missing)}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UsageError(f"{where}: {table['kind']}: {error}") from None

@@ -102,6 +102,7 @@ def _by_phases(module: fx.GraphModule, node: fx.Node) -> None:
         kernels = module.graph.get_attr(name)
         arguments = (gradient, kernels, stride[0], size, tuple(padding))
         out = module.graph.call_function(gradient_by_phases, arguments)
+        out.meta["val"] = pixels.meta["val"]
     for use in list(node.users):
         if use.args[1] == 0:
             use.replace_all_uses_with(out)
@@ -136,10 +137,27 @@ def gradient_by_phases(
     return F.pad(whole, (0, short[1], 0, short[0])) if any(short) else whole
 
 
+def _spread_divisor(module: fx.GraphModule, node: fx.Node) -> None:
+    """Division by a number for each channel, by one for each element: several times faster."""
+    call: Any = node.args
+    map_, divisor = call
+    if getattr(divisor, "op", None) != "get_attr":
+        return
+    numbers, shape = getattr(module, divisor.target), map_.meta["val"].shape
+    if len(shape) != 4 or numbers.dim() != 4 or not 1 < numbers.numel() < shape[1:].numel():
+        return
+    large = numbers.expand(1, *shape[1:]).contiguous(memory_format=torch.channels_last)
+    name = f"{divisor.target}_{'x'.join(map(str, shape[1:]))}"
+    module.register_buffer(name, large)
+    with module.graph.inserting_before(node):
+        node.args = (map_, module.graph.get_attr(name))
+
+
 REWRITES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     _aten.alias.default: _drop_alias,
     _aten.constant_pad_nd.default: _drop_empty_padding,
     _aten.convolution_backward.default: _by_phases,
+    _aten.div.Tensor: _spread_divisor,
 }
 
 

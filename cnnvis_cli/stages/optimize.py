@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.objectives import Objective, check_directions, parse_sum
 from cnnvis_cli.ascent.steps import Constant, Progress01
-from cnnvis_cli.ascent.styles import STYLES, Style, read_style
+from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_style
 from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
@@ -49,6 +49,7 @@ from cnnvis_cli.store.run import Record, differences
 def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
     check_optimize(session.plan)
+    check_precision(session.plan.optimize.precision, choose_devices(session.plan.device)[0])
     styles = asked_styles(session.plan)
     climbs = [Climbs.of(session, layer, style) for layer in session.layers for style in styles]
     pending = [each for each in climbs if each.pending]
@@ -71,8 +72,7 @@ def check_optimize(plan: Plan) -> None:
         raise UsageError(f"--{several[0]} takes the place of --units; leave that out")
     if several and len(plan.layer) != 1:
         raise UsageError(f"--{several[0]} is about the channels of one layer; name it with --layer")
-    same = settings.start not in ("noise", "uniform") and settings.runs > 1
-    if same and not settings.diversity:
+    if settings.start not in ("noise", "uniform") and settings.runs > 1:
         raise UsageError(f"--start {settings.start} gives every run the same picture; use --runs 1")
     if settings.diversity and settings.runs < 2:
         raise UsageError("--diversity keeps the runs of a unit apart; use --runs 2 or more")
@@ -88,8 +88,7 @@ def known_styles(plan: Plan) -> dict[str, Style]:
     kept = Path(plan.folder) / "styles.toml"
     own = {**(_read_kept(kept) if kept.is_file() else {}), **plan.styles}
     for name in own:
-        if name in STYLES:
-            raise UsageError(f"[styles.{name}]: is the name of a built-in style; choose another")
+        check_name(name)
     return {**STYLES, **{name: read_style(name, table, "styles") for name, table in own.items()}}
 
 
@@ -126,14 +125,14 @@ SOFTMAX_STEP = Progress01(max_rate=1e8, early=0.03, late=0.1)  # probabilities e
 
 def variant(settings: OptimizePlan) -> str:
     """What is added to a style's name where something else than a unit's value is climbed."""
-    words = {
-        "mean": settings.mean,
-        "softmax": settings.softmax,
-        "sum": settings.sum,
-        "direction": settings.direction,
-        "min": settings.minimise,
-    }
-    return "".join(f"-{word}" for word, asked in words.items() if asked)
+    asked = (
+        settings.mean,
+        settings.softmax,
+        settings.sum,
+        settings.direction,
+        settings.minimise,
+    )
+    return "".join(f"-{word}" for word, yes in zip(VARIANTS, asked, strict=True) if yes)
 
 
 @dataclass(frozen=True)
@@ -268,17 +267,26 @@ def scene_of(session: Session, layer: Layer) -> Scene:
 def _directions(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, tuple[str, ...]]:
     if settings.sum:
         rows = [parse_sum(text, layer.channels, layer.alias) for text in settings.sum]
-        return check_directions(rows, layer.channels, "--sum"), settings.sum
+        return check_directions(torch.tensor(rows), layer.channels, "--sum"), settings.sum
     if settings.direction is None:
         return None, ()
     path = Path(settings.direction)
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"--direction {path}: is not an .npy file of numbers ({error})") from None
-    found = check_directions(rows, layer.channels, f"--direction {path}")
+    found = check_directions(_numbers(path), layer.channels, f"--direction {path}")
     name = f"{path.name}:{file_digest(path)[:16]}"
     return found, tuple(f"{name}:{row}" for row in range(len(found)))
+
+
+def _numbers(path: Path) -> Tensor:
+    """The numbers of an .npy file; raises `UsageError` for anything else."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"--direction {path}: cannot be read ({error.strerror})") from None
+    except (ValueError, EOFError):
+        raise UsageError(f"--direction {path}: is not an .npy file of numbers") from None
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+        raise UsageError(f"--direction {path}: is not an .npy file of real numbers")
+    return torch.from_numpy(found.astype(np.float32))
 
 
 def _given(session: Session, box: Box) -> Tensor | None:
@@ -296,20 +304,20 @@ def _given(session: Session, box: Box) -> Tensor | None:
         ) from None
     except Unreadable as error:
         raise UsageError(f"--start {start}: cannot be used as an image ({error})") from None
-    whole = network.centre(torch.from_numpy(pixels)[None])[0].cpu()
+    whole = network.centre(torch.from_numpy(pixels.copy())[None])[0].cpu()
     return whole[:, box.top : box.bottom, box.left : box.right].clone()
 
 
 def suitable_batch(box: Box, channels: int, device: str) -> int:
     """Ascents at a time for a canvas: the largest batch that still gains, a power of two.
 
-    On one core that is about 65,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
+    On one core that is about 130,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
     than half of the layer's channels, so that two processes have something to do. A GPU takes 8
     million pixels, 32 to 4,096 ascents, and no more than nine runs of the layer.
     """
     area = box.size[0] * box.size[1]
     if device == "cpu":
-        wanted = max(8, min(128, (1 << 16) // area, _power_of_two(channels) // 2))
+        wanted = max(8, min(128, (1 << 17) // area, _power_of_two(channels) // 2))
     else:
         wanted = max(32, min(4096, (1 << 23) // area, 9 * _power_of_two(channels)))
     return 1 << (wanted.bit_length() - 1)
@@ -382,7 +390,6 @@ def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
         return
     scene, settings = climbs[0].scene, session.plan.optimize
     devices = choose_devices(session.plan.device)
-    check_precision(settings.precision, devices[0])
     blocks = [_blocks(each) for each in climbs]
     jobs = tuple(
         Job(each.style, kept.parts, number, tuple(targets))

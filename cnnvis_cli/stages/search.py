@@ -19,7 +19,6 @@ from cnnvis_cli.ascent.search import (
     PARAMETERS,
     Ranges,
     Row,
-    check_name,
     draw,
     every_sweep,
     spread,
@@ -27,7 +26,7 @@ from cnnvis_cli.ascent.search import (
     toml,
 )
 from cnnvis_cli.ascent.steps import Constant
-from cnnvis_cli.ascent.styles import STYLES
+from cnnvis_cli.ascent.styles import STYLES, check_name
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Canvas, read_record

@@ -100,7 +100,8 @@ class Run:
                     "choose another --run"
                 )
             return
-        if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+        own = (self.styles.name,)  # a person may put it there beforehand
+        if any(not e.name.startswith(".") and e.name not in own for e in self.path.iterdir()):
             if self.read():  # another shard has just begun it
                 self.claim(identity, weights)
                 return

@@ -266,11 +266,13 @@ steps = (
     | st.builds(Progress, numbers, numbers)
     | st.builds(Progress01, numbers, numbers, numbers)
 )
-parts = st.builds(Decay, numbers) | st.builds(Blur, numbers, st.integers(0, 9))
+shares = st.floats(0, 1, allow_subnormal=False)
+widths = st.floats(0, 1000, allow_subnormal=False)
+parts = st.builds(Decay, shares) | st.builds(Blur, widths, st.integers(0, 9))
 styles = st.builds(
     Style,
     st.text(),
-    st.lists(parts | st.builds(TotalVariation, numbers)).map(tuple),
+    st.lists(parts | st.builds(TotalVariation, widths)).map(tuple),
     steps,
     st.integers(1, 9999),
 )
