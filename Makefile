@@ -30,8 +30,8 @@ bench: setup  ## this machine's limits, and what topk and optimize reach of them
 SECOND := outputs/second/demo.safetensors
 STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier
 
-meaning: setup $(SECOND)  ## does another network recognize the class images? (25 minutes)
-	$(BIN)/cnnvis optimize --model demo --layer fc8 --runs 3 $(STYLES) --run outputs/meaning
+meaning: setup $(SECOND)  ## does another network recognize the class images? (20 minutes)
+	$(BIN)/cnnvis optimize --model demo --layer fc8 --runs 2 $(STYLES) --run outputs/meaning
 	$(BIN)/python tests/meaning.py outputs/meaning
 	$(BIN)/python tests/meaning.py outputs/meaning --by $(SECOND)
 

@@ -13,7 +13,8 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Interpolation
 from cnnvis_cli.registry import unknown
 
-STAGES = ("topk", "optimize", "project", "montage")
+STAGES = ("topk", "search", "optimize", "project", "montage")
+USUAL = ("topk", "optimize", "project", "montage")
 Tone = Literal["tile", "unit", "sheet", "true"]
 Precision = Literal["float32", "tf32", "bf16"]
 Decode = Literal["exact", "fast", "gpu"]
@@ -130,7 +131,7 @@ class Plan:
     workers: int | None = None
     shard: str | None = None
     seed: int = 0
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = USUAL
     preprocessing: PreprocessingPlan = field(default_factory=PreprocessingPlan)
     topk: TopKPlan = field(default_factory=TopKPlan)
     optimize: OptimizePlan = field(default_factory=OptimizePlan)

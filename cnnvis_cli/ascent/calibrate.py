@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.climb import Ascent, Outcome
+from cnnvis_cli.ascent.regularizers import ClipContribution
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
 
@@ -67,14 +68,16 @@ def calibrate(style: Style, probe: Probe) -> Style:
     if max(probe.start.shape[2:]) > SMALL:
         iterations = min(iterations, ITERATIONS)
     short = replace(style, iterations=iterations)
-    wanted = max(FAINTEST, ABOVE_NOISE * remaining_noise(style, probe))
-    still = probe.ascend(short.with_step(Constant(0.0)))
-    if not probe.gradient or all(one.outcome is Outcome.NO_GRADIENT for one in still):
+    if not probe.gradient:
         return style
+    wanted = max(FAINTEST, ABOVE_NOISE * remaining_noise(style, probe))
+    still = _without_steps(short, probe)
     rate, ceiling = wanted / (probe.gradient * min(iterations, 100)), float("inf")
     for _ in range(ROUNDS):
         rate = float(f"{rate:.2g}")
         found = _measure(probe.ascend(short.with_step(Constant(rate))), still, probe.mean)
+        if found is None:
+            return style
         if found.clipped > CLIPPED:
             ceiling = rate = float(f"{rate / 2:.2g}")
         elif found.added < wanted / TOLERANCE:
@@ -100,27 +103,39 @@ class _Finding:
     clipped: float  # the share of values outside 0..255
 
 
-def _measure(found: Sequence[Ascent], still: Sequence[Ascent], mean: Tensor) -> _Finding:
-    live = [
-        (ascent, other)
-        for ascent, other in zip(found, still, strict=True)
-        if other.outcome is not Outcome.NO_GRADIENT
-    ]
-    last = torch.stack([ascent.last for ascent, _ in live])
-    added = last - torch.stack([other.last for _, other in live])
+def _measure(found: Sequence[Ascent], still: Tensor, mean: Tensor) -> _Finding | None:
+    live = [i for i, ascent in enumerate(found) if ascent.outcome is not Outcome.NO_GRADIENT]
+    if not live:
+        return None
+    last = torch.stack([found[i].last for i in live])
+    added = last - still[live].to(last)
     slowest = added.flatten(1).std(dim=1).quantile(SLOWEST)
-    leading = sum(ascent.outcome is Outcome.LARGEST for ascent, _ in live) / len(live)
+    leading = sum(found[i].outcome is Outcome.LARGEST for i in live) / len(live)
     return _Finding(float(slowest), leading, _clipped(last, mean))
 
 
-def remaining_noise(style: Style, probe: Probe) -> float:
-    """Standard deviation, in grey levels, of the start after all iterations without any steps."""
-    x = probe.start[:2]
+def _without_steps(style: Style, probe: Probe) -> Tensor:
+    """The images that the ascents would end with at rate 0, on the CPU: (B, 3, H, W).
+
+    The network is asked only where a regularizer looks at gradients.
+    """
+    if any(isinstance(r, ClipContribution) and r.percentile for r in style.regularizers):
+        return torch.stack([one.last for one in probe.ascend(style.with_step(Constant(0.0)))])
+    return _regularized(style, probe.start).cpu()
+
+
+def _regularized(style: Style, x: Tensor) -> Tensor:
+    """Images after all iterations without any steps."""
     nothing = torch.zeros_like(x)
     for i in range(style.iterations - 1):
         for regularizer in style.regularizers:
             x = regularizer(x, nothing, i)
-    return float(x.std())
+    return x
+
+
+def remaining_noise(style: Style, probe: Probe) -> float:
+    """Standard deviation, in grey levels, of the start after all iterations without any steps."""
+    return float(_regularized(style, probe.start[:2]).std())
 
 
 def _clipped(image: Tensor, mean: Tensor) -> float:

@@ -169,7 +169,7 @@ class _Slots:
         for cohort in self.cohorts:
             if not cohort.brush.plain(self.now - cohort.born):
                 better[_rows(cohort)] = lost[_rows(cohort)] = False  # of a jittered picture
-        self.best = torch.where(better[:, None, None, None], self.x, self.best)
+        torch.where(better[:, None, None, None], self.x, self.best, out=self.best)
         self.best_value = torch.where(better, value, self.best_value)
         self.best_age = torch.where(better, self.age, self.best_age)
         self.leads = torch.where(better, leads, self.leads)

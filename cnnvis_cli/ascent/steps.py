@@ -13,7 +13,7 @@ MOST = 1e30
 
 
 class StepPolicy(Protocol):
-    """Images x, gradients (N, 3, h, w) and values (N,) -> the images one step further."""
+    """Images x, gradients (N, 3, h, w) and values (N,) -> the images one step further, in place."""
 
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor: ...
 
@@ -32,7 +32,7 @@ class Constant:
         _check(self)
 
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        return x.add(gradient, alpha=self.rate)
+        return x.add_(gradient, alpha=self.rate)
 
 
 @STEPS.register("progress")
@@ -51,7 +51,7 @@ class Progress:
 
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         rate = (self.desired / _squared(gradient)).clamp(max=self.max_rate)
-        return x.addcmul(rate[:, None, None, None], gradient)
+        return x.addcmul_(rate[:, None, None, None], gradient)
 
 
 @STEPS.register("progress01")
@@ -72,7 +72,7 @@ class Progress01:
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         desired = (self.late * (1 - value)).clamp(max=self.early)
         rate = (desired / _squared(gradient)).clamp(max=self.max_rate)
-        return x.addcmul(rate[:, None, None, None], gradient)
+        return x.addcmul_(rate[:, None, None, None], gradient)
 
 
 def _squared(gradient: Tensor) -> Tensor:

@@ -31,7 +31,10 @@ class Brush(Protocol):
     def style(self) -> Style: ...
 
     def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
-        """The images to show next, (N, 3, h, w), from those just shown and what became of them."""
+        """The images to show next, (N, 3, h, w), from those just shown and what became of them.
+
+        It may use the memory of `x`.
+        """
 
     def plain(self, age: int) -> bool:
         """Whether what is shown at this step is the picture itself, not a jittered one."""

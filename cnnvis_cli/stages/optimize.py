@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -311,13 +312,13 @@ def _given(session: Session, box: Box) -> Tensor | None:
 def suitable_batch(box: Box, channels: int, device: str) -> int:
     """Ascents at a time for a canvas: the largest batch that still gains, a power of two.
 
-    On one core that is about 130,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
+    On one core that is about 260,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
     than half of the layer's channels, so that two processes have something to do. A GPU takes 8
     million pixels, 32 to 4,096 ascents, and no more than nine runs of the layer.
     """
     area = box.size[0] * box.size[1]
     if device == "cpu":
-        wanted = max(8, min(128, (1 << 17) // area, _power_of_two(channels) // 2))
+        wanted = max(8, min(128, (1 << 18) // area, _power_of_two(channels) // 2))
     else:
         wanted = max(32, min(4096, (1 << 23) // area, 9 * _power_of_two(channels)))
     return 1 << (wanted.bit_length() - 1)
@@ -337,6 +338,7 @@ def calibrate_all(session: Session, climbs: Sequence[Climbs]) -> list[Climbs]:
             rate = float(kept[number]["rate"]["rate"][0])
             found[number] = each.style.with_step(Constant(rate))
     open_ones = [number for number, style in found.items() if style is None]
+    open_ones.sort(key=lambda number: -math.prod(climbs[number].scene.box.size))  # longest first
     if open_ones:
         _find(session, climbs, open_ones, found, kept)
     return [
@@ -362,7 +364,12 @@ def _find(
     found: dict[int, Style | None],
     kept: dict[int, Parts],
 ) -> None:
-    works = tuple(probing(Work(session.plan, climbs[n].scene, session.network)) for n in numbers)
+    probes: dict[str, Work] = {}  # one a layer: styles share its pass
+    for number in session.report.each(numbers):
+        scene = climbs[number].scene
+        if scene.layer.alias not in probes:
+            probes[scene.layer.alias] = probing(Work(session.plan, scene, session.network))
+    works = tuple(probes[climbs[number].scene.layer.alias] for number in numbers)
     pieces = Calibrations(works, tuple(climbs[n].style for n in numbers))
     meter = session.report.meter("calibrating", len(numbers), "layers")
 

@@ -8,11 +8,13 @@ from cnnvis_cli.errors import TooManyUnreadable
 from cnnvis_cli.stages.montage import check_kinds, montage
 from cnnvis_cli.stages.optimize import asked_styles, check_optimize, optimize
 from cnnvis_cli.stages.project import check_methods, project
+from cnnvis_cli.stages.search import search
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.stages.topk import topk
 
 STAGES: dict[str, Callable[[Session], None]] = {
     "topk": topk,
+    "search": search,
     "optimize": optimize,
     "project": project,
     "montage": montage,

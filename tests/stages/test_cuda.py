@@ -1,0 +1,69 @@
+"""What only a GPU can show; skipped, saying so, where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cnnvis_cli.stages.engine import captured
+from cnnvis_cli.store.files import OptimizedFile
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def test_a_captured_pass_equals_the_pass_itself() -> None:
+    weight = torch.randn(4, 3, device="cuda")
+
+    def double(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ weight) * scale
+
+    x, scale = torch.randn(8, 4, device="cuda"), torch.rand(8, 1, device="cuda")
+    replay = captured(double, x, scale)
+    for _ in range(3):
+        x, scale = torch.randn(8, 4, device="cuda"), torch.rand(8, 1, device="cuda")
+        assert torch.equal(replay(x, scale).clone(), double(x, scale))
+
+
+@pytest.mark.parametrize("style", ["1", "3", "fourier"])
+@pytest.mark.parametrize("layer", ["conv1", "conv3", "fc8"])
+def test_ascents_follow_those_of_the_cpu(
+    style: str, layer: str, do: Callable[..., None], tmp_path: Path
+) -> None:
+    flags: dict[str, Any] = {"model": "demo", "layer": (layer,), "units": "0-5", "batch_size": 8}
+    flags |= {"optimize__style": (style,), "optimize__iterations": 8, "optimize__step": "50"}
+    found = {}
+    for device in ("cpu", "cuda"):
+        do("optimize", **flags, device=device, run=str(tmp_path / device))
+        file = OptimizedFile(tmp_path / device / "optimized" / f"{layer}.h5")
+        found[device] = file.read(style, "activation")
+    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", ["conv2", "fc6"])
+def test_the_same_bytes_again_and_in_another_order(
+    layer: str, do: Callable[..., None], tmp_path: Path
+) -> None:
+    flags: dict[str, Any] = {"model": "demo", "device": "cuda", "layer": (layer,), "batch_size": 8}
+    flags |= {"optimize__iterations": 40, "optimize__style": ("1", "3"), "optimize__step": "50"}
+    do("optimize", **flags, units="0-20", run=str(tmp_path / "once"))
+    for units in ("13-20", "0-5", "0-20"):
+        do("optimize", **flags, units=units, run=str(tmp_path / "pieces"))
+    once, pieces = (tmp_path / n / "optimized" / f"{layer}.h5" for n in ("once", "pieces"))
+    assert once.read_bytes() == pieces.read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_other_arithmetic_is_near(precision: str, do: Callable[..., None], tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"model": "demo", "device": "cuda", "layer": ("conv3",), "units": "0-7"}
+    flags |= {"optimize__iterations": 10, "optimize__step": "50"}
+    found = {}
+    for each in ("float32", precision):
+        do("optimize", **flags, optimize__precision=each, run=str(tmp_path / each))
+        file = OptimizedFile(tmp_path / each / "optimized" / "conv3.h5")
+        found[each] = file.read("3", "activation")
+    np.testing.assert_allclose(found[precision], found["float32"], rtol=0.1, atol=0.02)
