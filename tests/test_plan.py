@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.plan import STAGES, OptimizePlan, Plan, PreprocessingPlan
+from cnnvis_cli.plan import USUAL, OptimizePlan, Plan, PreprocessingPlan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -22,7 +22,7 @@ def make(text: str, **flags: Any) -> Plan:
 def test_without_anything_the_defaults_hold() -> None:
     assert Plan.make(None, {}) == Plan()
     plan = Plan()
-    assert (plan.seed, plan.device, plan.stages) == (0, "auto", STAGES)
+    assert (plan.seed, plan.device, plan.stages) == (0, "auto", USUAL)
     assert (plan.topk.k, plan.topk.max_unreadable) == (9, 0.01)
     assert (plan.optimize.style, plan.optimize.runs, plan.optimize.step) == (
         ("3",),

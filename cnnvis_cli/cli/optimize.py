@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, working_on_units
+from cnnvis_cli.cli.options import MEAN, planned, working_on_units
 
 
 @click.command("optimize")
@@ -26,13 +26,7 @@ from cnnvis_cli.cli.options import planned, working_on_units
 @click.option(
     "--iterations", "optimize__iterations", type=int, help="Instead of the style's own number."
 )
-@click.option(
-    "--mean",
-    "optimize__mean",
-    is_flag=True,
-    default=None,
-    help="Climb the channel's mean over the whole map, not its centre unit.",
-)
+@MEAN
 @click.option(
     "--softmax",
     "optimize__softmax",

@@ -70,6 +70,13 @@ _WORK = (
         "one.  [default: one a core]",
     ),
 )
+MEAN = click.option(
+    "--mean",
+    "optimize__mean",
+    is_flag=True,
+    default=None,
+    help="Climb the channel's mean over the whole map, not its centre unit.",
+)
 _UNITS = (click.option("-u", "--units", help="Channels, like 0-63,151.  [default: all]"),)
 
 

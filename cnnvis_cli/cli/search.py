@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, working_on_units
+from cnnvis_cli.cli.options import MEAN, planned, working_on_units
 
 
 @click.command("search")
@@ -35,13 +35,7 @@ from cnnvis_cli.cli.options import planned, working_on_units
 )
 @click.option("--step", "optimize__step", help="calibrated, or a rate.  [default: calibrated]")
 @click.option("--scale", "montage__scale", type=int, help="Pixels a pixel.  [default: 1]")
-@click.option(
-    "--mean",
-    "optimize__mean",
-    is_flag=True,
-    default=None,
-    help="Climb the channel's mean over the whole map, not its centre unit.",
-)
+@MEAN
 @working_on_units
 def command(**flags: Any) -> None:
     """Search for regularization parameters that give good pictures.

@@ -211,6 +211,7 @@ def _round(
 
 
 Measure = Callable[[Lane, int, Tell], None]
+"""What a lane does and tells: with its number, and a way to tell."""
 
 
 def _together(measure: Measure, crew: Sequence[Lane]) -> Rate:
@@ -221,11 +222,11 @@ def _together(measure: Measure, crew: Sequence[Lane]) -> Rate:
         if isinstance(message, Rate):
             found.append(message)
 
-    spread(functools.partial(_each, measure), crew, range(len(crew)), hear)
+    spread(functools.partial(each_lane, measure), crew, range(len(crew)), hear)
     return Rate(sum(rate.speed for rate in found), statistics.mean(rate.cost for rate in found))
 
 
-def _each(measure: Measure, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def each_lane(measure: Measure, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
     for number in numbers:
         measure(lane, number, tell)
         tell(Finished(number))
@@ -275,12 +276,12 @@ def _forward(
         network.tap(layers[-1:], lambda *_: None) as run,
     ):
         run(_shaped(network, pixels, how))
-        _wait(lane.device)
+        wait_for(lane.device)
         watch = _Watch(seconds)
         while watch.running():
             run(_shaped(network, pixels, how))
             watch.images += how.size
-        _wait(lane.device)
+        wait_for(lane.device)
     tell(watch.rate())
 
 
@@ -289,7 +290,7 @@ def _shaped(network: Network, pixels: torch.Tensor, how: Arrangement) -> torch.T
     return normalised if how.channels_last else normalised.contiguous()
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

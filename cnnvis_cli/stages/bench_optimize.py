@@ -6,7 +6,7 @@ import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -24,9 +24,9 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.stages.bench import Measure, each_lane, wait_for
 from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, climb_blocks, look_at
 from cnnvis_cli.stages.engine import (
-    Finished,
     Lane,
     Tell,
     arithmetic,
@@ -183,7 +183,7 @@ def _job(style: Style, pace: float, size: int, seconds: float, folder: str) -> J
     return Job(shortened, Parts(Path(folder) / "parts", "bench"), 0, tuple(range(size)))
 
 
-def _together(measure: Callable[[Lane, int, Tell], None], crew: Sequence[Lane]) -> float:
+def _together(measure: Measure, crew: Sequence[Lane]) -> float:
     """The sum of what all lanes reach at once."""
     found: list[float] = []
 
@@ -191,16 +191,8 @@ def _together(measure: Callable[[Lane, int, Tell], None], crew: Sequence[Lane]) 
         if isinstance(message, float):
             found.append(message)
 
-    spread(functools.partial(_each, measure), crew, range(len(crew)), hear)
+    spread(functools.partial(each_lane, measure), crew, range(len(crew)), hear)
     return sum(found)
-
-
-def _each(
-    measure: Callable[[Lane, int, Tell], None], lane: Lane, numbers: Iterator[int], tell: Tell
-) -> None:
-    for number in numbers:
-        measure(lane, number, tell)
-        tell(Finished(number))
 
 
 def _bare(work: Work, seconds: float, lane: Lane, _number: int, tell: Tell) -> None:
@@ -269,7 +261,7 @@ def _one_at_a_time(network: Network, layer: Layer, seconds: float, whole: bool) 
 
     def timed(x: torch.Tensor, targets: torch.Tensor) -> Any:
         nonlocal made, start
-        _wait(network.device)
+        wait_for(network.device)
         now = time.perf_counter()
         start = start or now
         if made > 2 and now - start > seconds:
@@ -307,15 +299,10 @@ def _pace(action: Callable[[], Any], size: int, seconds: float, device: torch.de
     """Unit-steps a second of an action on a batch."""
     for _ in range(2):
         action()
-    _wait(device)
+    wait_for(device)
     start, made = time.perf_counter(), 0
     while not made or time.perf_counter() - start < seconds:
         action()
         made += 1
-    _wait(device)
+    wait_for(device)
     return made * size / (time.perf_counter() - start)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -24,7 +24,7 @@ from cnnvis_cli.network.trace import trace
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.plan import Plan, Precision
 from cnnvis_cli.stages.engine import Aside, Finished, Lane, Tell, arithmetic, captured
-from cnnvis_cli.stages.session import load_network
+from cnnvis_cli.stages.session import network_on
 from cnnvis_cli.store.parts import Arrays, Parts
 
 BEAT = 8  # steps of a batch from one word about them to the next, or
@@ -80,11 +80,8 @@ class Work:
         return {**self.__dict__, "network": None, "looks": {}}
 
     def on(self, device: torch.device) -> Network:
-        """The network on a device, which becomes the process's own."""
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        network = self.network or load_network(replace(self.plan, device=str(device)))
-        return network if network.device == device else network.to(device)
+        """The network on a lane's device."""
+        return network_on(device, self.plan, self.network)
 
     def look(self, network: Network, size: int) -> Look:
         """The traced pass of a batch of this size."""

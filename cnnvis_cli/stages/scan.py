@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.stages.engine import Aside, Finished, Lane, Tell, arithmetic
-from cnnvis_cli.stages.session import load_network
+from cnnvis_cli.stages.session import network_on
 from cnnvis_cli.store.parts import Parts
 
 
@@ -80,11 +80,8 @@ class Work:
         return {**self.__dict__, "network": None}
 
     def on(self, device: torch.device) -> Network:
-        """The network on a device, which becomes the process's own."""
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        network = self.network or load_network(replace(self.plan, device=str(device)))
-        return network if network.device == device else network.to(device)
+        """The network on a lane's device."""
+        return network_on(device, self.plan, self.network)
 
     def reader(self, network: Network, lane: Lane) -> Batches:
         decode, on_gpu = self.plan.topk.decode, lane.device.type == "cuda"

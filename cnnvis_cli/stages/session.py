@@ -119,6 +119,14 @@ def load_network(plan: Plan) -> Network:
     return network.to(device)
 
 
+def network_on(device: torch.device, plan: Plan, network: Network | None) -> Network:
+    """For a worker process: the network on a device, which becomes the process's own."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    found = network or load_network(replace(plan, device=str(device)))
+    return found if found.device == device else found.to(device)
+
+
 def outline(plan: Plan) -> Network:
     """The plan's network without its weights: enough to list its layers."""
     plan = _completed(plan)

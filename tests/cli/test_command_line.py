@@ -310,6 +310,9 @@ def test_the_cheap_examples_work(cnnvis: Call) -> None:
     assert told.code == 0
     assert "features.10" in told.out
     assert cnnvis(example("optimize")).code == 0
+    told = cnnvis(example("search"))
+    assert told.code == 0, told.err
+    assert all(Path(line).is_file() for line in told.out.splitlines())
     told = cnnvis(example("montage"))
     assert told.code == 0, told.err
     assert all(Path(line).is_file() for line in told.out.splitlines())
