@@ -56,7 +56,7 @@ class Objective:
         """The activations (B, C) along each target, and the target's length."""
         if self.directions is None:
             return found.gather(1, targets[:, None])[:, 0], 1.0
-        wanted = self.directions[targets]
+        wanted = self.directions.to(found)[targets]
         return (found * wanted).sum(dim=1), wanted.norm(dim=1)
 
 

@@ -256,7 +256,7 @@ def scene_of(session: Session, layer: Layer) -> Scene:
         mean=settings.mean,
         minimise=settings.minimise,
         softmax=settings.softmax,
-        directions=None if directions is None else directions.to(network.device),
+        directions=directions,
         diversity=settings.diversity,
         team=settings.runs if settings.diversity else 1,
     )
