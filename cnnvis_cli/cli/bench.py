@@ -61,6 +61,7 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
 
     Example: cnnvis bench optimize --model demo --layer conv2 --rounds 1 --seconds 0.5
     """
+    flags["optimize__style"] = flags["optimize__style"] or ("1", "2", "3", "4")
     plan, report = planned(flags)
     from cnnvis_cli.stages.bench_optimize import bench_optimize
 

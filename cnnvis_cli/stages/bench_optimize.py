@@ -18,8 +18,7 @@ from cnnvis_cli.ascent.climb import Task, climb
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
-from cnnvis_cli.ascent.styles import STYLES as KNOWN
-from cnnvis_cli.ascent.styles import Style
+from cnnvis_cli.ascent.styles import STYLES, Style
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.plan import Plan
@@ -38,7 +37,6 @@ from cnnvis_cli.stages.optimize import MEMORY, asked_styles, scene_of
 from cnnvis_cli.stages.session import Session, open_session
 from cnnvis_cli.store.parts import Parts
 
-STYLES = ("1", "2", "3", "4")
 SMALL_RATE = 1e-3  # keeps images where they are; a step costs the same at any rate
 TURNOVER = 4  # ascents begin, end and are kept so often in a measurement
 
@@ -124,8 +122,7 @@ def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> B
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as session:
-            names = plan.optimize.style if plan.optimize.style != ("3",) else STYLES
-            asked = replace(plan, optimize=replace(plan.optimize, style=names, step="paper"))
+            asked = replace(plan, optimize=replace(plan.optimize, step="paper"))
             styles = asked_styles(asked)
             devices = choose_devices(plan.device)
             crew = lanes(devices, plan.workers, MEMORY)
@@ -247,7 +244,7 @@ class _Endless:
 
 def _one_at_a_time(network: Network, layer: Layer, seconds: float, whole: bool) -> float:
     """One unit by style 3 on the whole input, batch 1, on all threads of this process."""
-    box, style = Box.whole(network.size), KNOWN["3"].with_step(Constant(SMALL_RATE))
+    box, style = Box.whole(network.size), STYLES["3"].with_step(Constant(SMALL_RATE))
     row, column = layer.centre
 
     def look(x: torch.Tensor, targets: torch.Tensor) -> Any:
