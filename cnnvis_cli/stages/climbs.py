@@ -324,7 +324,7 @@ def probing(work: Work) -> Work:
 def calibrated(work: Work, style: Style, lane: Lane, tell: Tell) -> Style:
     """The style with the step that suits the layer; see `ascent.calibrate`."""
     network, scene = work.on(lane.device), work.scene
-    look = _Telling(work.look(network, PROBES), 0, tell)
+    look = _Telling(work.look(network, PROBES), PROBES, tell)
     chosen = [work.tasks(network, style, target)[0] for target in probe_channels(scene.targets)]
     start = torch.stack([task.start for task in chosen]).to(network.device)
 

@@ -371,21 +371,26 @@ def _find(
             probes[scene.layer.alias] = probing(Work(session.plan, scene, session.network))
     works = tuple(probes[climbs[number].scene.layer.alias] for number in numbers)
     pieces = Calibrations(works, tuple(climbs[n].style for n in numbers))
-    meter = session.report.meter("calibrating", len(numbers), "layers")
+    done = steps = 0
 
     def hear(message: Any) -> None:
+        nonlocal done, steps
         session.report.breathe()
+        if isinstance(message, Steps):
+            steps += message.made
+            told = f"calibrating the step: {done} of {len(numbers)} done, {steps} steps so far"
+            session.report.progress(told)
         if isinstance(message, Found):
             number, style = numbers[message.number], message.style
             found[number] = style
             if isinstance(style.step, Constant):
                 kept[number]["rate"] = {"rate": np.array([style.step.rate])}
-            meter.add(1)
+            done += 1
 
     devices = choose_devices(session.plan.device)
     crew = lanes(devices, session.plan.workers, MEMORY)
     spread(partial(find_steps, pieces), crew, range(len(numbers)), hear)
-    meter.end()
+    session.report.clear()
 
 
 MEMORY = 1 << 30  # bytes that a process on a CPU may come to need
