@@ -343,3 +343,21 @@ def test_a_field_larger_than_the_input_falls_back_to_the_whole_input(
     low = small(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 5, padding=2), size=(6, 40))
     assert low.canvas(low.layer("conv1")) == low.layer("conv1").field.box(3, 20)
     assert low.canvas(low.layer("conv2")) == Box.whole((6, 40))  # too high, but not too wide
+
+
+class Particular(nn.Module):
+    """Asserts the size of its input, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[2] == 20, "Wrong image height!")
+        found: Tensor = self.first(x)
+        return found
+
+
+def test_a_network_that_asserts_its_input_s_size_gets_the_whole_input() -> None:
+    network = Network.prepare("particular", Particular(), Preprocessing(crop=(20, 20)))
+    assert network.canvas(network.layers[0]) == Box.whole((20, 20))
