@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.fft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -94,7 +95,7 @@ class PictureModel:
     def __call__(self, spectra: Tensor) -> Tensor:
         """(N, 3, h, w // 2 + 1, real and imaginary) -> (N, 3, h, w) mean-subtracted grey levels."""
         scaled = torch.view_as_complex(spectra * self.scale)
-        plain = torch.fft.irfft2(scaled, s=self.canvas)
+        plain = irfft2(scaled, self.canvas)
         columns = self.colour.T[:, :, None, None]  # a product for each: matmul may be in tf32
         first, second, third = (plain[:, k : k + 1] * columns[k] for k in range(3))
         return grey(first.add_(second).add_(third), self.mean)
@@ -110,9 +111,33 @@ class PictureModel:
         h, w = self.canvas
         columns = self.colour.T[:, :, None, None]
         plain = torch.stack([(slope * column).sum(dim=1) for column in columns], dim=1)
-        found = torch.view_as_real(torch.fft.rfft2(plain)) / (h * w)
+        found = torch.view_as_real(rfft2(plain)) / (h * w)
         found[..., 1 : (w + 1) // 2, :] *= 2
         return found * self.scale
+
+
+def irfft2(spectra: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Spectra (..., h, w // 2 + 1) to images (..., h, w).
+
+    On a CPU by scipy: the last bits of torch's (MKL's) depend on the number of threads, and those
+    of scipy's on nothing but the spectrum.
+    """
+    images: Tensor
+    if spectra.device.type == "cpu":
+        images = torch.from_numpy(scipy.fft.irfft2(spectra.numpy(), s=canvas))
+    else:
+        images = torch.fft.irfft2(spectra, s=canvas)
+    return images
+
+
+def rfft2(images: Tensor) -> Tensor:
+    """Images (..., h, w) to spectra (..., h, w // 2 + 1), computed as in `irfft2`."""
+    spectra: Tensor
+    if images.device.type == "cpu":
+        spectra = torch.from_numpy(scipy.fft.rfft2(images.numpy()))
+    else:
+        spectra = torch.fft.rfft2(images)
+    return spectra
 
 
 def grey(x: Tensor, mean: Tensor) -> Tensor:

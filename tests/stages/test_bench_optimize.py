@@ -27,4 +27,4 @@ def test_the_table_and_the_record_say_the_same() -> None:
     table = found.table()
     assert "conv1" in table
     assert "style 3" in table
-    assert f"{conv1['gain']:.1f}x" in table
+    assert f"{found.rows[0].gain():.1f}x" in table
