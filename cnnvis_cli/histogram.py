@@ -52,3 +52,15 @@ def quantiles(counts: NDArray[np.int64], largest: NDArray[np.float64]) -> NDArra
         found[channel] = np.interp(wanted, below[channel], edges())
     capped: NDArray[np.float64] = np.minimum(found, largest[:, None])
     return capped
+
+
+def rectified_mean(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean of max(x, 0) over the counts, each at the middle of its bin: (C, BINS) -> (C,).
+
+    What lies in the bin of 0 counts as 0. NaN for a channel without counts.
+    """
+    bounds = edges()[SIDE + 1 :]
+    above = counts[:, SIDE + 1 :] @ ((bounds[1:] + bounds[:-1]) / 2)
+    with np.errstate(invalid="ignore"):
+        mean: NDArray[np.float64] = above / counts.sum(axis=1)
+    return mean

@@ -15,9 +15,13 @@ from cnnvis_cli.registry import unknown
 
 STAGES = ("topk", "search", "optimize", "project", "montage")
 USUAL = ("topk", "optimize", "project", "montage")
+Sort = Literal["max", "selectivity", "active"]
 Tone = Literal["tile", "unit", "sheet", "true"]
 Precision = Literal["float32", "tf32", "bf16"]
 Decode = Literal["exact", "fast", "gpu"]
+FilterTone = Literal["tile", "sheet"]
+Start = Literal["place", "map"]
+Normalisation = Literal["derivative", "pass"]
 
 
 @dataclass(frozen=True)
@@ -96,23 +100,61 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class ProjectPlan:
-    """`method`: deconv, guided, gradient."""
+    """`method`: deconv, guided, gradient.
+
+    `start` is a single 1 at the stored place, or the channel's whole rectified map. `lrn` is how
+    the signal goes back through local response normalisation.
+    """
 
     method: tuple[str, ...] = ("deconv",)
+    start: Start = "place"
+    lrn: Normalisation = "derivative"
 
 
 @dataclass(frozen=True)
 class MontagePlan:
-    """`kind`: optimized, top, history; none is all pictures that the run holds something for.
+    """`kind`: see ``cnnvis montage --help``; none is all that the run holds something for.
 
-    `scale` enlarges every pixel; `tone` is what shares one scale of grey.
+    Which units: a `random` sample of so many, in the order of `sort`, the `best` first of them.
+    `together` draws one figure where there would be one for each layer or unit.
     """
 
     kind: tuple[str, ...] = ()
-    style: str | None = None
+    style: tuple[str, ...] = ()
     method: str | None = None
+    random: int | None = None
+    sort: Sort | None = None
+    best: int | None = None
+    together: bool = False
+
+
+@dataclass(frozen=True)
+class FiltersPlan:
+    """Filters whose RMS exceeds `radius` are scaled down to it.
+
+    `save_clipped` is a .safetensors file for the network with them; `tone` is what shares one
+    scale of grey; `scale` is pixels a weight, by default as many as make a filter easy to see.
+    """
+
+    radius: float = 0.1
+    save_clipped: str | None = None
+    tone: FilterTone = "sheet"
+    scale: int | None = None
+
+
+@dataclass(frozen=True)
+class FigurePlan:
+    """How figures are drawn: `scale` enlarges every pixel, or reduces below 1.
+
+    `tone` is what shares one scale of grey; `dpi` pixels are an inch in print; `pdf` also writes a
+    PDF beside each PNG; `classes` is a file of class names.
+    """
+
     tone: Tone = "tile"
-    scale: int = 1
+    scale: float = 1.0
+    dpi: int | None = None
+    pdf: bool = False
+    classes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +180,8 @@ class Plan:
     search: SearchPlan = field(default_factory=SearchPlan)
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
+    filters: FiltersPlan = field(default_factory=FiltersPlan)
+    figure: FigurePlan = field(default_factory=FigurePlan)
     styles: dict[str, Any] = field(default_factory=dict)  # of one's own; see ascent.styles
 
     @property
@@ -195,7 +239,9 @@ class Plan:
             "-k": self.topk.k,
             "--runs": self.optimize.runs,
             "--iterations": self.optimize.iterations,
-            "--scale": self.montage.scale,
+            "--dpi": self.figure.dpi,
+            "--random": self.montage.random,
+            "--best": self.montage.best,
             "--trials": self.search.trials,
             "--values": self.search.values,
             "--history": self.optimize.history,
@@ -203,10 +249,19 @@ class Plan:
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1")
+        scale = self.figure.scale
+        if not 0 < scale <= 64 or (scale > 1 and scale != int(scale)):
+            raise UsageError(
+                f"--scale {scale:g}: must be a whole number, or a share of 1 to make it smaller"
+            )
         if not 0 <= self.topk.max_unreadable <= 1:
             raise UsageError(f"--max-unreadable {self.topk.max_unreadable}: is a share, 0 to 1")
         if not 0 <= self.optimize.diversity <= 10:
             raise UsageError(f"--diversity {self.optimize.diversity}: must be 0 to 10")
+        if not 0 < self.filters.radius < float("inf"):
+            raise UsageError(f"--radius {self.filters.radius:g}: must be above 0")
+        if self.filters.scale is not None and not 1 <= self.filters.scale <= 64:
+            raise UsageError(f"--scale {self.filters.scale}: must be a whole number from 1 to 64")
         self.share(0)
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers {self.workers}: must be 0 or more")

@@ -30,7 +30,7 @@ def test_without_anything_the_defaults_hold() -> None:
         "calibrated",
     )
     assert plan.project.method == ("deconv",)
-    assert plan.montage.tone == "tile"
+    assert plan.figure.tone == "tile"
 
 
 def test_a_file_and_flags_over_it() -> None:
@@ -61,7 +61,7 @@ def test_a_file_and_flags_over_it() -> None:
         layer=("conv1",),
         topk__k=7,
         optimize__style=(),
-        montage__tone=None,
+        figure__tone=None,
         seed=0,
     )
     assert (over.model, over.batch_size, over.layer, over.seed) == ("vgg16", 2, ("conv1",), 0)
@@ -106,8 +106,8 @@ def test_values_may_be_written_as_one_would(text: str, found: object) -> None:
         ("trust-code = 'yes'", "trust-code = 'yes'"),
         ("model = ['demo']", "model"),
         ("layer = [['conv1']]", "layer"),
-        ("[montage]\ntone = 'grey'", "tone = 'grey'"),
-        ("[montage]\nscale = 0", "--scale 0"),
+        ("[figure]\ntone = 'grey'", "tone = 'grey'"),
+        ("[figure]\nscale = 0", "--scale 0"),
         ("[optimize]\nruns = -1", "--runs -1"),
         ("[optimize]\niterations = 0", "--iterations 0"),
         ("[preprocessing]\ninterpolation = 'cubic'", "interpolation = 'cubic'"),

@@ -13,6 +13,7 @@ from cnnvis_cli import __version__
 from cnnvis_cli.cli import (
     bench,
     demo,
+    filters,
     layers,
     merge,
     montage,
@@ -36,7 +37,10 @@ def cli() -> None:
     """
 
 
-for _module in (demo, layers, topk, optimize, search, project, montage, merge, run, bench):
+for _module in (
+    *(demo, layers, topk, optimize, search, project, montage, filters),
+    *(merge, run, bench),
+):
     cli.add_command(_module.command)
 
 

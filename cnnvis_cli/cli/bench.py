@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, working, working_on_units
+from cnnvis_cli.cli.options import planned, projecting, working, working_on_units
 
 
 @click.group("bench")
@@ -66,4 +66,26 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
     from cnnvis_cli.stages.bench_optimize import bench_optimize
 
     found = bench_optimize(plan, report, seconds, max(rounds, 1))
+    report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
+
+
+@command.command("project")
+@projecting
+@click.option("-k", "topk__k", type=int, help="Places a channel.  [default: 9]")
+@click.option("--seconds", default=3.0, show_default=True, help="Of one image at a time, a round.")
+@click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@working_on_units
+def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
+    """Each layer's projections, and one image at a time through the whole network.
+
+    In places a second, of random places in random images that are decoded already. A round
+    projects as many of the layer's units as one batch of work has; with --units fewer.
+
+    Example: cnnvis bench project --model demo --layer conv2 --rounds 1 --seconds 0.5
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.bench_project import bench_project
+
+    found = bench_project(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

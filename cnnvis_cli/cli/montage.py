@@ -6,28 +6,51 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, working_on_units
+from cnnvis_cli.cli.options import drawing, planned, working_on_units
 
 
 @click.command("montage")
 @click.argument("montage__kind", metavar="[KIND]...", nargs=-1)
-@click.option("--style", "montage__style", help="Which style of optimized images to show.")
-@click.option("--method", "montage__method", help="Which projections to show.")
 @click.option(
-    "--tone",
-    "montage__tone",
-    type=click.Choice(["tile", "unit", "sheet", "true"]),
-    help="What shares one scale of grey; true adds the mean colour back.  [default: tile]",
+    "--style",
+    "montage__style",
+    multiple=True,
+    help="Which style of optimized images to show; repeatable for the kind styles.",
 )
-@click.option("--scale", "montage__scale", type=int, help="Pixels a pixel.  [default: 1]")
+@click.option("--method", "montage__method", help="Which projections to show.")
+@click.option("--random", "montage__random", type=int, help="Show so many units, by --seed.")
+@click.option(
+    "--sort",
+    "montage__sort",
+    type=click.Choice(["max", "selectivity", "active"]),
+    help="Highest first, by what topk.h5 says of the units: strongest activation, class "
+    "selectivity, or share of places above 0.  [default: by number]",
+)
+@click.option(
+    "--best", "montage__best", type=int, help="Show the first so many of --sort.  [default: max]"
+)
+@click.option(
+    "--together",
+    "montage__together",
+    is_flag=True,
+    default=None,
+    help="One figure for all layers (top), or for all units of a layer (styles, unit).",
+)
 @click.option("--dataset", help="Where the images are now, if they have moved.")
+@drawing
 @working_on_units
 def command(**flags: Any) -> None:
     """Draw figures from what the run directory holds, as PNG.
 
-    KIND is `optimized` (one tile a channel, Fig. S1 of Yosinski et al. 2015) or `top`
-    (projections beside image patches, Fig. 2 of Zeiler & Fergus 2013); both by default; or
-    `history`, the activation at each step of every ascent.
+    \b
+    KIND, repeatable; by default optimized and top:
+      optimized  one tile a channel (Yosinski et al. 2015, Fig. S1)
+      top        projections beside image patches (Zeiler & Fergus 2013, Fig. 2)
+      styles     3x3 runs in each of four styles, a unit (Yosinski et al., Fig. 4)
+      layers     all layers at true size, four runs a channel (Fig. 5)
+      unit       optimized, patches, projections, 3x3 each (panes of Fig. 1)
+      toolbox    JPEGs in the folders that the deep-visualization-toolbox reads
+      history    the activation during each ascent
 
     Example: cnnvis montage optimized --model demo --layer conv1 (after that of optimize)
     """
@@ -36,5 +59,5 @@ def command(**flags: Any) -> None:
     from cnnvis_cli.stages.session import open_session
 
     check_kinds(plan)
-    with open_session(plan, report, new=False) as session:
+    with open_session(plan, report, new=False, weights=False) as session:
         montage(session)

@@ -77,6 +77,51 @@ MEAN = click.option(
     default=None,
     help="Climb the channel's mean over the whole map, not its centre unit.",
 )
+_DRAWING = (
+    click.option(
+        "--tone",
+        "figure__tone",
+        type=click.Choice(["tile", "unit", "sheet", "true"]),
+        help="What shares one scale of grey; true adds the mean colour back.  [default: tile]",
+    ),
+    click.option(
+        "--scale",
+        "figure__scale",
+        type=float,
+        help="Pixels a pixel, a whole number; below 1 pictures become smaller.  [default: 1]",
+    ),
+    click.option("--dpi", "figure__dpi", type=int, help="Pixels an inch in print."),
+    click.option(
+        "--pdf", "figure__pdf", is_flag=True, default=None, help="Also write a PDF beside each PNG."
+    ),
+    click.option(
+        "--classes",
+        "figure__classes",
+        help="A file of class names: one a line, or a folder's name and the class's.",
+    ),
+)
+_PROJECT = (
+    click.option(
+        "--method",
+        "project__method",
+        multiple=True,
+        help="deconv, guided or gradient; repeatable.  [default: deconv]",
+    ),
+    click.option(
+        "--start",
+        "project__start",
+        type=click.Choice(["place", "map"]),
+        help="What is sent back: a 1 at the stored place, or the channel's whole rectified map, "
+        "which gives pictures of the whole input's size.  [default: place]",
+    ),
+    click.option(
+        "--lrn",
+        "project__lrn",
+        type=click.Choice(["derivative", "pass"]),
+        help="Through local response normalisation: by its derivative, or pass the signal on "
+        "unchanged.  [default: derivative]",
+    ),
+)
 _UNITS = (click.option("-u", "--units", help="Channels, like 0-63,151.  [default: all]"),)
 
 
@@ -102,6 +147,21 @@ def working(command: F) -> F:
 def working_on_units(command: F) -> F:
     """The options of a command that works on chosen units in a run directory."""
     return _apply((*_NETWORK, *_WORK, *_UNITS, *_CONFIG, *_TALK))(command)
+
+
+def drawing(command: F) -> F:
+    """The options of a command that draws figures."""
+    return _apply(_DRAWING)(command)
+
+
+def printing(command: F) -> F:
+    """The options of a command that draws figures in a tone and scale of their own."""
+    return _apply(_DRAWING[2:4])(command)
+
+
+def projecting(command: F) -> F:
+    """The options that say how projections are made."""
+    return _apply(_PROJECT)(command)
 
 
 def joining(command: F) -> F:

@@ -6,23 +6,19 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, working_on_units
+from cnnvis_cli.cli.options import planned, projecting, working_on_units
 
 
 @click.command("project")
-@click.option(
-    "--method",
-    "project__method",
-    multiple=True,
-    help="deconv, guided or gradient; repeatable.  [default: deconv]",
-)
+@projecting
 @click.option("--dataset", help="Where the images are now, if they have moved.")
 @working_on_units
 def command(**flags: Any) -> None:
     """Project the strongest activations back to pixels: what in the image caused them.
 
     Works on the places that `cnnvis topk` stored in the run directory. The result is
-    projected/<layer>.h5.
+    projected/<layer>.h5, where other starts and ways through normalisation have groups of their
+    own, such as deconv-map and guided-lrn.
 
     Example: cnnvis project --model demo --layer conv1 (after cnnvis topk demo --model demo)
     """

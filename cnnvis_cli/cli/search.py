@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import MEAN, planned, working_on_units
+from cnnvis_cli.cli.options import MEAN, drawing, planned, working_on_units
 
 
 @click.command("search")
@@ -34,7 +34,7 @@ from cnnvis_cli.cli.options import MEAN, planned, working_on_units
     "--row", "search__row", type=int, help="Which row to keep.  [default: the sheet's first]"
 )
 @click.option("--step", "optimize__step", help="calibrated, or a rate.  [default: calibrated]")
-@click.option("--scale", "montage__scale", type=int, help="Pixels a pixel.  [default: 1]")
+@drawing
 @MEAN
 @working_on_units
 def command(**flags: Any) -> None:

@@ -3,91 +3,250 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
+
+from cnnvis_cli.figure import png
 
 Pixels = NDArray[np.uint8]
-WHITE, INK, FAINT = (255, 255, 255), (20, 20, 20), (120, 120, 120)
+Ink = tuple[int, int, int]
+Point = tuple[float, float]  # x, y
+WHITE, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+FINE = 4  # text and lines are drawn so many times larger, then reduced
 
 
 @cache
 def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+    """The font for text of this height, `FINE` times as large: small sizes are set too tightly."""
+    return ImageFont.load_default(size * FINE)
+
+
+def font_file() -> bytes:
+    """The TrueType font that all text is set in: Aileron, which Pillow brings along."""
+    content: bytes = _font(10).font_bytes
+    return content
 
 
 def text_size(text: str, size: int) -> tuple[int, int]:
     """Width and height in pixels that a line of text takes."""
     _, _, right, bottom = _font(size).getbbox(text)
-    return int(np.ceil(right)), int(np.ceil(bottom))
+    return int(np.ceil(right / FINE)), int(np.ceil(bottom / FINE))
+
+
+@lru_cache(maxsize=4096)
+def _typeset(text: str, size: int) -> Image.Image:
+    """How much ink each pixel of a line of text gets, 0 to 255."""
+    width, height = text_size(text, size)
+    large = Image.new("L", (width * FINE, height * FINE), 0)
+    ImageDraw.Draw(large).text((0, 0), text, fill=255, font=_font(size))
+    return large.reduce(FINE)
+
+
+def shortened(text: str, size: int, width: int) -> str:
+    """A text that is at most `width` pixels wide, cut with three dots where it must be.
+
+    A single word with digits is left out instead: cut short, an identifier is another one.
+    """
+    if text_size(text, size)[0] <= width:
+        return text
+    if " " not in text and any(letter.isdigit() for letter in text):
+        return ""
+    kept = text
+    while kept and text_size(f"{kept.rstrip()}...", size)[0] > width:
+        kept = kept[:-1]
+    return f"{kept.rstrip()}..." if kept else ""
+
+
+def scaled(size: int, scale: float) -> int:
+    """A length of so many pixels when it is drawn."""
+    return max(1, round(size * scale))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture (h, w, 3) in a box of the sheet: left, top, width, height."""
+
+    pixels: Pixels
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A line of text with its upper left corner at a place, `size` pixels high."""
+
+    text: str
+    place: tuple[int, int]  # left, top
+    size: int
+    ink: Ink
+
+
+@dataclass(frozen=True)
+class Line:
+    """Straight from point to point."""
+
+    points: tuple[Point, ...]
+    ink: Ink
+    width: float
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A filled circle, or a ring."""
+
+    centre: Point
+    radius: float
+    ink: Ink
+    filled: bool = True
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A field of smooth lines and dots, in the pixels of the sheet from its upper left corner."""
+
+    box: tuple[int, int, int, int]  # left, top, width, height
+    strokes: list[Line | Dot] = field(default_factory=list)
+
+    def line(self, points: Sequence[Point], ink: Ink, width: float = 1) -> None:
+        self.strokes.append(Line(tuple(points), ink, width))
+
+    def dot(self, x: float, y: float, radius: float, ink: Ink, filled: bool = True) -> None:
+        self.strokes.append(Dot((x, y), radius, ink, filled))
+
+
+Mark = Tile | Text | Line | Frame
 
 
 class Canvas:
-    """A white sheet of `height` x `width` pixels to put tiles and text on."""
+    """A white sheet of `height` x `width` pixels to put tiles and text on.
+
+    It remembers what was put on it, and becomes pixels, or a page of a PDF, when it is asked to.
+    """
 
     def __init__(self, height: int, width: int) -> None:
-        self._image = Image.new("RGB", (width, height), WHITE)
-        self._draw = ImageDraw.Draw(self._image)
+        self.height, self.width = height, width
+        self.marks: list[Mark] = []
 
-    def tile(self, pixels: Pixels, top: int, left: int, scale: int = 1) -> None:
-        """Put a picture (h, w, 3), each of its pixels `scale` x `scale` on the sheet."""
-        height, width = pixels.shape[:2]
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        if scale > 1:
-            size = (width * scale, height * scale)
-            picture = picture.resize(size, Image.Resampling.NEAREST)
-        self._image.paste(picture, (left, top))
+    def tile(self, pixels: Pixels, top: int, left: int, scale: float = 1) -> None:
+        """Put a picture (h, w, 3), each of its pixels `scale` x `scale` on the sheet.
 
-    def text(
-        self, text: str, top: int, left: int, size: int, ink: tuple[int, int, int] = INK
-    ) -> None:
+        Enlarged, pixels become squares; reduced, they are averaged.
+        """
+        height, width = (scaled(side, scale) for side in pixels.shape[:2])
+        self.marks.append(Tile(np.ascontiguousarray(pixels), (left, top, width, height)))
+
+    def text(self, text: str, top: int, left: int, size: int, ink: Ink = INK) -> None:
         """Write a line with its upper left corner at this place, `size` pixels high."""
-        self._draw.text((left, top), text, fill=ink, font=_font(size))
+        if text:
+            self.marks.append(Text(text, (left, top), size, ink))
 
     def cross(self, top: int, left: int, height: int, width: int) -> None:
         """Cross out a tile that holds nothing."""
         bottom, right = top + height - 1, left + width - 1
-        self._draw.line((left, top, right, bottom), fill=FAINT)
-        self._draw.line((left, bottom, right, top), fill=FAINT)
+        self.line([(left, top), (right, bottom)], FAINT)
+        self.line([(left, bottom), (right, top)], FAINT)
 
-    def line(
-        self, points: Sequence[tuple[float, float]], ink: tuple[int, int, int], width: int = 1
-    ) -> None:
-        """Draw straight from point to point, (x, y) each."""
-        self._draw.line(list(points), fill=ink, width=width, joint="curve")
+    def line(self, points: Sequence[Point], ink: Ink, width: float = 1) -> None:
+        """Draw straight from point to point, in whole pixels."""
+        self.marks.append(Line(tuple(points), ink, width))
 
-    def dot(self, x: float, y: float, radius: float, ink: tuple[int, int, int]) -> None:
-        """Draw a filled circle."""
-        self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
+    def border(self, top: int, left: int, height: int, width: int, ink: Ink, wide: int) -> None:
+        """Frame a tile of this place and size from outside, `wide` pixels."""
+        away = (wide + 1) // 2
+        x, y, right, bottom = left - away, top - away, left + width - 1 + away, top + height - 1
+        bottom += away
+        self.line([(x, y), (right, y), (right, bottom), (x, bottom), (x, y)], ink, wide)
 
-    def reduced(self, factor: int) -> Pixels:
-        """The sheet a whole number of times smaller: smooth lines from jagged ones."""
-        return np.asarray(self._image.reduce(factor))
+    def frame(self, top: int, left: int, height: int, width: int) -> Frame:
+        """A field to draw smooth lines in."""
+        frame = Frame((left, top, width, height))
+        self.marks.append(frame)
+        return frame
 
     @property
     def pixels(self) -> Pixels:
-        return np.asarray(self._image)
+        """The sheet: (height, width, 3)."""
+        return np.asarray(self._painted())
 
-    def png(self, record: Mapping[str, str]) -> bytes:
-        """A PNG file with a record in its text chunks; the same sheet gives the same bytes."""
-        info = PngImagePlugin.PngInfo()
-        for key, value in record.items():
-            info.add_itxt(key, value)
+    def png(self, record: Mapping[str, str], dpi: int | None = None) -> bytes:
+        """A PNG file with a record in its text chunks; the same sheet gives the same bytes.
+
+        `dpi` pixels are to be an inch in print.
+        """
+        return png.encode(self.pixels, record, dpi)
+
+    def jpeg(self, record: Mapping[str, str]) -> bytes:
+        """A JPEG file, as good as it gets, with its colours in full; the record is its comment."""
+        comment = json.dumps(dict(record))
         buffer = io.BytesIO()
-        self._image.save(buffer, "PNG", pnginfo=info, compress_level=4)
+        self._painted().save(buffer, "JPEG", quality=95, subsampling=0, comment=comment)
         return buffer.getvalue()
+
+    def _painted(self) -> Image.Image:
+        image = Image.new("RGB", (self.width, self.height), WHITE)
+        draw = ImageDraw.Draw(image)
+        for mark in self.marks:
+            _paint(mark, image, draw)
+        return image
+
+
+def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
+    match mark:
+        case Tile(pixels, (left, top, width, height)):
+            image.paste(resized(pixels, (width, height)), (left, top))
+        case Text(text, (left, top), size, ink):
+            image.paste(ink, (left, top), _typeset(text, size))
+        case Line(points, ink, width):
+            draw.line(list(points), fill=ink, width=round(width), joint="curve")
+        case Frame((left, top, width, height), strokes):
+            large = Image.new("RGB", (width * FINE, height * FINE), WHITE)
+            for stroke in strokes:
+                _stroke(stroke, ImageDraw.Draw(large))
+            image.paste(large.reduce(FINE), (left, top))
+
+
+def _stroke(stroke: Line | Dot, draw: ImageDraw.ImageDraw) -> None:
+    """One line or dot of a frame, `FINE` times as large."""
+    if isinstance(stroke, Line):
+        points = [(x * FINE, y * FINE) for x, y in stroke.points]
+        draw.line(points, fill=stroke.ink, width=round(stroke.width * FINE), joint="curve")
+        return
+    x, y, r = (n * FINE for n in (*stroke.centre, stroke.radius))
+    box = (x - r, y - r, x + r, y + r)
+    if stroke.filled:
+        draw.ellipse(box, fill=stroke.ink)
+    else:
+        draw.ellipse(box, outline=stroke.ink, width=FINE)
+
+
+def resized(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
+    """A picture in another size (width, height): squares when enlarged, averages when reduced."""
+    picture = Image.fromarray(pixels)
+    if picture.size == size:
+        return picture
+    smaller = size[0] < picture.width
+    return picture.resize(size, Image.Resampling.BOX if smaller else Image.Resampling.NEAREST)
+
+
+def reduced(pixels: Pixels, scale: float) -> Pixels:
+    """A picture at a share of its size, its pixels averaged."""
+    height, width = (scaled(side, scale) for side in pixels.shape[:2])
+    return np.asarray(resized(pixels, (width, height)))
 
 
 def read_record(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG; empty where there is no such file or it is damaged."""
+    """The text chunks of a PNG, or the comment of a JPEG; empty where it is absent or damaged."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             image.load()
-            return {str(k): v for k, v in image.info.items() if isinstance(v, str)}
+            info = json.loads(image.info.get("comment", "{}")) if image.format == "JPEG" else {}
+            return {str(k): v for k, v in {**image.info, **info}.items() if isinstance(v, str)}
     except (OSError, SyntaxError, ValueError):
         return {}

@@ -9,17 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import FAINT, Canvas, text_size
-from cnnvis_cli.figure.sheets import (
-    MARGIN,
-    PAGE,
-    SMALL,
-    TITLE,
-    Caption,
-    block,
-    draw_caption,
-    wrapped,
-)
+from cnnvis_cli.figure.canvas import FAINT, Canvas, scaled
+from cnnvis_cli.figure.sheets import MARGIN, PAGE, SMALL, TITLE, Caption, begun, block, wrapped
 
 Pixels = NDArray[np.uint8]
 NARROWEST = 170  # pixels of width that a card's text needs
@@ -47,11 +38,11 @@ class _Shape:
     text: int  # lines under the pictures
 
     @classmethod
-    def of(cls, cards: Sequence[Card], scale: int) -> _Shape:
+    def of(cls, cards: Sequence[Card], scale: float) -> _Shape:
         count, height, width, _ = cards[0].pictures.shape
-        columns = _columns(count, width * scale)
-        across = (columns * (width + 1) - 1) * scale
-        down = (-(-count // columns) * (height + 1) - 1) * scale
+        columns = _columns(count, scaled(width, scale))
+        across = scaled(columns * (width + 1) - 1, scale)
+        down = scaled(-(-count // columns) * (height + 1) - 1, scale)
         wide = max(across, NARROWEST)
         text = max(sum(len(wrapped(line, wide)) for line in card.lines) for card in cards)
         heading = max(len(wrapped(card.heading, wide)) for card in cards)
@@ -67,14 +58,14 @@ def _columns(count: int, width: int) -> int:
     return min(count, max(math.isqrt(count - 1) + 1, 2 * NARROWEST // (width + 1)))
 
 
-def contact_sheet(cards: Sequence[Card], caption: Caption, scale: int = 1) -> Canvas:
+def contact_sheet(cards: Sequence[Card], caption: Caption, scale: float = 1) -> Canvas:
     """All cards in a grid as square as it gets, row by row, under a caption."""
     shape = _Shape.of(cards, scale)
     ratio = (shape.height + GAP) / (shape.width + GAP)
     columns = max(1, min(len(cards), round(math.sqrt(len(cards) * ratio * 1.3))))
     rows = -(-len(cards) // columns)
     width = max(columns * (shape.width + GAP) - GAP, 2 * NARROWEST)
-    canvas, head = _begun(caption, width, rows * (shape.height + GAP))
+    canvas, head = begun(caption, width, rows * (shape.height + GAP))
     for number, card in enumerate(cards):
         row, column = divmod(number, columns)
         top = head + row * (shape.height + GAP)
@@ -83,14 +74,14 @@ def contact_sheet(cards: Sequence[Card], caption: Caption, scale: int = 1) -> Ca
 
 
 def rows_sheet(
-    rows: Sequence[tuple[str, Sequence[Card]]], caption: Caption, scale: int = 1
+    rows: Sequence[tuple[str, Sequence[Card]]], caption: Caption, scale: float = 1
 ) -> Canvas:
     """One line of cards for each title: sweeps of several parameters, below each other."""
     shape = _Shape.of([card for _, cards in rows for card in cards], scale)
     most = max(len(cards) for _, cards in rows)
     width = max(most * (shape.width + GAP) - GAP, 2 * NARROWEST)
     pitch = TITLE + 8 + shape.height + GAP
-    canvas, head = _begun(caption, width, len(rows) * pitch)
+    canvas, head = begun(caption, width, len(rows) * pitch)
     for number, (title, cards) in enumerate(rows):
         top = head + number * pitch
         canvas.text(title, top, MARGIN, TITLE - 2)
@@ -100,23 +91,13 @@ def rows_sheet(
     return canvas
 
 
-def cards_on_a_page(cards: Sequence[Card], scale: int = 1) -> int:
+def cards_on_a_page(cards: Sequence[Card], scale: float = 1) -> int:
     """How many cards of this size a page holds."""
     shape = _Shape.of(cards, scale)
     return max(1, PAGE // ((shape.height + GAP) * (shape.width + GAP)))
 
 
-def _begun(caption: Caption, width: int, height: int) -> tuple[Canvas, int]:
-    """A sheet with its caption, and where what is below begins."""
-    title, _ = text_size(caption.title, TITLE)
-    notes = wrapped(caption.note, max(width, title))
-    head = MARGIN + TITLE + 6 + len(notes) * (SMALL + 4) + 10
-    canvas = Canvas(head + height + MARGIN, max(width, title) + 2 * MARGIN)
-    draw_caption(canvas, caption.title, notes)
-    return canvas, head
-
-
-def _draw(canvas: Canvas, card: Card, shape: _Shape, place: tuple[int, int], scale: int) -> None:
+def _draw(canvas: Canvas, card: Card, shape: _Shape, place: tuple[int, int], scale: float) -> None:
     """One card with its upper left corner at a place (top, left)."""
     top, left = place
     for number, line in enumerate(wrapped(card.heading, shape.width)):

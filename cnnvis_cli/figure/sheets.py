@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import FAINT, Canvas, text_size
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, scaled, shortened, text_size
 
 Pixels = NDArray[np.uint8]
 TITLE, SMALL = 15, 11  # height of letters in pixels
 MARGIN = 14
 PAGE = 16_000_000  # pixels on one page at most
 ROOMY = 24  # pixels of width that a tile needs to carry its own label
+NAMED = 48  # and to carry a class name
+LINE = SMALL + 4
+SPACE = 5  # pixels between panes of a cell
 
 
 @dataclass(frozen=True)
@@ -27,34 +30,102 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Pane:
+    """Pictures of one size (n, h, w, 3), `columns` a row, with names under them."""
+
+    tiles: Pixels
+    columns: int = 3
+    names: tuple[str, ...] = ()
+    title: str = ""
+
+    def size(self, scale: float) -> tuple[int, int]:
+        """Height and width on the sheet."""
+        count = len(self.tiles)
+        down, across = self.pitch(scale)
+        rows, columns = -(-count // self.columns), min(self.columns, count)
+        head = LINE if self.title else 0
+        return head + rows * down - 1, columns * across - 1
+
+    def pitch(self, scale: float) -> tuple[int, int]:
+        """Pixels from a picture to the one below, and to the next."""
+        height, width = (scaled(side, scale) for side in self.tiles.shape[1:3])
+        return height + 1 + (LINE if self.named(scale) else 0), width + 1
+
+    def named(self, scale: float) -> bool:
+        """Whether there are names, if only empty ones, and they have room."""
+        return bool(self.names) and scaled(self.tiles.shape[2], scale) >= NAMED
+
+    def canvas(self) -> Canvas:
+        """The pane alone, as a sheet of its own."""
+        canvas = Canvas(*self.size(1))
+        self.draw(canvas, 0, 0, 1)
+        return canvas
+
+    def draw(self, canvas: Canvas, top: int, left: int, scale: float) -> None:
+        if self.title:
+            canvas.text(self.title, top, left, SMALL, FAINT)
+            top += LINE
+        down, across = self.pitch(scale)
+        for number, tile in enumerate(self.tiles):
+            row, column = divmod(number, self.columns)
+            y, x = top + row * down, left + column * across
+            canvas.tile(tile, y, x, scale)
+            if self.named(scale) and number < len(self.names):
+                name = shortened(self.names[number], SMALL, across - 3)
+                canvas.text(name, y + scaled(tile.shape[0], scale) + 1, x, SMALL, FAINT)
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One unit's picture (h, w, 3) with its label; `dead` crosses it out."""
+    """One unit's panes with its label, `across` of them a row; `dead` crosses it out."""
 
     label: str
-    pixels: Pixels
+    panes: tuple[Pane, ...]
     dead: bool = False
+    across: int = 0  # 0: all in one row
+
+    @classmethod
+    def of(cls, label: str, pixels: Pixels, dead: bool = False) -> Cell:
+        """A cell of one picture (h, w, 3)."""
+        return cls(label, (Pane(pixels[None], 1),), dead)
+
+    @property
+    def rows(self) -> list[tuple[Pane, ...]]:
+        across = self.across or len(self.panes)
+        return [self.panes[i : i + across] for i in range(0, len(self.panes), across)]
+
+    def size(self, scale: float) -> tuple[int, int]:
+        """Height and width on the sheet, without the label."""
+        sizes = [[pane.size(scale) for pane in row] for row in self.rows]
+        height = sum(max(h for h, _ in row) + SPACE for row in sizes) - SPACE
+        return height, max(sum(w + SPACE for _, w in row) for row in sizes) - SPACE
+
+    def draw(self, canvas: Canvas, top: int, left: int, scale: float) -> None:
+        y = top
+        for row in self.rows:
+            x = left
+            for pane in row:
+                pane.draw(canvas, y, x, scale)
+                x += pane.size(scale)[1] + SPACE
+            y += max(pane.size(scale)[0] for pane in row) + SPACE
+        if self.dead:
+            canvas.cross(top, left, *self.size(scale))
 
 
-def sheet(cells: Sequence[Cell], caption: Caption, scale: int = 1) -> Canvas:
+def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
     """All cells in a grid as square as it gets, row by row, under a caption.
 
     Cells are of one size. Each carries its label underneath where there is room; small ones share
     a label for the row, that of its first cell.
     """
-    height, width = (side * scale for side in cells[0].pixels.shape[:2])
+    height, width = cells[0].size(scale)
     grid = _Grid.around(len(cells), height, width, max(text_size(c.label, SMALL)[0] for c in cells))
-    notes = wrapped(caption.note, max(grid.width, 360))
-    head = MARGIN + TITLE + 6 + len(notes) * (SMALL + 4) + 8
-    texts = [text_size(caption.title, TITLE)[0], *(text_size(line, SMALL)[0] for line in notes)]
-    canvas = Canvas(head + grid.height + MARGIN, max(grid.width, *texts) + 2 * MARGIN)
-    draw_caption(canvas, caption.title, notes)
+    canvas, head = begun(caption, grid.width, grid.height)
     for number, cell in enumerate(cells):
         row, column = divmod(number, grid.columns)
         top = head + row * grid.row_pitch
         left = MARGIN + grid.gutter + column * grid.column_pitch
-        canvas.tile(cell.pixels, top, left, scale)
-        if cell.dead:
-            canvas.cross(top, left, height, width)
+        cell.draw(canvas, top, left, scale)
         if not grid.gutter:
             canvas.text(cell.label, top + height + 1, left, SMALL, FAINT)
         elif column == 0:
@@ -62,11 +133,71 @@ def sheet(cells: Sequence[Cell], caption: Caption, scale: int = 1) -> Canvas:
     return canvas
 
 
-def draw_caption(canvas: Canvas, title: str, notes: Sequence[str]) -> None:
-    """A title with the lines below it, in the sheet's upper left corner."""
-    canvas.text(title, MARGIN, MARGIN, TITLE)
+@dataclass(frozen=True)
+class Row:
+    """Cells of one layer beside each other, with the layer's name."""
+
+    title: str
+    cells: tuple[Cell, ...]
+
+
+def rows_of_cells(rows: Sequence[Row], caption: Caption, scale: float = 1) -> Canvas:
+    """Layers below each other, each with its cells in one line, as in print."""
+    gutter = max(text_size(row.title, TITLE)[0] for row in rows) + 14
+    heights = [max(cell.size(scale)[0] for cell in row.cells) for row in rows]
+    width = gutter + max(_line_width(row.cells, scale) for row in rows)
+    pitches = [max(height + LINE, TITLE) + 16 for height in heights]
+    canvas, top = begun(caption, width, sum(pitches))
+    for row, height, pitch in zip(rows, heights, pitches, strict=True):
+        canvas.text(row.title, top + max(0, (height - TITLE) // 2), MARGIN, TITLE)
+        left = MARGIN + gutter
+        for cell in row.cells:
+            cell.draw(canvas, top, left, scale)
+            canvas.text(_under(cell, scale), top + height + 1, left, SMALL, FAINT)
+            left += _advance(cell, scale)
+        top += pitch
+    return canvas
+
+
+def _under(cell: Cell, scale: float) -> str:
+    """A cell's label as far as it fits under it."""
+    return shortened(cell.label, SMALL, _advance(cell, scale) - 3)
+
+
+def _advance(cell: Cell, scale: float) -> int:
+    """From a cell of a row to the next; narrow ones leave room for a number."""
+    width = cell.size(scale)[1]
+    return max(width, ROOMY) + max(6, min(width // 12, 16))
+
+
+def _line_width(cells: Sequence[Cell], scale: float) -> int:
+    return sum(_advance(cell, scale) for cell in cells)
+
+
+def fitting(cell: Cell, width: int, scale: float) -> int:
+    """How many cells like this one fit in a row of so many pixels."""
+    return max(1, width // _advance(cell, scale))
+
+
+def single(cell: Cell, caption: Caption, scale: float = 1) -> Canvas:
+    """One unit's panes under a caption."""
+    height, width = cell.size(scale)
+    canvas, top = begun(caption, width, height)
+    cell.draw(canvas, top, MARGIN, scale)
+    return canvas
+
+
+def begun(caption: Caption, width: int, height: int) -> tuple[Canvas, int]:
+    """A sheet with room for `height` x `width` pixels under a caption, and where that begins."""
+    title, _ = text_size(caption.title, TITLE)
+    notes = wrapped(caption.note, max(width, 360))
+    head = MARGIN + TITLE + 6 + len(notes) * LINE + 8
+    widest = max(width, title, *(text_size(line, SMALL)[0] for line in notes))
+    canvas = Canvas(head + height + MARGIN, widest + 2 * MARGIN)
+    canvas.text(caption.title, MARGIN, MARGIN, TITLE, INK)
     for number, line in enumerate(notes):
-        canvas.text(line, MARGIN + TITLE + 6 + number * (SMALL + 4), MARGIN, SMALL, FAINT)
+        canvas.text(line, MARGIN + TITLE + 6 + number * LINE, MARGIN, SMALL, FAINT)
+    return canvas, head
 
 
 @dataclass(frozen=True)
@@ -114,6 +245,31 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
+CORNERS = ("1", "2", "3", "4")  # styles, row by row
+SHOWN_CORNER = 2  # of which the toolbox's viewer shows one
+
+
+def toolbox_montage(blocks: Mapping[str, Pixels]) -> Canvas:
+    """Two by two blocks of 3x3 runs by style (n, h, w, 3), as the toolbox's viewer cuts them apart.
+
+    Each block has a border of 1 + 2 pixels; the whole is square with an even side
+    (deep-visualization-toolbox, caffevis/caffevis_helper.py, crop_to_corner). Where there is no
+    style 3, the first one is put in its place, which is the one that is shown.
+    """
+    height, width = next(iter(blocks.values())).shape[1:3]
+    side = 3 * max(height, width) + 2
+    half = side + 2 * 3
+    canvas = Canvas(2 * half, 2 * half)
+    shown = dict(blocks)
+    if CORNERS[SHOWN_CORNER] not in shown:
+        shown[CORNERS[SHOWN_CORNER]] = next(iter(blocks.values()))
+    for number, name in enumerate(CORNERS):
+        row, column = divmod(number, 2)
+        if name in shown:
+            canvas.tile(block(shown[name][:9]), row * half + 3, column * half + 3)
+    return canvas
+
+
 def block(tiles: Pixels, columns: int = 3, gap: int = 1) -> Pixels:
     """Tiles (n, h, w, 3) as one picture, `columns` a row, a white `gap` between them."""
     count, height, width, _ = tiles.shape
@@ -126,13 +282,6 @@ def block(tiles: Pixels, columns: int = 3, gap: int = 1) -> Pixels:
     return picture
 
 
-def beside(left: Pixels, right: Pixels, gap: int = 4) -> Pixels:
-    """Two pictures of one height, side by side."""
-    space = np.full((left.shape[0], gap, 3), 255, np.uint8)
-    return np.concatenate([left, space, right], axis=1)
-
-
-def per_page(height: int, width: int, scale: int) -> int:
-    """How many cells of this size a page holds."""
-    area = (height * scale + SMALL + 14) * (width * scale + 8)
-    return max(1, PAGE // area)
+def per_page(cell: tuple[int, int]) -> int:
+    """How many cells of this height and width on the sheet a page holds."""
+    return max(1, PAGE // ((cell[0] + SMALL + 14) * (cell[1] + 8)))

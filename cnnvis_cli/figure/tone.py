@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,26 @@ RULES = {
 }
 
 
-def about_grey(x: Floats, axes: tuple[int, ...] | None = None) -> Pixels:
+def largest(x: Floats) -> float:
+    """What the values of one scale are divided by: max(2 max, -2 min)."""
+    return 2 * max(float(x.max()), -float(x.min()))
+
+
+def about_grey(x: Floats, axes: tuple[int, ...] | None = None, top: float | None = None) -> Pixels:
     """Signed values to 8 bits with 0 at mid-grey: x / max(2 max, -2 min) + 0.5.
 
-    Minimum and maximum are taken over `axes` (default: over everything). All zeros are mid-grey.
+    Minimum and maximum are taken over `axes` (default: over everything), unless the divisor is
+    given as `top`. All zeros are mid-grey.
     """
     values = np.asarray(x, np.float32)
-    top = 2 * np.maximum(
-        values.max(axis=axes, keepdims=True), -values.min(axis=axes, keepdims=True)
-    )
-    return _eight_bits(values / np.where(top > 0, top, 1) + 0.5)
+    if top is None:
+        high, low = values.max(axis=axes, keepdims=True), values.min(axis=axes, keepdims=True)
+        divisor = 2 * np.maximum(high, -low)
+    else:
+        divisor = np.full((1,) * values.ndim, top, np.float32)
+    unit = values / np.where(divisor > 0, divisor, np.float32(1))
+    unit += 0.5
+    return _eight_bits(unit)
 
 
 def as_photograph(x: Floats, mean: tuple[float, ...]) -> Pixels:
@@ -35,14 +46,34 @@ def as_photograph(x: Floats, mean: tuple[float, ...]) -> Pixels:
     return _eight_bits((np.asarray(x, np.float32) + np.asarray(mean, np.float32)) / 255)
 
 
-def toned(tiles: Floats, rule: str, mean: tuple[float, ...] = (127.5, 127.5, 127.5)) -> Pixels:
-    """Tiles (U, n, h, w, 3) to 8 bits by one of the `RULES`; a unit's tiles are the n."""
+def toned(
+    tiles: Floats,
+    rule: str,
+    mean: tuple[float, ...] = (127.5, 127.5, 127.5),
+    top: float | None = None,
+) -> Pixels:
+    """Tiles (U, n, h, w, 3) to 8 bits by one of the `RULES`; a unit's tiles are the n.
+
+    `top` is what a whole sheet is divided by, where these are only some of its tiles.
+    """
     if rule == "true":
         return as_photograph(tiles, mean)
-    axes = {"tile": (2, 3, 4), "unit": (1, 2, 3, 4), "sheet": None}[rule]
-    return about_grey(tiles, axes)
+    if rule == "sheet":
+        return about_grey(tiles, top=top)
+    return about_grey(tiles, {"tile": (2, 3, 4), "unit": (1, 2, 3, 4)}[rule])
 
 
-def _eight_bits(unit: NDArray[Any]) -> Pixels:
-    """0..1 to 0..255, rounded; what lies outside is clipped."""
-    return (unit.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+def toned_together(
+    parts: Sequence[Floats], rule: str, mean: tuple[float, ...] = (127.5, 127.5, 127.5)
+) -> list[Pixels]:
+    """Several arrays as `toned` takes them, for one sheet: its one scale is of all of them."""
+    top = max(map(largest, parts), default=None) if rule == "sheet" else None
+    return [toned(part, rule, mean, top) for part in parts]
+
+
+def _eight_bits(unit: NDArray[np.floating[Any]]) -> Pixels:
+    """0..1 to 0..255, rounded; what lies outside is clipped. The argument is worked in."""
+    np.clip(unit, 0, 1, out=unit)
+    unit *= 255
+    unit += 0.5
+    return unit.astype(np.uint8)

@@ -6,19 +6,24 @@ reused; the values going forward are the same to the bit.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.operations import ROLES, Role
 from cnnvis_cli.network.walk import Call, function_name
+from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.registry import Registry
 
-RULES: Registry[type[torch.autograd.Function] | None] = Registry("projection method")
+Rule = type[torch.autograd.Function]
+RULES: Registry[Rule | None] = Registry("projection method")
 RULES.register("gradient")(None)
 
 
@@ -56,36 +61,118 @@ class Guided(torch.autograd.Function):
         return gradients[0].clamp(min=0) * on
 
 
-class _Rectify(TorchFunctionMode):
-    """Swaps every rectifier of a forward pass for one with the given backward rule."""
+class _Unchanged(torch.autograd.Function):
+    """Whatever went forward, the signal comes back as it is."""
 
-    def __init__(self, rule: type[torch.autograd.Function]) -> None:
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, out: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class NoRule(CnnvisError):
+    """A function of the network that the deconvnet and guided rules do not speak of."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        super().__init__(
+            f"cannot project back through {function}: the deconvnet and guided "
+            "rules are defined for rectifiers only; use --method gradient"
+        )
+
+
+class _Backward(TorchFunctionMode):
+    """Gives the rectifiers of a forward pass, and if asked its normalisation, a backward rule."""
+
+    def __init__(self, rule: Rule | None, normalised: bool) -> None:
         super().__init__()
-        self._rule = rule
+        self._rule, self._normalised = rule, normalised
 
     def __torch_function__(
         self, func: Call, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.local_response_norm and not self._normalised:
+            return _passing(func, args, kwargs)
         role = ROLES.get(func)
-        if role is Role.CURVED:
-            raise CnnvisError(
-                f"cannot project back through {function_name(func)}: the deconvnet and guided "
-                "rules are defined for rectifiers only; use --method gradient"
-            )
-        if role is not Role.RECTIFIER:
+        if self._rule is None or role not in (Role.RECTIFIER, Role.CURVED):
             return func(*args, **kwargs)
-        x: Tensor = args[0] if args else kwargs["input"]
-        out: Tensor = self._rule.apply(x)
-        in_place = kwargs.get("inplace", len(args) > 1 and bool(args[1]))
-        return x.copy_(out) if in_place or function_name(func).endswith("_") else out
+        if role is Role.CURVED:
+            raise NoRule(function_name(func))
+        return _rectified(self._rule, func, args, kwargs)
 
 
-def rectify(method: str) -> AbstractContextManager[object]:
+def _passing(func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
+    """A function's own value, with a gradient as if it were not there."""
+    with torch.no_grad():
+        out = func(*args, **kwargs)
+    passing: Tensor = _Unchanged.apply(args[0] if args else kwargs["input"], out)
+    return passing
+
+
+def _rectified(rule: Rule, func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
+    """What a rectifier gives, also in place, with the backward rule."""
+    x: Tensor = args[0] if args else kwargs["input"]
+    out: Tensor = rule.apply(x)
+    in_place = kwargs.get("inplace", len(args) > 1 and bool(args[1]))
+    return x.copy_(out) if in_place or function_name(func).endswith("_") else out
+
+
+def rectify(method: str, normalised: bool = True) -> AbstractContextManager[object]:
     """The ``with`` block in which a forward pass must run to be projected back by `method`.
 
-    Raises `UsageError` for an unknown method; inside the block, `CnnvisError` at an activation
-    function that the method has no rule for.
+    Local response normalisation goes back by its derivative, or not `normalised`, unchanged.
+    Raises `UsageError` for an unknown method; inside the block, `NoRule` at an activation function
+    that the method has no rule for.
     """
     rule = RULES[method]
-    return nullcontext() if rule is None else _Rectify(rule)
+    return nullcontext() if rule is None and normalised else _Backward(rule, normalised)
+
+
+def check_rules(network: Network, layers: Sequence[Layer], method: str) -> None:
+    """Raise `UsageError` for the first of these layers that `method` cannot go back from."""
+    if _without_a_rule(network, layers[-1], method) is None:  # it runs all that comes before it
+        return
+    for layer in layers:
+        found = _without_a_rule(network, layer, method)
+        if found is not None:
+            raise UsageError(
+                f"{network.name}: {method} cannot project {layer.alias}: {found} is on the way "
+                "back, and the method has a rule for max(x, 0) only; use --method gradient, or "
+                "a --layer before it"
+            )
+
+
+def _without_a_rule(network: Network, layer: Layer, method: str) -> str | None:
+    """The function without a rule on the way to a layer, and where it is called."""
+    blank = next(network.module.parameters()).new_zeros(1, 3, *network.size)
+    with _whereabouts(network.module) as modules, torch.no_grad():
+        try:
+            with rectify(method):
+                network.values(layer, Box.whole(network.size), blank)
+        except NoRule as error:
+            name, module = modules[-1]
+            return f"{error.function} (in {name or 'the network'}, {type(module).__name__})"
+    return None
+
+
+@contextmanager
+def _whereabouts(network: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+    """The modules, outermost first, that a forward pass is in."""
+    inside: list[tuple[str, nn.Module]] = []
+
+    def enter(name: str, module: nn.Module) -> list[Any]:
+        return [
+            module.register_forward_pre_hook(lambda *_: inside.append((name, module))),
+            module.register_forward_hook(lambda *_: (inside.pop(), None)[1]),
+        ]
+
+    handles = [handle for found in network.named_modules() for handle in enter(*found)]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()

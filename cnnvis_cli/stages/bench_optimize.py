@@ -199,7 +199,7 @@ def _bare(work: Work, seconds: float, lane: Lane, _number: int, tell: Tell) -> N
     x = x.contiguous(memory_format=torch.channels_last)
     targets = (torch.arange(scene.size) % scene.targets).to(lane.device)
     with arithmetic(work.plan.optimize.precision, lane.device):
-        tell(_pace(lambda: look(x, targets), scene.size, seconds, lane.device))
+        tell(pace(lambda: look(x, targets), scene.size, seconds, lane.device))
 
 
 class _TimeIsUp(Exception):
@@ -248,7 +248,7 @@ def _one_at_a_time(network: Network, layer: Layer, seconds: float, whole: bool) 
     row, column = layer.centre
 
     def look(x: torch.Tensor, targets: torch.Tensor) -> Any:
-        return _through_all(network, layer, (row, column), x, targets)
+        return through_all(network, layer, (row, column), x, targets)
 
     def cut(x: torch.Tensor, targets: torch.Tensor) -> Any:
         return look_at(network, Scene(layer, box, Objective(), 1), box, x, targets)
@@ -274,7 +274,7 @@ def _one_at_a_time(network: Network, layer: Layer, seconds: float, whole: bool) 
     return (made - 1) / (time.perf_counter() - start)
 
 
-def _through_all(
+def through_all(
     network: Network, layer: Layer, place: tuple[int, int], x: torch.Tensor, targets: torch.Tensor
 ) -> Any:
     """As the toolbox does it: the network forward to its end, backward from one unit."""
@@ -292,7 +292,7 @@ def _through_all(
     return value.detach(), values.detach().amax(dim=1) <= value.detach(), gradient
 
 
-def _pace(action: Callable[[], Any], size: int, seconds: float, device: torch.device) -> float:
+def pace(action: Callable[[], Any], size: int, seconds: float, device: torch.device) -> float:
     """Unit-steps a second of an action on a batch."""
     for _ in range(2):
         action()

@@ -7,10 +7,9 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cnnvis_cli.report import Report
 from cnnvis_cli.store.parts import Arrays, Parts
 
 
@@ -20,15 +19,6 @@ class Blocks:
 
     parts: Parts
     size: int
-
-    def fill(
-        self, units: list[int], compute: Callable[[list[int]], Arrays], report: Report, what: str
-    ) -> None:
-        """Compute those of the `units` that no block holds yet, and keep them."""
-        todo = self.missing(units)
-        count = sum(len(channels) for _, channels in todo)
-        for number, channels in report.track(todo, what, count, "units", self.size):
-            self.parts[number] = compute(channels)
 
     def missing(self, units: Iterable[int]) -> list[tuple[int, list[int]]]:
         """Blocks for those of the `units` that none holds yet: their numbers and channels."""

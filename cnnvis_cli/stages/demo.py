@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cnnvis_cli.plan import MontagePlan, OptimizePlan, Plan
+from cnnvis_cli.plan import FigurePlan, MontagePlan, OptimizePlan, Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.montage import montage
 from cnnvis_cli.stages.pipeline import run_all
@@ -41,5 +41,6 @@ def demo(plan: Plan, report: Report) -> None:
 
 def _drawing(session: Session, kind: str, scale: int) -> Session:
     """The same session with a plan for one kind of figure."""
-    plan = replace(session.plan, montage=MontagePlan(kind=(kind,), scale=scale))
+    figure = FigurePlan(scale=scale)
+    plan = replace(session.plan, montage=MontagePlan(kind=(kind,)), figure=figure)
     return replace(session, plan=plan)

@@ -6,13 +6,13 @@ import ctypes
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -20,6 +20,8 @@ from cnnvis_cli.errors import CnnvisError, Stopped, UsageError
 from cnnvis_cli.plan import Precision
 from cnnvis_cli.report import leave_signals_to_the_parent
 
+T = TypeVar("T")
+R = TypeVar("R")
 ATTEMPTS = 3  # a piece of work that ends its process so often is not tried again
 PATIENCE = 10  # seconds that a process has to end when it is told to
 
@@ -322,6 +324,18 @@ class Aside:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
+
+
+def in_threads(action: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+    """What the action makes of each item, in their order, on as many threads as cores.
+
+    For actions that leave the interpreter, such as decoding. Close it to begin no more of them.
+    """
+    pool = ThreadPoolExecutor(cores())
+    try:
+        yield from pool.map(action, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _TAKE, _END = "take", "end"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, write_png
 from cnnvis_cli.dataset.decode_there import decode_there
@@ -15,12 +18,15 @@ from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.report import Report
+from cnnvis_cli.stages.engine import in_threads
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import TopKFile
+from cnnvis_cli.store.scratch import scratch
 
 PER_CLASS = 25  # drawn images
 FIRST_SEED = 2_000_000  # images that the network was neither trained nor tested on
 KEPT = 1024  # decoded images; 150 kB each at 224 pixels
+Read = Callable[[int], Pixels]  # from an image's index to its preprocessed pixels
 
 
 def dataset_path(session: Session) -> Path:
@@ -49,12 +55,34 @@ def draw_images(folder: Path, report: Report) -> None:
             write_png(path, draw(name, FIRST_SEED + number))
 
 
-def image_reader(session: Session) -> Callable[[int], Pixels]:
+def image_reader(session: Session) -> Read:
     """A function from image index to preprocessed pixels, uint8 (height, width, 3).
 
     Raises `UsageError` where topk has not run; the function raises `CnnvisError` for an image
     that has gone or changed since.
     """
+    return lru_cache(maxsize=KEPT)(_reader(session))
+
+
+def gather(session: Session, wanted: NDArray[np.int64]) -> Read:
+    """Decode the wanted images, sorted indices, each once; gives a function as `image_reader` does.
+
+    What it decodes lies on disk, however many they are. Raises as `image_reader` and its function
+    do, and `StorageError` where the disk has no room for them.
+    """
+    decode_one = _reader(session)
+    kept = scratch(session.run.parts(), (len(wanted), *session.network.size, 3))
+
+    def keep(row: int) -> None:
+        kept[row] = decode_one(int(wanted[row]))
+
+    with closing(in_threads(keep, range(len(wanted)))) as rows:
+        for _ in session.report.track(rows, "decoding", len(wanted), "images"):
+            pass
+    return lambda index: kept[np.searchsorted(wanted, index)]
+
+
+def _reader(session: Session) -> Read:
     file = TopKFile(session.run.topk)
     plan = file.identity()
     if plan is None:
@@ -63,7 +91,6 @@ def image_reader(session: Session) -> Callable[[int], Pixels]:
     manifest = Manifest(_root(session), images.path, images.size, images.offset, images.label, ())
     decoded = _decoder(str(plan["decode"]), session)
 
-    @lru_cache(maxsize=KEPT)
     def read(index: int) -> Pixels:
         place = manifest.root / manifest.path(index)
         try:
@@ -89,8 +116,11 @@ def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
     if kind != "gpu":
         return lambda content: decode(content, preprocessing, kind == "fast")
 
+    one_at_a_time = Lock()
+
     def on_gpu(content: bytes) -> Pixels:
-        (found,) = decode_there([content], preprocessing, device)
+        with one_at_a_time:
+            (found,) = decode_there([content], preprocessing, device)
         if isinstance(found, Unreadable):
             raise found
         return np.asarray(found.cpu().numpy())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cnnvis_cli.errors import TooManyUnreadable
 from cnnvis_cli.stages.montage import check_kinds, montage
 from cnnvis_cli.stages.optimize import asked_styles, check_optimize, optimize
-from cnnvis_cli.stages.project import check_methods, project
+from cnnvis_cli.stages.project import check_methods, check_ways_back, project
 from cnnvis_cli.stages.search import search
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.stages.topk import topk
@@ -29,6 +29,8 @@ def check(session: Session) -> None:
     check_kinds(session.plan)
     for layer in session.layers:
         session.units(layer)
+    if "project" in session.plan.stages:
+        check_ways_back(session)
 
 
 def run_all(session: Session) -> None:

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError, UsageError
-from cnnvis_cli.network.backward import RULES, rectify
+from cnnvis_cli.network.backward import RULES, check_rules, rectify
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.plan import Plan, ProjectPlan
+from cnnvis_cli.report import Meter
 from cnnvis_cli.stages.blocks import Blocks
-from cnnvis_cli.stages.images import image_reader
+from cnnvis_cli.stages.images import Read, gather
 from cnnvis_cli.stages.session import Session
-from cnnvis_cli.store.files import LayerTopK, ProjectedFile, TopKFile, box_of
+from cnnvis_cli.store.files import LayerTopK, Projected, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.run import Record, differences
 
-BATCH = 32  # projections at a time; the default
+PIXELS = 1 << 20  # of the windows of a batch: some 20 inputs of 224x224, thousands of small ones
+# Starting a pass costs about as much as half of the whole input in a large batch does (AlexNet,
+# 0.3 to 0.8 for conv1 to conv5): what windows of their own must save.
+PASS = 0.5
 # Of a recomputed activation, relative to the largest of its layer, by the arithmetic of topk:
 # TF32 keeps 10 binary places, bfloat16 7, and errors add up over layers.
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 0.1}
-_PART = 1 << 27  # bytes of projections in a part
+_BLOCK = 1 << 28  # bytes of projections that are computed, kept and lost together
 
 
 def check_methods(plan: Plan) -> None:
@@ -37,36 +42,87 @@ def check_methods(plan: Plan) -> None:
         RULES[method]
 
 
+def check_ways_back(session: Session) -> None:
+    """Raise `UsageError` where a method has no rule for a function of the network."""
+    for method in session.plan.project.method:
+        check_rules(session.network, session.layers, method)
+
+
+def group_of(method: str, settings: ProjectPlan) -> str:
+    """The group of the file that holds a method's projections, made with these settings."""
+    words = {"map": settings.start == "map", "lrn": settings.lrn == "pass"}
+    return "-".join([method, *(word for word, asked in words.items() if asked)])
+
+
 def project(session: Session) -> None:
     """Project the stored places of the chosen units, for every chosen layer and method."""
-    read = image_reader(session)
-    held, source = TopKFile(session.run.topk).layers(), file_digest(session.run.topk)
-    for layer in session.layers:
-        if not session.plan.layer and layer.alias not in held:
-            continue
-        for method in session.plan.project.method:
-            top = TopKFile(session.run.topk).layer(layer.alias)
-            projections = Projections(session, layer, method, top, read, source)
-            if projections.pending:
-                with session.timed("project"):
-                    projections.run()
-            done = int(projections.file.done(method).sum())
-            session.report.result(f"{projections.file.path}: {method}, {done} units")
+    asked = _asked(session)
+    todo = [projections for projections in asked if projections.pending]
+    for method in session.plan.project.method:
+        layers = [projections.layer for projections in todo if projections.method == method]
+        if layers:
+            check_rules(session.network, layers, method)
+    with session.timed("project") if todo else nullcontext():
+        read = gather(session, _images(todo)) if todo else None
+        for projections in asked:
+            if read and projections in todo:
+                projections.run(read)
+            group, file = projections.group, projections.file
+            session.report.result(f"{file.path}: {group}, {int(file.done(group).sum())} units")
+
+
+def _asked(session: Session) -> list[Projections]:
+    """What the plan asks for; without --layer that is of the layers that topk has looked at.
+
+    Raises `UsageError` where it has looked at none.
+    """
+    file = TopKFile(session.run.topk)
+    if file.identity() is None:
+        raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
+    held, source = file.layers(), file_digest(session.run.topk)
+    layers = [la for la in session.layers if session.plan.layer or la.alias in held]
+    tops = {layer.alias: file.layer(layer.alias) for layer in layers}
+    return [
+        Projections(session, layer, method, tops[layer.alias], source)
+        for layer in layers
+        for method in session.plan.project.method
+    ]
+
+
+def _images(todo: Sequence[Projections]) -> NDArray[np.int64]:
+    """The images that this work needs, sorted."""
+    found = [projections.top.places.image[projections.pending].ravel() for projections in todo]
+    images = np.unique(np.concatenate(found))
+    return images[images >= 0]
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One stored place: its row in the arrays, and the window that it is projected through."""
+class Slots:
+    """Stored places, (n,) or (n, ...) of each."""
 
-    channel: int
-    rank: int
-    image: int
-    place: tuple[int, int]  # row, column in the layer's map
-    activation: float
-    box: Box
+    channel: NDArray[Any]
+    rank: NDArray[Any]
+    image: NDArray[Any]
+    place: NDArray[Any]  # row, column in the layer's map
+    activation: NDArray[Any]
+    box: NDArray[Any]  # the receptive field
+
+    @classmethod
+    def of(cls, top: LayerTopK, channels: Sequence[int]) -> Slots:
+        """The slots of these channels that are not empty."""
+        row, rank = np.nonzero(top.places.image[channels] >= 0)
+        at, places = (np.asarray(channels)[row], rank), top.places
+        place = np.stack([places.row[at], places.column[at]], axis=-1)
+        return cls(*at, places.image[at], place, places.activation[at], top.box[at])
+
+    def __len__(self) -> int:
+        return len(self.channel)
+
+    def __getitem__(self, chosen: Any) -> Slots:
+        return Slots(*(values[chosen] for values in vars(self).values()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projections:
     """The projections of one layer by one method."""
 
@@ -74,135 +130,186 @@ class Projections:
     layer: Layer
     method: str
     top: LayerTopK
-    read: Callable[[int], Pixels]
     source: str  # digest of topk.h5
+    _known: dict[bytes, bool] = field(default_factory=dict)  # whether windows work, by contact
 
     @property
     def file(self) -> ProjectedFile:
         return ProjectedFile(self.session.run.projected(self.layer.alias))
 
     @property
-    def record(self) -> Record:
-        size = self.session.plan.batch_size or BATCH
-        return {"method": self.method, "topk": self.source, "batch_size": size}
+    def settings(self) -> ProjectPlan:
+        return self.session.plan.project
 
     @property
+    def group(self) -> str:
+        return group_of(self.method, self.settings)
+
+    @property
+    def record(self) -> Record:
+        return {
+            "method": self.method,
+            "start": self.settings.start,
+            "lrn": self.settings.lrn,
+            "topk": self.source,
+            "batch_size": self.session.plan.batch_size,
+        }
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the layer's projections: C, k, h, w."""
+        canvas = self._size if self.settings.start == "map" else self.layer.field.size
+        return self.layer.channels, self.top.places.image.shape[1], *canvas
+
+    @property
+    def block(self) -> int:
+        """Channels that are computed together."""
+        return max(1, _BLOCK // (int(np.prod(self.shape[1:])) * 3 * 2))
+
+    @cached_property
     def pending(self) -> list[int]:
         """Channels that are not in the file yet; raises `UsageError` if it is of another plan."""
-        asked = self.session.units(self.layer)
-        for method, held in self.file.methods().items():
-            wanted = {**self.record, "method": method}
-            if held["topk"] != self.source or (method == self.method and held != wanted):
+        asked, groups = self.session.units(self.layer), self.file.methods()
+        for group, held in groups.items():
+            wanted = self.record if group == self.group else {"topk": self.source}
+            if any(held.get(key) != value for key, value in wanted.items()):
                 raise UsageError(
-                    f"{self.file.path} holds {method} of another plan: "
+                    f"{self.file.path} holds {group} of another plan: "
                     f"{differences(held, wanted)}; delete it or choose another --run"
                 )
-        if self.method not in self.file.methods():
+        if self.group not in groups:
             return list(asked)
-        return sorted(set(asked) - set(np.flatnonzero(self.file.done(self.method)).tolist()))
+        return sorted(set(asked) - set(np.flatnonzero(self.file.done(self.group)).tolist()))
 
-    def run(self) -> None:
-        """Project every pending channel, part by part, then publish them together."""
-        k = self.top.places.image.shape[1]
-        height, width = self.layer.field.size
-        size = max(1, _PART // (k * height * width * 3 * 4))
+    def run(self, read: Read) -> None:
+        """Project every pending channel, block by block, then publish them together."""
         plan = digest(
-            {**self.session.identity, **self.record, "layer": self.layer.alias, "block": size}
+            {
+                **self.session.identity,
+                **self.record,
+                "layer": self.layer.alias,
+                "batch": [PIXELS, PASS, self.block],
+            }
         )
-        name = f"{self.layer.alias}-{self.method}-{plan}"
-        blocks = Blocks(Parts(self.session.run.parts("projected", name), plan), size)
-        what = f"project {self.layer.alias} {self.method}"
-        blocks.fill(self.pending, self._project, self.session.report, what)
-        shape = (self.layer.channels, k, height, width)
-        added = {self.method: (self.record, _by_channel(blocks))}
-        self.file.publish(self.session.header(self.layer), shape, added)
+        name = f"{self.layer.alias}-{self.group}-{plan}"
+        blocks = Blocks(Parts(self.session.run.parts("projected", name), plan), self.block)
+        todo = blocks.missing(self.pending)
+        count = sum(len(Slots.of(self.top, channels)) for _, channels in todo)
+        what = f"project {self.layer.alias} {self.group}"
+        meter = self.session.report.meter(what, count, "places")
+        for number, channels in todo:
+            blocks.parts[number] = self.compute(channels, read, meter)
+        meter.end()
+        added = {self.group: Projected(self.record, self.shape, _by_channel(blocks))}
+        self.file.publish(self.session.header(self.layer), added)
         blocks.parts.clear()
 
-    def _project(self, channels: list[int]) -> Arrays:
+    def compute(self, channels: list[int], read: Read, meter: Meter) -> Arrays:
         """A block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
-        k = self.top.places.image.shape[1]
-        projection = np.zeros((len(channels), k, *self.layer.field.size, 3), np.float32)
-        row = {channel: i for i, channel in enumerate(channels)}
-        size = self.record["batch_size"]
-        for slots in self._alike(channels):
-            for first in range(0, len(slots), size):
-                self.session.report.breathe()
-                batch = slots[first : first + size]
-                for slot, pixels in zip(batch, self._back(batch), strict=True):
-                    _place(projection[row[slot.channel], slot.rank], pixels, slot.box, self._size)
-        scale = np.abs(projection).max(axis=(2, 3, 4))
-        scaled = projection / np.where(scale > 0, scale, 1)[..., None, None, None]
-        scale[self.top.places.image[channels] < 0] = np.nan
-        unit = np.array(channels, np.int32)
-        return {"projection": scaled.astype(np.float16), "scale": scale, "unit": unit}
+        projection = np.zeros((len(channels), *self.shape[1:], 3), np.float16)
+        scale = np.where(self.top.places.image[channels] < 0, np.nan, 0).astype(np.float32)
+        for slots, whole in self._batches(Slots.of(self.top, channels)):
+            self.session.report.breathe()
+            frames = self._back(slots, whole, read)
+            largest = np.abs(frames).max(axis=(1, 2, 3))
+            frames /= np.where(largest > 0, largest, 1)[:, None, None, None]
+            at = np.searchsorted(channels, slots.channel), slots.rank
+            projection[at], scale[at] = frames, largest
+            meter.add(len(slots))
+        return {"projection": projection, "scale": scale, "unit": np.array(channels, np.int32)}
 
     @property
     def _size(self) -> Size:
         return self.session.network.size
 
-    def _alike(self, channels: list[int]) -> Iterator[list[Slot]]:
-        """The places of these channels, in groups whose windows meet the border alike.
+    def _batches(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
+        """The slots in batches of one pass each, and whether that is on the whole input."""
+        for group, whole in self._alike(slots):
+            height, width = self._size if whole else box_of(group.box[0]).clip(self._size).size
+            size = self.session.plan.batch_size or max(1, PIXELS // (height * width))
+            for first in range(0, len(group), size):
+                yield group[first : first + size], whole
 
-        Within a group one pass serves all: the same pixels are padding.
+    def _alike(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
+        """The slots in groups that can share a pass, and whether it is on the whole input.
+
+        Windows that meet the image's border alike share one: the same pixels are padding. Where
+        windows of their own would not save the cost of a pass, the whole input serves any of them.
         """
-        groups: dict[tuple[int, ...], list[Slot]] = defaultdict(list)
-        places = self.top.places
-        for channel in channels:
-            for rank in np.flatnonzero(places.image[channel] >= 0).tolist():
-                at = (channel, rank)
-                slot = Slot(
-                    channel,
-                    rank,
-                    int(places.image[at]),
-                    (int(places.row[at]), int(places.column[at])),
-                    float(places.activation[at]),
-                    box_of(self.top.box[at]),
-                )
-                groups[_contact(slot.box, self._size)].append(slot)
-        yield from groups.values()
+        contact = _contact(slots.box, self._size)
+        kinds, first, kind = np.unique(contact, axis=0, return_index=True, return_inverse=True)
+        count = np.bincount(kind.ravel(), minlength=len(kinds))
+        on_whole = np.ones(len(kinds), np.bool_)
+        for number, start in enumerate(first.tolist()):
+            box = box_of(slots.box[start])
+            on_whole[number] = not self._worth_it(box, int(count[number]))
+        chosen = on_whole[kind.ravel()]
+        if chosen.any():
+            yield slots[chosen], True
+        for number in np.flatnonzero(~on_whole).tolist():
+            yield slots[kind.ravel() == number], False
 
-    def _back(self, slots: list[Slot]) -> list[NDArray[np.float32]]:
-        """Project a group of places: (h, w, 3) for each, its window clipped to the image.
+    def _worth_it(self, box: Box, count: int) -> bool:
+        """Whether so many places should have a pass on their windows, and can."""
+        height, width = box.clip(self._size).size
+        saved = count * (1 - height * width / (self._size[0] * self._size[1]))
+        if self.settings.start == "map" or saved < PASS:
+            return False
+        contact = _contact(np.array([box]), self._size).tobytes()
+        if contact not in self._known:
+            window = self.session.network.window(self.layer, box)
+            self._known[contact] = window != Box.whole(self._size)
+        return self._known[contact]
 
-        Raises `CnnvisError` where the network does not give the stored activation again.
+    def _back(self, slots: Slots, whole: bool, read: Read) -> NDArray[np.float32]:
+        """Project a batch of places: (n, h, w, 3), 0 outside the image.
+
+        Raises `CnnvisError` where the network does not give the stored activations again.
         """
-        network, layer = self.session.network, self.layer
-        window = network.window(layer, slots[0].box)
-        whole = window == Box.whole(self._size)
-        boxes = [window if whole else slot.box.clip(self._size) for slot in slots]
-        crops = [self.read(s.image)[_inside(box)] for s, box in zip(slots, boxes, strict=True)]
-        x = network.centre(torch.from_numpy(np.stack(crops))).requires_grad_()
-        with rectify(self.method):
-            output, origin = network.values(layer, window, x)
-        value = self._values(output, slots, origin, whole)
-        self._compare(value.detach(), slots)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
+        network, size = self.session.network, self._size
+        windows = [Box.whole(size) if whole else box_of(box).clip(size) for box in slots.box]
+        found = zip(slots.image.tolist(), windows, strict=True)
+        crops = np.stack([read(image)[_inside(window)] for image, window in found])
+        x = network.centre(torch.from_numpy(crops)).requires_grad_()
+        with rectify(self.method, normalised=self.settings.lrn == "derivative"):
+            output, origin = network.values(self.layer, windows[0], x)
+        signal = self._signal(output.detach(), slots, origin, whole)
+        (gradient,) = torch.autograd.grad(output, x, signal)
         pixels = gradient.permute(0, 2, 3, 1).cpu().numpy()
-        if not whole:
-            return list(pixels)
-        return [p[_inside(s.box.clip(self._size))] for p, s in zip(pixels, slots, strict=True)]
+        if self.settings.start == "map":
+            return np.array(pixels)
+        frames = np.zeros((len(slots), *self.shape[2:], 3), np.float32)
+        boxes = map(box_of, slots.box)
+        for frame, part, box, window in zip(frames, pixels, boxes, windows, strict=True):
+            seen = box.clip(size)
+            frame[_inside(_within(seen, box))] = part[_inside(_within(seen, window))]
+        return frames
 
-    def _values(self, output: Tensor, slots: list[Slot], origin: Size, whole: bool) -> Tensor:
-        """Each slot's own activation: (B,)."""
-        index = torch.arange(len(slots))
-        channels = torch.tensor([slot.channel for slot in slots])
-        first = slots[0].place
-        places = [slot.place if whole else first for slot in slots]
-        rows = torch.tensor([place[0] - origin[0] for place in places])
-        columns = torch.tensor([place[1] - origin[1] for place in places])
-        return output[index, channels, rows, columns]
+    def _signal(self, output: Tensor, slots: Slots, origin: Size, whole: bool) -> Tensor:
+        """What is sent back from the layer's output: (B, C, h, w), 0 but in each slot's channel."""
+        places = slots.place if whole else slots.place[:1]
+        rows, columns = torch.from_numpy(places - np.array(origin)).T
+        index, channels = torch.arange(len(slots)), torch.from_numpy(slots.channel)
+        at = index, channels, rows, columns
+        self._compare(output[at].cpu().numpy(), slots)
+        signal = torch.zeros_like(output)
+        if self.settings.start == "map":  # Zeiler & Fergus 2013, section 2.1
+            signal[index, channels] = output[index, channels].clamp(min=0)
+        else:
+            signal[at] = 1
+        return signal
 
-    def _compare(self, value: Tensor, slots: list[Slot]) -> None:
-        stored = np.array([slot.activation for slot in slots])
+    def _compare(self, value: NDArray[np.float32], slots: Slots) -> None:
         scale = float(np.nanmax(np.abs(self.top.places.activation)))
         allowed = TOLERANCE[self.top.precision] * scale
-        wrong = ~(np.abs(value.cpu().numpy() - stored) <= allowed)  # NaN is wrong too
+        wrong = ~(np.abs(value - slots.activation) <= allowed)  # NaN is wrong too
         if wrong.any():
-            slot = slots[int(wrong.argmax())]
-            path = TopKFile(self.session.run.topk).images().name(slot.image)
-            unit, now = Unit(self.layer.alias, slot.channel), float(value[int(wrong.argmax())])
+            first = int(wrong.argmax())
+            path = TopKFile(self.session.run.topk).images().name(int(slots.image[first]))
+            unit = Unit(self.layer.alias, int(slots.channel[first]))
             raise CnnvisError(
-                f"{path}: {unit} is {now:.6g} there now and {slot.activation:.6g} in topk.h5; "
+                f"{path}: {unit} is {value[first]:.6g} there now and "
+                f"{slots.activation[first]:.6g} in topk.h5; "
                 "the image has changed, so run topk again in another --run"
             )
 
@@ -215,20 +322,22 @@ def _by_channel(
         yield from zip(channels, arrays["projection"], arrays["scale"], strict=True)
 
 
-def _contact(box: Box, size: Size) -> tuple[int, ...]:
-    """How a window meets the image's border: what is cut off each side, and what it touches."""
-    clipped, whole = box.clip(size), Box.whole(size)
-    cut = tuple(abs(a - b) for a, b in zip(box, clipped, strict=True))
-    return (*cut, *(int(a == b) for a, b in zip(clipped, whole, strict=True)))
+def _contact(boxes: NDArray[Any], size: Size) -> NDArray[Any]:
+    """How windows meet the image's border: what is cut off each side, and what they touch.
+
+    (n, 4) -> (n, 8)
+    """
+    low, high = np.zeros(2, boxes.dtype), np.array(size, boxes.dtype)
+    clipped = np.hstack([np.maximum(boxes[:, :2], low), np.minimum(boxes[:, 2:], high)])
+    return np.hstack([boxes - clipped, clipped == np.hstack([low, high])])
 
 
 def _inside(box: Box) -> tuple[slice, slice]:
     return slice(box.top, box.bottom), slice(box.left, box.right)
 
 
-def _place(frame: NDArray[np.float32], pixels: NDArray[np.float32], box: Box, size: Size) -> None:
-    """Put the pixels of a clipped window where they belong in the whole window."""
-    clipped = box.clip(size)
-    top, left = clipped.top - box.top, clipped.left - box.left
-    height, width = clipped.size
-    frame[top : top + height, left : left + width] = pixels
+def _within(box: Box, frame: Box) -> Box:
+    """A box in coordinates of another one."""
+    return Box(
+        box.top - frame.top, box.left - frame.left, box.bottom - frame.top, box.right - frame.left
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,6 @@ from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, check_name
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.canvas import Canvas, read_record
 from cnnvis_cli.figure.contact import Card, cards_on_a_page, contact_sheet, rows_sheet
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.figure.tone import RULES, toned
@@ -37,6 +35,7 @@ from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.plan import read_settings
 from cnnvis_cli.stages import engine
 from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, check_pass, climb_blocks
+from cnnvis_cli.stages.drawing import Figure, draw_figure
 from cnnvis_cli.stages.optimize import MEMORY, Climbs, calibrate_all, check_optimize, known_styles
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import SearchFile
@@ -290,7 +289,7 @@ class _Sheets:
     def pages(self) -> list[Path]:
         """All rows, best first, as pages of cards."""
         cards = [self._card(place) for place in self._search.ranked()]
-        size = cards_on_a_page(cards, self._plan.montage.scale)
+        size = cards_on_a_page(cards, self._plan.figure.scale)
         chunks = [cards[i : i + size] for i in range(0, len(cards), size)]
         alias = self._search.layer.alias
         names = [alias + (f"_page{n}" if n > 1 else "") for n in range(1, len(chunks) + 1)]
@@ -319,7 +318,7 @@ class _Sheets:
         row = self._search.rows[place]
         images = self._held["image"][place].astype(np.float32)
         mean = self._search.session.network.preprocessing.mean
-        pictures = toned(images[:, None], self._plan.montage.tone, mean)[:, 0]
+        pictures = toned(images[:, None], self._plan.figure.tone, mean)[:, 0]
         robust = float(self._held["robustness"][place].mean())
         contrast = float(self._held["deviation"][place].mean())
         lead = int((self._held["outcome"][place] == int(Outcome.LARGEST)).sum())
@@ -338,25 +337,17 @@ class _Sheets:
             "parameters (what is absent is left out; the rate is a multiple of the layer's "
             "calibrated step), the share of disturbances after which the units still lead their "
             "layer, how many lead it undisturbed, and the standard deviation in grey levels. "
-            f"Tone: {RULES[self._plan.montage.tone]}."
+            f"Tone: {RULES[self._plan.figure.tone]}."
         )
         return Caption(title, note)
 
     def _publish(self, name: str, make: Any) -> Path:
-        path = self._search.session.run.figure("search", name)
-        montage, caption = self._plan.montage, self._caption()
+        session, caption = self._search.session, self._caption()
         record = {
-            "kind": "search",
             "source": file_digest(self._file.path),
             "name": name,
             "score": self._plan.search.score,
-            "scale": montage.scale,
-            "tone": montage.tone,
-            "title": caption.title,
         }
-        key = digest(record)
-        if read_record(path).get("cnnvis-key") != key:
-            canvas: Canvas = make(caption, montage.scale)
-            text = {"Title": caption.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
-            publish(path, canvas.png(text | {"cnnvis-key": key}))
-        return path
+        scale = self._plan.figure.scale
+        figure = Figure("search", name, caption.title, record, partial(make, caption, scale))
+        return draw_figure(session, figure)[0]

@@ -84,19 +84,24 @@ class Session:
 
 
 @contextmanager
-def open_session(plan: Plan, report: Report, new: bool = True) -> Iterator[Session]:
+def open_session(
+    plan: Plan, report: Report, new: bool = True, weights: bool = True
+) -> Iterator[Session]:
     """Load the network, then hold the run directory while the block works in it.
 
     What the plan leaves open of the network is taken from the run directory. Raises `UsageError`
-    where there is no run yet and a `new` one would be of no use.
+    where there is no run yet and a `new` one would be of no use. A stage that does not compute
+    with the network can do without its `weights`, those of the run directory.
     """
     keep_memory()
+    plan_weights = plan.weights
     plan = _completed(plan)
     run = Run(plan.folder)
     if not new and not run.read():
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
     with report.stoppable():
-        network = load_network(plan)
+        bare = not weights and not plan_weights
+        network = _bare_network(plan, run) if bare else load_network(plan)
         report.breathe()
         with run.lock(plan.shard):
             session = Session(plan, network, run, report)
@@ -127,6 +132,12 @@ def network_on(device: torch.device, plan: Plan, network: Network | None) -> Net
     return found if found.device == device else found.to(device)
 
 
+def _bare_network(plan: Plan, run: Run) -> Network:
+    """The network that the run directory is of, without its weights."""
+    found = outline(plan)
+    return replace(found, digest=str(run.read()["weights_sha256"]))
+
+
 def outline(plan: Plan) -> Network:
     """The plan's network without its weights: enough to list its layers."""
     plan = _completed(plan)
@@ -137,7 +148,7 @@ def outline(plan: Plan) -> Network:
     except NotImplementedError:  # a builder that computes with its weights
         module = found.build()
     preprocessing = preprocess(found.preprocessing, plan.preprocessing)
-    return Network.prepare(found.name, module, preprocessing)
+    return Network.prepare(found.name, module, preprocessing, classes=found.classes)
 
 
 def _completed(plan: Plan) -> Plan:

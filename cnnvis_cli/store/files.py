@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import merge
@@ -130,6 +130,12 @@ class TopKFile:
             stats = {name: values[()] for name, values in group["stats"].items()}
             return LayerTopK(places, group["box"][()], stats, str(file.attrs["precision"]))
 
+    def histogram(self, alias: str) -> NDArray[np.int64]:
+        """How many places of a layer's channels lie in each bin: (C, bins)."""
+        with _reading(self.path, "topk") as file:
+            counts: NDArray[np.int64] = file["layers"][alias]["histogram"][()]
+            return counts
+
     def publish(self, plan: Record, images: Images, layers: Iterable[LayerResult]) -> None:
         """Write the whole file; `plan` is the identity that a rerun is compared with."""
         with publishing_hdf5(self.path) as file:
@@ -234,6 +240,15 @@ class OptimizedFile:
             values: Array = file[style][name][rows]
             return values
 
+    def pick(self, style: str, rows: Sequence[int], runs: Sequence[int]) -> NDArray[np.float32]:
+        """One run of each of some rows: (n, h, w, 3)."""
+        found = np.empty((len(rows), *self.canvas(style), 3), np.float32)
+        with _reading(self.path, "optimized") as file:
+            images = file[style]["image"]
+            for i, (row, run) in enumerate(zip(rows, runs, strict=True)):
+                found[i] = images[row, run]
+        return found
+
     def publish(self, header: Header, added: dict[str, Optimized]) -> None:
         """Write the file anew with these styles beside the others that it already holds.
 
@@ -301,6 +316,15 @@ class SearchFile:
                 write(group, SEARCHED, columns)
 
 
+@dataclass(frozen=True)
+class Projected:
+    """Projections of some channels of a layer in one method's group."""
+
+    record: Record
+    shape: tuple[int, ...]  # (C, k, h, w)
+    channels: Iterable[tuple[int, Array, Array]]  # in order, each with (k, h, w, 3) and scale (k,)
+
+
 class ProjectedFile:
     """``projected/<layer>.h5``: one group a method, arrays by channel and rank."""
 
@@ -327,27 +351,31 @@ class ProjectedFile:
             group = file[method]
             return group["projection"][channel], group["scale"][channel]
 
-    def publish(
-        self,
-        header: Header,
-        shape: tuple[int, ...],
-        methods: Mapping[str, tuple[Record, Iterable[tuple[int, Array, Array]]]],
-    ) -> None:
-        """Write the file anew: for each method its plan, and projections by channel.
+    def canvas(self, method: str) -> tuple[int, int]:
+        """Height and width of a method's projections."""
+        with _reading(self.path, "projected") as file:
+            shape = file[method]["projection"].shape
+            return int(shape[2]), int(shape[3])
 
-        `shape` is (C, k, h, w); what the file already holds is kept, of these methods too.
-        Channels come one at a time, in order: (channel, projection (k, h, w, 3), scale (k,)).
+    def publish(self, header: Header, added: dict[str, Projected]) -> None:
+        """Write the file anew with these methods beside the others that it already holds.
+
+        A method that it holds and that is added again gains channels and keeps its old ones.
         """
-        sources = {name: (plan, self._channels(name)) for name, plan in self.methods().items()}
-        for name, (plan, added) in methods.items():
-            _, held = sources.get(name, (plan, ()))
-            sources[name] = plan, merge(held, added, key=itemgetter(0))
+        methods = {name: [self._held(name)] for name in self.methods()}
+        for name, projected in added.items():
+            methods.setdefault(name, []).append(projected)
         with publishing_hdf5(self.path) as file:
             header.write(file, "projected")
-            for name, (plan, channels) in sorted(sources.items()):
+            for name, pieces in sorted(methods.items()):
                 group = file.create_group(name)
-                group.attrs["plan"] = json.dumps(plan, sort_keys=True)
-                _write_method(group, shape, channels)
+                group.attrs["plan"] = json.dumps(pieces[-1].record, sort_keys=True)
+                _write_method(group, pieces)
+
+    def _held(self, method: str) -> Projected:
+        with _reading(self.path, "projected") as file:
+            shape = file[method]["projection"].shape[:4]
+        return Projected(self.methods()[method], shape, self._channels(method))
 
     def _channels(self, method: str) -> Iterator[tuple[int, Array, Array]]:
         for channel in np.flatnonzero(self.done(method)).tolist():
@@ -374,9 +402,10 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
                 column[rows] = block[name]
 
 
-def _write_method(
-    group: h5py.Group, shape: tuple[int, ...], channels: Iterable[tuple[int, Array, Array]]
-) -> None:
+def _write_method(group: h5py.Group, pieces: list[Projected]) -> None:
+    """Write the channels of several pieces in their order."""
+    shape = pieces[0].shape
+    channels = merge(*(piece.channels for piece in pieces), key=itemgetter(0))
     projection = create(group, PROJECTED_METHOD, "projection", (*shape, 3))
     scales = np.full(shape[:2], np.nan, np.float32)
     done = np.zeros(shape[0], np.bool_)

@@ -66,7 +66,8 @@ class Run:
         return self.path / "projected" / f"{layer}.h5"
 
     def figure(self, kind: str, name: str) -> Path:
-        return self.path / "figures" / kind / f"{name}.png"
+        """A figure's file, without its suffix."""
+        return self.path / "figures" / kind / name
 
     def parts(self, *names: str) -> Path:
         """Where finished pieces of unfinished work are kept."""

@@ -131,6 +131,8 @@ WRONG = {
     "nothing to merge": ("cnnvis merge", "RUNS"),
     "nothing to measure": (f"cnnvis bench topk nowhere {EXACT}", "nowhere"),
     "project method": (f"cnnvis project {EXACT} --method deconf", "deconv"),
+    "project start": (f"cnnvis project {EXACT} --start maps", "--start"),
+    "project normalisation": (f"cnnvis project {EXACT} --lrn passes", "--lrn"),
 }
 
 
@@ -278,6 +280,19 @@ def test_a_configuration_runs_all_its_stages(cnnvis: Call) -> None:
     before = {p: p.stat().st_mtime_ns for p in Path("run").rglob("*") if p.name != ".lock"}
     assert cnnvis("cnnvis run whole.toml").code == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_network_without_a_rule_is_refused_by_name(cnnvis: Call) -> None:
+    Path("small.toml").write_text("[preprocessing]\nresize = 64\ncrop = 64\n")
+    network = "--model mobilenet_v2 --weights random --config small.toml --run mobile"
+    flags = f"{network} --layer conv1 --layer conv2 --device cpu --workers 0"
+    assert cnnvis(f"cnnvis topk images {flags}").code == 0
+    told = cnnvis(f"cnnvis project {flags} --method guided")
+    assert told.code == 2
+    assert len(told.err.splitlines()) == 1
+    for word in ("mobilenet_v2", "conv2", "hardtanh", "features.0.2", "--method gradient"):
+        assert word in told.err
+    assert cnnvis(f"cnnvis project {flags} --method gradient").code == 0
 
 
 def test_layers_lists_every_layer(cnnvis: Call) -> None:

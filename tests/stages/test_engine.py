@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ import torch
 
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
 from cnnvis_cli.stages import engine
-from cnnvis_cli.stages.engine import Aside, Finished, Lane, Tell, choose_devices, lanes, spread
+from cnnvis_cli.stages.engine import (
+    Aside,
+    Finished,
+    Lane,
+    Tell,
+    choose_devices,
+    in_threads,
+    lanes,
+    spread,
+)
 
 CPU = torch.device("cpu")
 FORKED, SPAWNED = Lane(CPU, 1, 0), Lane(CPU, 2, 0)
@@ -184,3 +194,20 @@ def test_a_container_s_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert engine.available_memory() > 2700
     assert engine.cores() == len(os.sched_getaffinity(0))
+
+
+def test_threads_give_results_in_order_and_begin_nothing_after_a_failure() -> None:
+    assert list(in_threads(lambda number: number * number, range(50))) == [n * n for n in range(50)]
+    begun: list[int] = []
+
+    def fail(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.001)
+        if number == 3:
+            raise CnnvisError("the fourth")
+        return number
+
+    results = in_threads(fail, range(1000))
+    with pytest.raises(CnnvisError, match="the fourth"), closing(results):
+        list(results)
+    assert len(begun) < 1000

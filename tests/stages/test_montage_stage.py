@@ -106,7 +106,7 @@ def test_projections_and_patches_are_on_the_sheet(
 def test_the_picture_says_what_it_shows(
     do: Callable[..., None], ready: dict[str, Any], tmp_path: Path
 ) -> None:
-    do("montage", **ready | {"montage__tone": "sheet"})
+    do("montage", **ready | {"figure__tone": "sheet"})
     for kind in ("optimized", "top"):
         with Image.open(tmp_path / "run" / "figures" / kind / "conv1.png") as image:
             image.load()
@@ -152,7 +152,7 @@ def test_a_picture_that_is_not_the_one_asked_for_is_drawn_again(
     if damage == "truncated":
         path.write_bytes(once[:-400])
     elif damage == "another scale":
-        do("montage", **ready | {"montage__scale": 2})
+        do("montage", **ready | {"figure__scale": 2})
         assert path.read_bytes() != once
     else:
         do("montage", **ready | {"units": "1"})
@@ -164,7 +164,7 @@ def test_a_picture_that_is_not_the_one_asked_for_is_drawn_again(
 def test_pixels_can_be_drawn_larger(
     do: Callable[..., None], ready: dict[str, Any], tmp_path: Path
 ) -> None:
-    do("montage", **ready | {"montage__kind": ("optimized",), "montage__scale": 3})
+    do("montage", **ready | {"montage__kind": ("optimized",), "figure__scale": 3})
     sheet = opened(tmp_path / "run" / "figures" / "optimized" / "conv1.png")
     with h5py.File(tmp_path / "run" / "optimized" / "conv1.h5") as file:
         best = int(file["3/activation"][0].argmax())
@@ -176,7 +176,7 @@ def test_pixels_can_be_drawn_larger(
     ("change", "message"),
     [
         ({"units": "7"}, "optimize"),
-        ({"montage__style": "2"}, "2"),
+        ({"montage__style": ("2",)}, "2"),
         ({"layer": ("conv2",)}, "optimize"),
         ({"montage__kind": ("top",), "units": "7"}, "project"),
         ({"montage__kind": ("top",), "montage__method": "guided"}, "guided"),
@@ -195,7 +195,7 @@ def test_one_scale_for_a_unit_keeps_its_projections_comparable(
     do("topk", **flags | {"layer": ("conv2",)})
     flags |= {"layer": ("conv2",), "units": "0-2"}
     do("project", **flags)
-    do("montage", **flags | {"montage__kind": ("top",), "montage__tone": "unit"})
+    do("montage", **flags | {"montage__kind": ("top",), "figure__tone": "unit"})
     sheet = opened(tmp_path / "run" / "figures" / "top" / "conv2.png")
     with h5py.File(tmp_path / "run" / "projected" / "conv2.h5") as file:
         for unit in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import cnnvis_cli.network
-from cnnvis_cli.errors import CnnvisError, Stopped, UsageError
+from cnnvis_cli.dataset.decode import decode
+from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
 from cnnvis_cli.network.demo import DemoNet
+from cnnvis_cli.plan import ProjectPlan
+from cnnvis_cli.stages import images
+from cnnvis_cli.stages.project import group_of
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 MODULES = {
@@ -193,7 +198,7 @@ def test_a_method_added_later_leaves_the_others_as_they_are(
     assert path.read_bytes() == once
 
 
-@pytest.mark.parametrize("moments", [0, 5, 9])
+@pytest.mark.parametrize("moments", [0, 5, 14, 18])
 def test_a_stopped_run_carries_on_to_the_same_bytes(
     moments: int,
     do: Callable[..., None],
@@ -202,7 +207,7 @@ def test_a_stopped_run_carries_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cnnvis_cli.stages.project._PART", 4 * K * 7 * 7 * 3 * 4)  # four units
+    monkeypatch.setattr("cnnvis_cli.stages.project._BLOCK", 4 * K * 7 * 7 * 3 * 2)  # four units
     scanned |= {"layer": ("conv1",)}
     do("project", **scanned)
     path = tmp_path / "run" / "projected" / "conv1.h5"
@@ -283,3 +288,160 @@ def test_another_plan_is_refused(
     do("project", **scanned | {"layer": ("conv1",)})
     with pytest.raises(UsageError, match="another plan"):
         do("project", **scanned | {"layer": ("conv1",), "batch_size": 4})
+
+
+# The images
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of bytes of each image that is decoded."""
+    seen: list[int] = []
+    plain = decode
+
+    def count(content: bytes, *others: Any) -> Any:
+        seen.append(len(content))
+        return plain(content, *others)
+
+    monkeypatch.setattr(images, "decode", count)
+    return seen
+
+
+def test_each_image_is_decoded_once_for_all_layers_and_methods(
+    do: Callable[..., None], scanned: dict[str, Any], decoded: list[int], tmp_path: Path
+) -> None:
+    scanned |= {"layer": ("conv1", "conv5", "fc7"), "project__method": ("deconv", "guided")}
+    do("project", **scanned)
+    assert 1 < len(decoded) <= 11
+    assert not (tmp_path / "run" / "parts").exists()
+    decoded.clear()
+    do("project", **scanned)
+    assert not decoded
+
+
+def test_only_images_that_are_needed_are_decoded(
+    do: Callable[..., None], scanned: dict[str, Any], decoded: list[int], tmp_path: Path
+) -> None:
+    do("project", **scanned | {"layer": ("conv1",), "units": "3"})
+    with h5py.File(tmp_path / "run" / "topk.h5") as top:
+        assert len(decoded) == len(np.unique(top["layers/conv1/image"][3])) == K
+
+
+def test_a_full_disk_is_named(
+    do: Callable[..., None],
+    scanned: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StorageError, match=r"parts: No space left on device") as error:
+        do("project", **scanned | {"layer": ("conv1",)})
+    assert error.value.exit_code == 4
+    assert not (tmp_path / "run" / "parts").exists()
+
+
+# Other starts and ways through normalisation
+
+
+def test_a_whole_map_starts_a_projection_of_the_input_s_size(
+    do: Callable[..., None], scanned: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    scanned |= {"layer": ("conv3", "fc7"), "units": "2,3"}
+    do("project", **scanned)
+    do("project", **scanned | {"project__start": "map"})
+    with h5py.File(tmp_path / "run" / "projected" / "conv3.h5") as file:
+        assert sorted(file) == ["deconv", "deconv-map"]
+        assert file["deconv/projection"].shape[2:] == (51, 51, 3)
+        assert file["deconv-map/projection"].shape[1:] == (K, 112, 112, 3)
+        assert json.loads(file["deconv-map"].attrs["plan"])["start"] == "map"
+    for alias in ("conv3", "fc7"):
+        check_map(tmp_path / "run", folder, alias)
+
+
+def check_map(run: Path, folder: Path, alias: str) -> None:
+    with (
+        h5py.File(run / "topk.h5") as top,
+        h5py.File(run / "projected" / f"{alias}.h5") as file,
+    ):
+        for unit, rank in np.ndindex(2, K):
+            channel = unit + 2
+            number = top[f"layers/{alias}/image"][channel, rank]
+            wanted = from_map(folder / top["images/path"][number].decode(), alias, channel)
+            scale = float(file["deconv-map/scale"][channel, rank])
+            assert scale == pytest.approx(np.abs(wanted).max(), rel=1e-4)
+            stored = file["deconv-map/projection"][channel, rank].astype(np.float32)
+            reference = wanted / (scale or 1)
+            np.testing.assert_allclose(stored, reference, atol=1e-4 + 2**-12, rtol=0)
+
+
+def from_map(path: Path, alias: str, unit: int) -> NDArray[np.float32]:
+    """What in the whole image caused a channel's rectified map: (112, 112, 3)."""
+    net = network("deconv")
+    seen: list[Tensor] = []
+    net.get_submodule(MODULES[alias]).register_forward_hook(lambda *_args: seen.append(_args[2]))
+    image = np.asarray(Image.open(path).convert("RGB"), np.float32) - np.array(MEAN, np.float32)
+    x = torch.from_numpy(image).requires_grad_()
+    net((x / torch.tensor(STD)).permute(2, 0, 1)[None])
+    (seen[0][0, unit] * seen[0][0, unit].detach().clamp(min=0)).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    return x.grad.numpy()
+
+
+def test_settings_spell_their_group_in_one_way() -> None:
+    spelled = {
+        group_of("deconv", ProjectPlan(start=start, lrn=lrn))
+        for start in ("place", "map")
+        for lrn in ("derivative", "pass")
+    }
+    assert spelled == {"deconv", "deconv-map", "deconv-lrn", "deconv-map-lrn"}
+
+
+def test_a_stopped_map_carries_on_to_the_same_bytes(
+    do: Callable[..., None],
+    scanned: dict[str, Any],
+    interrupted: Callable[[int], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cnnvis_cli.stages.project._BLOCK", 2 * K * 112 * 112 * 3 * 2)
+    scanned |= {"layer": ("conv5",), "units": "0-5", "project__start": "map"}
+    do("project", **scanned)
+    path = tmp_path / "run" / "projected" / "conv5.h5"
+    once = path.read_bytes()
+    path.unlink()
+    with pytest.raises(Stopped):
+        do("project", interrupted(14), **scanned)
+    assert len(list((tmp_path / "run" / "parts").rglob("*.h5"))) == 2
+    do("project", **scanned)
+    assert path.read_bytes() == once
+
+
+# What has no rule
+
+
+def test_a_network_without_a_rule_is_refused_before_any_image_is_decoded(
+    do: Callable[..., None],
+    scanned: dict[str, Any],
+    photographs: Callable[..., Path],
+    decoded: list[int],
+    tmp_path: Path,
+) -> None:
+    Path("clipped.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    first, last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)\n"
+        "    return nn.Sequential(first, nn.ReLU6(inplace=True), last)\n"
+    )
+    clipped = {"model": "clipped:net", "trust_code": True, "run": str(tmp_path / "other")}
+    clipped |= {"weights": "random"}
+    flags = scanned | clipped | {"dataset": str(photographs(tmp_path / "few", 2, size=(64, 64)))}
+    do("topk", **flags)
+    refusal = r"net: guided cannot project conv2: .*hardtanh \(in 1, ReLU6\).*--method gradient"
+    with pytest.raises(UsageError, match=refusal):
+        do("project", **flags | {"project__method": ("guided",)})
+    assert not decoded
+    do("project", **flags | {"project__method": ("guided",), "layer": ("conv1",)})
+    do("project", **flags | {"project__method": ("gradient",)})

@@ -1,0 +1,125 @@
+"""Sheets of filters beside each other, with marks: a pure function from pixels to a canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.figure.canvas import FAINT, INK, WHITE, Canvas, scaled, text_size
+from cnnvis_cli.figure.lines import INKS
+from cnnvis_cli.figure.sheets import MARGIN, SMALL, Caption, Pixels, begun
+from cnnvis_cli.figure.tone import Floats, about_grey
+
+TONES = {
+    "tile": "x / (2 max |x|) + 0.5, each filter on its own",
+    "sheet": "x / (2 max |x|) + 0.5, one scale for each of the two sheets",
+}
+SIDE = 44  # pixels that a filter is about as wide as, unless a scale says otherwise
+GAP = 8  # between filters, for the frames
+FRAME, WIDE = INKS[1], 3
+APART = 28  # between the sheets
+HEAD = SMALL + 10  # for a sheet's title
+EASY = 8  # columns of large sheets are a multiple of it: easy to count
+
+
+@dataclass(frozen=True)
+class FilterSheet:
+    """Filters (n, h, w, 3) under a title."""
+
+    title: str
+    tiles: Pixels
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Which filters are framed, and which are crossed out: (n,) each."""
+
+    framed: NDArray[np.bool_]
+    crossed: NDArray[np.bool_]
+
+
+def toned_filters(filters: Floats, tone: str) -> Pixels:
+    """Weights (n, h, w, 3) to 8 bits with 0 at mid-grey, by one of the `TONES`."""
+    return about_grey(filters, None if tone == "sheet" else (1, 2, 3))
+
+
+def fitting_scale(size: tuple[int, int]) -> int:
+    """Pixels a weight that make a filter of so many weights large enough to be seen."""
+    return max(1, round(SIDE / max(size)))
+
+
+def filter_sheets(
+    sheets: Sequence[FilterSheet], marks: Marks, caption: Caption, scale: float
+) -> Canvas:
+    """The same filters in several states beside each other, marked alike in each."""
+    grid = _Grid.of(sheets[0].tiles, scale)
+    width = len(sheets) * (grid.width + APART) - APART
+    canvas, top = begun(caption, width, HEAD + grid.height)
+    for number, sheet in enumerate(sheets):
+        left = MARGIN + number * (grid.width + APART)
+        canvas.text(sheet.title, top, left + grid.gutter, SMALL, INK)
+        _draw(canvas, sheet.tiles, marks, grid, (top + HEAD, left))
+    return canvas
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where filters go in a sheet, in pixels from its upper left corner."""
+
+    count: int
+    columns: int
+    tile: tuple[int, int]  # height and width of a filter as it is drawn
+    scale: float
+    gutter: int  # for the number of each row's first filter
+
+    @classmethod
+    def of(cls, tiles: Pixels, scale: float) -> _Grid:
+        count = len(tiles)
+        height, width = (scaled(side, scale) for side in tiles.shape[1:3])
+        columns = min(count, max(1, round(math.sqrt(count))))
+        if count >= 4 * EASY:
+            columns = max(EASY, columns - columns % EASY)
+        gutter = text_size(str(count - 1), SMALL)[0] + 8
+        return cls(count, columns, (height, width), scale, gutter)
+
+    @property
+    def width(self) -> int:
+        return self.gutter + self.columns * (self.tile[1] + GAP) - GAP
+
+    @property
+    def height(self) -> int:
+        return -(-self.count // self.columns) * (self.tile[0] + GAP) - GAP
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The upper left corner of a filter: top, left."""
+        row, column = divmod(number, self.columns)
+        return row * (self.tile[0] + GAP), self.gutter + column * (self.tile[1] + GAP)
+
+
+def _draw(
+    canvas: Canvas, tiles: Pixels, marks: Marks, grid: _Grid, corner: tuple[int, int]
+) -> None:
+    for number, tile in enumerate(tiles):
+        y, x = grid.place(number)
+        top, left = corner[0] + y, corner[1] + x
+        canvas.tile(tile, top, left, grid.scale)
+        if marks.framed[number]:
+            canvas.border(top, left, *grid.tile, FRAME, WIDE)
+        if marks.crossed[number]:
+            _cross(canvas, top, left, grid.tile)
+        if number % grid.columns == 0:
+            middle = top + (grid.tile[0] - SMALL) // 2 - 1
+            canvas.text(str(number), middle, corner[1], SMALL, FAINT)
+
+
+def _cross(canvas: Canvas, top: int, left: int, size: tuple[int, int]) -> None:
+    """Cross out a filter so that it shows on any colour, grey too: dark on a white edge."""
+    bottom, right = top + size[0] - 1, left + size[1] - 1
+    arms = ([(left, top), (right, bottom)], [(left, bottom), (right, top)])
+    for ink, width in ((WHITE, 3), (INK, 1)):
+        for arm in arms:
+            canvas.line(arm, ink, width)

@@ -1,0 +1,114 @@
+"""Sheets as PDF: pictures without loss, text and lines as such, for papers."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from reportlab import rl_config
+from reportlab.lib.utils import ImageReader
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.ttfonts import TTFont
+from reportlab.pdfgen.canvas import Canvas as Page
+
+from cnnvis_cli.figure.canvas import (
+    Canvas,
+    Dot,
+    Frame,
+    Ink,
+    Line,
+    Mark,
+    Text,
+    Tile,
+    font_file,
+    resized,
+)
+
+rl_config.useA85 = 0  # bytes as they are: a quarter smaller
+POINTS = 72  # an inch
+ASCENT = 0.99  # of the font: from the top of a line to its baseline, in its size
+
+
+def pdf(canvas: Canvas, record: Mapping[str, str], dpi: int | None = None) -> bytes:
+    """One page with the sheet at `dpi` pixels an inch (default 100); the same sheet, same bytes.
+
+    The record's values stand among the file's properties.
+    """
+    inch = dpi or 100
+    buffer = io.BytesIO()
+    size = (canvas.width * POINTS / inch, canvas.height * POINTS / inch)
+    page = Page(buffer, pagesize=size, invariant=1, pageCompression=1)
+    page.setTitle(record.get("Title", ""))
+    page.setCreator(record.get("Software", ""))
+    page.setSubject(record.get("cnnvis", ""))
+    page.setKeywords(record.get("cnnvis-key", ""))
+    page.scale(POINTS / inch, POINTS / inch)
+    page.translate(0, canvas.height)
+    _font()
+    for mark in canvas.marks:
+        _put(mark, page)
+    page.showPage()
+    page.save()
+    return buffer.getvalue()
+
+
+def read_key(path: Path) -> str | None:
+    """The record's ``cnnvis-key`` of a PDF file; None where it is absent or cut short."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    found = re.search(rb"/Keywords \(([0-9a-f]+)\)", content)
+    whole = content.rstrip().endswith(b"%%EOF")
+    return found[1].decode() if found and whole else None
+
+
+@cache
+def _font() -> None:
+    pdfmetrics.registerFont(TTFont("Aileron", io.BytesIO(font_file())))
+
+
+def _put(mark: Mark, page: Page) -> None:
+    match mark:
+        case Tile(pixels, (left, top, width, height)):
+            picture = ImageReader(resized(pixels, (width, height)))
+            page.drawImage(picture, left, -top - height, width, height)
+        case Text(text, (left, top), size, ink):
+            page.setFillColorRGB(*_colour(ink))
+            page.setFont("Aileron", size)
+            page.drawString(left, -top - ASCENT * size, text)
+        case Line():
+            _line(mark, page, 0.5, 0.5)
+        case Frame((left, top, _, _), strokes):
+            for stroke in strokes:
+                if isinstance(stroke, Line):
+                    _line(stroke, page, left, top)
+                else:
+                    _dot(stroke, page, left, top)
+
+
+def _line(line: Line, page: Page, left: float, top: float) -> None:
+    page.setStrokeColorRGB(*_colour(line.ink))
+    page.setLineWidth(line.width)
+    path = page.beginPath()
+    first, *rest = ((left + x, -top - y) for x, y in line.points)
+    path.moveTo(*first)
+    for point in rest:
+        path.lineTo(*point)
+    page.drawPath(path)
+
+
+def _dot(dot: Dot, page: Page, left: float, top: float) -> None:
+    page.setFillColorRGB(*_colour(dot.ink))
+    page.setStrokeColorRGB(*_colour(dot.ink))
+    page.setLineWidth(1)
+    x, y = dot.centre
+    page.circle(left + x, -top - y, dot.radius, stroke=int(not dot.filled), fill=int(dot.filled))
+
+
+def _colour(ink: Ink) -> tuple[float, float, float]:
+    red, green, blue = ink
+    return red / 255, green / 255, blue / 255

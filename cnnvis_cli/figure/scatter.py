@@ -1,0 +1,141 @@
+"""A scatter plot: a pure function from arrays to a canvas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Frame, Ink, Point, text_size
+from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
+from cnnvis_cli.figure.sheets import MARGIN, SMALL, Caption, begun
+
+HEIGHT, WIDTH = 330, 560  # of the frame, in pixels
+HEAD, FOOT = SMALL + 14, 2 * SMALL + 18  # for the names of the axes and the numbers
+EDGE = 10  # inside the frame, so that no dot is cut
+ROOM = 0.03  # of an axis's range, beyond the largest number
+DOT = 3.5  # radius
+LINE = (90, 90, 90)
+
+Numbers = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some of the dots in a colour of their own, with a bar at their mean and a text above all."""
+
+    members: NDArray[np.integer[Any]]
+    text: str
+    ink: Ink
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Dots (n,) against two axes, rings where `hollow`, and a line through `trend` (m,)."""
+
+    x: Numbers
+    y: Numbers
+    names: tuple[str, str]  # of the axes
+    hollow: NDArray[np.bool_]
+    trend: tuple[Numbers, Numbers]
+    bands: tuple[Band, ...] = ()
+
+
+def scatter(plot: Scatter, caption: Caption) -> Canvas:
+    """One dot a pair of numbers; both axes begin at 0 or below."""
+    xs, ys = _ticks(plot.x), _ticks(plot.y)
+    gutter = max(text_size(f"{tick:g}", SMALL)[0] for tick in ys) + 8
+    canvas, top = begun(caption, gutter + WIDTH, HEAD + HEIGHT + FOOT)
+    frame = canvas.frame(top + HEAD, MARGIN + gutter, HEIGHT, WIDTH)
+    axes = _Axes(frame, _range(plot.x, xs), _range(plot.y, ys))
+    _rules(canvas, axes, xs, ys)
+    _names(canvas, axes, plot.names)
+    _dots(axes, plot)
+    _legend(canvas, axes, plot.bands)
+    return canvas
+
+
+def _ticks(values: Numbers) -> list[float]:
+    """Round numbers from 0, or below, as far as the values go; at least two."""
+    low, high = min(0.0, float(values.min())), float(values.max())
+    first, second, *_ = round_numbers(low, (low + high) / 2)
+    step = second - first
+    count = max(1, math.floor((high - first) / step + 1e-9))
+    return [round(first + i * step, 12) for i in range(count + 1)]
+
+
+def _range(values: Numbers, ticks: list[float]) -> tuple[float, float]:
+    """What an axis goes from and to."""
+    high = float(values.max())
+    return ticks[0], max(ticks[-1], high + ROOM * (high - ticks[0]))
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """What stands where in the frame."""
+
+    frame: Frame
+    across: tuple[float, float]  # the range of x
+    up: tuple[float, float]  # and of y
+
+    def point(self, x: float, y: float) -> Point:
+        """Where two numbers are in the frame, in pixels."""
+        right = (x - self.across[0]) / (self.across[1] - self.across[0])
+        down = (self.up[1] - y) / (self.up[1] - self.up[0])
+        return EDGE + right * (WIDTH - 2 * EDGE), EDGE + down * (HEIGHT - 2 * EDGE)
+
+    def on_sheet(self, x: float, y: float) -> Point:
+        """The same in pixels of the sheet."""
+        left, top, _, _ = self.frame.box
+        right, down = self.point(x, y)
+        return left + right, top + down
+
+
+def _rules(canvas: Canvas, axes: _Axes, xs: list[float], ys: list[float]) -> None:
+    """Fine lines at round numbers, and the numbers."""
+    left, top, _, height = axes.frame.box
+    for tick in ys:
+        axes.frame.line([axes.point(x, tick) for x in axes.across], RULE)
+        text, y = f"{tick:g}", axes.on_sheet(0, tick)[1] - SMALL / 2 - 1
+        canvas.text(text, round(y), left - 2 - text_size(text, SMALL)[0], SMALL, FAINT)
+    for tick in xs:
+        axes.frame.line([axes.point(tick, y) for y in axes.up], RULE)
+        text, x = f"{tick:g}", axes.on_sheet(tick, ys[0])[0]
+        canvas.text(text, top + height, round(x - text_size(text, SMALL)[0] / 2), SMALL, FAINT)
+
+
+def _names(canvas: Canvas, axes: _Axes, names: tuple[str, str]) -> None:
+    """What the axes are: x below on the right, y above on the left."""
+    left, top, width, height = axes.frame.box
+    right = left + width - EDGE - text_size(names[0], SMALL)[0]
+    canvas.text(names[0], top + height + SMALL + 8, right, SMALL, INK)
+    canvas.text(names[1], top - SMALL - 6, left - 2, SMALL, INK)
+
+
+def _dots(axes: _Axes, plot: Scatter) -> None:
+    inks = [INKS[0]] * len(plot.x)
+    for band in plot.bands:
+        for member in band.members.tolist():
+            inks[member] = band.ink
+    for x, y, ink, ring in zip(plot.x, plot.y, inks, plot.hollow, strict=True):
+        axes.frame.dot(*axes.point(x, y), DOT, ink, filled=not ring)
+    points = [axes.point(x, y) for x, y in zip(*plot.trend, strict=True)]
+    if len(points) > 1:
+        axes.frame.line(points, LINE, 1.5)
+    for band in plot.bands:
+        x, mean = plot.x[band.members], float(plot.y[band.members].mean())
+        (start, y), (end, _) = axes.point(float(x.min()), mean), axes.point(float(x.max()), mean)
+        axes.frame.line([(start - 2 * DOT, y), (end + 2 * DOT, y)], band.ink, 2)
+
+
+def _legend(canvas: Canvas, axes: _Axes, bands: tuple[Band, ...]) -> None:
+    """The bands' texts above the frame, the last one at its right end."""
+    left, top, width, _ = axes.frame.box
+    right = left + width - EDGE
+    for band in reversed(bands):
+        right -= text_size(band.text, SMALL)[0]
+        canvas.text(band.text, top - SMALL - 6, right, SMALL, band.ink)
+        right -= 16

@@ -1,0 +1,60 @@
+"""What the classes of a dataset are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.store.files import Images
+
+WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders
+
+
+def class_names(images: Images, own: Sequence[str], file: str | None) -> list[str]:
+    """A name for each class folder of the images, by label.
+
+    From the `file` if there is one; otherwise the network's `own` names, where the folders are
+    those of ImageNet and as many (sorted, they stand in the order of its classes); otherwise the
+    folders' names. Raises `UsageError` for a file that does not fit the folders.
+    """
+    folders = _folders(images)
+    if file is not None:
+        return _read(Path(file), folders)
+    if len(own) == len(folders) and all(WORDNET.fullmatch(folder) for folder in folders):
+        return list(own)
+    return [folder.replace("_", " ") for folder in folders]
+
+
+def _folders(images: Images) -> list[str]:
+    """The class folders' names, by label; empty where no image of the label is left."""
+    names = [""] * (int(images.label.max(initial=-1)) + 1)
+    for label in range(len(names)):
+        of_label = images.label == label
+        if of_label.any():
+            names[label] = PurePosixPath(images.name(int(of_label.argmax()))).parent.name
+    return names
+
+
+def _read(path: Path, folders: list[str]) -> list[str]:
+    """A name a line, in the folders' order; or a folder and its name, as ``synset_words.txt``."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes {path}: cannot be read ({error})") from None
+    lines = [line for line in lines if line]
+    pairs = dict(_pair(line) for line in lines)
+    if all(folder in pairs for folder in folders):
+        return [pairs[folder] for folder in folders]
+    if len(lines) != len(folders):
+        raise UsageError(
+            f"--classes {path}: has {len(lines)} lines, and the dataset has {len(folders)} class "
+            "folders; write one name a line in their order, or a folder's name before each"
+        )
+    return lines
+
+
+def _pair(line: str) -> tuple[str, str]:
+    folder, _, name = line.replace("\t", " ").partition(" ")
+    return folder, name.strip().split(",")[0]
