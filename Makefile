@@ -23,9 +23,10 @@ test: setup  ## the tests
 long: setup  ## the long forms of some tests (minutes)
 	$(BIN)/pytest -m long -s
 
-bench: setup  ## this machine's limits, and what topk and optimize reach of them on the demo
+bench: setup  ## this machine's limits, and what cnnvis reaches of them on the demo
 	$(BIN)/cnnvis bench topk demo --model demo
 	$(BIN)/cnnvis bench optimize --model demo
+	$(BIN)/cnnvis bench project --model demo
 
 SECOND := outputs/second/demo.safetensors
 STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier

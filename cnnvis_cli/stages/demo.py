@@ -8,13 +8,14 @@ from pathlib import Path
 
 from cnnvis_cli.plan import FigurePlan, MontagePlan, OptimizePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.stages.filters import filters
 from cnnvis_cli.stages.montage import montage
 from cnnvis_cli.stages.pipeline import run_all
 from cnnvis_cli.stages.session import Session, open_session
 
 
 def demo(plan: Plan, report: Report) -> None:
-    """Run all four stages on all layers, and name the pictures to open."""
+    """Run all stages on all layers, and name the pictures to open."""
     folder = Path(plan.run or "outputs/demo")
     start = time.monotonic()
     settings = replace(
@@ -29,12 +30,16 @@ def demo(plan: Plan, report: Report) -> None:
         run_all(session)
         montage(_drawing(session, "optimized", scale=3))
         montage(_drawing(session, "top", scale=1))
+        montage(_drawing(session, "layers", scale=1))
+        filters(session)
     minutes, seconds = divmod(int(time.monotonic() - start), 60)
     report.result(
         f"\nDone in {minutes} min {seconds} s. Open these pictures:\n"
         f"  {folder}/figures/optimized/conv5.png   what each unit of conv5 prefers\n"
         f"  {folder}/figures/optimized/fc8.png     what each class looks like to the network\n"
         f"  {folder}/figures/top/conv5.png         projections beside the strongest image patches\n"
+        f"  {folder}/figures/layers/all.png        all layers at one scale\n"
+        f"  {folder}/figures/filters/conv1.png     the first layer's filters\n"
         f"  {folder}/figures/                      and the other layers"
     )
 
