@@ -20,6 +20,7 @@ Tone = Literal["tile", "unit", "sheet", "true"]
 Precision = Literal["float32", "tf32", "bf16"]
 Decode = Literal["exact", "fast", "gpu"]
 FilterTone = Literal["tile", "sheet"]
+LayerTone = Literal["layer", "tile"]
 Start = Literal["place", "map"]
 Normalisation = Literal["derivative", "pass"]
 
@@ -143,6 +144,55 @@ class FiltersPlan:
 
 
 @dataclass(frozen=True)
+class SaliencyPlan:
+    """`images` are files and folders; `method`: see ``cnnvis saliency --help``.
+
+    `target` is a class name, a class number or a unit (``conv5/0151``), by default each image's
+    predicted class; `at` is Grad-CAM's layer, by default the last with a map. `save` keeps numbers.
+    """
+
+    images: tuple[str, ...] = ()
+    method: tuple[str, ...] = ("gradient", "guided", "deconv", "gradcam")
+    target: str | None = None
+    at: str | None = None
+    save: Literal["h5"] | None = None
+
+
+@dataclass(frozen=True)
+class ActivationsPlan:
+    """`image`: images, folders and videos. `unit` (``conv5/0151``) is one channel over the image.
+
+    `compare` puts all images beside each other; `save` is ``h5`` to keep the numbers. Of a video
+    every n-th frame is used, in a picture `size` pixels high; `frames` takes folders as videos.
+    `tone` is what shares one scale of grey; `scale` enlarges, by default to a fitting size.
+    """
+
+    image: tuple[str, ...] = ()
+    unit: tuple[str, ...] = ()
+    compare: bool = False
+    save: Literal["h5"] | None = None
+    every: int = 1
+    size: int = 480
+    frames: bool = False
+    tone: LayerTone = "layer"
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class OccludePlan:
+    """`images` are files and folders; `target` is a class name or number, by default each
+    image's predicted class. The square's `size`, and the `stride` between two of its positions,
+    are pixels of the network's input; `method` is how the map is projected.
+    """
+
+    images: tuple[str, ...] = ()
+    size: int | None = None
+    stride: int | None = None
+    target: str | None = None
+    method: str = "deconv"
+
+
+@dataclass(frozen=True)
 class FigurePlan:
     """How figures are drawn: `scale` enlarges every pixel, or reduces below 1.
 
@@ -181,6 +231,9 @@ class Plan:
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
     filters: FiltersPlan = field(default_factory=FiltersPlan)
+    saliency: SaliencyPlan = field(default_factory=SaliencyPlan)
+    occlude: OccludePlan = field(default_factory=OccludePlan)
+    activations: ActivationsPlan = field(default_factory=ActivationsPlan)
     figure: FigurePlan = field(default_factory=FigurePlan)
     styles: dict[str, Any] = field(default_factory=dict)  # of one's own; see ascent.styles
 
@@ -245,6 +298,8 @@ class Plan:
             "--trials": self.search.trials,
             "--values": self.search.values,
             "--history": self.optimize.history,
+            "--size": self.occlude.size,
+            "--stride": self.occlude.stride,
         }
         for name, value in at_least_one.items():
             if value is not None and value < 1:

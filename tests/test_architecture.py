@@ -33,7 +33,9 @@ FLOORS = {
 DOORS = {  # a library, and the only places that may use it
     "click": ("cli/",),
     "h5py": ("store/",),
+    "captum": ("network/saliency.py",),
     "numba": ("network/tally_loops.py",),
+    "av": ("dataset/video.py", "figure/film.py"),
     "PIL": ("figure/canvas.py", "dataset/decode.py"),
     "joblib": ("stages/engine.py",),
     "multiprocessing": ("stages/engine.py",),

@@ -11,15 +11,18 @@ import click
 
 from cnnvis_cli import __version__
 from cnnvis_cli.cli import (
+    activations,
     bench,
     demo,
     filters,
     layers,
     merge,
     montage,
+    occlude,
     optimize,
     project,
     run,
+    saliency,
     search,
     topk,
 )
@@ -39,7 +42,7 @@ def cli() -> None:
 
 for _module in (
     *(demo, layers, topk, optimize, search, project, montage, filters),
-    *(merge, run, bench),
+    *(activations, saliency, occlude, merge, run, bench),
 ):
     cli.add_command(_module.command)
 

@@ -69,6 +69,27 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
+@command.command("occlude")
+@click.option("--size", "occlude__size", type=int, help="The square's side, in pixels.")
+@click.option("--stride", "occlude__stride", type=int, help="From one position to the next.")
+@click.option("--rounds", default=5, show_default=True, help="Of all measurements.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@working
+def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
+    """Positions of a square a second, and the forward pass alone.
+
+    The forward pass has the same batch size, of images that are on the device already. With whole
+    images, nothing of the first maps is taken over from the image without a square.
+
+    Example: cnnvis bench occlude --model demo --rounds 3
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.bench_occlude import bench_occlude
+
+    found = bench_occlude(plan, report, max(rounds, 1))
+    report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
+
+
 @command.command("project")
 @projecting
 @click.option("-k", "topk__k", type=int, help="Places a channel.  [default: 9]")
@@ -88,4 +109,24 @@ def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> N
     from cnnvis_cli.stages.bench_project import bench_project
 
     found = bench_project(plan, report, seconds, max(rounds, 1))
+    report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
+
+
+@command.command("activations")
+@click.option("--frames", default=300, show_default=True, help="Of the video, 320x240 pixels.")
+@click.option("--rounds", default=3, show_default=True, help="Of both measurements.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@working
+def bench_activations(frames: int, rounds: int, as_json: bool, **flags: Any) -> None:
+    """A video through some layers' view, and the bare forward pass.
+
+    In frames a second, in turns. The video is drawn and decoded, and its films are encoded, while
+    the network looks; the forward pass is that of the whole network on the same batch.
+
+    Example: cnnvis bench activations --model demo --layer conv5 --rounds 1 --frames 64
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.bench_activations import bench_activations
+
+    found = bench_activations(plan, report, max(frames, 1), max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

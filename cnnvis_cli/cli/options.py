@@ -154,6 +154,16 @@ def drawing(command: F) -> F:
     return _apply(_DRAWING)(command)
 
 
+def drawing_photographs(command: F) -> F:
+    """The options of a command that draws figures of images whose classes nobody tells."""
+    return _apply(_DRAWING[:4])(command)
+
+
+def sizing(command: F) -> F:
+    """The options of a command that draws figures in a tone of its own."""
+    return _apply(_DRAWING[1:4])(command)
+
+
 def printing(command: F) -> F:
     """The options of a command that draws figures in a tone and scale of their own."""
     return _apply(_DRAWING[2:4])(command)
@@ -162,6 +172,11 @@ def printing(command: F) -> F:
 def projecting(command: F) -> F:
     """The options that say how projections are made."""
     return _apply(_PROJECT)(command)
+
+
+def explaining(command: F) -> F:
+    """The options of a command that runs a network on single images."""
+    return _apply((*_NETWORK, _RUN, *_WORK[2:5], *_CONFIG, *_TALK))(command)
 
 
 def joining(command: F) -> F:

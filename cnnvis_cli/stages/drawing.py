@@ -49,7 +49,7 @@ def draw_figure(session: Session, figure: Figure) -> list[Path]:
 
 def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
     """Draw those that are not there yet, several at a time; gives all files, in order."""
-    todo = [f for f in figures if not _is_there(session, f)]
+    todo = [f for f in figures if not is_there(session, f)]
     meter = session.report.meter("drawing", len(todo), "figures")
 
     def work(_: Lane, numbers: Iterator[int], tell: Tell) -> None:
@@ -84,7 +84,7 @@ def _lanes(session: Session, count: int) -> list[Lane]:
     return [Lane(torch.device("cpu"), 1, 0)] * min(most, room)
 
 
-def _is_there(session: Session, figure: Figure) -> bool:
+def is_there(session: Session, figure: Figure) -> bool:
     key = digest(_record(session, figure))
     return all(recorded_key(path) == key for path in files(session, figure))
 

@@ -278,5 +278,5 @@ def _one_of(
     if asked is None:
         return next((name for name in planned if name in held), held[0])
     if asked not in held:
-        raise unknown(kind, asked, held, place=f"{stage}d {layer.alias}")
+        raise unknown(kind, asked, held, place=layer.alias)
     return asked

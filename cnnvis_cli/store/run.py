@@ -65,6 +65,12 @@ class Run:
     def projected(self, layer: str) -> Path:
         return self.path / "projected" / f"{layer}.h5"
 
+    def saliency(self, name: str) -> Path:
+        return self.path / "saliency" / f"{name}.h5"
+
+    def occluded(self, name: str) -> Path:
+        return self.path / "occluded" / f"{name}.h5"
+
     def figure(self, kind: str, name: str) -> Path:
         """A figure's file, without its suffix."""
         return self.path / "figures" / kind / name

@@ -77,6 +77,28 @@ PROJECTED_METHOD: Table = {
     "scale": Column("f4", ("C", "k"), "undoes the scaling; NaN where nothing was projected"),
     "done": Column("?", ("C",), "the channel has been projected"),
 }
+SALIENCY: Table = {
+    "image": Column("u1", ("h", "w", "3"), "RGB, as the network is shown it"),
+    "probability": Column("f4", ("N",), "of each class: softmax of the network's output"),
+    **dict.fromkeys(
+        ("gradient", "guided", "deconv", "smoothgrad"),
+        Column("f4", ("h", "w", "3"), "RGB, signed, what a grey level adds to the value"),
+    ),
+    "integrated": Column("f4", ("h", "w", "3"), "RGB, signed, parts of the value"),
+    "gradcam": Column("f4", ("rows", "columns"), "not negative, a value a place of the map"),
+}
+OCCLUDED: Table = {
+    "total": Column("f4", ("rows", "columns"), "sum of the map's rectified activations"),
+    "probability": Column("f4", ("rows", "columns"), "of the class: softmax of the output"),
+    "predicted": Column("i4", ("rows", "columns"), "the most probable class"),
+    "top": Column("i4", ("rows",), "first input row of a square, may be outside"),
+    "left": Column("i4", ("columns",), "first input column of a square, may be outside"),
+    "projection": Column("f2", ("h", "w", "3"), "RGB, signed, max |value| 1"),
+}
+ACTIVATIONS: Table = {  # of one image; a dataset a layer, called like it
+    "map": Column("f4", ("C", "h", "w"), "what the module gave"),
+    "vector": Column("f4", ("C",), "what the module gave, one value a channel"),
+}
 
 
 def create(group: h5py.Group, table: Table, name: str, shape: tuple[int, ...]) -> h5py.Dataset:

@@ -1,0 +1,80 @@
+"""`cnnvis occlude`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import drawing_photographs, explaining, planned
+
+
+@click.command("occlude")
+@click.argument("occlude__images", metavar="IMAGE...", nargs=-1)
+@click.option(
+    "--size",
+    "occlude__size",
+    type=int,
+    metavar="PIXELS",
+    help="The square's side, in pixels of the network's input.  [default: a fifth of the input's]",
+)
+@click.option(
+    "--stride",
+    "occlude__stride",
+    type=int,
+    metavar="PIXELS",
+    help="From one position to the next.  [default: a twentieth of the input's side]",
+)
+@click.option(
+    "-l",
+    "--layer",
+    multiple=True,
+    help="Whose strongest map is followed; repeatable.  [default: the last convolution with a map "
+    "that is not the network's last layer]",
+)
+@click.option(
+    "--class",
+    "occlude__target",
+    metavar="NAME|NUMBER",
+    help="Whose probability is shown.  [default: the class that each image is taken for]",
+)
+@click.option(
+    "--method",
+    "occlude__method",
+    help="How the map is projected: deconv, guided or gradient.  [default: deconv]",
+)
+@click.option(
+    "--max-unreadable",
+    "topk__max_unreadable",
+    type=float,
+    help="Share of bad images above which the exit code is 3.  [default: 0.01]",
+)
+@drawing_photographs
+@explaining
+def command(**flags: Any) -> None:
+    """Show which parts of an image a network's decision hangs on (Zeiler & Fergus 2013, Fig. 7).
+
+    IMAGE is a file, or a folder, list, tar or zip of them. A grey square hides one place of it
+    after the other. Each image gets figures/occlude/<image>_<layer>.png and its numbers,
+    occluded/<image>_<layer>.h5. The panels:
+
+    \b
+      (a)  the image, as the network is shown it
+      (b)  total activation of the layer's strongest map, by the square's position
+      (c)  that map, projected to the pixels; also for its strongest images, where the run has them
+      (d)  probability of the class, by the square's position
+      (e)  the most probable class, by the square's position
+
+    The square has the mean colour, which is 0 to the network. Its centre goes over the whole
+    image, so that it hangs over the border there.
+
+    Example: cnnvis occlude outputs/demo-images/cat/000.png --model demo (after topk demo --model
+    demo)
+    """
+    plan, report = planned(flags)
+    from cnnvis_cli.stages.occlude import check_occlude, occlude
+    from cnnvis_cli.stages.session import open_session
+
+    check_occlude(plan)
+    with open_session(plan, report) as session:
+        occlude(session)

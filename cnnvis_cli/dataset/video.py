@@ -1,0 +1,180 @@
+"""The frames of a video, one after the other; PyAV reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, prepare
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.nouns import Preprocessing
+
+SUFFIXES = (".mp4", ".webm", ".gif", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
+RATE = Fraction(25)  # frames a second of a folder, and of a video that does not say
+SHORT = 0.95  # of the length that a header says; less is told
+
+
+class Frame(NamedTuple):
+    """One frame as the network is shown it."""
+
+    number: int  # in the video, from 0
+    seconds: float
+    pixels: Pixels  # (height, width, 3)
+
+
+def need_pyav() -> Any:
+    """The library that reads and writes videos; raises `UsageError` where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise UsageError("videos need PyAV, which is missing: pip install 'av>=12'") from None
+    return av
+
+
+@dataclass
+class Video:
+    """A video file: every n-th frame of what can be decoded, and what could not.
+
+    Rotation is ignored, as EXIF's is in images. `problems` is filled while frames are read.
+    """
+
+    path: Path
+    every: int = 1
+    problems: list[str] = field(default_factory=list)
+
+    def rate(self) -> Fraction:
+        """Frames a second of those that are given; raises `UsageError` for no video at all."""
+        with self._opened() as container:
+            own = container.streams.video[0].average_rate
+            return Fraction(own or RATE) / self.every
+
+    def expected(self) -> int:
+        """How many frames there should be, as far as the header knows; 0 if it does not."""
+        with self._opened() as container:
+            return -(-_expected(container) // self.every)
+
+    def frames(self, preprocessing: Preprocessing) -> Iterator[Frame]:
+        """Every n-th frame, one at a time."""
+        self.problems.clear()
+        found, seconds = 0, 0.0
+        converter = need_pyav().video.reformatter.VideoReformatter()  # kept: slow to set up
+        with self._opened() as container:
+            rate = Fraction(container.streams.video[0].average_rate or RATE)
+            for number, picture in enumerate(self._pictures(container)):
+                found = number + 1
+                seconds = picture.time if picture.time is not None else float(number / rate)
+                if number % self.every == 0:
+                    colours = converter.reformat(picture, format="rgb24")
+                    yield Frame(number, seconds, prepare(colours.to_image(), preprocessing))
+            expected = _expected(container)
+        if found < SHORT * expected:
+            self.problems.append(f"ends after {found} of about {expected} frames")
+
+    def _opened(self) -> Any:
+        av = need_pyav()
+        try:
+            container = av.open(str(self.path))
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise UsageError(f"{self.path}: is not a video that can be read ({error})") from None
+        if not container.streams.video:
+            container.close()
+            raise UsageError(f"{self.path}: has no pictures in it")
+        container.streams.video[0].thread_type = "NONE"  # one thread: the network has the others
+        return container
+
+    def _pictures(self, container: Any) -> Iterator[Any]:
+        """Decoded pictures; a packet that cannot be decoded is counted and left out."""
+        av = need_pyav()
+        bad = 0
+        packets = container.demux(container.streams.video[0])
+        while True:
+            try:
+                packet = next(packets, None)
+                pictures = packet.decode() if packet is not None else []
+            except av.FFmpegError as error:
+                if isinstance(error, av.error.InvalidDataError) and bad < BROKEN:
+                    bad += 1
+                    continue
+                self.problems.append(f"breaks off: {error.strerror}")
+                break
+            if packet is None:
+                break
+            for picture in pictures:
+                if picture.is_corrupt:
+                    bad += 1
+                else:
+                    yield picture
+        if bad:
+            self.problems.append(f"{bad} damaged frames are left out")
+
+
+BROKEN = 10_000  # packets in all that may fail before the rest is given up
+
+
+def _expected(container: Any) -> int:
+    """Frames in all, as far as the header knows; 0 if it does not."""
+    stream = container.streams.video[0]
+    if stream.frames:
+        return int(stream.frames)
+    rate = stream.average_rate or 0
+    if stream.duration:
+        return int(stream.duration * stream.time_base * rate)
+    return int((container.duration or 0) * rate / 1_000_000)  # microseconds
+
+
+@dataclass
+class Folder:
+    """A folder (tar, zip, list) of images as the frames of a video, in the order of their names."""
+
+    path: Path
+    every: int = 1
+    problems: list[str] = field(default_factory=list)
+
+    def rate(self) -> Fraction:
+        return RATE / self.every
+
+    def expected(self) -> int:
+        return -(-len(Manifest.scan(self.path)) // self.every)
+
+    def digest(self) -> str:
+        """Of the names and sizes of all frames."""
+        return Manifest.scan(self.path).digest
+
+    def frames(self, preprocessing: Preprocessing) -> Iterator[Frame]:
+        """Every n-th frame, one at a time; one that cannot be read is left out."""
+        self.problems.clear()
+        manifest = Manifest.scan(self.path)
+        for number in range(0, len(manifest), self.every):
+            try:
+                pixels = decode(manifest.read(number), preprocessing)
+            except Unreadable as reason:
+                self.problems.append(f"{manifest.path(number)} is left out: {reason}")
+                continue
+            yield Frame(number, float(number / RATE), pixels)
+
+
+def is_moving(path: Path) -> bool:
+    """Whether a file is a video by its name; a GIF only if it has more than one frame."""
+    suffix = path.suffix.lower()
+    if suffix != ".gif":
+        return suffix in SUFFIXES
+    return _second_picture(path)
+
+
+def _second_picture(path: Path) -> bool:
+    """Whether a GIF has at least two pictures."""
+    video = Video(path)
+    try:
+        with video._opened() as container:
+            pictures = video._pictures(container)
+            return next(pictures, None) is not None and next(pictures, None) is not None
+    except UsageError:
+        need_pyav()
+        return False  # no picture at all: let it be said as of an image
+
+
+Frames = Video | Folder

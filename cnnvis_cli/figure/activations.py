@@ -1,0 +1,296 @@
+"""Figures of one image's way through a network: pure functions from arrays to a canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.figure.canvas import (
+    FAINT,
+    INK,
+    WHITE,
+    Canvas,
+    reduced,
+    scaled,
+    shortened,
+    text_size,
+)
+from cnnvis_cli.figure.grid import Floats, Grey, Grid, in_colour
+from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
+from cnnvis_cli.figure.sheets import LINE, MARGIN, PAGE, SMALL, TITLE, wrapped
+
+SIDE, SMALLER = 860, 640  # pixels that a sheet is enlarged to at most, alone and among others
+APART = 28  # between sheets
+PICTURE = 150  # side of an image above its sheet
+LEAST = 560  # width that captions have at least
+CLASSES = 13  # height of the classes' letters
+STRONG = INKS[1]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What stands above: what is shown, what the network takes it for, and how to read it."""
+
+    title: str
+    classes: tuple[str, ...]  # a line each
+    note: str
+
+
+def headed(heading: Heading, width: int, height: int) -> tuple[Canvas, int]:
+    """A sheet with room for `height` x `width` pixels under a heading, and where that begins."""
+    title, _ = text_size(heading.title, TITLE)
+    room = max(width, title, LEAST)
+    notes = wrapped(heading.note, room)
+    head = MARGIN + TITLE + 6
+    lines = [(shortened(line, CLASSES, room), CLASSES, INK) for line in heading.classes]
+    lines += [(line, SMALL, FAINT) for line in notes]
+    tall = sum(size + 4 for _, size, _ in lines)
+    canvas = Canvas(head + tall + 10 + height + MARGIN, room + 2 * MARGIN)
+    canvas.text(heading.title, MARGIN, MARGIN, TITLE, INK)
+    for line, size, ink in lines:
+        canvas.text(line, head, MARGIN, size, ink)
+        head += size + 4
+    return canvas, head + 10
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image's tiles (C, h, w), already toned; among others under its name and picture."""
+
+    tiles: Grey
+    name: str
+    picture: Grey
+
+
+def fitting_scale(size: tuple[int, int], count: int = 1) -> int:
+    """The whole number that enlarges sheets of this size as far as they are easy to look at."""
+    return max(1, (SIDE if count == 1 else SMALLER) // max(size))
+
+
+def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
+    """Square sheets of the same channels beside each other, numbered row by row."""
+    tiles = panels[0].tiles
+    grid = Grid(len(tiles), (tiles.shape[1], tiles.shape[2]))
+    height, width = (scaled(side, scale) for side in grid.size)
+    gutter = text_size(str(grid.count - 1), SMALL)[0] + 8
+    names = LINE + PICTURE + 12 if len(panels) > 1 else 0
+    top_rule = SMALL + 5
+    whole = len(panels) * (gutter + width + APART) - APART
+    canvas, top = headed(heading, whole, names + top_rule + height)
+    for number, panel in enumerate(panels):
+        left = MARGIN + number * (gutter + width + APART) + gutter
+        if len(panels) > 1:
+            canvas.text(shortened(panel.name, SMALL, width), top, left, SMALL, INK)
+            canvas.tile(fitted(panel.picture, PICTURE), top + LINE, left)
+        y = top + names + top_rule
+        canvas.tile(in_colour(grid.picture(panel.tiles)), y, left, scale)
+        _numbers(canvas, grid, scale, (y, left))
+    return canvas
+
+
+def _numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, int]) -> None:
+    """The first channel of each row beside it, and what to add for each column above it."""
+    (top, left), (down, across) = place, (side * scale for side in grid.pitch)
+    height, width = (side * scale for side in grid.tile)
+    each = max(1, math.ceil((SMALL + 3) / down))
+    for row in range(0, grid.rows, each):
+        text = str(row * grid.columns)
+        y = top + row * down + (height - SMALL) / 2 - 1
+        canvas.text(text, round(y), left - 6 - text_size(text, SMALL)[0], SMALL, FAINT)
+    last = f"+{grid.columns - 1}"
+    each = max(1, math.ceil((text_size(last, SMALL)[0] + 5) / across))
+    for column in range(0, grid.columns, each):
+        text = f"+{column}"
+        x = left + column * across + (width - text_size(text, SMALL)[0]) / 2
+        canvas.text(text, top - SMALL - 5, round(x), SMALL, FAINT)
+
+
+# ---- one value a channel
+
+BARS, FOOT = 190, SMALL + 8  # height of a plot, and of the numbers under it
+WIDE = 780  # of a plot; a bar takes at least a pixel
+LIST = 250  # width of the list of the strongest
+GUTTER = 46  # for the numbers of the value axis
+
+
+@dataclass(frozen=True)
+class Values:
+    """One value a channel (C,), under a name; the strongest have labels, strongest first."""
+
+    name: str
+    values: Floats
+    strongest: tuple[tuple[int, str], ...]
+
+
+def bars(plots: Sequence[Values], heading: Heading, scale: float = 1) -> Canvas:
+    """Bars by channel number, all plots on one axis of values, each with its strongest named."""
+    height, width = scaled(BARS, scale), scaled(WIDE, scale)
+    low = min(0.0, *(float(plot.values.min()) for plot in plots))
+    ticks = round_numbers(low, max(0.0, *(float(plot.values.max()) for plot in plots)))
+    pitch = LINE + height + FOOT + 10
+    canvas, top = headed(heading, GUTTER + width + 16 + LIST, len(plots) * pitch)
+    for number, plot in enumerate(plots):
+        y = top + number * pitch
+        canvas.text(plot.name, y, MARGIN + GUTTER, SMALL, INK)
+        box = (y + LINE, MARGIN + GUTTER, height, width)
+        _bars(canvas, plot, ticks, box)
+        _strongest(canvas, plot, y + LINE, MARGIN + GUTTER + width + 16)
+    return canvas
+
+
+def _bars(canvas: Canvas, plot: Values, ticks: list[float], box: tuple[int, int, int, int]) -> None:
+    top, left, height, width = box
+    low, span, count = ticks[0], ticks[-1] - ticks[0], len(plot.values)
+
+    def up(value: float) -> float:
+        return (height - 1) * (1 - (value - low) / span)
+
+    def across(channel: float) -> float:
+        return (channel + 0.5) * width / count
+
+    frame = canvas.frame(top, left, height, width)
+    for tick in ticks:
+        frame.line([(0, up(tick)), (width - 1, up(tick))], RULE)
+        text = f"{tick:g}"
+        y = round(top + up(tick) - SMALL / 2 - 1)
+        canvas.text(text, y, left - 6 - text_size(text, SMALL)[0], SMALL, FAINT)
+    wide = max(1.0, 0.8 * width / count)
+    for channel, value in enumerate(plot.values.tolist()):
+        frame.line([(across(channel), up(0)), (across(channel), up(value))], INKS[0], wide)
+    for channel, _ in plot.strongest:
+        value = float(plot.values[channel])
+        frame.line([(across(channel), up(0)), (across(channel), up(value))], STRONG, wide + 0.5)
+    for channel in dict.fromkeys((0, count // 2, count - 1)):
+        x = left + across(channel) - text_size(str(channel), SMALL)[0] / 2
+        canvas.text(str(channel), top + height + 3, round(x), SMALL, FAINT)
+
+
+def _strongest(canvas: Canvas, plot: Values, top: int, left: int) -> None:
+    """The strongest channels with their values, as a list."""
+    canvas.text("value", top - LINE, left + 44 - text_size("value", SMALL)[0], SMALL, FAINT)
+    canvas.text("channel", top - LINE, left + 52, SMALL, FAINT)
+    largest = float(plot.values[plot.strongest[0][0]])
+    decimals = int(np.clip(3 - math.floor(math.log10(abs(largest) or 1)), 0, 4))
+    for number, (channel, label) in enumerate(plot.strongest):
+        text = f"{float(plot.values[channel]):.{decimals}f}"
+        y = top + number * LINE
+        canvas.text(text, y, left + 44 - text_size(text, SMALL)[0], SMALL, STRONG)
+        canvas.text(shortened(label, SMALL, LIST - 52), y, left + 52, SMALL, INK)
+
+
+def small_bars(values: Floats, side: int) -> Grey:
+    """Values (C,) as bars in a square of so many pixels, for an overview: (side, side, 3)."""
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    span = (high - low) or 1.0
+    edges = np.arange(side) * len(values) // side
+    tops = np.maximum.reduceat(values, edges)
+    bottoms = np.minimum.reduceat(values, edges)
+    rows = high - (np.arange(side)[:, None] + 0.5) / side * span  # the value of each line of pixels
+    inked = ((rows <= tops) & (rows >= 0)) | ((rows >= bottoms) & (rows < 0))
+    return np.where(inked[..., None], np.array(INKS[0], np.uint8), np.uint8(245))
+
+
+# ---- all layers
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A layer on the way: its name, its size, and its picture (h, w, 3)."""
+
+    name: str
+    detail: str
+    picture: Grey
+
+
+STOP = (96, 200)  # a picture's side is between these
+
+
+def stop_side(count: int) -> int:
+    """How large each of so many pictures may be for all to fit on one page."""
+    return int(np.clip(math.sqrt(0.6 * PAGE / max(count, 1)), *STOP))
+
+
+def fitted(picture: Grey, side: int) -> Grey:
+    """A picture (h, w, 3) that fills a square, its pixels enlarged and averaged."""
+    times = -(-side // max(picture.shape[:2]))
+    large = picture.repeat(times, axis=0).repeat(times, axis=1)
+    return reduced(large, side / max(large.shape[:2]))
+
+
+def walk(stops: Sequence[Stop], heading: Heading) -> Canvas:
+    """All layers as small pictures in the order in which the image goes through them."""
+    side = stop_side(len(stops))
+    across, down = side + 18, side + 2 * LINE + 14
+    columns = max(1, round(math.sqrt(len(stops) * 1.4 * down / across)))
+    rows = -(-len(stops) // columns)
+    canvas, top = headed(heading, min(columns, len(stops)) * across - 18, rows * down)
+    for number, stop in enumerate(stops):
+        row, column = divmod(number, columns)
+        y, x = top + row * down, MARGIN + column * across
+        canvas.text(shortened(stop.name, SMALL, side), y, x, SMALL, INK)
+        canvas.text(shortened(stop.detail, SMALL, side), y + LINE - 2, x, SMALL, FAINT)
+        canvas.tile(fitted(stop.picture, side), y + 2 * LINE, x)
+    return canvas
+
+
+# ---- one channel over the image
+
+
+@dataclass(frozen=True)
+class OverImage:
+    """An image (H, W, 3) with a channel laid over it (H, W), smooth and in squares.
+
+    `grey` is the squares' tone; `box` what the strongest place sees: left, top, width, height.
+    """
+
+    name: str
+    image: Grey
+    smooth: Floats
+    grey: Grey
+    box: tuple[int, int, int, int] | None
+
+
+DIM = 0.3  # brightness that the image keeps where the channel is silent
+SHOWN = 420  # pixels that an image is about as wide as
+
+
+def spotlight(image: Grey, values: NDArray[Any], top: float) -> Grey:
+    """An image as bright as the channel is active: `DIM` at 0 and below, as it is at `top`."""
+    share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
+    lit = image * (DIM + (1 - DIM) * share)[..., None]
+    return np.rint(lit).astype(np.uint8)
+
+
+def over_images(rows: Sequence[OverImage], heading: Heading, scale: float, top: float) -> Canvas:
+    """Each image, the channel's map at its place, and the image lit by it; `top` lights fully."""
+    height, width = (scaled(side, scale) for side in rows[0].image.shape[:2])
+    pitch = height + LINE + 12
+    canvas, begin = headed(heading, 3 * (width + 12) - 12, len(rows) * pitch)
+    for number, row in enumerate(rows):
+        y = begin + number * pitch + LINE
+        panes = (row.image, in_colour(row.grey), spotlight(row.image, row.smooth, top))
+        names = (row.name, "the channel's map", "the image where it is active")
+        for place, (pane, name) in enumerate(zip(panes, names, strict=True)):
+            x = MARGIN + place * (width + 12)
+            canvas.text(shortened(name, SMALL, width), y - LINE, x, SMALL, INK)
+            canvas.tile(pane, y, x, scale)
+        _field(canvas, row.box, scale, (y, MARGIN))
+    return canvas
+
+
+def _field(
+    canvas: Canvas, box: tuple[int, int, int, int] | None, scale: float, corner: tuple[int, int]
+) -> None:
+    """Frame what the strongest place sees, on any colour: orange on a white edge."""
+    if box is None:
+        return
+    left, top, width, height = (round(n * scale) for n in box)
+    y, x = corner[0] + top, corner[1] + left
+    right, bottom = x + width - 1, y + height - 1
+    for ink, wide in ((WHITE, 4), (STRONG, 2)):
+        canvas.line([(x, y), (right, y), (right, bottom), (x, bottom), (x, y)], ink, wide)

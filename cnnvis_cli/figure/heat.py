@@ -1,0 +1,69 @@
+"""Strengths as colours, and as colours over a photograph."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.figure.tone import Floats
+
+Pixels = NDArray[np.uint8]
+
+# The colour map inferno of matplotlib (S. van der Walt and N. Smith 2015, CC0), at every eighth
+# of the way: equal steps look equal, in grey print too. Between them a straight line.
+INFERNO = (
+    (0, 0, 4),
+    (33, 12, 74),
+    (87, 16, 110),
+    (138, 34, 106),
+    (188, 55, 84),
+    (227, 89, 51),
+    (249, 140, 10),
+    (249, 201, 50),
+    (252, 255, 164),
+)
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in a grey (ITU-R BT.601)
+DIM = 0.6  # of a photograph's light under colours, whose brightest would drown in white
+CAP = 99  # percentile that the strongest colour stands for (Smilkov et al. 2017, section 2.3)
+
+
+def capped(magnitude: Floats) -> Floats:
+    """Magnitudes (h, w) as strengths, 0 to 1: 1 is the 99th percentile of those that are not 0."""
+    on = magnitude[magnitude > 0]
+    top = np.percentile(on, CAP) if on.size else 1
+    strength: Floats = np.clip(magnitude / np.float32(top), 0, 1).astype(np.float32)
+    return strength
+
+
+def to_largest(values: Floats) -> Floats:
+    """Values (h, w) that are not negative as strengths, 0 to 1: 1 is the largest."""
+    top = values.max()
+    return (values / top if top > 0 else values).astype(np.float32)
+
+
+def coloured(strength: Floats) -> Pixels:
+    """Strengths (h, w) from 0, black, to 1, pale yellow: (h, w, 3)."""
+    at = np.linspace(0, 1, len(INFERNO))
+    bands = [np.interp(strength, at, band) for band in zip(*INFERNO, strict=True)]
+    colours: Pixels = np.rint(np.stack(bands, axis=-1)).astype(np.uint8)
+    return colours
+
+
+def grey(strength: Floats) -> Pixels:
+    """Strengths (h, w) from 0, black, to 1, white: (h, w, 3)."""
+    levels = np.rint(strength * 255).astype(np.uint8)
+    return np.repeat(levels[..., None], 3, axis=-1)
+
+
+def over(photograph: Pixels, strength: Floats) -> Pixels:
+    """A photograph (h, w, 3) in dim grey, covered by colours as far as there is strength (h, w)."""
+    dim = (photograph @ np.array(LUMA) * DIM)[..., None]
+    opacity = strength[..., None]
+    mixed: Pixels = np.rint((1 - opacity) * dim + opacity * coloured(strength)).astype(np.uint8)
+    return mixed
+
+
+def colour_bar(height: int, width: int) -> Pixels:
+    """All colours from left to right, 0 to 1: (height, width, 3)."""
+    row = np.linspace(0, 1, width, dtype=np.float32)
+    return coloured(np.broadcast_to(row, (height, width)))

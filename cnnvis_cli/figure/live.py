@@ -1,0 +1,129 @@
+"""A frame beside a layer's activations, as the toolbox shows them live: arrays to pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, reduced, shortened
+from cnnvis_cli.figure.grid import PAPER, Grey, Grid
+from cnnvis_cli.figure.lines import INKS
+
+EDGE = 10  # round everything
+SMALL, LARGE = 11, 13  # height of letters
+BAR = 4  # height of a class's bar
+FULL = 0.85  # of the room that a sheet must fill to stay as sharp as it is
+COLUMN = 180  # width of the texts at least
+
+
+class Guess(NamedTuple):
+    """A class and its probability."""
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Screen:
+    """How one layer's video is laid out: its name, its tiles, the frame's size, its own height."""
+
+    title: str
+    grid: Grid
+    frame: tuple[int, int]
+    height: int
+
+    @property
+    def sheet(self) -> float:
+        """How much the tiles are enlarged or reduced; by a whole number if that fills the room."""
+        room, size = self.height - 2 * EDGE, max(self.grid.size)
+        whole = room // size
+        return whole if whole * size > FULL * room else room / size
+
+    @property
+    def picture(self) -> float:
+        """How much the frame is enlarged or reduced: to half of the height."""
+        return _fitting(self.height // 2, self.frame[0])
+
+    @property
+    def column(self) -> int:
+        """Width of the frame and the texts under it."""
+        return max(COLUMN, round(self.frame[1] * self.picture))
+
+    def shown(
+        self, frame: Grey, tiles: Grey, guesses: Sequence[Guess], notes: Sequence[str]
+    ) -> Shot:
+        """One frame of the video, from the network's input and the toned channels (C, h, w)."""
+        return Shot(self._left(frame, guesses, notes), self._right(tiles))
+
+    def _left(self, frame: Grey, guesses: Sequence[Guess], notes: Sequence[str]) -> Grey:
+        """The frame with what there is to say of it: (height, w, 3)."""
+        canvas = Canvas(self.height, _even(self.column + 2 * EDGE))
+        canvas.tile(frame, EDGE, EDGE, self.picture)
+        top = EDGE + round(self.frame[0] * self.picture) + 8
+        canvas.text(_short(self.title, SMALL, self.column), top, EDGE, SMALL, INK)
+        for line in notes:
+            top += SMALL + 4
+            canvas.text(_short(line, SMALL, self.column), top, EDGE, SMALL, FAINT)
+        _guesses(canvas, guesses, (top + SMALL + 12, EDGE), self.column)
+        return canvas.pixels
+
+    def _right(self, tiles: Grey) -> Grey:
+        """The sheet in the middle of the height: (height, w)."""
+        times = math.ceil(self.sheet)
+        sheet = self.grid.picture(tiles).repeat(times, axis=0).repeat(times, axis=1)
+        if times != self.sheet:
+            sheet = reduced(sheet, self.sheet / times)
+        height, width = sheet.shape
+        right = np.full((self.height, _even(width + EDGE)), PAPER, np.uint8)
+        top = (self.height - height) // 2
+        right[top : top + height, :width] = sheet
+        return right
+
+
+class Shot(NamedTuple):
+    """One frame of the video: what is in colour at the left, (h, w, 3), and grey beside it, (h, w).
+
+    Most of it is grey, which is drawn and encoded at a third of the cost.
+    """
+
+    left: Grey
+    right: Grey
+
+
+@lru_cache(maxsize=4096)
+def _short(text: str, size: int, width: int) -> str:
+    """A text cut to a width; kept, since the same few stand in all frames."""
+    return shortened(text, size, width)
+
+
+def _even(length: int) -> int:
+    """A length that video can have."""
+    return length + length % 2
+
+
+def _fitting(room: int, size: int) -> float:
+    """The largest whole number that makes so many pixels fit, or the share of 1 that does."""
+    return room // size if size <= room else room / size
+
+
+def _guesses(canvas: Canvas, guesses: Sequence[Guess], place: tuple[int, int], width: int) -> None:
+    """The classes' names and probabilities, each with a bar."""
+    top, left = place
+    for number, guess in enumerate(guesses):
+        ink = INK if number == 0 else FAINT
+        y = top + number * (LARGE + BAR + 7)
+        if y + LARGE + BAR > canvas.height:
+            return
+        canvas.text(f"{guess.share:.2f}", y, left, LARGE, ink)
+        canvas.text(_short(guess.name, LARGE, width - 36), y, left + 36, LARGE, ink)
+        length = max(1, round(width * min(guess.share, 1)))
+        canvas.tile(_bar(length, INKS[0]), y + LARGE + 3, left)
+
+
+def _bar(length: int, ink: Ink) -> Grey:
+    return np.broadcast_to(np.array(ink, np.uint8), (BAR - 1, length, 3)).copy()

@@ -1,0 +1,92 @@
+"""Which unit of each layer is strongest over time: a pure function from arrays to a canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.figure.activations import Heading, headed
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Frame, shortened, text_size
+from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
+from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL
+
+UNITS, VALUES = 110, 56  # heights of the two plots of a layer
+WIDE, GUTTER, LIST = 700, 60, 200
+NAMED = 6  # units of a layer that are named, those that lead longest
+DOT = 1.6
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A layer's strongest unit (T,) and its value (T,) at each of T moments."""
+
+    name: str
+    channels: int
+    unit: NDArray[np.integer[Any]]
+    value: NDArray[np.floating[Any]]
+    labels: dict[int, str]  # of the units that have another name than their number
+
+
+def timeline(seconds: NDArray[np.floating[Any]], leads: Sequence[Lead], heading: Heading) -> Canvas:
+    """For each layer a dot a moment at the leading unit's number, and its value as a line."""
+    pitch = LINE + UNITS + 10 + VALUES + 22
+    canvas, top = headed(heading, GUTTER + WIDE + 20 + LIST, len(leads) * pitch + LINE)
+    last = max(float(seconds[-1]), 1e-9)
+    x = (WIDE - 1) * seconds / last
+    for number, lead in enumerate(leads):
+        y = top + number * pitch
+        canvas.text(lead.name, y, MARGIN + GUTTER, SMALL, INK)
+        _units(canvas, lead, x, y + LINE)
+        _values(canvas, lead, x, y + LINE + UNITS + 10)
+    bottom = top + len(leads) * pitch - 18
+    for at, text in ((0, "0"), (WIDE, f"{last:.4g} s")):
+        left = MARGIN + GUTTER + at - (text_size(text, SMALL)[0] if at else 0)
+        canvas.text(text, bottom, left, SMALL, FAINT)
+    return canvas
+
+
+def _units(canvas: Canvas, lead: Lead, x: NDArray[np.floating[Any]], top: int) -> None:
+    frame = canvas.frame(top, MARGIN + GUTTER, UNITS, WIDE)
+    ticks = (0, lead.channels // 2, lead.channels - 1)
+
+    def up(unit: NDArray[Any] | float) -> Any:
+        return (UNITS - 5) * (1 - unit / max(lead.channels - 1, 1)) + 2
+
+    _rules(canvas, frame, {str(tick): up(tick) for tick in ticks}, top)
+    units, counts = np.unique(lead.unit, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:NAMED]
+    inks = {int(units[i]): INKS[n % len(INKS)] for n, i in enumerate(order)}
+    for at, unit in zip(x.tolist(), lead.unit.tolist(), strict=True):
+        frame.dot(at, up(unit), DOT, inks.get(unit, FAINT))
+    left = MARGIN + GUTTER + WIDE + 20
+    for n, i in enumerate(order):
+        unit, share = int(units[i]), counts[i] / len(lead.unit)
+        text = f"{unit} {lead.labels.get(unit, '')}".strip()
+        y = top + n * LINE
+        canvas.text(f"{share:.0%}", y, left, SMALL, inks[unit])
+        canvas.text(shortened(text, SMALL, LIST - 40), y, left + 40, SMALL, inks[unit])
+
+
+def _values(canvas: Canvas, lead: Lead, x: NDArray[np.floating[Any]], top: int) -> None:
+    frame = canvas.frame(top, MARGIN + GUTTER, VALUES, WIDE)
+    ticks = round_numbers(min(0.0, float(lead.value.min())), max(0.0, float(lead.value.max())))
+    low, span = ticks[0], ticks[-1] - ticks[0]
+
+    def up(value: Any) -> Any:
+        return (VALUES - 3) * (1 - (value - low) / span) + 1
+
+    _rules(canvas, frame, {f"{tick:g}": up(tick) for tick in (ticks[0], ticks[-1])}, top)
+    points = list(zip(x.tolist(), up(lead.value).tolist(), strict=True))
+    frame.line(points if len(points) > 1 else points * 2, INKS[4])
+
+
+def _rules(canvas: Canvas, frame: Frame, rules: dict[str, float], top: int) -> None:
+    """Fine lines with a text beside each."""
+    for text, y in rules.items():
+        frame.line([(0, y), (WIDE - 1, y)], RULE)
+        left = MARGIN + GUTTER - 6 - text_size(text, SMALL)[0]
+        canvas.text(text, round(top + y - SMALL / 2 - 1), left, SMALL, FAINT)

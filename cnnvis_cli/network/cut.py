@@ -1,0 +1,147 @@
+"""Cutting a network in two where a single map carries everything that comes after it.
+
+Then what changes in one corner of the input need be followed only up to there, in a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from cnnvis_cli.network.fields import Fields
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.walk import Call, Map, tensors
+from cnnvis_cli.nouns import ReceptiveField, Size
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The modules before the cut, in order, each fed with the output of the one before.
+
+    Nothing after the cut reads anything of before it but the last one's output, a map of `map`
+    places whose receptive field is `field`. `work` is its share of the whole pass's arithmetic.
+    """
+
+    modules: tuple[str, ...]
+    field: ReceptiveField
+    map: Size
+    work: float
+
+    def early(self, network: Network, normalised: Tensor) -> Tensor:
+        """The map at the cut: (B, 3, h, w) -> (B, C, rows, columns)."""
+        for module in self.parts(network):
+            normalised = module(normalised)
+        return normalised
+
+    def parts(self, network: Network) -> list[nn.Module]:
+        """The modules themselves."""
+        return [network.module.get_submodule(name) for name in self.modules]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of a module with one tensor; its ends in functions called so far."""
+
+    name: str
+    given: Tensor
+    made: Tensor
+    begin: int
+    end: int
+    work: int  # up to its end
+
+
+class _Reads(TorchFunctionMode):
+    """Keeps in mind when each tensor was made, and which were read when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.born: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.reads: list[tuple[int, int]] = []  # when the tensor was made, and when it was read
+        self.work = 0  # multiplications so far
+
+    def __torch_function__(
+        self, func: Call, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = list(tensors(out))
+        if not made:  # it only asks a tensor something
+            return out
+        self.now += 1
+        given = [t for t in tensors([args, kwargs or {}]) if t in self.born]
+        self.reads += [(self.born[t], self.now) for t in given]
+        for tensor in made:
+            self.born[tensor] = self.now
+        if func in (F.conv2d, F.linear):
+            weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
+            self.work += out.numel() * weight[0].numel()
+        return out
+
+    def carries_all(self, step: _Step) -> bool:
+        """Whether nothing after a call reads what was made before its output."""
+        born = self.born[step.made] if step.made in self.born else step.end  # noqa: SIM401
+        return not any(when > step.end and made < born for made, when in self.reads)
+
+
+def cuts(network: Network) -> list[Cut]:
+    """Every place where the network can be cut in two, in the order of the forward pass."""
+    blank = torch.zeros(1, 3, *network.size, device=network.device)
+    blank = blank.contiguous(memory_format=torch.channels_last)
+    reads, fields, steps = _Reads(), Fields(network.size), list[_Step]()
+    with ExitStack() as stack:
+        for name, module in network.module.named_modules():
+            if name:
+                for handle in _follow(name, module, reads, steps):
+                    stack.callback(handle.remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(fields)
+        stack.enter_context(reads)
+        fields[blank], reads.born[blank] = Map(ReceptiveField()), 0
+        network.module(blank)
+    whole = ReceptiveField.whole(network.size)
+    found = []
+    for step, names in _chains(blank, steps, reads):
+        known = fields[step.made]
+        if known and known.state != whole and min(known.state.stride) > 0:
+            size = (int(step.made.shape[2]), int(step.made.shape[3]))
+            found.append(Cut(names, known.state, size, step.work / max(reads.work, 1)))
+    return found
+
+
+def _follow(name: str, module: nn.Module, reads: _Reads, steps: list[_Step]) -> Iterator[Any]:
+    """Hooks that add each call of a module with one tensor to the steps."""
+    begun: list[int] = []
+
+    def before(_module: nn.Module, _given: Any) -> None:
+        begun.append(reads.now)
+
+    def after(_module: nn.Module, given: Any, named: Any, made: Any) -> None:
+        begin = begun.pop()
+        plain = len(given) == 1 and not named and isinstance(given[0], Tensor)
+        if plain and isinstance(made, Tensor) and made.dim() == 4 and made is not given[0]:
+            steps.append(_Step(name, given[0], made, begin, reads.now, reads.work))
+
+    yield module.register_forward_pre_hook(before)
+    yield module.register_forward_hook(after, with_kwargs=True)
+
+
+def _chains(
+    start: Tensor, steps: Sequence[_Step], reads: _Reads
+) -> Iterator[tuple[_Step, tuple[str, ...]]]:
+    """The calls that lead from the input straight on, with the modules up to and including each."""
+    names = [step.name for step in steps]
+    reached: dict[int, tuple[int, tuple[str, ...]]] = {id(start): (0, ())}
+    for step in steps:  # in the order in which they ended, inner ones first
+        end, before = reached.get(id(step.given), (-1, ()))
+        straight = step.begin == end and names.count(step.name) == 1
+        if straight and id(step.made) not in reached and reads.carries_all(step):
+            reached[id(step.made)] = step.end, (*before, step.name)
+            yield step, (*before, step.name)

@@ -1,0 +1,187 @@
+"""What every module of a network gives: not only its convolutions and fully connected layers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import local
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.network.fields import Fields
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.walk import Map
+from cnnvis_cli.nouns import ReceptiveField, Size
+from cnnvis_cli.registry import unknown
+
+PROB = "prob"
+IDLE = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten)
+"""Modules that change no number of a trained network: they would show the last layer again."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one module gives when it is called for the n-th time in a pass."""
+
+    name: str  # alias or module path; with #2, #3 from the second call on
+    module: str
+    call: int
+    kind: str  # the module's class
+    channels: int
+    map: Size | None  # None for a vector
+    field: ReceptiveField  # what each place of the map sees
+    usual: bool  # shown unless others are asked for
+
+    @property
+    def flat(self) -> bool:
+        """Whether it has one value a channel."""
+        return self.map in (None, (1, 1))
+
+    @property
+    def size(self) -> str:
+        """How much it is, for a person."""
+        if self.flat or self.map is None:
+            return f"{self.channels} values"
+        return f"{self.channels} channels of {self.map[0]}x{self.map[1]}"
+
+
+def find_outputs(network: Network) -> tuple[Output, ...]:
+    """Every module's output that is a map (B, C, h, w) or a vector (B, C), as they come.
+
+    Last is `prob`, the softmax of the network's output, where that is one value a class. Runs one
+    black image. Functional rectifiers are no modules and are not among them.
+    """
+    found: list[Output] = []
+    calls: Counter[str] = Counter()
+    aliases = {layer.module: layer.alias for layer in network.layers}
+    walk = Fields(network.size)
+
+    def note(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        calls[path] += 1
+        if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+            return
+        name = aliases.get(path, path) + (f"#{calls[path]}" if calls[path] > 1 else "")
+        usual = not any(True for _ in module.children()) and not isinstance(module, IDLE)
+        size = (int(output.shape[2]), int(output.shape[3])) if output.dim() == 4 else None
+        kind, channels = type(module).__name__, int(output.shape[1])
+        field = _field(walk, output)
+        found.append(Output(name, path, calls[path], kind, channels, size, field, usual))
+
+    handles = _hooks(network, note)
+    try:
+        with torch.no_grad(), walk:
+            image = torch.zeros(1, 3, *network.size, device=network.device)
+            walk[image] = Map(ReceptiveField())
+            output = network.module(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if _is_vector(output) and all(each.name != PROB for each in found):
+        whole = ReceptiveField.whole(network.size)
+        size = int(output.shape[1])
+        found.append(Output(PROB, "", 1, "softmax of the output", size, None, whole, True))
+    return tuple(found)
+
+
+def _field(walk: Fields, output: Tensor) -> ReceptiveField:
+    """What each place of a map sees; all of the input where that is not followed."""
+    known = walk[output]
+    if known is None or known.dims != (-2, -1):
+        return ReceptiveField.whole((0, 0))
+    return known.state
+
+
+def _is_vector(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 2
+
+
+def _hooks(network: Network, hear: Callable[..., None]) -> list[RemovableHandle]:
+    """Have every module but the whole told of, with its path."""
+    return [
+        module.register_forward_hook(partial(hear, path))
+        for path, module in network.module.named_modules()
+        if path
+    ]
+
+
+def choose_outputs(
+    network: Network, outputs: Sequence[Output], names: Iterable[str]
+) -> tuple[Output, ...]:
+    """The outputs of these names, in the network's order; all usual ones for none.
+
+    A name is an alias or a module path, which means all of the module's calls, or one call's name.
+    Raises `UsageError` with the nearest name.
+    """
+    aliases = {layer.module: layer.alias for layer in network.layers}
+    known = {name for each in outputs for name in _names(each, aliases)}
+    wanted = set(names)
+    for name in sorted(wanted - known):
+        near = [each.name for each in outputs]
+        raise unknown("layer", name, near, place=network.name)
+    if not wanted:
+        return tuple(each for each in outputs if each.usual)
+    return tuple(each for each in outputs if wanted & _names(each, aliases))
+
+
+def _names(output: Output, aliases: dict[str, str]) -> set[str]:
+    """All that a person may call it."""
+    own = {output.name, output.module, aliases.get(output.module, output.module)}
+    return {name for name in own if name}
+
+
+Read = Callable[[Output, Tensor], None]
+
+
+@contextmanager
+def watching(
+    network: Network, outputs: Iterable[Output], read: Read
+) -> Iterator[Callable[[Tensor], Tensor | None]]:
+    """Hands the outputs to `read` as soon as they are there, `prob` last.
+
+    Gives a function that runs normalised pixels through the whole network, to the probabilities
+    (B, C) of its classes; None where it does not give one value a class. Raises `CnnvisError`
+    where an output did not come.
+    """
+    wanted = {(each.module, each.call): each for each in outputs}
+    passes = local()  # several threads may run the network at once
+
+    def hear(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        passes.calls[path] += 1
+        passes.last = module
+        if (found := wanted.get((path, passes.calls[path]))) is not None:
+            read(found, output)
+
+    def run(pixels: Tensor) -> Tensor | None:
+        passes.calls, passes.last = Counter(), None
+        output = network.module(pixels)
+        calls = passes.calls
+        missed = [each.name for each in wanted.values() if calls[each.module] < each.call]
+        if missed and missed != [PROB]:
+            raise CnnvisError(f"{network.name}: {', '.join(missed)} did not run")
+        prob = _probabilities(output, passes.last)
+        if prob is not None and ("", 1) in wanted:
+            read(wanted["", 1], prob)
+        return prob
+
+    handles = _hooks(network, hear)
+    try:
+        yield run
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _probabilities(output: Any, last: nn.Module | None) -> Tensor | None:
+    """The softmax of (B, C), unless the last module was one."""
+    if not _is_vector(output):
+        return None
+    done = isinstance(last, nn.Softmax)
+    prob: Tensor = output.float() if done else output.float().softmax(dim=1)
+    return prob

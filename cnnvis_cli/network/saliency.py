@@ -1,0 +1,410 @@
+"""What a decision looks at: maps over an image for a class or a unit, by the known methods.
+
+All maps speak of mean-subtracted pixels in 0..255 units, RGB. Every pass has the same number of
+images, filled up with the mean colour, so an image gets the same map whatever comes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.network.backward import NoRule, rectify
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.operations import ROLES, Role
+from cnnvis_cli.network.walk import Call, tensors
+from cnnvis_cli.nouns import Box, Layer, Unit
+from cnnvis_cli.registry import Registry
+
+Shown = Literal["signed", "magnitude", "map"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked about: a class (an output of the network), or a unit of a layer.
+
+    Without a channel it is the class that the network predicts, image by image.
+    """
+
+    layer: Layer | None = None
+    channel: int | None = None
+
+    @property
+    def spoken(self) -> str:
+        """In a sentence."""
+        if self.layer is None or self.channel is None:
+            return "the class"
+        return str(Unit(self.layer.alias, self.channel))
+
+    def __str__(self) -> str:
+        """As it is written in the names of files: ``predicted``, ``class0013``, ``conv5_0151``."""
+        if self.channel is None:
+            return "predicted"
+        if self.layer is None:
+            return f"class{self.channel:04d}"
+        return str(Unit(self.layer.alias, self.channel)).replace("/", "_")
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One number for each image of a batch, of which the methods tell where it comes from.
+
+    That of a class is the network's own output (Simonyan et al. 2013, section 3); that of a unit
+    is its layer's own output, at the place that is strongest in the image as it is.
+    """
+
+    network: Network
+    layer: Layer | None  # whose output it is; None: the network's
+    images: Tensor  # (B, 3, h, w) mean-subtracted
+    channel: Tensor  # (B,)
+    place: Tensor  # (B,) in the flattened map; 0 for a class
+    size: int  # images in a pass
+    seeds: tuple[int, ...]  # B, for what a method draws at random
+    at: Layer | None = None  # whose map Grad-CAM weighs
+
+    @property
+    def all(self) -> Tensor:
+        return torch.arange(len(self.images), device=self.images.device)
+
+    def value(self, x: Tensor, of: Tensor) -> Tensor:
+        """The number for other pixels x, (n, 3, h, w), in place of the images `of` (n,): (n,)."""
+        maps = outputs(self.network, self.layer, x, self.size)
+        rows = torch.arange(len(x), device=x.device)
+        return maps.flatten(2)[rows, self.channel[of], self.place[of]]
+
+
+def ask(
+    network: Network, target: Target, images: Tensor, size: int, seeds: tuple[int, ...] = ()
+) -> Question:
+    """The question of a target for some images, (B, 3, h, w) mean-subtracted, `size` a pass."""
+    with torch.no_grad():
+        maps = outputs(network, target.layer, images, size).flatten(2)
+    if target.channel is None:
+        channel = maps[:, :, 0].argmax(1)
+    else:
+        channel = torch.full((len(images),), target.channel, device=maps.device)
+    place = maps[torch.arange(len(images), device=maps.device), channel].argmax(1)
+    return Question(network, target.layer, images, channel, place, size, seeds)
+
+
+def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tensor:
+    """A layer's own output, or the network's (None), as maps: (n, C, rows, columns).
+
+    Raises `UsageError` for a network whose output is not one number a class.
+    """
+    filled = torch.cat([x, x.new_zeros(max(0, size - len(x)), *x.shape[1:])])
+    if layer is not None:
+        return network.values(layer, Box.whole(network.size), filled)[0][: len(x)]
+    found = network.module(network.normalise(filled))
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        raise UsageError(
+            f"{network.name} does not give one number a class; ask about a unit, "
+            f"like --target {Unit(network.layers[-1].alias, 0)}"
+        )
+    return found[: len(x), :, None, None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to say where a value comes from.
+
+    Pixelwise maps are (B, 3, h, w) and `shown` signed, or by the largest of the three magnitudes;
+    others are (B, rows, columns).
+    """
+
+    explain: Callable[[Question], Tensor]
+    title: str
+    shown: Shown
+    says: str  # what it is, and whose
+    parameters: dict[str, Any]
+
+
+METHODS: Registry[Method] = Registry("saliency method")
+Explain = Callable[[Question], Tensor]
+
+
+def _method(
+    name: str, title: str, shown: Shown, says: str, **parameters: Any
+) -> Callable[[Explain], Explain]:
+    """Register a function from a question to maps."""
+
+    def keep(explain: Explain) -> Explain:
+        METHODS.register(name)(Method(explain, title, shown, says, parameters))
+        return explain
+
+    return keep
+
+
+@_method(
+    "gradient",
+    "gradient",
+    "magnitude",
+    "what the value gains with each grey level (Simonyan et al. 2013)",
+)
+def gradient(question: Question) -> Tensor:
+    """The derivative of the value by the pixels."""
+    return _back(question, question.images, question.all)
+
+
+@_method(
+    "guided",
+    "guided gradient",
+    "signed",
+    "the gradient through rectifiers that were on, its positive part alone at each "
+    "(Springenberg et al. 2014)",
+)
+def guided(question: Question) -> Tensor:
+    """The gradient by the rule of guided backpropagation."""
+    return _back(question, question.images, question.all, "guided")
+
+
+@_method(
+    "deconv",
+    "deconvnet",
+    "signed",
+    "one place's signal sent back, its positive part alone at each rectifier (Zeiler & Fergus "
+    "2013)",
+)
+def deconv(question: Question) -> Tensor:
+    """The gradient by the rule of the deconvnet, from a single activation as in section 2.1."""
+    return _back(_at_one_place(question), question.images, question.all, "deconv")
+
+
+def _at_one_place(question: Question) -> Question:
+    """The question of a class at its strongest place, where it is the mean over a map.
+
+    Sent back from all places at once, what a deconvnet returns is lost: the rule lets the signal
+    through where nothing went forward, and in a flat signal the weights cancel (SqueezeNet).
+    """
+    network, last = question.network, question.network.layers[-1]
+    if question.layer is not None or last.kind != "conv" or last.calls > 1:
+        return question
+    with torch.no_grad():
+        maps = outputs(network, last, question.images, question.size).flatten(2)
+        classes = outputs(network, None, question.images, question.size).shape[1]
+    if maps.shape[1] != classes:  # else nothing with weights of its own comes after
+        return question
+    return replace(question, layer=last, place=maps[question.all, question.channel].argmax(1))
+
+
+@_method(
+    "gradcam",
+    "Grad-CAM",
+    "map",
+    "the layer's channels, each weighed by its mean gradient, summed, its positive part "
+    "(Selvaraju et al. 2017), enlarged to the input",
+)
+def gradcam(question: Question) -> Tensor:
+    """Where a layer speaks for the value: (B, rows, columns).
+
+    Equations 1 and 2 of the paper, on the layer's map as the next layer is given it: with the
+    rectifiers, normalisation and branches that follow.
+    """
+    assert question.at is not None
+    x = question.images.detach().requires_grad_()
+    with _following(question.network, question.at) as followed:
+        value = question.value(x, question.all)
+    (gradients,) = torch.autograd.grad(value.sum(), followed.map)
+    weighed = gradients.mean((2, 3), keepdim=True) * followed.map.detach()
+    return weighed.sum(1).clamp(min=0)[: len(x)]
+
+
+SAMPLES, SPREAD = 50, 0.15  # Smilkov et al. 2017, section 3.1: 50 samples, noise of 10 to 20 %
+
+
+@_method(
+    "smoothgrad",
+    "SmoothGrad",
+    "magnitude",
+    f"the mean gradient of {SAMPLES} copies with noise, its deviation {SPREAD:.0%} of the image's "
+    "range (Smilkov et al. 2017)",
+    samples=SAMPLES,
+    spread=SPREAD,
+)
+def smoothgrad(question: Question) -> Tensor:
+    """The mean gradient over noisy copies of the image.
+
+    Not by a library's: theirs draw the noise of a whole batch from the device's one generator, so
+    that an image's map would depend on its neighbours.
+    """
+    return torch.stack([_smooth(question, i) for i in range(len(question.images))])
+
+
+def _smooth(question: Question, number: int) -> Tensor:
+    """One image's map, its noise drawn on the CPU from its own seed: (3, h, w)."""
+    image = question.images[number]
+    deviation = SPREAD * (image.max() - image.min())
+    generator = torch.Generator().manual_seed(question.seeds[number])
+    total = torch.zeros_like(image)
+    for first in range(0, SAMPLES, question.size):
+        count = min(question.size, SAMPLES - first)
+        drawn = [torch.randn(image.shape, generator=generator) for _ in range(count)]
+        noise = torch.stack(drawn).to(image.device)
+        of = question.all[number].expand(count)
+        total += _back(question, image + deviation * noise, of).sum(0)
+    return total / SAMPLES
+
+
+STEPS = 50  # Sundararajan et al. 2017, section 5: 20 to 300 suffice
+
+
+@_method(
+    "integrated",
+    "integrated gradients",
+    "magnitude",
+    f"parts of the value, from the mean colour to the image in {STEPS} steps "
+    "(Sundararajan et al. 2017)",
+    steps=STEPS,
+    baseline="mean colour",
+)
+def integrated(question: Question) -> Tensor:
+    """The gradient integrated on the way from the mean colour, times the way.
+
+    The parts of an image add up to its value less the mean colour's, but for the steps.
+    """
+    return torch.stack([_integrate(question, i) for i in range(len(question.images))])
+
+
+def _integrate(question: Question, number: int) -> Tensor:
+    """One image's map: (3, h, w)."""
+    from captum.attr import IntegratedGradients
+
+    def value(x: Tensor) -> Tensor:
+        return question.value(x, question.all[number].expand(len(x)))
+
+    image = question.images[number : number + 1].detach().requires_grad_()
+    rule = IntegratedGradients(value)
+    parts: Tensor = rule.attribute(image, n_steps=STEPS, internal_batch_size=question.size)
+    return parts[0].detach().to(image.dtype)
+
+
+def _back(question: Question, x: Tensor, of: Tensor, rule: str = "gradient") -> Tensor:
+    """The value's way back to pixels x, in place of the images `of`: (n, 3, h, w)."""
+    x = x.detach().requires_grad_()
+    with rectify(rule):
+        value = question.value(x, of)
+    (found,) = torch.autograd.grad(value.sum(), x)
+    return found
+
+
+_PLACEWISE = (Role.POINTWISE, Role.RECTIFIER, Role.CURVED)
+
+
+class _Followed(TorchFunctionMode):
+    """Follows a map as long as what is done to it is done place by place.
+
+    `map` is the last state: where it is used otherwise, by a convolution or a pooling, it ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[Tensor] = []
+        self.over = False
+
+    @property
+    def map(self) -> Tensor:
+        return self.states[-1]
+
+    def begin(self, output: Tensor) -> None:
+        self.states, self.over = [output], False
+
+    def __torch_function__(
+        self, func: Call, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.states and not self.over and isinstance(out, Tensor) and self._uses(args, kwargs):
+            if ROLES.get(func) in _PLACEWISE and out.shape[2:] == self.map.shape[2:]:
+                self.states.append(out)
+            else:
+                self.over = True
+        return out
+
+    def _uses(self, args: Any, kwargs: Any) -> bool:
+        given = tensors([args, kwargs or {}])
+        return any(tensor is state for tensor in given for state in self.states)
+
+
+@contextmanager
+def _following(network: Network, layer: Layer) -> Iterator[_Followed]:
+    """Follows a layer's output through the forward passes of this block."""
+    followed = _Followed()
+    module = network.module.get_submodule(layer.module)
+    handle = module.register_forward_hook(lambda _module, _inputs, out: followed.begin(out))
+    try:
+        with followed:
+            yield followed
+    finally:
+        handle.remove()
+
+
+def last_map(network: Network, target: Target) -> Layer:
+    """The last convolution that a target depends on; raises `UsageError` where there is none."""
+    for layer in reversed(network.layers):
+        if layer.kind == "conv" and max(layer.map) > 1 and depends(network, target, layer):
+            return layer
+    raise UsageError(
+        f"{network.name}: Grad-CAM needs a layer with a map before {target.spoken}, and there is "
+        "none; choose another --method or --target"
+    )
+
+
+def depends(network: Network, target: Target, layer: Layer) -> bool:
+    """Whether a target is computed from a layer that has one value a place."""
+    if layer == target.layer or layer.calls > 1:
+        return False
+    question = _blank(network, target)
+    x = question.images.requires_grad_()
+    with _following(network, layer) as followed:
+        value = question.value(x, question.all)
+    if not followed.states:
+        return False
+    (found,) = torch.autograd.grad(value.sum(), followed.map, allow_unused=True)
+    return found is not None
+
+
+def check_way(network: Network, target: Target, method: str) -> None:
+    """Raise `UsageError` where a method has no rule for a function before the target."""
+    question = _blank(network, target)
+    try:
+        with rectify(method), torch.no_grad():
+            question.value(question.images, question.all)
+    except NoRule as error:
+        raise UsageError(
+            f"{network.name}: {method} cannot go back from {target.spoken}: {error.function} is on "
+            "the way, and the method has a rule for max(x, 0) only; choose another --method, such "
+            "as gradient or gradcam"
+        ) from None
+
+
+def _blank(network: Network, target: Target) -> Question:
+    """The question for one image of the mean colour."""
+    return ask(network, target, torch.zeros(1, 3, *network.size, device=network.device), 1)
+
+
+def count_classes(network: Network) -> int:
+    """How many classes the network tells apart; 0 where its output is something else."""
+    blank = torch.zeros(1, 3, *network.size, device=network.device)
+    with torch.no_grad():
+        found = network.module(network.normalise(blank))
+    return int(found.shape[1]) if isinstance(found, Tensor) and found.dim() == 2 else 0
+
+
+def probabilities(question: Question) -> Tensor:
+    """Of each class, by the softmax of the network's output: (B, classes)."""
+    with torch.no_grad():
+        scores = outputs(question.network, None, question.images, question.size)
+    return scores[:, :, 0, 0].softmax(1)
+
+
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, rows, columns) at the input's size, bilinear as in the Grad-CAM paper."""
+    large = F.interpolate(maps[:, None].cpu(), size, mode="bilinear", align_corners=False)
+    return large[:, 0]

@@ -1,0 +1,128 @@
+"""`cnnvis bench activations`: a video through one layer's view, and the bare forward pass."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnvis_cli.dataset.synthetic import CLASSES, draw
+from cnnvis_cli.dataset.video import Video
+from cnnvis_cli.figure.film import Film
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.bench import wait_for
+from cnnvis_cli.stages.films import Reel
+from cnnvis_cli.stages.looking import Eye, Outputs
+from cnnvis_cli.stages.session import Session, open_session
+
+SIZE = (240, 320)  # of the video: height, width
+RATE = Fraction(25)
+STEP = 2  # pixels that the picture moves from frame to frame
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Frames a second, round by round."""
+
+    about: dict[str, Any]
+    forward: tuple[float, ...]
+    reached: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """What `activations` reaches of the forward pass of the same round: the median."""
+        pairs = zip(self.reached, self.forward, strict=True)
+        return statistics.median(reached / bare for reached, bare in pairs)
+
+    def record(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            **self.about,
+            "forward": [round(rate, 2) for rate in self.forward],
+            "activations": [round(rate, 2) for rate in self.reached],
+            "ratio": round(self.ratio, 4),
+        }
+
+    def table(self) -> str:
+        """For a person."""
+        lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
+        lines.append(f"{'':14}{'frames/s':>9}")
+        lines.append(
+            f"{'forward':14}{statistics.median(self.forward):9.1f}  whole network, no more"
+        )
+        reached = statistics.median(self.reached)
+        lines.append(f"{'activations':14}{reached:9.1f}  decoded, seen, drawn and encoded")
+        lines.append(f"{'ratio':14}{self.ratio:9.3f}  within a round, the median")
+        return "\n".join(lines)
+
+
+def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> Bench:
+    """Film a drawn video's layers, and run the same network on as many frames, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "moving.mp4"
+        draw_video(path, frames)
+        with open_session(replace(plan, run=f"{folder}/run"), report) as session:
+            outputs = Outputs(session)
+            reel = Reel(session, outputs, Video(path), "moving")
+            _forward(session, reel.size, frames)  # once to be warm
+            rates = []
+            for _ in range(rounds):
+                report.breathe()
+                rates.append((_forward(session, reel.size, frames), _filmed(reel, frames)))
+            about = {
+                "model": session.network.name,
+                "layers": " ".join(output.name for output in outputs.filmed),
+                "device": str(session.network.device),
+                "frames": frames,
+                "size": f"{SIZE[1]}x{SIZE[0]}",
+                "batch": reel.size,
+                "torch": torch.__version__,
+            }
+    forward, reached = zip(*rates, strict=True)
+    return Bench(about, forward, reached)
+
+
+def _forward(session: Session, size: int, frames: int) -> float:
+    """Frames a second of the forward pass, decoded and batched beforehand."""
+    network = session.network
+    pixels = [np.full((*network.size, 3), 90, np.uint8)] * size
+    with Eye(network, (), size) as eye, network.in_place():
+        start = time.perf_counter()
+        for _ in range(0, frames, size):
+            eye.see(pixels)
+        wait_for(network.device)
+        return -(-frames // size) * size / (time.perf_counter() - start)
+
+
+def _filmed(reel: Reel, frames: int) -> float:
+    start = time.perf_counter()
+    reel.make()
+    return frames / (time.perf_counter() - start)
+
+
+def draw_video(path: Path, frames: int) -> None:
+    """A strip of drawn pictures that moves past, as an MP4 file."""
+    height, width = SIZE
+    with path.open("xb+") as file, Film(file, RATE, "") as film:
+        pictures = [np.asarray(draw(name, 0)) for name in CLASSES]
+        strip = _enlarged(np.concatenate(pictures, axis=1), height)
+        for number in range(frames):
+            left = number * STEP % (strip.shape[1] - width)
+            shot = np.ascontiguousarray(strip[:, left : left + width])
+            film.add(shot, np.zeros((height, 0), np.uint8))
+
+
+def _enlarged(picture: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
+    """A picture (h, w, 3) that is so many pixels high."""
+    rows = np.arange(height) * len(picture) // height
+    columns = np.arange(round(picture.shape[1] * height / len(picture)))
+    return picture[rows][:, columns * len(picture) // height]

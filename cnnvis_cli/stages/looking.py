@@ -1,0 +1,153 @@
+"""What the network makes of images, output by output, and what to call it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import local
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.grid import Floats
+from cnnvis_cli.figure.live import Guess
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.outputs import PROB, Output, choose_outputs, find_outputs, watching
+from cnnvis_cli.nouns import Unit
+from cnnvis_cli.stages.photographs import class_name
+from cnnvis_cli.stages.session import Session
+
+TOP = 5  # classes that are named
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch's outputs by name, (B, C, h, w) or (B, C) each, and its classes' probabilities."""
+
+    values: dict[str, Floats]
+    prob: Floats | None  # (B, classes)
+
+    def of(self, slot: int) -> Seen:
+        """One image's: (C, h, w) or (C,), and (1, classes)."""
+        values = {name: np.ascontiguousarray(each[slot]) for name, each in self.values.items()}
+        return Seen(values, None if self.prob is None else self.prob[slot : slot + 1])
+
+
+class Eye:
+    """Shows a network pixels and keeps what some of its outputs are."""
+
+    def __init__(self, network: Network, outputs: Sequence[Output], size: int) -> None:
+        self.network, self.outputs, self.size = network, tuple(outputs), size
+        self._pass = local()  # several threads may look at once
+        self._watching = watching(network, outputs, self._keep)
+
+    def __enter__(self) -> Eye:
+        self._run = self._watching.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._watching.__exit__(*error)
+
+    def _keep(self, output: Output, values: Tensor) -> None:
+        """Copied at once: what comes next in the network may work in place."""
+        kept = values.detach().to("cpu", torch.float32, copy=True)
+        self._pass.values[output.name] = kept.numpy()
+
+    def see(self, pixels: Sequence[Pixels]) -> Seen:
+        """What up to `size` images (height, width, 3) give; a short batch is filled with black.
+
+        Values depend on the size of the batch in their last bits, so it is always the same.
+        """
+        batch = np.zeros((self.size, *self.network.size, 3), np.uint8)
+        batch[: len(pixels)] = pixels
+        self._pass.values = {}
+        with torch.inference_mode():
+            shown = self.network.normalise(self.network.centre(torch.from_numpy(batch)))
+            prob = self._run(shown)
+        used = {name: each[: len(pixels)] for name, each in self._pass.values.items()}
+        return Seen(used, None if prob is None else prob.cpu().numpy()[: len(pixels)])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a session's network, and those that its plan asks for."""
+
+    session: Session
+
+    @cached_property
+    def all(self) -> tuple[Output, ...]:
+        return find_outputs(self.session.network)
+
+    @cached_property
+    def shown(self) -> tuple[Output, ...]:
+        """Of images: those asked for; all usual ones unless it is only single units that are."""
+        plan = self.session.plan
+        if plan.activations.unit and not plan.layer:
+            return ()
+        return choose_outputs(self.session.network, self.all, plan.layer)
+
+    @cached_property
+    def filmed(self) -> tuple[Output, ...]:
+        """Of videos: those asked for, or all convolutions and fully connected layers."""
+        plan = self.session.plan
+        names = plan.layer or [layer.alias for layer in self.session.network.layers]
+        return choose_outputs(self.session.network, self.all, names)
+
+    @cached_property
+    def units(self) -> tuple[tuple[Output, int], ...]:
+        """The single channels asked for; raises `UsageError` for one that has no map."""
+        found = []
+        for unit in map(Unit.parse, self.session.plan.activations.unit):
+            output = choose_outputs(self.session.network, self.all, (unit.layer,))[0]
+            if output.flat:
+                raise UsageError(f"--unit {unit}: {output.name} has no map, only one value a unit")
+            if unit.channel >= output.channels:
+                last = output.channels - 1
+                raise UsageError(f"--unit {unit}: {output.name} has channels 0 to {last}")
+            found.append((output, unit.channel))
+        return tuple(found)
+
+    @cached_property
+    def needed(self) -> tuple[Output, ...]:
+        """All that are drawn or kept, in the network's order."""
+        names = {each.name for each in (*self.shown, *(output for output, _ in self.units))}
+        kept = {PROB} if self.session.plan.activations.save else set()
+        return tuple(each for each in self.all if each.name in names | kept)
+
+    def label(self, output: Output, channel: int) -> str:
+        """The number of a channel, and its class where there is one channel for each."""
+        names = self.session.network.classes
+        if output.name in self._of_classes and output.channels == len(names):
+            return f"{channel} {names[channel]}"
+        return str(channel)
+
+    @cached_property
+    def _of_classes(self) -> frozenset[str]:
+        """The last layer and all that comes after it."""
+        last = self.session.network.layers[-1].module
+        begin = next(i for i, each in enumerate(self.all) if each.module == last)
+        return frozenset(each.name for each in self.all[begin:])
+
+
+def guesses(network: Network, prob: NDArray[Any] | None, slot: int = 0) -> tuple[Guess, ...]:
+    """The likeliest classes of one image of a batch, the likeliest first."""
+    if prob is None:
+        return ()
+    order = np.argsort(-prob[slot], kind="stable")[:TOP].tolist()
+    return tuple(Guess(class_name(network, i), float(prob[slot, i])) for i in order)
+
+
+def title_of(network: Network, output: Output) -> str:
+    """Which network's output, with its module's path where that is not its name."""
+    path = f" ({output.module})" if output.module and not _same(output) else ""
+    return f"{network.name} {output.name}{path}"
+
+
+def _same(output: Output) -> bool:
+    return output.name.partition("#")[0] == output.module

@@ -1,0 +1,342 @@
+"""`cnnvis occlude`: which parts of an image a network's decision hangs on.
+
+Zeiler & Fergus 2013, section 4.2 and Fig. 7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cnnvis_cli.digests import digest
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.figure.canvas import Canvas
+from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlusion_sheet
+from cnnvis_cli.figure.sheets import Caption, Pane
+from cnnvis_cli.figure.tone import RULES as TONES
+from cnnvis_cli.figure.tone import Floats, Pixels, as_photograph, toned
+from cnnvis_cli.network.backward import RULES, check_rules, rectify
+from cnnvis_cli.network.occlusion import Occluder, Squares
+from cnnvis_cli.nouns import Box, Layer, Size, Unit
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.stages.drawing import Figure, draw_figure
+from cnnvis_cli.stages.photographs import (
+    Photograph,
+    batch_of,
+    class_name,
+    find_class,
+    photographs,
+)
+from cnnvis_cli.stages.session import Session
+from cnnvis_cli.stages.sources import TopImages, projected_of
+from cnnvis_cli.store.occluded import Arrays, OccludedFile
+from cnnvis_cli.store.run import Record
+
+# Of an input's side. The paper does not say how large its square is, nor how far apart; a fifth
+# hides an eye or a wheel of most photographs, and 20 positions a side show where.
+SIZE, STRIDE = 1 / 5, 1 / 20
+BATCH = {"cpu": 64, "cuda": 256}  # positions a pass: more gain nothing there
+SHOWN = 9  # of the unit's strongest images
+LARGE = 224  # pixels that a panel's side should have
+
+
+def check_occlude(plan: Plan) -> None:
+    """Raise `UsageError` for no image at all, or a method that does not exist."""
+    if not plan.occlude.images:
+        raise UsageError("which images? name files or folders: cnnvis occlude IMAGE...")
+    RULES[plan.occlude.method]
+
+
+def occlude(session: Session) -> None:
+    """Cover every image, place after place; what is there already is left as it is."""
+    studies = [Study.of(session, layer) for layer in asked_layers(session)]
+    for image in photographs(session, session.plan.occlude.images):
+        for study in studies:
+            for path in study.files(image):
+                session.report.result(str(path))
+
+
+def asked_layers(session: Session) -> tuple[Layer, ...]:
+    """The layers asked for, or the last convolution with a map that is not the classifier."""
+    network = session.network
+    if session.plan.layer:
+        return session.layers
+    maps = [la for la in network.layers[:-1] if la.kind == "conv" and max(la.map) > 1]
+    if not maps:
+        raise UsageError(f"{network.name} has no convolution before its last layer; give a --layer")
+    return (maps[-1],)
+
+
+def squares_of(plan: Plan, image: Size) -> Squares:
+    """The squares that a plan asks for over an input; raises `UsageError` for too large ones."""
+    shorter = min(image)
+    size = max(1, round(shorter * SIZE)) if plan.occlude.size is None else plan.occlude.size
+    stride = max(1, round(shorter * STRIDE)) if plan.occlude.stride is None else plan.occlude.stride
+    for name, length in (("--size", size), ("--stride", stride)):
+        if length > shorter:
+            raise UsageError(
+                f"{name} {length}: more than the network's input has, {image[0]}x{image[1]} pixels"
+            )
+    return Squares.over(image, size, stride)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The same squares, layer and class for all images of a command."""
+
+    session: Session
+    layer: Layer
+    squares: Squares
+    target: int | None  # the class; None: what each image is taken for
+
+    @classmethod
+    def of(cls, session: Session, layer: Layer) -> Study:
+        """Raises `UsageError` for squares, a class or a layer that there cannot be."""
+        network, plan = session.network, session.plan
+        squares = squares_of(plan, network.size)
+        study = cls(session, layer, squares, None)
+        target = plan.occlude.target
+        label = None if target is None else find_class(network, study.classes, target)
+        check_rules(network, [layer], plan.occlude.method)
+        return cls(session, layer, squares, label)
+
+    @property
+    def size(self) -> int:
+        """Positions in a pass."""
+        device = self.session.network.device.type
+        return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
+
+    @cached_property
+    def occluder(self) -> Occluder:
+        return Occluder.of(self.session.network, self.layer, self.squares, self.size)
+
+    @cached_property
+    def classes(self) -> int:
+        network = self.session.network
+        blank = torch.zeros(1, 3, *network.size, device=network.device)
+        return len(Occluder(network, self.layer, self.squares, 1, None).unoccluded(blank)[1])
+
+    def name(self, image: Photograph) -> str:
+        return f"{image.name}_{self.layer.alias}"
+
+    def record(self, image: Photograph) -> Record:
+        """What decides the numbers of an image."""
+        content = f"{image.pixels.shape}".encode() + image.pixels.tobytes()
+        return {
+            **self.session.identity,
+            "image": image.name,
+            "pixels": hashlib.sha256(content).hexdigest(),
+            "layer": self.layer.alias,
+            "target": self.target,
+            "size": self.squares.size,
+            "stride": self.squares.stride,
+            "method": self.session.plan.occlude.method,
+        }
+
+    def files(self, image: Photograph) -> Iterator[Path]:
+        """The numbers and the figure of an image, made where they are not there yet."""
+        file = OccludedFile(self.session.run.occluded(self.name(image)))
+        key = digest(self.record(image))
+        if file.key() != key:
+            if file.path.exists():
+                self.session.report.note(
+                    f"{file.path}: is of another image or other settings; done again"
+                )
+            with self.session.timed("occlude"):
+                record, arrays = self.compute(image)
+            file.publish(self.session.header(self.layer), {**record, "key": key}, arrays)
+        yield file.path
+        found = Occlusion(self, image, *file.read())
+        yield from draw_figure(self.session, found.figure())
+
+    def compute(self, image: Photograph) -> tuple[Record, Arrays]:
+        """The file of an image: attributes and arrays."""
+        network = self.session.network
+        centred = batch_of(network, [image])
+        totals, chances = self.occluder.unoccluded(centred)
+        channel, predicted = int(totals.argmax()), int(chances.argmax())
+        label = predicted if self.target is None else self.target
+        meter = self.session.report.meter(f"occlude {image.name}", len(self.squares), "positions")
+
+        def told(done: int) -> None:
+            self.session.report.breathe()
+            meter.add(done)
+
+        left = self.occluder.run(centred, channel, label, told)
+        meter.end()
+        projection = self.project(centred, channel)
+        scale = float(np.abs(projection).max())
+        record = {
+            "image": image.name,
+            "channel": channel,
+            "class": label,
+            "class_name": class_name(network, label),
+            "size": self.squares.size,
+            "stride": self.squares.stride,
+            "method": self.session.plan.occlude.method,
+            "whole_total": totals[channel],
+            "whole_probability": chances[label],
+            "whole_predicted": predicted,
+            "projection_scale": scale,
+        }
+        arrays: Arrays = {
+            "total": left.total,
+            "probability": left.probability,
+            "predicted": left.predicted,
+            "top": self.squares.top,
+            "left": self.squares.left,
+            "projection": projection / (scale or 1),
+        }
+        return record, arrays
+
+    def project(self, centred: torch.Tensor, channel: int) -> Floats:
+        """A channel's whole rectified map, sent back to the pixels: (h, w, 3).
+
+        Zeiler & Fergus 2013, section 2.1: all other activations of the layer are set to zero.
+        """
+        network, method = self.session.network, self.session.plan.occlude.method
+        pixels = centred.clone().requires_grad_()
+        with rectify(method):
+            output, _ = network.values(self.layer, Box.whole(network.size), pixels)
+        signal = torch.zeros_like(output)
+        signal[:, channel] = output.detach()[:, channel].clamp(min=0)
+        (gradient,) = torch.autograd.grad(output, pixels, signal)
+        return np.asarray(gradient[0].permute(1, 2, 0).cpu().numpy())
+
+
+def _four_digits(value: float) -> str:
+    """At least; never with an exponent where it is large."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """An image's numbers, to be drawn."""
+
+    study: Study
+    image: Photograph
+    record: Record
+    arrays: Arrays
+
+    @property
+    def session(self) -> Session:
+        return self.study.session
+
+    @property
+    def channel(self) -> int:
+        return int(self.record["channel"])
+
+    @cached_property
+    def top(self) -> TopImages | None:
+        """The unit's strongest images, if the run has their projections."""
+        session, layer = self.session, self.study.layer
+        if not session.run.projected(layer.alias).is_file() or not session.run.topk.is_file():
+            return None
+        try:
+            found = projected_of(session, layer)
+            if self.channel not in found.held or found.dead(self.channel):
+                return None
+            found.patches(self.channel)
+        except CnnvisError as error:
+            session.report.note(f"{error}; the figure goes without the strongest images")
+            return None
+        return found
+
+    def figure(self) -> Figure:
+        source = {"key": str(self.record["key"]), "image": self.image.name}
+        top = self.top.record if self.top else None
+        record = {**source, "layer": self.study.layer.alias, "channel": self.channel, "top": top}
+        return Figure("occlude", self.study.name(self.image), self.title, record, self.draw)
+
+    @property
+    def title(self) -> str:
+        unit = Unit(self.study.layer.alias, self.channel)
+        return f"{self.session.network.name} · {self.image.name} · {self.called} · {unit}"
+
+    @property
+    def called(self) -> str:
+        return str(self.record["class_name"])
+
+    def draw(self) -> Canvas:
+        fit = max(1, round(LARGE / self.image.pixels.shape[1]))  # small inputs are enlarged
+        scale = self.session.plan.figure.scale * fit
+        return occlusion_sheet(self.panels(), Caption(self.title, self.note()), scale)
+
+    def panels(self) -> Panels:
+        network, arrays = self.session.network, self.arrays
+        whole = int(self.record["whole_predicted"])
+        inks = inks_of(arrays["predicted"], whole)
+        (projection,) = self._toned(arrays["projection"][None, None])[0]
+        rows, columns = self.study.squares.nearest(network.size)
+        size = self.study.squares.size
+        square = as_photograph(np.zeros((size, size, 3), np.float32), network.preprocessing.mean)
+        return Panels(
+            photograph=self.image.pixels,
+            square=square,
+            said=self._said(whole),
+            total=Heat(
+                f"strongest map ({self.channel}): total activation",
+                arrays["total"],
+                float(self.record["whole_total"]),
+                _four_digits,
+            ),
+            projection=projection,
+            projected=f"strongest map ({self.channel}), projected",
+            top=self._strongest(),
+            probability=Heat(
+                f"probability of {self.called}",
+                arrays["probability"],
+                float(self.record["whole_probability"]),
+                "{:.3f}".format,
+            ),
+            predicted=arrays["predicted"],
+            inks=inks,
+            legend=legend_of(arrays["predicted"], inks, partial(class_name, network)),
+            rows=rows,
+            columns=columns,
+        )
+
+    def _said(self, whole: int) -> tuple[str, ...]:
+        """What the whole image is taken for, and what hides its parts."""
+        name, squares = class_name(self.session.network, whole), self.study.squares
+        taken = f"taken for {name}"
+        if whole == self.record["class"]:
+            taken += f", {self.record['whole_probability']:.1%}"
+        side = f"{squares.size}x{squares.size}"
+        return taken, f"square of {side} pixels, {squares.stride} apart:"
+
+    def _toned(self, tiles: Floats) -> Pixels:
+        """Projections (1, n, h, w, 3) by the plan's rule."""
+        rule, mean = self.session.plan.figure.tone, self.session.network.preprocessing.mean
+        return toned(tiles.astype(np.float32), rule, mean)
+
+    def _strongest(self) -> tuple[Pane, ...]:
+        """The unit's strongest images: projections, and the patches that they are of."""
+        if self.top is None:
+            return ()
+        projections = self._toned(self.top.projections([self.channel]))[0]
+        return (
+            Pane(projections, title=f"strongest images, {self.top.method}"),
+            Pane(self.top.patches(self.channel), title="their patches"),
+        )
+
+    def note(self) -> str:
+        """How to read the figure."""
+        plan, squares = self.session.plan, self.study.squares
+        grid = "{}x{}".format(*squares.shape)
+        said = [
+            f"A square of the mean colour, {squares.size} pixels wide, hides one place after the "
+            f"other, {grid} of them {squares.stride} pixels apart; panels (b), (d) and (e) show "
+            "at each place what is left with the square centred there.",
+            f"(b) and (c): of {self.study.layer.alias}, the channel whose rectified map has the "
+            f"largest sum for the whole image; (b) that sum, (c) the map by {plan.occlude.method}"
+            f", {TONES[plan.figure.tone]}.",
+            "Colours go from black at 0 to pale yellow at a panel's largest value.",
+        ]
+        return " ".join(said)

@@ -1,0 +1,147 @@
+"""Images that a person names on the command line, one after the other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cnnvis_cli.dataset.containers import read_file
+from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.digests import digest
+from cnnvis_cli.errors import TooManyUnreadable, UsageError
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.registry import unknown
+from cnnvis_cli.stages.session import Session
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One image as the network is shown it, and what its files are called."""
+
+    name: str
+    path: str
+    pixels: Pixels  # (height, width, 3)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image that is not read yet."""
+
+    path: str
+    read: Callable[[], bytes]
+
+
+def photographs(session: Session, places: Sequence[str]) -> Iterator[Photograph]:
+    """Decode images, and those of folders, lists, tars and zips, in order, one at a time.
+
+    Each is called by its file's name, with as many of its folders in front as tell it from the
+    others. One that cannot be used is said and left out. Raises `UsageError` for a place where
+    there is nothing, and in the end `TooManyUnreadable` (exit 3) for too large a share left out.
+    """
+    sources = [source for place in places for source in _sources(Path(place))]
+    names, unusable = file_names([source.path for source in sources]), 0
+    for name, source in zip(names, sources, strict=True):
+        session.report.breathe()
+        try:
+            pixels = decode(source.read(), session.network.preprocessing)
+        except Unreadable as reason:
+            session.report.note(f"{source.path}: {reason}; left out")
+            unusable += 1
+            continue
+        yield Photograph(name, source.path, pixels)
+    allowed = session.plan.topk.max_unreadable
+    if unusable > allowed * len(sources):
+        raise TooManyUnreadable(
+            f"{unusable} of {len(sources)} images could not be used, more than {allowed:.1%}; "
+            "see --max-unreadable"
+        )
+
+
+def in_batches(images: Iterator[Photograph], size: int) -> Iterator[list[Photograph]]:
+    """Images in lists of so many, the last one shorter; only then it is said if too many failed."""
+    batch: list[Photograph] = []
+    late: TooManyUnreadable | None = None
+    try:
+        for image in images:
+            batch.append(image)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except TooManyUnreadable as error:
+        late = error
+    if batch:
+        yield batch
+    if late is not None:
+        raise late
+
+
+def _sources(place: Path) -> Iterator[_Source]:
+    if not place.exists():
+        raise UsageError(f"{place}: there is no such image or folder")
+    if place.is_dir() or place.suffix.lower() in CONTAINERS:
+        manifest = Manifest.scan(place)
+        for index in range(len(manifest)):
+            path = str(manifest.root / manifest.path(index))
+            yield _Source(path, lambda index=index: manifest.read(index))  # type: ignore[misc]
+    else:
+        yield _Source(str(place), lambda: read_file(place))
+
+
+CONTAINERS = (".txt", ".tar", ".zip")
+
+
+def file_names(paths: Sequence[str]) -> list[str]:
+    """A file name for each, the shortest end of its path that is like no other's."""
+    parts = [[_plain(part) for part in Path(path).with_suffix("").parts] for path in paths]
+    names = [""] * len(paths)
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        ends = ["_".join(part[-depth:]) for part in parts]
+        count = Counter(ends)
+        for i, end in enumerate(ends):
+            if not names[i] and count[end] == 1:
+                names[i] = end
+    return [
+        _short(name or f"{'_'.join(part)}_{i}")
+        for i, (name, part) in enumerate(zip(names, parts, strict=True))
+    ]
+
+
+LONGEST = 120  # letters of a name: file systems take 255, and ours put more behind it
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 17]}-{digest(name)}"
+
+
+def _plain(part: str) -> str:
+    """A piece of a path that may stand in any file name."""
+    return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._") or "image"
+
+
+def batch_of(network: Network, chosen: Sequence[Photograph]) -> torch.Tensor:
+    """Mean-subtracted pixels on the network's device: (B, 3, h, w)."""
+    return network.centre(torch.stack([torch.from_numpy(each.pixels.copy()) for each in chosen]))
+
+
+def class_name(network: Network, index: int) -> str:
+    """What an output of the network is called: its class, or its number."""
+    return network.classes[index] if index < len(network.classes) else f"class {index}"
+
+
+def find_class(network: Network, outputs: int, text: str) -> int:
+    """The output that a class name or a number means; raises `UsageError` with the nearest name."""
+    if text.isdecimal() and int(text) < outputs:
+        return int(text)
+    wanted = text.casefold()
+    for index, name in enumerate(network.classes):
+        if name.casefold() == wanted:
+            return index
+    if text.isdecimal() or not network.classes:
+        raise UsageError(f"{network.name} has no class {text}; it has 0 to {outputs - 1}")
+    raise unknown("class", text, network.classes, place=network.name)

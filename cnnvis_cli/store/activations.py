@@ -1,0 +1,63 @@
+"""One image's activations as numbers: ``activations/<image>.h5``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.digests import digest
+from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.schema import ACTIVATIONS, VERSION, storage
+
+FORMAT = "cnnvis/activations"
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """A layer's values, (C, h, w) or (C,), and which module gave them at which of its calls."""
+
+    module: str
+    call: int
+    kind: str
+    values: NDArray[np.float32]
+
+
+class ActivationsFile:
+    """The activations of one image, complete under their name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def is_of(self, record: Record) -> bool:
+        """Whether the file was made from what the record says; no where it is absent or damaged."""
+        with suppress(OSError), h5py.File(self.path, "r") as file:
+            known = file.attrs.get("format"), file.attrs.get("key")
+            return bool(known == (FORMAT, digest(record)))
+        return False
+
+    def publish(self, record: Record, layers: Mapping[str, LayerActivations]) -> None:
+        """Write the whole file; `record` is what a rerun is compared with."""
+        with publishing_hdf5(self.path) as file:
+            file.attrs.update(format=FORMAT, version=VERSION, key=digest(record))
+            for name in ("model", "weights_sha256", "name"):
+                file.attrs[name] = record[name]
+            file.attrs["preprocessing"] = json.dumps(record["preprocessing"], sort_keys=True)
+            for order, (name, layer) in enumerate(layers.items()):
+                _write(file, name, layer).attrs["order"] = order
+
+
+def _write(file: h5py.File, name: str, layer: LayerActivations) -> Any:
+    column = ACTIVATIONS["vector" if layer.values.ndim == 1 else "map"]
+    values = np.asarray(layer.values, column.dtype)
+    made = file.create_dataset(name, data=values, **storage(values.shape, values.itemsize))
+    made.attrs.update(module=layer.module, call=layer.call, kind=layer.kind)
+    return made

@@ -1,0 +1,50 @@
+"""``occluded/<image>_<layer>.h5``: what is left of an image behind a square at every position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+from numpy.typing import NDArray
+
+from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.store.files import Header
+from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.schema import OCCLUDED, write
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class OccludedFile:
+    """One file of an image and a layer, complete under its name."""
+
+    path: Path
+
+    def key(self) -> str | None:
+        """What the file was made of; None where it is absent, damaged or not ours."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                return str(file.attrs["key"])
+        except (OSError, KeyError):
+            return None
+
+    def read(self) -> tuple[Record, Arrays]:
+        """Its attributes, and its arrays by their names in the schema."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                return dict(file.attrs), {name: file[name][()] for name in OCCLUDED}
+        except (OSError, KeyError) as error:
+            raise CnnvisError(
+                f"{self.path}: cannot be read ({error}); delete it and run again"
+            ) from None
+
+    def publish(self, header: Header, record: Record, arrays: Arrays) -> None:
+        """Write the whole file; the record becomes attributes beside the header's."""
+        with publishing_hdf5(self.path) as file:
+            header.write(file, "occluded")
+            file.attrs.update(record)
+            write(file, OCCLUDED, arrays)

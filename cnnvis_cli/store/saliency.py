@@ -1,0 +1,39 @@
+"""``saliency/<image>_<target>.h5``: an image's maps by method."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+from numpy.typing import NDArray
+
+from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.schema import SALIENCY, VERSION, create
+
+
+@dataclass(frozen=True)
+class SaliencyFile:
+    """One file of an image and a target, complete under its name."""
+
+    path: Path
+
+    def key(self) -> str | None:
+        """What the file was made of; None where it is absent, damaged or not ours."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                return str(file.attrs["key"])
+        except (OSError, KeyError):
+            return None
+
+    def publish(self, record: Record, arrays: dict[str, NDArray[Any]]) -> None:
+        """Write arrays by their names in the schema; the record becomes attributes."""
+        with publishing_hdf5(self.path) as file:
+            file.attrs.update(format="cnnvis/saliency", version=VERSION)
+            for name, value in record.items():
+                file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
+            for name, values in arrays.items():
+                create(file, SALIENCY, name, values.shape)[...] = values
