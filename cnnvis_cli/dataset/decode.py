@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.nouns import Preprocessing, Size
@@ -58,6 +56,9 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
     Raises `Unreadable` for one so thin that its shorter side could only be resized in a bomb.
     """
+    from torchvision.transforms import InterpolationMode  # takes two seconds
+    from torchvision.transforms import functional as transforms
+
     mode = InterpolationMode(preprocessing.interpolation)
     resize = preprocessing.resize
     check_shape(image.size, resize)

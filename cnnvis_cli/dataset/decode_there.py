@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import check_shape, decode, is_plain_jpeg
@@ -102,6 +100,9 @@ def _prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     check_shape((image.shape[2], image.shape[1]), preprocessing.resize)
     resize = preprocessing.resize
     size = [resize] if isinstance(resize, int) else list(resize)
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transforms
+
     mode = InterpolationMode(preprocessing.interpolation)
     resized = transforms.resize(image, size, mode, antialias=True)
     cropped: Tensor = transforms.center_crop(resized, list(preprocessing.crop))

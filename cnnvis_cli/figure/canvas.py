@@ -35,6 +35,7 @@ def font_file() -> bytes:
     return content
 
 
+@lru_cache(maxsize=4096)
 def text_size(text: str, size: int) -> tuple[int, int]:
     """Width and height in pixels that a line of text takes."""
     _, _, right, bottom = _font(size).getbbox(text)

@@ -13,13 +13,19 @@ from cnnvis_cli.errors import UsageError
 
 Pixels = NDArray[np.uint8]
 CODECS = {  # the first that this build of FFmpeg has, and how: one thread gives the same bytes
-    "libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "22", "threads": "1"},
+    "libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "threads": "1"},
     "mpeg4": {"qscale": "3", "threads": "1"},
 }
 
 
 NEUTRAL = 128  # of a plane of colour: none
 BRIGHTNESS = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)  # of grey; ITU-R BT.601
+
+
+def brightness(grey: Pixels) -> Pixels:
+    """Grey levels as a video's plane of brightness has them, of the same shape."""
+    found: Pixels = BRIGHTNESS[grey]
+    return found
 
 
 def _parts(planes: Pixels, height: int) -> list[Pixels]:
@@ -57,7 +63,7 @@ class Film:
         return self
 
     def add(self, left: Pixels, right: Pixels) -> None:
-        """Append a frame: a colour picture (h, w, 3) with a grey one (h, w) beside it."""
+        """Append a frame: a colour picture (h, w, 3), and `brightness` beside it (h, w)."""
         frame = self._av.VideoFrame.from_ndarray(self._planes(left, right), format="yuv420p")
         if self._stream is None:
             self._stream = self._begun(frame.width, frame.height)
@@ -72,7 +78,7 @@ class Film:
         both = np.full((height * 3 // 2, width), NEUTRAL, np.uint8)
         for part, plane in zip(_parts(found, height), _parts(both, height), strict=True):
             plane[:, : part.shape[1]] = part
-        both[:height, left.shape[1] :] = BRIGHTNESS[right]
+        both[:height, left.shape[1] :] = right
         return both
 
     def _begun(self, width: int, height: int) -> Any:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, reduced, shortened
+from cnnvis_cli.figure.film import BRIGHTNESS, brightness
 from cnnvis_cli.figure.grid import PAPER, Grey, Grid
 from cnnvis_cli.figure.lines import INKS
 
@@ -73,20 +74,22 @@ class Screen:
         return canvas.pixels
 
     def _right(self, tiles: Grey) -> Grey:
-        """The sheet in the middle of the height: (height, w)."""
+        """The sheet in the middle of the height, as brightness: (height, w)."""
         times = math.ceil(self.sheet)
-        sheet = self.grid.picture(tiles).repeat(times, axis=0).repeat(times, axis=1)
+        small = brightness(self.grid.picture(tiles))  # before it is enlarged: a quarter of the work
+        sheet = small.repeat(times, axis=0).repeat(times, axis=1)
         if times != self.sheet:
             sheet = reduced(sheet, self.sheet / times)
         height, width = sheet.shape
-        right = np.full((self.height, _even(width + EDGE)), PAPER, np.uint8)
+        right = np.full((self.height, _even(width + EDGE)), BRIGHTNESS[PAPER], np.uint8)
         top = (self.height - height) // 2
         right[top : top + height, :width] = sheet
         return right
 
 
 class Shot(NamedTuple):
-    """One frame of the video: what is in colour at the left, (h, w, 3), and grey beside it, (h, w).
+    """One frame of the video: what is in colour at the left, (h, w, 3), and beside it, (h, w), the
+    brightness of what is grey.
 
     Most of it is grey, which is drawn and encoded at a third of the cost.
     """

@@ -85,7 +85,9 @@ class Sheet:
     room: int  # units on a page
 
     def pages(self, session: Session) -> Pages:
-        chunks = [self.units[i : i + self.room] for i in range(0, len(self.units), self.room)]
+        pages = -(-len(self.units) // self.room)
+        size = -(-len(self.units) // max(1, pages))  # alike, so that they are done together
+        chunks = [self.units[i : i + size] for i in range(0, len(self.units), size or 1)]
         return [self._page(session, n, chunk) for n, chunk in enumerate(chunks, 1)]
 
     def _page(self, session: Session, number: int, units: Units) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.stages.drawing import draw_figures, files
@@ -46,8 +48,9 @@ def _pages(session: Session, kind: Kind) -> list[Pages]:
 
 def _drop_other_pages(session: Session, figures: Pages) -> None:
     """Remove the pages of a larger selection than this one."""
-    number = len(figures) + 1
     for path in files(session, figures[0]):
-        while (stale := path.with_name(f"{path.stem}_page{number}{path.suffix}")).exists():
+        for number in count(len(figures) + 1):
+            stale = path.with_name(f"{path.stem}_page{number}{path.suffix}")
+            if not stale.exists():
+                break
             stale.unlink()
-            number += 1

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cnnvis_cli import __version__
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.weights import load
 from cnnvis_cli.network.zoo import blueprint
-from cnnvis_cli.nouns import Layer, Preprocessing, Size, parse_units
+from cnnvis_cli.nouns import Axis, Layer, Preprocessing, ReceptiveField, Size, parse_units
 from cnnvis_cli.plan import Plan, PreprocessingPlan, read_settings
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.engine import choose_device, keep_memory
@@ -106,6 +107,8 @@ def open_session(
         with run.lock(plan.shard):
             session = Session(plan, network, run, report)
             run.claim(session.identity, _lasting(plan.weights))
+            if not bare:
+                run.note("network", _outlined(network))
             yield session
 
 
@@ -133,9 +136,25 @@ def network_on(device: torch.device, plan: Plan, network: Network | None) -> Net
 
 
 def _bare_network(plan: Plan, run: Run) -> Network:
-    """The network that the run directory is of, without its weights."""
-    found = outline(plan)
-    return replace(found, digest=str(run.read()["weights_sha256"]))
+    """The network that the run directory is of, without its module: to be named, not to be run."""
+    record = run.read()
+    known, digest = record.get("network"), str(record["weights_sha256"])
+    if known is None or plan.model != record["model"]:
+        return replace(outline(plan), digest=digest)
+    layers, classes = tuple(map(_layer, known["layers"])), tuple(known["classes"])
+    preprocessing = preprocess(Preprocessing(), plan.preprocessing)
+    return Network(plan.model, nn.Module(), preprocessing, digest, classes, layers)
+
+
+def _outlined(network: Network) -> Record:
+    """What run.json keeps of a network: enough to draw what was made with it."""
+    layers = [_plain(asdict(layer)) for layer in network.layers]
+    return {"classes": list(network.classes), "layers": layers}
+
+
+def _layer(record: Record) -> Layer:
+    field = ReceptiveField(*(Axis(**record["field"][axis]) for axis in ("rows", "columns")))
+    return Layer(**{**record, "map": tuple(record["map"]), "field": field})
 
 
 def outline(plan: Plan) -> Network:
