@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, reduced, shortened
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, reduced, shortened
 from cnnvis_cli.figure.film import BRIGHTNESS, brightness
 from cnnvis_cli.figure.grid import PAPER, Grey, Grid
 from cnnvis_cli.figure.lines import INKS
@@ -125,8 +125,5 @@ def _guesses(canvas: Canvas, guesses: Sequence[Guess], place: tuple[int, int], w
         canvas.text(f"{guess.share:.2f}", y, left, LARGE, ink)
         canvas.text(_short(guess.name, LARGE, width - 36), y, left + 36, LARGE, ink)
         length = max(1, round(width * min(guess.share, 1)))
-        canvas.tile(_bar(length, INKS[0]), y + LARGE + 3, left)
-
-
-def _bar(length: int, ink: Ink) -> Grey:
-    return np.broadcast_to(np.array(ink, np.uint8), (BAR - 1, length, 3)).copy()
+        middle = y + LARGE + 3 + BAR // 2
+        canvas.line([(left, middle), (left + length - 1, middle)], INKS[0], BAR - 1)
