@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.digests import digest
+from cnnvis_cli.store.files import recorded_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import ACTIVATIONS, VERSION, storage
-
-FORMAT = "cnnvis/activations"
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,12 @@ class ActivationsFile:
 
     def is_of(self, record: Record) -> bool:
         """Whether the file was made from what the record says; no where it is absent or damaged."""
-        with suppress(OSError), h5py.File(self.path, "r") as file:
-            known = file.attrs.get("format"), file.attrs.get("key")
-            return bool(known == (FORMAT, digest(record)))
-        return False
+        return recorded_key(self.path, "activations") == digest(record)
 
     def publish(self, record: Record, layers: Mapping[str, LayerActivations]) -> None:
         """Write the whole file; `record` is what a rerun is compared with."""
         with publishing_hdf5(self.path) as file:
-            file.attrs.update(format=FORMAT, version=VERSION, key=digest(record))
+            file.attrs.update(format="cnnvis/activations", version=VERSION, key=digest(record))
             for name in ("model", "weights_sha256", "name"):
                 file.attrs[name] = record[name]
             file.attrs["preprocessing"] = json.dumps(record["preprocessing"], sort_keys=True)

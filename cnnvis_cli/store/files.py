@@ -50,6 +50,15 @@ def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
         raise CnnvisError(f"{path}: cannot be read ({error}); delete it and run again") from None
 
 
+def recorded_key(path: Path, kind: str) -> str | None:
+    """What a file of one image says that it was made from; None where absent, damaged, not ours."""
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs["key"]) if file.attrs.get("format") == f"cnnvis/{kind}" else None
+    except (OSError, KeyError):
+        return None
+
+
 @dataclass(frozen=True)
 class Images:
     """The images that a topk.h5 speaks of: N of each."""

@@ -10,7 +10,7 @@ import h5py
 from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.store.files import Header
+from cnnvis_cli.store.files import Header, recorded_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write
@@ -26,11 +26,7 @@ class OccludedFile:
 
     def key(self) -> str | None:
         """What the file was made of; None where it is absent, damaged or not ours."""
-        try:
-            with h5py.File(self.path, "r") as file:
-                return str(file.attrs["key"])
-        except (OSError, KeyError):
-            return None
+        return recorded_key(self.path, "occluded")
 
     def read(self) -> tuple[Record, Arrays]:
         """Its attributes, and its arrays by their names in the schema."""

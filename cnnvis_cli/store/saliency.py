@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 from numpy.typing import NDArray
 
+from cnnvis_cli.store.files import recorded_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import SALIENCY, VERSION, create
@@ -23,11 +23,7 @@ class SaliencyFile:
 
     def key(self) -> str | None:
         """What the file was made of; None where it is absent, damaged or not ours."""
-        try:
-            with h5py.File(self.path, "r") as file:
-                return str(file.attrs["key"])
-        except (OSError, KeyError):
-            return None
+        return recorded_key(self.path, "saliency")
 
     def publish(self, record: Record, arrays: dict[str, NDArray[Any]]) -> None:
         """Write arrays by their names in the schema; the record becomes attributes."""
