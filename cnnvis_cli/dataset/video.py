@@ -8,10 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, prepare
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Preprocessing
+from cnnvis_cli.nouns import Preprocessing, Size
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
 RATE = Fraction(25)  # frames a second of a folder, and of a video that does not say
@@ -68,8 +70,7 @@ class Video:
                 found = number + 1
                 seconds = picture.time if picture.time is not None else float(number / rate)
                 if number % self.every == 0:
-                    colours = converter.reformat(picture, format="rgb24")
-                    yield Frame(number, seconds, prepare(colours.to_image(), preprocessing))
+                    yield Frame(number, seconds, _prepared(picture, converter, preprocessing))
             expected = _expected(container)
         if found < SHORT * expected:
             self.problems.append(f"ends after {found} of about {expected} frames")
@@ -110,6 +111,33 @@ class Video:
                     yield picture
         if bad:
             self.problems.append(f"{bad} damaged frames are left out")
+
+
+FILTERS = {"bilinear": "BILINEAR", "bicubic": "BICUBIC", "nearest": "POINT", "lanczos": "LANCZOS"}
+
+
+def _prepared(picture: Any, converter: Any, preprocessing: Preprocessing) -> Pixels:
+    """Resized and cropped as `dataset.decode.prepare` does it, but in the same go as its colours.
+
+    FFmpeg resizes, in less time; values are on average a grey level or two apart.
+    """
+    height, width = resized(preprocessing.resize, (picture.height, picture.width))
+    rows, columns = preprocessing.crop
+    if height < rows or width < columns:  # the rest is filled up
+        return prepare(converter.reformat(picture, format="rgb24").to_image(), preprocessing)
+    filter = FILTERS[preprocessing.interpolation]
+    sized = converter.reformat(picture, width, height, "rgb24", interpolation=filter)
+    top, left = round((height - rows) / 2), round((width - columns) / 2)
+    found: Pixels = sized.to_ndarray()[top : top + rows, left : left + columns]
+    return np.ascontiguousarray(found)
+
+
+def resized(to: int | Size, size: Size) -> Size:
+    """Height and width after resizing: to a shorter side of so many pixels, or to both."""
+    if not isinstance(to, int):
+        return to
+    longer = int(to * max(size) / min(size))
+    return (to, longer) if size[0] <= size[1] else (longer, to)
 
 
 BROKEN = 10_000  # packets in all that may fail before the rest is given up

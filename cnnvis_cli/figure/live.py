@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, reduced, shortened
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, reduced, shortened, text_size
 from cnnvis_cli.figure.film import BRIGHTNESS, brightness
 from cnnvis_cli.figure.grid import PAPER, Grey, Grid
 from cnnvis_cli.figure.lines import INKS
@@ -69,7 +69,7 @@ class Screen:
         canvas.text(_short(self.title, SMALL, self.column), top, EDGE, SMALL, INK)
         for line in notes:
             top += SMALL + 4
-            canvas.text(_short(line, SMALL, self.column), top, EDGE, SMALL, FAINT)
+            _words(canvas, line, (top, EDGE), self.column)
         _guesses(canvas, guesses, (top + SMALL + 12, EDGE), self.column)
         return canvas.pixels
 
@@ -102,6 +102,21 @@ class Shot(NamedTuple):
 def _short(text: str, size: int, width: int) -> str:
     """A text cut to a width; kept, since the same few stand in all frames."""
     return shortened(text, size, width)
+
+
+def _words(canvas: Canvas, line: str, place: tuple[int, int], width: int) -> None:
+    """A line that changes from frame to frame, word by word: most words stay, and are kept set."""
+    top, left = place
+    end = left + width
+    for word in line.split():
+        length = text_size(word, SMALL)[0]
+        if left + length > end:
+            return
+        canvas.text(word, top, left, SMALL, FAINT)
+        left += length + BLANK
+
+
+BLANK = 3  # pixels between words
 
 
 def _even(length: int) -> int:

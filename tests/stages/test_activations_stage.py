@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnvis_cli.dataset.decode import prepare
 from cnnvis_cli.dataset.video import Folder, Video
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.figure.film import Film
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.outputs import PROB, choose_outputs, find_outputs, watching
-from cnnvis_cli.nouns import Preprocessing
+from cnnvis_cli.nouns import Interpolation, Preprocessing
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages import films
@@ -357,6 +358,32 @@ def test_frames_come_back(tmp_path: Path) -> None:
     assert not video.problems
     for frame in frames:
         assert np.abs(frame.pixels - centre(shown[frame.number])).mean() < 4
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos"])
+@pytest.mark.parametrize(
+    ("resize", "crop"),
+    [(96, (96, 96)), (64, (50, 61)), (131, (130, 99)), ((70, 110), (33, 110)), (40, (64, 64))],
+)
+def test_frames_are_prepared_as_images_are(
+    resize: int | tuple[int, int],
+    crop: tuple[int, int],
+    interpolation: Interpolation,
+    tmp_path: Path,
+) -> None:
+    """Smooth ones nearly to the grey level, whatever is cut out of what size."""
+    smooth = np.add.outer(np.arange(96), np.arange(128))[..., None] * np.array([1.0, 0.7, 0.4])
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv444p"
+        frame = av.VideoFrame.from_ndarray(smooth.astype(np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    how = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)
+    (shown,) = Video(tmp_path / "v.mp4").frames(how)
+    like = prepare(Image.fromarray(smooth.astype(np.uint8)), how)
+    assert shown.pixels.shape == like.shape
+    assert np.abs(shown.pixels.astype(int) - like).mean() < 3
 
 
 def test_of_a_broken_tail_the_rest_is_used(show: Callable[..., Heard], tmp_path: Path) -> None:

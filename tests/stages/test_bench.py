@@ -39,7 +39,8 @@ def test_every_limit_and_what_topk_reaches_is_measured_in_each_round(found: Benc
 def test_a_person_and_a_program_are_told_the_same(found: Bench) -> None:
     record = json.loads(json.dumps(found.record()))
     table = found.table()
-    assert f"{record['ratio']:.3f}" in table
+    assert f"{found.ratio:.3f}" in table
+    assert record["ratio"] == pytest.approx(found.ratio, abs=1e-4)
     for row in record["rows"]:
         assert row["how"] in table
     assert record["images"] == 24
