@@ -20,7 +20,7 @@ from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.dataset.decode_there import decode_there
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.errors import Died
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.report import leave_signals_to_the_parent
 
@@ -70,7 +70,7 @@ class Batches(Dataset[Batch]):
         """The batches of these numbers, in their order.
 
         Numbers are taken one by one: with workers two a worker ahead, without none ahead.
-        Raises `CnnvisError` when a worker dies.
+        Raises `Died` when a worker does.
         """
         loader = DataLoader(
             self,
@@ -126,13 +126,13 @@ class Batches(Dataset[Batch]):
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:
-    """The next batch, None after the last; raises `CnnvisError` when a worker has died."""
+    """The next batch, None after the last; raises `Died` when a worker has."""
     try:
         return next(batches, None)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # as torch names no class for it
             raise
-        raise CnnvisError(
+        raise Died(
             f"a decoding process died ({error}); is memory short? use fewer --workers"
         ) from None
 

@@ -11,12 +11,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from cnnvis_cli.errors import UsageError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LARGEST = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of it
 OPEN = 16  # containers that a process keeps open
+INDEX = 1 << 30  # bytes that a zip's list of members may take: some ten million of them
+ENTRY = 1 << 20  # bytes of a tar's header with a long name; of a path Linux takes 4096
+FURTHEST = (1 << 63) - 1  # bytes: what a file system, and our arrays, can count to
 BLOCK = 512  # bytes of a tar's headers and end marks
 HEADER = struct.Struct("<4s5H3I2H")  # of a zip's member; 4.3.7 of PKWARE's APPNOTE.TXT
 DESCRIPTOR = struct.Struct("<4s2I")  # the start of what may follow a zip's member (4.3.9)
@@ -29,6 +33,7 @@ BROKEN = (  # what tarfile and zipfile raise for files that are none
     ValueError,
     NotImplementedError,
     OverflowError,
+    RecursionError,  # headers that each announce another one
     struct.error,
 )
 
@@ -61,17 +66,46 @@ def members(container: Path) -> Iterator[Member]:
             yield name, size, place
 
 
+class _Frugal:
+    """An open file that is never read in large pieces, whatever lengths its headers tell.
+
+    tarfile and zipfile read a long name or a list of members at once, however long it says it is.
+    """
+
+    def __init__(self, file: BinaryIO, largest: int) -> None:
+        self._file, self._largest = file, largest
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(self._largest + 1) if size < 0 else b""
+        if max(size, len(content)) > self._largest:
+            raise ValueError(f"a header of {max(size, len(content))} bytes")
+        return content if size < 0 else self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def _tar(path: Path) -> Iterator[Member]:
     """The regular files of a tar, by seeking from header to header."""
     place = 0  # of the next header
     try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        with (
+            path.open("rb") as file,
+            tarfile.open(
+                fileobj=_Frugal(file, ENTRY),
+                mode="r:",
+                encoding="utf-8",
+                errors="surrogateescape",
+            ) as tar,
+        ):
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # it would keep a million
                 if tar.offset <= place:  # a negative size, which leads round for ever
                     raise tarfile.ReadError("a member has no end")
                 place = tar.offset
-                if member.isreg() and not member.issparse():
+                if member.issparse() and is_image(member.name):
+                    raise tarfile.ReadError(f"{member.name} is sparse; pack it without --sparse")
+                if member.isreg():
                     yield member.name, member.size, member.offset_data
         _require_end(path, place)
     except BROKEN as error:
@@ -96,13 +130,18 @@ def _require_end(path: Path, place: int) -> None:
 def _zip(path: Path) -> Iterator[Member]:
     """The regular files of a zip, from its central directory."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with (
+            path.open("rb") as file,
+            zipfile.ZipFile(_Frugal(file, INDEX)) as archive,
+        ):
             found = archive.infolist()
     except BROKEN as error:
         raise UsageError(f"{path}: is no whole zip ({error}); copy it again") from None
     for info in found:
         if info.header_offset < 0:
             raise UsageError(f"{path}: is no whole zip (its beginning is missing); copy it again")
+        if max(info.file_size, info.header_offset) > FURTHEST:
+            raise UsageError(f"{path}: is no whole zip (it tells absurd sizes); copy it again")
         kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not written on Unix
         if kind in (0, stat.S_IFREG):
             yield info.filename, info.file_size, info.header_offset
@@ -119,13 +158,28 @@ def is_container(name: str) -> bool:
 def read_file(path: Path) -> bytes:
     """The bytes of a file; raises `Unreadable`, also for a FIFO, which would block for ever."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("not a regular file")
-        _check_size(status.st_size)
-        return path.read_bytes()
+        _readable_size(path.stat())  # before it is opened: to open a device may do something
+        with os.fdopen(_without_waiting(path), "rb") as file:
+            size = _readable_size(os.fstat(file.fileno()))
+            content = file.read(size + 1)
+        if content is None or len(content) != size:  # files of /proc are longer than they say
+            raise Unreadable("changes while it is read")
+        return content
     except (OSError, ValueError) as error:
         raise Unreadable(_why(error)) from None
+
+
+def _without_waiting(path: str | Path) -> int:
+    """Open a file, which may have become a FIFO just now, or may be one of /proc that waits."""
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+
+def _readable_size(status: os.stat_result) -> int:
+    """The bytes of a regular file; raises `Unreadable` for what is none, or too large."""
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable("not a regular file")
+    _check_size(status.st_size)
+    return status.st_size
 
 
 def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
@@ -170,7 +224,7 @@ class _Handle:
     """An open file that closes itself once nobody holds it any more."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = _without_waiting(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -219,6 +273,7 @@ def _stored(file: int, size: int, start: int) -> tuple[bytes, int]:
 def _inflated(file: int, size: int, place: int) -> tuple[bytes, int]:
     """A deflated member and where it ends; never more than a byte beyond the listed size."""
     stream, content = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+    furthest = place + 2 * size + (1 << 20)  # packing adds a little, unless it means to go on
     try:
         while not stream.eof:
             packed = stream.unconsumed_tail
@@ -227,6 +282,8 @@ def _inflated(file: int, size: int, place: int) -> tuple[bytes, int]:
                 place += len(packed)
             if not packed:
                 raise Unreadable("its container ends early")
+            if place > furthest:
+                raise Unreadable("is damaged in its zip: it has no end")
             content += stream.decompress(packed, size + 1 - len(content))
             if len(content) > size:
                 raise Unreadable(f"holds more than the {size} bytes listed")

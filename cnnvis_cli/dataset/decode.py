@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, _imaging
 
 from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.nouns import Preprocessing, Size
+from cnnvis_cli.report import printable
 
 __all__ = ["FORMATS", "Pixels", "Unreadable", "decode", "prepare", "write_png"]
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+SCANNED = 4 << 30  # pixels times scans of a JPEG: some seconds; a photograph has 1 to 12 scans
+TEXT = 32 << 20  # bytes of an image whose numbers are written out, which take a second for 6 MB
+HEADER = 4096  # bytes in which the sizes of a portable bitmap stand; comments lie between them
+LONGEST = 200  # letters of a reason
+TILE = (322, 323)  # a TIFF's TileWidth and TileLength
 Pixels = NDArray[np.uint8]
 
 
@@ -29,17 +42,82 @@ def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> 
     """
     if not content:
         raise Unreadable("is empty")
-    stream = io.BytesIO(content)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", "(Corrupt|Truncated|Possibly corrupt)")
-            with Image.open(stream, formats=FORMATS) as image:
-                if fast:
-                    _shrink_early(image, preprocessing.resize)
-                return prepare(_rgb(image), preprocessing)
+        with _opened(content, FORMATS) as image:
+            if fast:
+                _shrink_early(image, preprocessing.resize)
+            return prepare(_rgb(image), preprocessing)
     except Exception as error:  # Pillow raises many kinds for broken files (facts of its fuzzing)
-        raise Unreadable(_reason(error, stream)) from None
+        raise Unreadable(_reason(error)) from None
+
+
+@contextmanager
+def _opened(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """A file's header, its pixels not yet decoded; raises for one that would take too much."""
+    _check_text(content)
+    with _SILENCE, Image.open(io.BytesIO(content), formats=formats) as image:
+        _check_work(image, content)
+        yield image
+
+
+class _Silence:
+    """While anybody is within, Pillow's warnings are not told.
+
+    Python's filters belong to all threads at once: the first sets them, the last puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._within = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._within += 1
+            if self._within == 1:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                self._before.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else some of it goes to stderr
+with suppress(OSError, AttributeError):  # where Pillow brings its libtiff, which prints by itself
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+def _check_text(content: bytes) -> None:
+    """Raise `Unreadable` for a portable bitmap that Pillow would read letter by letter for long."""
+    kind = content[:2]
+    if not re.fullmatch(rb"P[1-6]", kind):
+        return
+    if kind in (b"P1", b"P2", b"P3") and len(content) > TEXT:
+        raise Unreadable(f"too large for numbers written out: {len(content)} bytes")
+    sizes = re.sub(rb"#[^\r\n]*", b"", content[:HEADER]).split()[1:]
+    if len(sizes) < (2 if kind in (b"P1", b"P4") else 3):
+        raise Unreadable(f"its sizes are not in its first {HEADER} bytes")
+
+
+def _check_work(image: Any, content: bytes) -> None:
+    """Raise `Unreadable` for a small file that takes very much memory or time to decode.
+
+    Of many pixels; in tiles of many more, which are unpacked whole; or in very many scans.
+    """
+    largest = Image.MAX_IMAGE_PIXELS or float("inf")
+    width, height = image.size
+    if width * height > largest:
+        raise Unreadable(f"is a decompression bomb: {width}x{height} pixels")
+    if image.format == "TIFF":
+        across, down = (int(image.tag_v2.get(tag, 0)) for tag in TILE)
+        if across * down > largest:
+            raise Unreadable(f"is a decompression bomb: tiles of {across}x{down} pixels")
+    scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+    if width * height * scans > SCANNED:
+        raise Unreadable(f"is a decompression bomb: {scans} scans of {width}x{height} pixels")
 
 
 def _shrink_early(image: Image.Image, resize: int | Size) -> None:
@@ -78,10 +156,8 @@ def check_shape(size: tuple[int, int], resize: int | Size) -> None:
 def is_plain_jpeg(content: bytes) -> bool:
     """Whether it begins like a JPEG in RGB or grey, of a size that is no bomb."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-                return image.mode in ("RGB", "L")
+        with _opened(content, ("JPEG",)) as image:
+            return image.mode in ("RGB", "L")
     except Exception:  # whatever is wrong with it, `decode` will say
         return False
 
@@ -93,13 +169,14 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def _reason(error: Exception, stream: io.BytesIO) -> str:
-    """One line without tabs, for skipped.tsv; the stream's address would differ in every run."""
-    text = " ".join(str(error).replace(repr(stream), "the file").split())
-    return text or type(error).__name__
+def _reason(error: Exception) -> str:
+    """A short line without tabs for skipped.tsv; a stream's address would differ in every run."""
+    text = re.sub(r"<_io\.BytesIO[^>]*>", "the file", str(error))
+    return printable(" ".join(text.split()))[:LONGEST] or type(error).__name__
 
 
 def write_png(path: Path, pixels: Pixels) -> None:

@@ -56,10 +56,9 @@ class Manifest:
     @classmethod
     def scan(cls, dataset: Path) -> Manifest:
         """List a dataset's images; raises `UsageError` where it is none, broken or empty."""
-        root = root_of(dataset)
-        rows = _rows(dataset)
         try:
-            columns, classes = _arranged(rows)
+            root = root_of(dataset)
+            columns, classes = _arranged(_rows(dataset))
         except OSError as error:
             place = error.filename or dataset
             raise UsageError(f"dataset {place}: cannot be listed ({error.strerror})") from None
@@ -195,7 +194,11 @@ def _of_list(file: Path) -> Iterator[Row]:
         _opened(file.parent) as folder,
         file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines,
     ):
-        for line in lines:
+        while line := lines.readline(LONGEST + 1):
+            if len(line) > LONGEST and not line.endswith("\n"):
+                raise UsageError(
+                    f"{file}: has a line of over {LONGEST} bytes; give one path a line"
+                )
             path = line.strip().removeprefix("./")
             if path and not path.startswith("#"):
                 holder = path.rpartition("/")[0].rpartition("/")[2]

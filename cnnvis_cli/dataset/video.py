@@ -17,6 +17,11 @@ from cnnvis_cli.nouns import Preprocessing, Size
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
 RATE = Fraction(25)  # frames a second of a folder, and of a video that does not say
+WITHIN = {  # what FFmpeg may do: a playlist named .mp4 would lead it to other files
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,webm,gif,avi,mpeg,mpegts,mpegvideo,ogg",
+}
+LARGEST = 1 << 26  # pixels of a frame: 8192 x 8192
 SHORT = 0.95  # of the length that a header says; less is told
 
 
@@ -77,13 +82,19 @@ class Video:
 
     def _opened(self) -> Any:
         av = need_pyav()
+        if not self.path.is_file():  # a FIFO would wait for ever
+            raise UsageError(f"{self.path}: is not a regular file")
         try:
-            container = av.open(str(self.path))
+            container = av.open(str(self.path.absolute()), options=WITHIN)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UsageError(f"{self.path}: is not a video that can be read ({error})") from None
         if not container.streams.video:
             container.close()
             raise UsageError(f"{self.path}: has no pictures in it")
+        width, height = container.streams.video[0].width, container.streams.video[0].height
+        if width * height > LARGEST:
+            container.close()
+            raise UsageError(f"{self.path}: has frames of {width}x{height} pixels; make it smaller")
         container.streams.video[0].thread_type = "NONE"  # one thread: the network has the others
         return container
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.errors import UsageError
 
+LARGEST = (1 << 31) - 1  # bytes of a message: what the protocol buffers can count to
+SHAPE = 320  # bytes of a shape: 32 axes of up to ten bytes; Caffe itself takes 32
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _STRING, _BYTES, _INT32 = _FIELD.TYPE_STRING, _FIELD.TYPE_BYTES, _FIELD.TYPE_INT32
 # message -> (field, number, type or message, repeated), with caffe.proto's own numbers
@@ -60,6 +63,8 @@ def _message(name: str) -> Any:
 
 def _parse(name: str, path: Path) -> Any:
     message = _message(name)()
+    if path.stat().st_size > LARGEST:
+        raise UsageError(f"{path}: not a Caffe {name} (of over 2 GB, which none can be)")
     try:
         message.ParseFromString(path.read_bytes())
     except DecodeError as error:
@@ -83,16 +88,17 @@ def _array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
     """A blob's numbers in its shape; old files give the shape as num, channels, height, width."""
     packed, dtype = (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
     shape = (
-        _varints(blob.shape.dim)
+        _varints(blob.shape.dim[:SHAPE])
         if blob.HasField("shape")
         else [blob.num, blob.channels, blob.height, blob.width]
     )
     try:
-        if any(length < 0 for length in shape):
+        if any(length < 0 for length in shape) or len(blob.shape.dim) > SHAPE:
             raise ValueError
-        return np.frombuffer(packed, dtype=dtype).astype(np.float32).reshape(shape)
+        with np.errstate(over="ignore"):  # of doubles; infinite weights are told of elsewhere
+            return np.frombuffer(packed, dtype=dtype).astype(np.float32).reshape(shape)
     except (ValueError, OverflowError):
-        message = f"{path}: {name} does not hold the {shape} numbers that it says"
+        message = f"{path}: {name} does not hold the {str(shape)[:60]} numbers that it says"
         raise UsageError(message) from None
 
 
@@ -125,11 +131,13 @@ def read_mean(path: Path) -> tuple[float, float, float]:
             mean = _array(_parse("BlobProto", path), path, "mean")
         if mean.dtype.kind not in "fiu":
             raise ValueError(f"it holds {mean.dtype}, not numbers")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError, TokenError) as error:
         raise UsageError(f"{path}: cannot read the mean ({error})") from None
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
-    if mean.ndim not in (1, 3) or mean.shape[0] != 3:
+    if mean.ndim not in (1, 3) or mean.shape[0] != 3 or not mean.size:
         raise UsageError(f"{path}: a mean of shape {mean.shape}; (3,) or (3, h, w) is needed")
+    if not np.isfinite(mean).all():
+        raise UsageError(f"{path}: a mean with NaN or infinite values in it; make it again")
     first, second, third = np.asarray(mean, np.float64).reshape(3, -1).mean(axis=1).tolist()
     return first, second, third

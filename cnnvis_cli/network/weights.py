@@ -7,6 +7,7 @@ import pickle
 import struct
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -38,7 +39,7 @@ def _read_safetensors(path: Path) -> State:
 # What torch.load was seen to raise for files with a few bytes changed.
 _DAMAGED = (
     *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
-    *(AssertionError, OverflowError, struct.error),
+    *(AssertionError, OverflowError, MemoryError, struct.error),
 )
 
 
@@ -46,6 +47,7 @@ _DAMAGED = (
 @READERS.register(".pth")
 def _read_checkpoint(path: Path) -> State:
     """A state dictionary, bare or under the usual keys of a training checkpoint."""
+    _refuse_packed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is not a checkpoint is said below, in one line
@@ -68,6 +70,23 @@ def _read_checkpoint(path: Path) -> State:
     if all(name.startswith(prefix) for name in found):
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raise `UsageError` for a zip whose members are compressed: a few bytes may be terabytes.
+
+    torch never compresses them. What is no zip at all is left to torch, which has an older form.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error):
+        return
+    if packed:
+        raise UsageError(
+            f"{path}: refused, because parts of it are compressed as in TorchScript; "
+            "save the state_dict alone with torch.save"
+        )
 
 
 @READERS.register(".caffemodel")
@@ -140,7 +159,7 @@ def _download(url: str) -> Path:
 
 
 def _fit(module: nn.Module, state: State, path: Path) -> None:
-    """Load every tensor, or say which do not fit."""
+    """Load every tensor, or say which do not fit or cannot be weights."""
     wanted = module.state_dict()
     state = {name: _reshaped(tensor, wanted.get(name)) for name, tensor in state.items()}
     optional = {name for name in wanted if name.endswith("num_batches_tracked")}
@@ -156,7 +175,22 @@ def _fit(module: nn.Module, state: State, path: Path) -> None:
     if complaints:
         more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
         raise UsageError(f"{path}: weights of another network: {'; '.join(complaints[:3])}{more}")
+    learned = {name for name, _ in module.named_parameters()}  # a mask may well be infinite
+    for name, tensor in state.items():
+        if flaw := _flaw(tensor, wanted[name], finite=name in learned):
+            raise UsageError(f"{path}: {name} {flaw}; save the weights again, or take others")
     module.load_state_dict(dict(state), strict=False)
+
+
+def _flaw(tensor: Tensor, wanted: Tensor, finite: bool) -> str | None:
+    """What keeps a tensor of the right shape from being weights; None where nothing does."""
+    plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta)
+    if not plain or tensor.is_complex() != wanted.is_complex():
+        return f"is {tensor.dtype}, {tensor.layout}, on {tensor.device}: not plain real numbers"
+    numbers = tensor.to(wanted.dtype)
+    if finite and not numbers.isfinite().all():
+        return "holds NaN or infinite values"
+    return "holds NaN" if numbers.isnan().any() else None
 
 
 def _reshaped(tensor: Tensor, wanted: Tensor | None) -> Tensor:

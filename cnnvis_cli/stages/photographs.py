@@ -82,7 +82,7 @@ def in_batches(images: Iterator[Photograph], size: int) -> Iterator[list[Photogr
 
 
 def _sources(place: Path) -> Iterator[_Source]:
-    if not place.exists():
+    if not _is_there(place):
         raise UsageError(f"{place}: there is no such image or folder")
     if place.is_dir() or place.suffix.lower() in CONTAINERS:
         manifest = Manifest.scan(place)
@@ -91,6 +91,13 @@ def _sources(place: Path) -> Iterator[_Source]:
             yield _Source(path, lambda index=index: manifest.read(index))  # type: ignore[misc]
     else:
         yield _Source(str(place), lambda: read_file(place))
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 CONTAINERS = (".txt", ".tar", ".zip")
@@ -121,7 +128,7 @@ def _short(name: str) -> str:
 
 def _plain(part: str) -> str:
     """A piece of a path that may stand in any file name."""
-    return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._") or "image"
+    return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._-") or "image"
 
 
 def batch_of(network: Network, chosen: Sequence[Photograph]) -> torch.Tensor:

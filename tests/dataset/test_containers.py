@@ -192,6 +192,46 @@ def test_a_tar_that_leads_round_for_ever_is_refused(tmp_path: Path) -> None:
         list(members(path))
 
 
+def header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [b"L", b"x"])
+def test_a_name_of_gigabytes_is_never_read(kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    with path.open("wb") as file:
+        file.write(header("name", 1 << 40, kind))
+        file.truncate((1 << 40) + 8192)  # bytes, all of them a hole
+    with pytest.raises(UsageError, match=rf"a header of {1 << 40} bytes.*copy it again"):
+        list(members(path))
+
+
+def test_headers_that_each_announce_another_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    path.write_bytes((header("x", 9, b"L") + b"name".ljust(512, b"\0")) * 3000 + bytes(1024))
+    with pytest.raises(UsageError, match=r"recursion.*copy it again"):
+        list(members(path))
+
+
+def test_an_image_with_holes_in_it_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(header("holes.jpg", 0, b"S") + bytes(1024))
+    with pytest.raises(UsageError, match=r"holes\.jpg is sparse; pack it without --sparse"):
+        list(members(path))
+
+
+def test_a_list_of_members_of_gigabytes_is_never_read(tmp_path: Path) -> None:
+    length, path = (4 << 30) - 2, tmp_path / "a.zip"
+    with path.open("wb") as file:
+        file.truncate(length)
+        file.seek(length)
+        file.write(b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, length, 0, 0))
+    with pytest.raises(UsageError, match=f"a header of {length} bytes"):
+        list(members(path))
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=150)
 def test_a_mutated_container_is_read_or_refused(
@@ -242,6 +282,28 @@ def test_a_zip_that_lies_is_unreadable_with_the_reason(reason: str, tmp_path: Pa
     assert member[0] == "image.jpg"
     with pytest.raises(Unreadable, match=reason):
         read(path)
+
+
+def test_a_zip_that_tells_more_bytes_than_there_can_be_is_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", {"image.jpg": b"x"}, zipfile.ZIP_STORED)
+    content, long = bytearray(path.read_bytes()), struct.pack("<HHQ", 1, 8, (1 << 63) + 5)
+    place, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    content[end + 12] += len(long)  # the length of the list of members
+    content[place + 24 : place + 28] = b"\xff" * 4  # the size, which is then in an extra field
+    content[place + 30] = len(long)
+    content[place + 55 : place + 55] = long
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="absurd sizes"):
+        list(members(path))
+
+
+def test_a_member_that_goes_on_without_a_byte_is_given_up(tmp_path: Path) -> None:
+    empty = b"\0\0\0\xff\xff"  # a stored block of nothing, which is not the last one
+    path = zip_with(tmp_path / "a.zip")
+    content = path.read_bytes()
+    path.write_bytes(content[:39] + empty * 600_000 + content[39:])
+    with pytest.raises(Unreadable, match="it has no end"):
+        read_member(tmp_path, "a.zip/image.jpg", 0, 1000)
 
 
 def test_an_honest_zip_is_read(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +250,109 @@ def test_a_decompression_bomb_is_unreadable(
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(Unreadable, match="bomb"):
             decode(path.read_bytes(), SMALL)
+
+
+def tiff(side: int, content: bytes) -> bytes:
+    """A TIFF of 8 x 8 pixels in one deflated tile of `side` x `side`."""
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 0}
+    tags[325], tags[324] = len(content), 8 + 2 + 12 * 10 + 4
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + content
+
+
+def test_tiles_much_larger_than_the_image_are_never_unpacked() -> None:
+    """Two megabytes of such a file took two gigabytes of memory."""
+    assert decode(tiff(16, zlib.compress(bytes(256))), AS_IT_IS).shape == (8, 8, 3)
+    with pytest.raises(Unreadable, match=r"bomb: tiles of 26000x26000 pixels"):
+        decode(tiff(26_000, zlib.compress(bytes(1 << 20))), AS_IT_IS)
+
+
+def scanned(side: int, times: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xc4", 0, content.rindex(b"\xff\xda")) : -2]
+    return content[:-2] + last * times + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_jpeg_of_endless_scans_is_unreadable(fast: bool) -> None:
+    """A third of a megabyte took minutes."""
+    assert decode(scanned(64, 500), SMALL, fast).shape == (16, 16, 3)
+    with pytest.raises(Unreadable, match=r"bomb: \d+ scans of 4000x4000 pixels"):
+        decode(scanned(4000, 300), SMALL, fast)
+
+
+def test_a_jpeg_of_absurd_size_is_unreadable() -> None:
+    content = bytearray(jpeg(noise(8, 8)))
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = b"\xff" * 4
+    with pytest.raises(Unreadable, match="bomb"):
+        decode(bytes(content), SMALL)
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP"])
+def test_text_that_unpacks_to_gigabytes_is_unreadable(name: bytes) -> None:
+    packed = zlib.compress(bytes(1 << 26))
+    rows = b"".join(b"\x00" + bytes(24) for _ in range(8))
+    with pytest.raises(Unreadable, match="too large"):
+        decode(png(8, 2, rows, (name, b"key\0\0" + packed)), AS_IT_IS)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_thousands_of_frames_only_the_first_is_looked_at(kind: str) -> None:
+    frames = [Image.new("L", (8, 8), 7 * n % 256) for n in range(500)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    assert decode(buffer.getvalue(), AS_IT_IS).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"P6 #" + b"x" * 5000 + b"\n8 8 255\n" + bytes(192), "not in its first 4096 bytes"),
+        (b"P5 " + b"#\n" * 5000 + b"8 8 255\n" + bytes(64), "not in its first 4096 bytes"),
+        (b"P2 9000 9000 255\n" + b"0 " * (1 << 24), "too large for numbers written out"),
+    ],
+)
+def test_a_bitmap_that_is_read_letter_by_letter_is_short(content: bytes, reason: str) -> None:
+    """Pillow would take a minute for 256 megabytes of them."""
+    with pytest.raises(Unreadable, match=reason):
+        decode(content, SMALL)
+    assert decode(b"P2 # eight\n8 8\n# levels\n255\n" + b"7 " * 64, SMALL).max() == 7
+
+
+def test_warnings_are_kept_to_itself_in_every_thread(capfd: pytest.CaptureFixture[str]) -> None:
+    """Broken TIFFs make Pillow warn and libtiff print."""
+    buffer = io.BytesIO()
+    noise(40, 40).save(buffer, "TIFF", compression="tiff_adobe_deflate")
+    rng = np.random.default_rng(0)
+
+    def try_some(seed: int) -> None:
+        for _ in range(60):
+            content = bytearray(buffer.getvalue())
+            for place in rng.integers(4, len(content), 9):
+                content[place] = rng.integers(256)
+            with suppress(Unreadable):
+                decode(bytes(content), SMALL)
+
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(try_some, range(4)))
+    assert capfd.readouterr() == ("", "")
+    assert warnings.filters == before
+
+
+def test_a_reason_is_short_and_printable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_settings: object) -> None:
+        raise ValueError("a\x1b[2J\n\tb\udcff" + "x" * 9999)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(Unreadable) as found:
+        decode(b"content", SMALL)
+    assert str(found.value).startswith(r"a\x1b[2J b\udcffxx")
+    assert len(str(found.value)) == 200
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

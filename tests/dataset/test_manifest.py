@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import socket
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnvis_cli.dataset import manifest as module
-from cnnvis_cli.dataset.containers import Unreadable
+from cnnvis_cli.dataset.containers import Unreadable, read_file
 from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.errors import UsageError
@@ -327,6 +328,40 @@ def test_what_is_no_file_is_unreadable_and_never_blocks(kind: str, tmp_path: Pat
         Manifest.scan(tmp_path / "list.txt").read(0)
     reason = {"circle": "too many levels of symbolic links", "link to nowhere": "no such file"}
     assert str(found.value) == reason.get(kind, "not a regular file")
+
+
+@pytest.mark.parametrize("name", ["status", "pagemap", "mem"])
+def test_files_of_the_system_are_unreadable_and_never_endless(name: str, tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").symlink_to(f"/proc/self/{name}")
+    with pytest.raises(Unreadable, match=r"changes while it is read|input/output error"):
+        Manifest.scan(tmp_path).read(0)
+
+
+def test_a_file_that_becomes_a_fifo_does_not_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo, image = tmp_path / "image.jpg", tmp_path / "before.jpg"
+    os.mkfifo(fifo)
+    image.write_bytes(b"x")
+    before = image.stat()
+    monkeypatch.setattr(Path, "stat", lambda _path: before)
+    with pytest.raises(Unreadable, match="not a regular file"):
+        read_file(fifo)
+
+
+def test_a_socket_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("image.jpg")
+        with pytest.raises(Unreadable, match="not a regular file"):
+            Manifest.scan(tmp_path).read(0)
+
+
+def test_a_line_without_end_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "list.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match=r"list\.txt: has a line of over 4096 bytes"):
+        Manifest.scan(tmp_path / "list.txt")
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:

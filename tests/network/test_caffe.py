@@ -191,6 +191,10 @@ MALFORMED = {
         100, part(1, b"c") + part(7, part(7, part(1, b"\xff" * 11 + b"\x01" + varint(0))))
     ),
 }
+MALFORMED["a shape without end"] = part(
+    100, part(1, b"c") + part(7, part(7, part(1, b"\xff" * 400_000)) + part(5, bytes(4)))
+)
+MALFORMED["a shape of many axes"] = part(100, part(1, b"c") + part(7, _blob([1] * 400, 1)))
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -216,6 +220,21 @@ def test_a_damaged_caffemodel_raises_nothing_else(layers: Layers, tmp_path: Path
             except UsageError:
                 refused += 1
     assert refused > 300
+
+
+def test_a_caffemodel_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "long.caffemodel"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # bytes, all of them a hole
+    with pytest.raises(UsageError, match=r"long\.caffemodel: not a Caffe NetParameter .*2 GB"):
+        read_caffemodel(path)
+
+
+def test_doubles_beyond_all_floats_are_infinite_and_quiet(tmp_path: Path) -> None:
+    path = tmp_path / "huge.caffemodel"
+    content = part(7, part(1, varint(1))) + part(8, np.array([1e300]).tobytes())
+    path.write_bytes(part(100, part(1, b"c") + part(7, content)))
+    assert read_caffemodel(path)["c.weight"].tolist() == [np.inf]
 
 
 # Means
@@ -248,8 +267,10 @@ def test_a_mean_image_is_averaged_over_its_pixels(suffix: str, tmp_path: Path) -
         np.array(["a", "b", "c"]),
         np.array([1j, 2j, 3j]),
         np.array([{}, {}, {}], dtype=object),
+        np.ones((3, 0, 5)),
+        np.array([1.0, np.nan, 1.0]),
     ],
-    ids=["number", "four", "channels last", "two", "words", "complex", "objects"],
+    ids=["number", "four", "last", "two", "words", "complex", "objects", "empty", "nan"],
 )
 def test_a_mean_of_another_shape_or_kind_is_refused(array: object, tmp_path: Path) -> None:
     path = tmp_path / "mean.npy"
@@ -267,6 +288,15 @@ def test_a_malformed_mean_is_named(content: bytes | None, suffix: str, tmp_path:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=re.escape(str(path))):
+        read_mean(path)
+
+
+@pytest.mark.parametrize("shape", ["(3, 1048576, 33554432)", "(3," + "(" * 3000])
+def test_a_mean_of_absurd_size_is_refused(shape: str, tmp_path: Path) -> None:
+    path = tmp_path / "mean.npy"
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    path.write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UsageError, match=r"mean\.npy: cannot read the mean"):
         read_mean(path)
 
 

@@ -6,6 +6,8 @@ import hashlib
 import io
 import pickle
 import re
+import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from email.message import Message
@@ -252,6 +254,89 @@ def test_a_number_of_one_is_not_taken_for_many(state: State, tmp_path: Path) -> 
     state["norm.weight"] = torch.ones(1)  # would broadcast
     with pytest.raises(UsageError, match=r"norm\.weight is \(1,\), not \(4,\)"):
         load(TINY, str(_checkpoint(state, tmp_path / "weights")))
+
+
+# Weights that are none
+
+
+@pytest.mark.parametrize(
+    ("spoil", "flaw"),
+    [
+        (lambda weight: weight * float("nan"), "holds NaN"),
+        (lambda weight: weight + float("inf"), "holds NaN or infinite values"),
+        (lambda weight: weight.double() * 1e300, "holds NaN or infinite values"),
+        (lambda weight: weight.to(torch.complex64), "is torch.complex64"),
+        (lambda weight: weight.to_sparse(), "torch.sparse_coo"),
+        (lambda weight: weight.to("meta"), "on meta: not plain real numbers"),
+    ],
+)
+def test_what_cannot_be_weights_is_named(
+    spoil: Callable[[Tensor], Tensor], flaw: str, state: State, tmp_path: Path
+) -> None:
+    state["conv.weight"] = spoil(state["conv.weight"])
+    path = _checkpoint(state, tmp_path / "weights")
+    with pytest.raises(UsageError, match=re.escape(flaw)) as caught:
+        load(TINY, str(path))
+    assert str(caught.value).startswith(f"{path}: conv.weight ")
+
+
+def test_a_running_mean_that_is_no_number_is_named(state: State, tmp_path: Path) -> None:
+    state["norm.running_mean"][1] = float("nan")
+    with pytest.raises(UsageError, match=r"norm\.running_mean holds NaN"):
+        load(TINY, str(_safetensors(state, tmp_path / "weights")))
+
+
+def test_an_array_that_stands_for_a_terabyte_is_never_made(tmp_path: Path) -> None:
+    state = {"conv.weight": torch.ones(1).expand(1 << 40)}  # one number, told to be many
+    with pytest.raises(UsageError, match="weights of another network"):
+        load(TINY, str(_checkpoint(state, tmp_path / "weights")))
+
+
+def test_a_compressed_checkpoint_is_refused_unread(state: State, tmp_path: Path) -> None:
+    path = _checkpoint(state, tmp_path / "weights")
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UsageError, match=r"refused, .* compressed .* torch\.save"):
+        load(TINY, str(path))
+
+
+def test_a_pickle_that_asks_for_petabytes_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    size = b"\x8a\x08" + struct.pack("<q", 1 << 50)
+    path.write_bytes(b"\x80\x02cbuiltins\nbytearray\n" + size + b"\x85R.")
+    with pytest.raises(UsageError, match=r"weights\.pth: not a torch checkpoint"):
+        load(TINY, str(path))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch has given it up
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    traced = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, str(tmp_path / "weights.pt"))
+    with pytest.raises(UsageError, match=r"weights\.pt: refused, .* TorchScript"):
+        load(TINY, str(tmp_path / "weights.pt"))
+
+
+HEADERS = {  # a safetensors header and the length that it is said to have
+    "endless": (b"{}", 1 << 63),
+    "longer than the file": (b"{}", 99_999_999),
+    "nested": (b"[" * 100_000, 100_000),
+    "beyond all numbers": (
+        b'{"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,8]}}',
+        72,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_safetensors_header_that_lies_is_an_error(kind: str, tmp_path: Path) -> None:
+    header, length = HEADERS[kind]
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + header + bytes(8))
+    with pytest.raises(UsageError, match=r"weights\.safetensors: not a safetensors file"):
+        load(TINY, str(path))
 
 
 # Names

@@ -1,0 +1,118 @@
+"""Whether an HDF5 file is as cnnvis writes it: nothing leads elsewhere, nothing is endless.
+
+A run directory may have come from anywhere. HDF5 follows links to other files by itself, and a
+few bytes may declare an array of terabytes.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cnnvis_cli.store.schema import (
+    BINS,
+    IMAGES,
+    OPTIMIZED_STYLE,
+    PLACES,
+    PROJECTED_METHOD,
+    SEARCHED,
+    TOPK_LAYER,
+    Column,
+    Table,
+)
+
+# kind of file -> its groups, * for any name, and what is in them
+GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
+    "topk": (
+        ("images", IMAGES),
+        ("bins", BINS),
+        ("layers/*", TOPK_LAYER),
+        ("layers/*/min", PLACES),
+    ),
+    "optimized": (("*", OPTIMIZED_STYLE),),
+    "projected": (("*", PROJECTED_METHOD),),
+    "search": (("*", SEARCHED),),
+}
+PACKED = 1100  # bytes that one byte may stand for: deflate reaches 1032
+SMALL = 1 << 20  # bytes that any array may have
+PICTURES = 5  # axes of arrays that are read a few rows at a time, and may be partly written
+
+
+def check(path: Path, kind: str) -> None:
+    """Raise OSError or ValueError, with the place, for what cnnvis never writes."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    _check_once(path, kind, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=1024)
+def _check_once(path: Path, kind: str, _state: tuple[int, ...]) -> None:
+    """A file that has not changed since is not looked at again."""
+    with h5py.File(path, "r") as file:
+        if kind_of(file) == kind:
+            for pattern, table in GROUPS.get(kind, ()):
+                for group in _groups(file, pattern.split("/")):
+                    _check_group(group, table)
+
+
+def kind_of(file: h5py.File) -> str:
+    """What a file says that it is, ``topk`` and the like; empty where it is none of ours."""
+    text = file.attrs.get("format")
+    return text.removeprefix("cnnvis/") if isinstance(text, str) else ""
+
+
+def _groups(group: h5py.Group, names: list[str]) -> Iterator[h5py.Group]:
+    """The groups that a pattern speaks of, as far as they are there."""
+    if not names:
+        yield group
+        return
+    for name in list(group) if names[0] == "*" else names[:1]:
+        child = _child(group, name)
+        if isinstance(child, h5py.Group):
+            yield from _groups(child, names[1:])
+
+
+def _child(group: h5py.Group, name: str) -> Any:
+    """What has a name in a group, None where nothing has; raises ValueError for a link."""
+    link = group.get(name, getlink=True, default=None)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{group.name.rstrip('/')}/{name} is a link")
+    return group[name]
+
+
+def _check_group(group: h5py.Group, table: Table) -> None:
+    """Raise ValueError for arrays of other types or shapes than the table's, or endless ones."""
+    lengths: dict[str, int] = {}  # of the axes, by their names
+    for name, column in table.items():
+        folder, _, last = name.rpartition("/")
+        holder = _child(group, folder) if folder else group
+        array = _child(holder, last) if isinstance(holder, h5py.Group) else None
+        if array is not None:
+            _check_array(array, column, lengths)
+
+
+def _check_array(array: Any, column: Column, lengths: dict[str, int]) -> None:
+    if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external:
+        raise ValueError(f"{array.name} is no array of this file")
+    is_text = column.dtype == "S" and array.dtype.kind == "S"
+    if not is_text and array.dtype != np.dtype(column.dtype):
+        raise ValueError(f"{array.name} is {array.dtype}, not {np.dtype(column.dtype)}")
+    shape = array.shape or ()
+    wanted = [
+        int(axis) if axis.isdecimal() else lengths.setdefault(axis, length)
+        for axis, length in zip(column.axes, shape, strict=False)
+    ]
+    if len(shape) != len(column.axes) or wanted != list(shape):
+        raise ValueError(f"{array.name} has the shape {shape}, not ({', '.join(column.axes)})")
+    stored = array.id.get_storage_size()
+    if len(shape) < PICTURES and array.nbytes > SMALL + PACKED * stored:
+        raise ValueError(f"{array.name} is {array.nbytes} bytes, of which {stored} are there")
