@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 
@@ -9,6 +10,18 @@ class CnnvisError(Exception):
     """The work failed: one line on stderr, exit code 1."""
 
     exit_code: ClassVar[int] = 1
+
+
+class SetAside(CnnvisError):
+    """All is done but for pieces of work that ended every process that took them: exit code 1."""
+
+    def __init__(self, message: str, numbers: Collection[int] = ()) -> None:
+        super().__init__(message)
+        self.numbers = frozenset(numbers)
+
+
+class Died(CnnvisError):
+    """A process that this one needs has ended without a word; another can do the work."""
 
 
 class UsageError(CnnvisError):

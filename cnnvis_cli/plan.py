@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Interpolation
 from cnnvis_cli.registry import unknown
 
-STAGES = ("topk", "search", "optimize", "project", "montage")
+STAGES = ("topk", "search", "optimize", "project", "montage", "gallery")
 USUAL = ("topk", "optimize", "project", "montage")
 Sort = Literal["max", "selectivity", "active"]
 Tone = Literal["tile", "unit", "sheet", "true"]
@@ -130,6 +130,13 @@ class MontagePlan:
 
 
 @dataclass(frozen=True)
+class GalleryPlan:
+    """`title` is what the page is called, by default the network's name."""
+
+    title: str | None = None
+
+
+@dataclass(frozen=True)
 class FiltersPlan:
     """Filters whose RMS exceeds `radius` are scaled down to it.
 
@@ -209,7 +216,11 @@ class FigurePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what a run does; the top-level keys of a TOML file."""
+    """Everything that decides what a run does; the top-level keys of a TOML file.
+
+    `scheduler` is the address of a Dask cluster, which needs TLS or a network to `trust`; `log` is
+    a file for what is told.
+    """
 
     model: str = ""
     weights: str | None = None
@@ -222,6 +233,9 @@ class Plan:
     batch_size: int | None = None
     workers: int | None = None
     shard: str | None = None
+    scheduler: str | None = None
+    trust_network: bool = False
+    log: str | None = None
     seed: int = 0
     stages: tuple[str, ...] = USUAL
     preprocessing: PreprocessingPlan = field(default_factory=PreprocessingPlan)
@@ -230,6 +244,7 @@ class Plan:
     search: SearchPlan = field(default_factory=SearchPlan)
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
+    gallery: GalleryPlan = field(default_factory=GalleryPlan)
     filters: FiltersPlan = field(default_factory=FiltersPlan)
     saliency: SaliencyPlan = field(default_factory=SaliencyPlan)
     occlude: OccludePlan = field(default_factory=OccludePlan)
@@ -251,15 +266,26 @@ class Plan:
 
         Raises `UsageError` for a `shard` that is not i/n. Shard n may be called 0 as well.
         """
-        if self.shard is None:
-            return range(pieces)
-        number, slash, count = self.shard.partition("/")
-        if not (slash and number.isdecimal() and count.isdecimal() and int(number) <= int(count)):
-            raise UsageError(f"--shard {self.shard}: write it as i/n, from 1/n to n/n")
-        i, n = int(number) or int(count), int(count)
-        if n < 1:
-            raise UsageError(f"--shard {self.shard}: write it as i/n, from 1/n to n/n")
+        i, n = self._share
         return range((i - 1) * pieces // n, i * pieces // n)
+
+    def takes(self, first: int) -> Callable[[int], bool]:
+        """Whether a numbered block of units is this shard's: every n-th, counted on from `first`.
+
+        Layers that begin at other numbers burden no shard more than the others.
+        """
+        i, n = self._share
+        return lambda number: (number + first) % n == i - 1
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        if self.shard is None:
+            return 1, 1
+        number, slash, count = self.shard.partition("/")
+        numbers = slash and number.isdecimal() and count.isdecimal()
+        if not (numbers and int(number) <= int(count) and int(count) >= 1):
+            raise UsageError(f"--shard {self.shard}: write it as i/n, from 1/n to n/n")
+        return int(number) or int(count), int(count)
 
     @classmethod
     def make(cls, config: Path | None, flags: Mapping[str, Any]) -> Plan:
@@ -318,6 +344,8 @@ class Plan:
         if self.filters.scale is not None and not 1 <= self.filters.scale <= 64:
             raise UsageError(f"--scale {self.filters.scale}: must be a whole number from 1 to 64")
         self.share(0)
+        if self.shard and self.scheduler:
+            raise UsageError("--shard and --scheduler: a cluster shares all work; give one of them")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers {self.workers}: must be 0 or more")
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from cnnvis_cli.errors import Stopped
+from cnnvis_cli.errors import Stopped, UsageError
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+# What moves the cursor, turns lines round or cannot be encoded: the control characters C0 and C1,
+# line separators, the marks and brackets of Unicode's bidirectional algorithm (UAX 9), lone
+# surrogates as `os.fsdecode` gives them, and the byte order mark.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text on one line that a terminal shows as it is, whatever files are called.
+
+    Control characters become ``\\x1b``, those beyond Latin-1 ``\\u202e``; letters of all languages
+    stay.
+    """
+    return _UNSEEN.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def leave_signals_to_the_parent() -> None:
@@ -23,14 +48,29 @@ def leave_signals_to_the_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+BEAT = 10  # seconds from one word for `cnnvis status` to the next
+LOG_SIZE, LOGS = 1 << 20, 5  # bytes of a log file, and how many older ones are kept
+
+
+class _Log(RotatingFileHandler):
+    """A log file that is renamed when it has grown; a full disk there never ends the work."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as logging calls it
+        pass
+
+
 class Report:
     """Progress on stderr, results on stdout, and the wish to stop from outside.
 
     On a terminal progress is one line that is redrawn; elsewhere it is a line a minute.
     """
 
-    def __init__(self, quiet: bool = False, verbose: bool = False, log: Path | None = None) -> None:
-        self.quiet, self.verbose, self._log = quiet, verbose, log
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
+        self.said: list[str] = []  # the results
+        self.beat: Callable[[str, float | None], None] | None = None  # a line, seconds left
+        self._log: _Log | None = None
+        self._beaten = time.monotonic()
         self._signal: int | None = None
         self._spoken = 0.0
 
@@ -55,13 +95,16 @@ class Report:
             raise Stopped(f"stopped by {name}; what was finished is saved, run again to carry on")
 
     def result(self, text: str) -> None:
-        """A line of the command's result."""
+        """A line of the command's result, or a table of several."""
+        self.said.append(text)
+        text = "\n".join(map(printable, text.split("\n")))
         self.clear()
         _say(text, sys.stdout)
         self._write_log(text)
 
     def note(self, text: str) -> None:
         """A line about the work."""
+        text = printable(text)
         if not self.quiet:
             self.clear()
             _say(text, sys.stderr)
@@ -74,7 +117,7 @@ class Report:
 
     def failed(self, text: str) -> None:
         """The line that a command fails with, for the log file."""
-        self._write_log(text)
+        self._write_log(printable(text))
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
         """Pass the items on, each at a safe moment."""
@@ -97,10 +140,16 @@ class Report:
         """For work that tells by itself how far it is."""
         return Meter(self, what, total, unit)
 
-    def progress(self, line: str) -> None:
-        """Show how far the work is, if it is time to; off a terminal not at the very beginning."""
-        terminal = sys.stderr.isatty()
+    def progress(self, line: str, left: float | None = None) -> None:
+        """Show how far the work is, if it is time to; off a terminal not at the very beginning.
+
+        `left` is how many seconds it may still take.
+        """
+        line, terminal = printable(line), sys.stderr.isatty()
         now = time.monotonic()
+        if self.beat is not None and now - self._beaten > BEAT:
+            self.beat(line, left)
+            self._beaten = now
         if self.quiet or now - self._spoken < (0.2 if terminal else 60):
             return
         if self._spoken or terminal:
@@ -109,11 +158,20 @@ class Report:
                 self._write_log(line)
         self._spoken = now
 
+    def log_to(self, path: Path) -> None:
+        """Also write every line to a file; raises `UsageError` where that cannot be."""
+        try:
+            self._log = _Log(path, maxBytes=LOG_SIZE, backupCount=LOGS, encoding="utf-8")
+            self._log.close()
+        except OSError as error:
+            raise UsageError(f"--log {path}: cannot be written ({error.strerror})") from None
+
     def _write_log(self, text: str) -> None:
-        """Add a line to the log file; a full disk there never ends the work."""
         if self._log is not None:
-            with suppress(OSError), self._log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+            with suppress(OSError):
+                self._log.handle(logging.makeLogRecord({"msg": line}))
+                self._log.close()  # it opens itself again
 
     def clear(self) -> None:
         """Wipe the progress off the terminal's line."""
@@ -137,8 +195,9 @@ class Meter:
             return
         rate = self._done / seconds
         figures = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f} a second"
-        left = f"{_duration((self._total - self._done) / rate)} left"
-        self._report.progress(", ".join(part for part in (figures, note, left) if part))
+        left = (self._total - self._done) / rate
+        parts = (figures, note, f"{_duration(left)} left")
+        self._report.progress(", ".join(part for part in parts if part), left)
 
     def end(self) -> None:
         self._report.clear()
@@ -151,6 +210,11 @@ def _duration(seconds: float) -> str:
 
 
 def _say(text: str, stream: object, end: str = "\n") -> None:
-    """Print; a closed terminal or pipe never ends the work."""
+    """Print; a closed terminal or pipe never ends the work.
+
+    A letter that the stream's encoding lacks is written as its number.
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = text.encode(encoding, "backslashreplace").decode(encoding)
     with suppress(OSError, ValueError):
-        print(text, file=stream, end=end, flush=True)  # type: ignore[call-overload]
+        print(shown, file=stream, end=end, flush=True)  # type: ignore[call-overload]

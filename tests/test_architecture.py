@@ -37,12 +37,13 @@ DOORS = {  # a library, and the only places that may use it
     "numba": ("network/tally_loops.py",),
     "av": ("dataset/video.py", "figure/film.py"),
     "PIL": ("figure/canvas.py", "dataset/decode.py"),
-    "joblib": ("stages/engine.py",),
-    "multiprocessing": ("stages/engine.py",),
-    "distributed": ("stages/engine.py",),
-    "dask": ("stages/engine.py",),
-    "concurrent": ("stages/engine.py",),
-    "subprocess": ("stages/engine.py",),
+    "jinja2": ("figure/site.py",),
+    "joblib": ("stages/engine/crew.py",),
+    "multiprocessing": ("stages/engine/",),
+    "distributed": ("stages/engine/cluster.py",),
+    "dask": ("stages/engine/cluster.py",),
+    "concurrent": ("stages/engine/threads.py",),
+    "subprocess": (),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -5,32 +5,39 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from importlib import import_module
 from types import FrameType
 
 import click
 
 from cnnvis_cli import __version__
-from cnnvis_cli.cli import (
-    activations,
-    bench,
-    demo,
-    filters,
-    layers,
-    merge,
-    montage,
-    occlude,
-    optimize,
-    project,
-    run,
-    saliency,
-    search,
-    topk,
-)
 from cnnvis_cli.cli.options import reports
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
+from cnnvis_cli.report import printable
+
+COMMANDS = (
+    *("demo", "layers", "topk", "optimize", "search", "project", "montage", "gallery", "filters"),
+    *("activations", "saliency", "occlude", "run", "status", "merge", "bench"),
+)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Each command is a module of its name, loaded when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"cnnvis_cli.cli.{cmd_name}").command
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="cnnvis")
 def cli() -> None:
     """See what each unit of a trained convnet has learned.
@@ -38,13 +45,6 @@ def cli() -> None:
     Top images, deconvnet projections and regularized activation maximization for every unit of
     every layer, as figures to print. Start with `cnnvis demo`.
     """
-
-
-for _module in (
-    *(demo, layers, topk, optimize, search, project, montage, filters),
-    *(activations, saliency, occlude, merge, run, bench),
-):
-    cli.add_command(_module.command)
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def _fail(message: str, code: int) -> int:
     for report in reports:
         report.failed(f"failed with exit code {code}: {message}")
     try:
-        print(f"cnnvis: {' '.join(message.split())}", file=sys.stderr)
+        print(f"cnnvis: {printable(' '.join(message.split()))}", file=sys.stderr)
     except OSError:
         return code
     return code

@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, printing, working
+from cnnvis_cli.cli.options import printing, working
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("activations")
@@ -85,7 +88,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis activations outputs/demo-images --model demo --layer conv1 (after cnnvis demo)
     """
-    plan, report = planned(flags)
+    carry_out("activations", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.activations import activations, check_activations
     from cnnvis_cli.stages.session import open_session
 

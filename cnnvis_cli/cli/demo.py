@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("demo")
@@ -20,7 +22,11 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis demo
     """
-    plan, report = planned({**flags, "config": None, "log": None})
+    given = {**flags, "run": flags["run"] or "outputs/demo", "config": None, "log": None}
+    carry_out("demo", {**given, "model": "demo", "dataset": "demo"}, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.demo import demo
 
     demo(plan, report)

@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, printing, working
+from cnnvis_cli.cli.options import printing, working
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("filters")
@@ -55,7 +58,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis filters --model demo
     """
-    plan, report = planned(flags)
+    carry_out("filters", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.filters import check_filters, filters
     from cnnvis_cli.stages.session import open_session
 

@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import drawing, planned, working_on_units
+from cnnvis_cli.cli.options import drawing, working_on_units
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("montage")
@@ -54,7 +57,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis montage optimized --model demo --layer conv1 (after that of optimize)
     """
-    plan, report = planned(flags)
+    carry_out("montage", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.montage import check_kinds, montage
     from cnnvis_cli.stages.session import open_session
 

@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import drawing_photographs, explaining, planned
+from cnnvis_cli.cli.options import drawing_photographs, explaining, sharing
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("occlude")
@@ -50,6 +53,7 @@ from cnnvis_cli.cli.options import drawing_photographs, explaining, planned
     help="Share of bad images above which the exit code is 3.  [default: 0.01]",
 )
 @drawing_photographs
+@sharing
 @explaining
 def command(**flags: Any) -> None:
     """Show which parts of an image a network's decision hangs on (Zeiler & Fergus 2013, Fig. 7).
@@ -71,7 +75,10 @@ def command(**flags: Any) -> None:
     Example: cnnvis occlude outputs/demo-images/cat/000.png --model demo (after topk demo --model
     demo)
     """
-    plan, report = planned(flags)
+    carry_out("occlude", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.occlude import check_occlude, occlude
     from cnnvis_cli.stages.session import open_session
 

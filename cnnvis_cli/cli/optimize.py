@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import MEAN, planned, working_on_units
+from cnnvis_cli.cli.options import MEAN, sharing, working_on_units
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("optimize")
@@ -71,6 +74,7 @@ from cnnvis_cli.cli.options import MEAN, planned, working_on_units
     type=int,
     help="Steps between two activations that are kept.  [default: 8]",
 )
+@sharing
 @working_on_units
 def command(**flags: Any) -> None:
     """Draw the image that each unit prefers: regularized activation maximization.
@@ -80,7 +84,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis optimize --model demo --layer conv1 --units 0-7
     """
-    plan, report = planned(flags)
+    carry_out("optimize", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.optimize import optimize
     from cnnvis_cli.stages.session import open_session
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from cnnvis_cli.errors import UsageError
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 
@@ -48,7 +47,7 @@ _TALK = (
     click.option(
         "--log",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Also write every line to this file.",
+        help="Also write every line to this file, which is renamed when it has grown to 1 MB.",
     ),
 )
 _RUN = click.option("-r", "--run", help="The run directory.  [default: outputs/<model>]")
@@ -68,6 +67,18 @@ _WORK = (
         type=int,
         help="Processes that decode images, on a CPU with the network as well; 0: none but this "
         "one.  [default: one a core]",
+    ),
+)
+_SHARED = (
+    click.option(
+        "--shard", help="Do only part i/n of the work, beside the others or for cnnvis merge."
+    ),
+    click.option("--scheduler", help="Have a Dask cluster do it: tcp://host:port or tls://."),
+    click.option(
+        "--trust-network",
+        is_flag=True,
+        default=None,
+        help="Allow a --scheduler elsewhere without TLS, where anybody can run code on it.",
     ),
 )
 MEAN = click.option(
@@ -134,6 +145,11 @@ def _apply(options: tuple[Any, ...]) -> Callable[[F], F]:
     return decorate
 
 
+def sharing(command: F) -> F:
+    """The options of a command whose work several processes and machines can share."""
+    return _apply(_SHARED)(command)
+
+
 def describing(command: F) -> F:
     """The options of a command that only looks at a network."""
     return _apply((*_NETWORK, _RUN, *_CONFIG, *_TALK))(command)
@@ -185,6 +201,11 @@ def joining(command: F) -> F:
     return _apply((trust, _RUN, *_CONFIG, *_TALK))(command)
 
 
+def telling(command: F) -> F:
+    """The options of a command that only reads."""
+    return _apply(_TALK)(command)
+
+
 def running(command: F) -> F:
     """The options of a command whose settings file is its argument."""
     return _apply((*_NETWORK, *_WORK, *_UNITS, *_TALK))(command)
@@ -194,19 +215,14 @@ reports: list[Report] = []
 """The reports of this process, which a failure is told to as well."""
 
 
-def _try_log(path: Path) -> None:
-    """Raise `UsageError` for a log file that cannot be written."""
-    try:
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise UsageError(f"--log {path}: cannot be written ({error.strerror})") from None
-
-
 def planned(flags: dict[str, Any]) -> tuple[Plan, Report]:
     """The plan and the report of a command's parameters; raises `UsageError`."""
     log: Path | None = flags.pop("log")
-    if log is not None:
-        _try_log(log)
-    report = Report(flags.pop("quiet"), flags.pop("verbose"), log)
+    report = Report(flags.pop("quiet"), flags.pop("verbose"))
     reports.append(report)
-    return Plan.make(flags.pop("config"), flags), report
+    if log is not None:
+        report.log_to(log)
+    plan = Plan.make(flags.pop("config"), flags)
+    if log is None and plan.log is not None:
+        report.log_to(Path(plan.log))
+    return plan, report

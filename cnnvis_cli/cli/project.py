@@ -6,12 +6,16 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, projecting, working_on_units
+from cnnvis_cli.cli.options import projecting, sharing, working_on_units
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("project")
 @projecting
 @click.option("--dataset", help="Where the images are now, if they have moved.")
+@sharing
 @working_on_units
 def command(**flags: Any) -> None:
     """Project the strongest activations back to pixels: what in the image caused them.
@@ -22,7 +26,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis project --model demo --layer conv1 (after cnnvis topk demo --model demo)
     """
-    plan, report = planned(flags)
+    carry_out("project", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.project import check_methods, project
     from cnnvis_cli.stages.session import open_session
 

@@ -7,12 +7,16 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, running
+from cnnvis_cli.cli.options import running, sharing
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("run")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--dataset", help="Another folder of images than the plan's.")
+@sharing
 @running
 def command(**flags: Any) -> None:
     """Do all stages of a TOML file, in order; started again, carry on where it stopped.
@@ -21,7 +25,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis run configs/demo.toml
     """
-    plan, report = planned(flags)
+    carry_out("run", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.pipeline import run_all
     from cnnvis_cli.stages.session import open_session
 

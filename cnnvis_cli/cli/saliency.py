@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import explaining, planned, sizing
+from cnnvis_cli.cli.options import explaining, sizing
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("saliency")
@@ -73,7 +76,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis saliency outputs/demo-images/cat --model demo (after topk demo --model demo)
     """
-    plan, report = planned(flags)
+    carry_out("saliency", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.saliency import check_saliency, saliency
     from cnnvis_cli.stages.session import open_session
 

@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import MEAN, drawing, planned, working_on_units
+from cnnvis_cli.cli.options import MEAN, drawing, sharing, working_on_units
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("search")
@@ -36,6 +39,7 @@ from cnnvis_cli.cli.options import MEAN, drawing, planned, working_on_units
 @click.option("--step", "optimize__step", help="calibrated, or a rate.  [default: calibrated]")
 @drawing
 @MEAN
+@sharing
 @working_on_units
 def command(**flags: Any) -> None:
     """Search for regularization parameters that give good pictures.
@@ -46,7 +50,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis search --model demo --layer conv2 --trials 6 --iterations 30
     """
-    plan, report = planned(flags)
+    carry_out("search", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.search import search
     from cnnvis_cli.stages.session import open_session
 

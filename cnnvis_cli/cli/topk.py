@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, working
+from cnnvis_cli.cli.options import sharing, working
+from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 
 
 @click.command("topk")
@@ -31,7 +34,7 @@ from cnnvis_cli.cli.options import planned, working
     type=click.Choice(["float32", "tf32", "bf16"]),
     help="The network's arithmetic.  [default: float32]",
 )
-@click.option("--shard", help="Do only part i/n of the work, for cnnvis merge.")
+@sharing
 @working
 def command(**flags: Any) -> None:
     """Find the images, and the places in them, that each channel answers most strongly.
@@ -42,7 +45,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis topk demo --model demo
     """
-    plan, report = planned(flags)
+    carry_out("topk", flags, _work)
+
+
+def _work(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.session import open_session
     from cnnvis_cli.stages.topk import topk
 

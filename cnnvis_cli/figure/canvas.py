@@ -183,11 +183,11 @@ class Canvas:
         """
         return png.encode(self.pixels, record, dpi)
 
-    def jpeg(self, record: Mapping[str, str]) -> bytes:
+    def jpeg(self, record: Mapping[str, str], quality: int = 95) -> bytes:
         """A JPEG file, as good as it gets, with its colours in full; the record is its comment."""
-        comment = json.dumps(dict(record))
+        comment = json.dumps(dict(record)) if record else ""
         buffer = io.BytesIO()
-        self._painted().save(buffer, "JPEG", quality=95, subsampling=0, comment=comment)
+        self._painted().save(buffer, "JPEG", quality=quality, subsampling=0, comment=comment)
         return buffer.getvalue()
 
     def _painted(self) -> Image.Image:

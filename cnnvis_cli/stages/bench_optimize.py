@@ -210,7 +210,7 @@ def _optimize(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -
     """The stage's own work, block after block, for so long."""
     job = work.jobs[0]
     targets = tuple(target % work.scene.targets for target in job.targets)
-    blocks = _Endless(job._replace(number=number, targets=targets))
+    blocks = _Endless(job._replace(part=number, targets=targets))
     made, start = 0, 0.0
 
     def hear(message: Any) -> None:

@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
     style: Style
     parts: Parts
-    number: int
+    part: int | str
     targets: tuple[int, ...]
 
 
@@ -74,10 +74,16 @@ class Work:
     network: Network | None
     jobs: tuple[Job, ...] = ()
     room: int | None = None  # slots of a batch that are used
-    looks: dict[int, Look] = field(default_factory=dict)  # traced already, by batch size
+    looks: dict[Any, Look] = field(default_factory=dict)  # traced already, by network and size
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "network": None, "looks": {}}
+
+    def called(self, number: int) -> str:
+        """A job's name for a person."""
+        job, alias = self.jobs[number], self.scene.layer.alias
+        first, last = job.targets[0], job.targets[-1]
+        return f"{alias} units {first} to {last} in style {job.style.name}"
 
     def on(self, device: torch.device) -> Network:
         """The network on a lane's device."""
@@ -85,12 +91,11 @@ class Work:
 
     def look(self, network: Network, size: int) -> Look:
         """The traced pass of a batch of this size."""
-        if self.network is not network:
-            return traced_look(network, self.scene, size, self.plan.optimize.precision)
-        if size not in self.looks:
+        key = id(network), size
+        if key not in self.looks:
             precision = self.plan.optimize.precision
-            self.looks[size] = traced_look(network, self.scene, size, precision)
-        return self.looks[size]
+            self.looks[key] = traced_look(network, self.scene, size, precision)
+        return self.looks[key]
 
     def tasks(self, network: Network, style: Style, target: int, number: int = 0) -> list[Task]:
         """The ascents of a target, one a run."""
@@ -195,7 +200,7 @@ def climb_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> 
                 job = work.jobs[number]
                 writer.settle()
                 desk.tell_kept(tell)
-                writer.begin(job.parts.__setitem__, job.number, desk.close(number))
+                writer.begin(job.parts.__setitem__, job.part, desk.close(number))
         writer.settle()
         desk.tell_kept(tell)
 

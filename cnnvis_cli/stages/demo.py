@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from cnnvis_cli.plan import FigurePlan, MontagePlan, OptimizePlan, Plan
 from cnnvis_cli.report import Report
@@ -16,13 +15,10 @@ from cnnvis_cli.stages.session import Session, open_session
 
 def demo(plan: Plan, report: Report) -> None:
     """Run all stages on all layers, and name the pictures to open."""
-    folder = Path(plan.run or "outputs/demo")
+    folder = plan.folder
     start = time.monotonic()
     settings = replace(
         plan,
-        model="demo",
-        dataset="demo",
-        run=str(folder),
         optimize=OptimizePlan(iterations=96),
         stages=("topk", "optimize", "project"),
     )

@@ -1,9 +1,9 @@
-"""`cnnvis merge`: the parts of a top-k, from one run or many, become one file."""
+"""`cnnvis merge`: what shards have made, in one run directory or many, becomes one run's files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,67 +11,200 @@ from typing import Any
 import numpy as np
 
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.digests import digest
-from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
-from cnnvis_cli.nouns import Layer
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.network.network import Network
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.scan import Cut
-from cnnvis_cli.stages.session import outline
-from cnnvis_cli.store.files import Images, LayerResult, TopKFile
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.stages.blocks import Blocks
+from cnnvis_cli.stages.finish import COLUMNS, MANIFEST, finish, is_done, tell
+from cnnvis_cli.stages.project import by_channel
+from cnnvis_cli.stages.session import header_of, outline, outlined
+from cnnvis_cli.store.files import Optimized, OptimizedFile, Projected, ProjectedFile, TopKFile
+from cnnvis_cli.store.parts import Parts, described
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
-from cnnvis_cli.store.stats import Account
 
-CLASS_SUMS = 1 << 28  # bytes that the sums by class may take while a file is put together
-_COLUMNS = ("paths", "sizes", "offsets", "labels")
-_MANIFEST = "manifest"
-
-
-def parts_of(run: Run, plan: Record) -> Parts:
-    """Where a run keeps the finished parts of this plan."""
-    name = digest(plan)
-    return Parts(run.parts("topk", name), name)
-
-
-def is_done(file: TopKFile, plan: Record) -> bool:
-    """Whether the file has what is asked for; raises `UsageError` if it is of another plan."""
-    have = file.identity()
-    if have is None:
-        return False
-    own = {"layers": plan["layers"], "device": plan["device"]}  # done is done, also on another
-    if have | own != plan or not set(plan["layers"]) <= set(have["layers"]):
-        raise UsageError(
-            f"{file.path} belongs to another plan: {differences(have, plan)}; choose another --run"
-        )
-    return True
-
-
-def leave_for_merge(run: Run, plan: Record, manifest: Manifest) -> None:
-    """Keep with a shard's parts what `merge` must know."""
-    parts = parts_of(run, plan)
-    if _MANIFEST in parts:
-        return
-    names = [_encoded(name) for name in manifest.classes]
-    about = {"classes": names, "root": [_encoded(str(manifest.root.resolve()))]}
-    texts = {name: np.array(values, "S") for name, values in about.items()}
-    columns = {name: getattr(manifest, name) for name in _COLUMNS}
-    record = np.array([json.dumps(plan, sort_keys=True).encode()])
-    parts[_MANIFEST] = {**columns, **texts, "plan": record}
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+IDENTITY = ("model", "weights_sha256", "preprocessing")
 
 
 def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
-    """Join the shards in `runs` to the topk.h5 of the plan's run directory.
+    """Join what the shards in `runs` have made, in the plan's run directory.
 
     The bytes are those of a run in one piece. Shards may overlap. Raises `UsageError` for runs of
-    different plans and `CnnvisError` where a part is missing.
+    different plans and `CnnvisError` where a part of the top-k is missing.
     """
-    shards = [_shard(Run(path)) for path in runs]
+    sources = [Run(path) for path in runs]
+    identity = _identity(sources)
+    target = Run(replace(plan, model=identity["model"]).folder)
+    network = outline(replace(Plan(run=str(sources[0].path)), trust_code=plan.trust_code))
+    network = replace(network, digest=identity["weights_sha256"])
+    with report.stoppable(), target.lock():
+        target.claim(identity, sources[0].read().get("weights"))
+        target.note("network", outlined(network))
+        joining = _Joining(sources, target, network, report)
+        done = [joining.optimized(), joining.projected(), joining.searched()]
+        shards = [shard for source in sources for shard in _shards(source)]
+        if not shards and not any(done):
+            where = ", ".join(str(path) for path in runs)
+            raise UsageError(f"{where}: holds no shard; make one with --shard i/n")
+        if shards:
+            _join_topk(shards, target, network, plan, report)
+
+
+def _identity(sources: Sequence[Run]) -> Record:
+    """What all runs are about; raises `UsageError` where that is not the same."""
+    known = [source.read() for source in sources]
+    for source, record in zip(sources, known, strict=True):
+        if not record:
+            raise UsageError(f"{source.path}: holds no shard; make one with --shard i/n")
+    identities = [{name: record[name] for name in IDENTITY} for record in known]
+    for source, identity in zip(sources[1:], identities[1:], strict=True):
+        if identity != identities[0]:
+            raise UsageError(
+                f"{source.path} and {sources[0].path} are of different plans: "
+                f"{differences(identities[0], identity)}"
+            )
+    return identities[0]
+
+
+@dataclass(frozen=True)
+class _Joining:
+    """The units of all runs, layer by layer."""
+
+    sources: Sequence[Run]
+    target: Run
+    network: Network
+    report: Report
+
+    def optimized(self) -> bool:
+        """Join the optimized images; whether there were any."""
+        found: dict[str, dict[str, list[Optimized]]] = {}
+        for folder, about in self._parts("optimized"):
+            blocks = Blocks(Parts(folder, folder.name.rsplit("-", 1)[-1]), 1)
+            piece = _optimized(about["record"], blocks)
+            if piece is not None:
+                groups = found.setdefault(about["layer"], {})
+                groups.setdefault(about["group"], []).append(piece)
+        for source in self._others:
+            for layer in self.network.layers:
+                file = OptimizedFile(source.optimized(layer.alias))
+                for group in file.styles():
+                    groups = found.setdefault(layer.alias, {})
+                    groups.setdefault(group, []).append(file.held(group))
+        for alias, groups in self.report.each(found.items()):
+            target = OptimizedFile(self.target.optimized(alias))
+            for group, pieces in groups.items():
+                _agree(target.path, group, pieces)
+            added = {group: Optimized.joined(pieces) for group, pieces in groups.items()}
+            target.publish(self._header(alias), added)
+            for group in groups:
+                done = f"{len(target.units(group))} units"
+                self.report.result(f"{target.path}: style {group}, {done}")
+        return self._tidy("optimized") or bool(found)
+
+    def projected(self) -> bool:
+        """Join the projections; whether there were any."""
+        found: dict[str, dict[str, list[Projected]]] = {}
+        for folder, about in self._parts("projected"):
+            blocks = Blocks(Parts(folder, folder.name.rsplit("-", 1)[-1]), 1)
+            first = next(iter(blocks), None)
+            if first is not None:
+                channels = self.network.choose((about["layer"],))[0].channels
+                shape = (channels, *first["projection"].shape[1:4])
+                piece = Projected(about["record"], shape, by_channel(blocks))
+                groups = found.setdefault(about["layer"], {})
+                groups.setdefault(about["group"], []).append(piece)
+        for source in self._others:
+            for layer in self.network.layers:
+                file = ProjectedFile(source.projected(layer.alias))
+                for group in file.methods():
+                    groups = found.setdefault(layer.alias, {})
+                    groups.setdefault(group, []).append(file.held(group))
+        for alias, methods in self.report.each(found.items()):
+            target = ProjectedFile(self.target.projected(alias))
+            for method, pieces in methods.items():
+                _agree(target.path, method, pieces)
+            added = {method: Projected.joined(pieces) for method, pieces in methods.items()}
+            target.publish(self._header(alias), added)
+            for method in methods:
+                done = f"{int(target.done(method).sum())} units"
+                self.report.result(f"{target.path}: {method}, {done}")
+        return self._tidy("projected") or bool(found)
+
+    def searched(self) -> bool:
+        """Bring the rows of searches together, for `cnnvis search` to score."""
+        names = set()
+        for folder, _ in self._parts("search"):
+            kept = self.target.parts("search", folder.name)
+            names.add(folder.name)
+            for path in [] if kept == folder else sorted(folder.iterdir()):
+                if not (kept / path.name).exists():
+                    publish(kept / path.name, path.read_bytes())
+        for name in sorted(names):
+            self.report.result(
+                f"{self.target.path}: rows of search {name.rsplit('-', 1)[0]} are together; run "
+                "cnnvis search there without --shard"
+            )
+        return bool(names)
+
+    @property
+    def _others(self) -> list[Run]:
+        there = self.target.path.resolve()
+        return [source for source in self.sources if source.path.resolve() != there]
+
+    def _parts(self, kind: str) -> Iterator[tuple[Path, Record]]:
+        """The folders of finished blocks that say what they are of."""
+        for source in self.sources:
+            for folder in sorted(source.parts(kind).glob("*")):
+                about = described(folder)
+                if about is not None:
+                    yield folder, about
+
+    def _tidy(self, kind: str) -> bool:
+        """Remove from the target's own parts what has been published."""
+        if self.target.path.resolve() not in [source.path.resolve() for source in self.sources]:
+            return False
+        folders = [path for path in self.target.parts(kind).glob("*") if described(path)]
+        for folder in folders:
+            Parts(folder, "").clear()
+        return bool(folders)
+
+    def _header(self, alias: str) -> Any:
+        return header_of(self.network, self.network.choose((alias,))[0])
+
+
+def _optimized(record: Record, blocks: Blocks) -> Optimized | None:
+    """The optimized images of some blocks; None where none of them is whole."""
+    first = next(iter(blocks), None)
+    if first is None:
+        return None
+    shape = first["image"].shape[1:4]
+    units = np.array(blocks.units(), np.int32)
+    return Optimized(record, units, shape, first["history"].shape[2], blocks)
+
+
+def _agree(path: Path, group: str, pieces: Sequence[Optimized | Projected]) -> None:
+    """Raise `UsageError` for pieces that were made otherwise than each other."""
+    for piece in pieces[1:]:
+        if piece.record != pieces[0].record:
+            raise UsageError(
+                f"{path}: {group} of different plans: {differences(pieces[0].record, piece.record)}"
+            )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A run directory that holds some parts of a top-k."""
+
+    run: Run
+    plan: Record
+    parts: Parts
+    manifest: Manifest
+
+
+def _join_topk(
+    shards: Sequence[_Shard], target: Run, network: Network, plan: Plan, report: Report
+) -> None:
     first = shards[0]
     for shard in shards[1:]:
         if shard.plan != first.plan:
@@ -79,151 +212,31 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
                 f"{shard.run.path} and {first.run.path} are of different plans: "
                 f"{differences(first.plan, shard.plan)}"
             )
-    layers = first.layers(plan)
-    run = Run(replace(plan, model=first.plan["model"]).folder)
-    with report.stoppable(), run.lock():
-        run.claim(first.identity, first.run.read().get("weights"))
-        file = TopKFile(run.topk)
-        if not is_done(file, first.plan):
-            sources = [shard.parts for shard in shards]
-            finish(run, first.plan, first.manifest, layers, sources, report)
-        dataset = {"path": str(first.manifest.root), "digest": first.manifest.digest}
-        run.note("dataset", dataset)
-        tell(file, run, plan.topk.max_unreadable, report)
+    file, manifest = TopKFile(target.topk), first.manifest
+    if not is_done(file, first.plan):
+        sources = [shard.parts for shard in shards]
+        finish(target, first.plan, manifest, network.choose(first.plan["layers"]), sources, report)
+    target.note("dataset", {"path": str(manifest.root), "digest": manifest.digest})
+    tell(file, target, plan.topk.max_unreadable, report)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """A run directory that holds some parts of a plan."""
-
-    run: Run
-    plan: Record
-    parts: Parts
-    manifest: Manifest
-
-    @property
-    def identity(self) -> Record:
-        return {name: self.plan[name] for name in ("model", "weights_sha256", "preprocessing")}
-
-    def layers(self, plan: Plan) -> tuple[Layer, ...]:
-        """The plan's layers; the network is built for it, without its weights."""
-        trusted = replace(Plan(run=str(self.run.path)), trust_code=plan.trust_code)
-        return outline(trusted).choose(self.plan["layers"])
+def _shards(run: Run) -> Iterator[_Shard]:
+    """The shards of a top-k that a run directory holds; raises `UsageError` for several plans."""
+    folders = [path.parent for path in run.parts("topk").glob(f"*/{MANIFEST}.h5")]
+    if len(folders) > 1:
+        raise UsageError(f"{run.path}: holds shards of several plans; remove those of old ones")
+    for folder in folders:
+        yield _shard(run, folder)
 
 
-def _shard(run: Run) -> _Shard:
-    """The shards that a run directory holds; raises `UsageError` for none, or of several plans."""
-    folders = [path.parent for path in run.parts("topk").glob(f"*/{_MANIFEST}.h5")]
-    if len(folders) != 1:
-        what = "shards of several plans" if folders else "no shard"
-        raise UsageError(f"{run.path}: holds {what}; make one with cnnvis topk --shard i/n")
-    parts = Parts(folders[0], folders[0].name)
+def _shard(run: Run, folder: Path) -> _Shard:
+    parts = Parts(folder, folder.name)
     try:
-        about = parts[_MANIFEST]
+        about = parts[MANIFEST]
     except KeyError:
-        raise CnnvisError(f"{folders[0]}: is damaged; run its cnnvis topk --shard again") from None
+        raise CnnvisError(f"{folder}: is damaged; run its cnnvis topk --shard again") from None
     classes = tuple(name.decode("utf-8", "surrogateescape") for name in about["classes"].tolist())
-    columns: dict[str, Any] = {name: about[name] for name in _COLUMNS}
+    columns: dict[str, Any] = {name: about[name] for name in COLUMNS}
     root = Path(about["root"].tolist()[0].decode("utf-8", "surrogateescape"))
     manifest = Manifest(root, **columns, classes=classes)
     return _Shard(run, json.loads(about["plan"].tolist()[0]), parts, manifest)
-
-
-def finish(
-    run: Run,
-    plan: Record,
-    manifest: Manifest,
-    layers: Sequence[Layer],
-    sources: Sequence[Parts],
-    report: Report,
-) -> None:
-    """Add the parts up, in their order, and publish skipped.tsv and topk.h5.
-
-    Raises `CnnvisError` naming a part that none of the `sources` has whole.
-    """
-    skipped = np.zeros(len(manifest), np.bool_)
-    crcs = np.zeros(len(manifest), np.uint32)
-    reasons: dict[int, str] = {}
-    cut = Cut(len(manifest), plan["batch_size"])
-    about = ("crc", "failures", "reasons")
-    for number, part in enumerate(report.each(_all_parts(cut, sources, about))):
-        images = cut.images_of(number)
-        crcs[images.start : images.stop] = part["crc"][: len(images)]
-        skipped[part["failures"]] = True
-        texts = (text.decode() for text in part["reasons"].tolist())
-        reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
-    lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
-    publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
-    listed = Images(
-        manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
-    )
-    room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
-    results = _results(plan, cut, _groups(layers, room), sources)
-    TopKFile(run.topk).publish(plan, listed, report.each(results))
-
-
-def _results(
-    plan: Record, cut: Cut, groups: Iterable[list[Layer]], sources: Sequence[Parts]
-) -> Iterator[LayerResult]:
-    """Layer by layer; the parts are read once for each group of layers."""
-    first = 0
-    for group in groups:
-        last = first + sum(layer.channels for layer in group)
-        account = Account(first, last, plan["k"], plan["min"])
-        for part in _all_parts(cut, sources):
-            account.add(part)
-        for layer in group:
-            yield _result(layer, account, slice(first, first + layer.channels))
-            first += layer.channels
-
-
-def _groups(layers: Sequence[Layer], room: int) -> Iterator[list[Layer]]:
-    """Neighbouring layers that have up to `room` channels together, or are alone."""
-    group: list[Layer] = []
-    for layer in layers:
-        if group and sum(la.channels for la in group) + layer.channels > room:
-            yield group
-            group = []
-        group.append(layer)
-    yield group
-
-
-def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
-    height, width = layer.map
-    strongest, lowest, arrays = account.of(channels, height * width)
-    negated = None if lowest is None else lowest.on_map(width).negated()
-    return LayerResult(layer, strongest.on_map(width), negated, arrays)
-
-
-def _all_parts(cut: Cut, sources: Sequence[Parts], names: Sequence[str] = ()) -> Iterator[Arrays]:
-    """Each part's arrays, or those of some names, from the first source that has it whole."""
-    return (_find(number, cut.count, sources, names) for number in range(cut.count))
-
-
-def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str]) -> Arrays:
-    for parts in sources:
-        try:
-            return parts.read(number, names)
-        except KeyError:
-            continue
-    where = ", ".join(str(parts.folder) for parts in sources)
-    raise CnnvisError(
-        f"part {number} of 0 to {count - 1} is missing or damaged in {where}; run again the "
-        "cnnvis topk, with the --shard, that it belongs to"
-    )
-
-
-def _one_line(path: str) -> str:
-    """A path that cannot break a line of the table."""
-    return path.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
-
-
-def tell(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
-    """Say what there is; raises `TooManyUnreadable` (exit 3) for too many unusable images."""
-    images, skipped = file.summary()
-    report.result(f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers")
-    if skipped > allowed * images:
-        raise TooManyUnreadable(
-            f"{skipped} of {images} images could not be used, more than --max-unreadable "
-            f"{allowed:g}; they are listed in {run.skipped}"
-        )

@@ -21,12 +21,12 @@ from cnnvis_cli.ascent.steps import Constant, Progress01
 from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_style
 from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.digests import digest, file_digest
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import CnnvisError, SetAside, UsageError
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.plan import OptimizePlan, Plan
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.report import Meter
-from cnnvis_cli.stages.blocks import Blocks
+from cnnvis_cli.stages.blocks import Blocks, Takes
 from cnnvis_cli.stages.climbs import (
     Calibrations,
     Found,
@@ -40,7 +40,7 @@ from cnnvis_cli.stages.climbs import (
     history_length,
     probing,
 )
-from cnnvis_cli.stages.engine import check_precision, choose_devices, lanes, spread
+from cnnvis_cli.stages.engine import Cluster, Crew, check_precision, choose_devices, spread
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
@@ -54,13 +54,39 @@ def optimize(session: Session) -> None:
     styles = asked_styles(session.plan)
     climbs = [Climbs.of(session, layer, style) for layer in session.layers for style in styles]
     pending = [each for each in climbs if each.pending]
+    lost: SetAside | None = None
     if pending:
+        session.ask("optimize", dict(each.job for each in pending))
         with session.timed("optimize"):
             ready = calibrate_all(session, pending)
-            for layer in dict.fromkeys(each.scene.layer for each in climbs):
-                climb_all(session, [each for each in ready if each.scene.layer == layer])
+            lost = _climb_layers(session, ready)
+        if session.plan.shard is not None:
+            session.report.result(_told_of_shard(session, ready))
+            return
     for each in climbs:
-        session.report.result(each.summary())
+        if each.file.styles().get(each.group):
+            session.report.result(each.summary())
+    if lost is not None:
+        raise lost
+
+
+def _climb_layers(session: Session, climbs: Sequence[Climbs]) -> SetAside | None:
+    """Layer after layer, also where some blocks of one had to be set aside: the first of those."""
+    lost: list[SetAside] = []
+    for layer in dict.fromkeys(each.scene.layer for each in climbs):
+        try:
+            climb_all(session, [each for each in climbs if each.scene.layer == layer])
+        except SetAside as error:
+            lost.append(error)
+    return lost[0] if lost else None
+
+
+def _told_of_shard(session: Session, climbs: Sequence[Climbs]) -> str:
+    units = sum(len(Blocks(each.parts, 1).units()) for each in climbs)
+    return (
+        f"{session.run.path}: shard {session.plan.shard} is done, {units} images of units are kept "
+        "there so far; join the shards with cnnvis merge"
+    )
 
 
 def check_optimize(plan: Plan) -> None:
@@ -179,20 +205,43 @@ class Climbs:
         }
 
     @property
-    def pending(self) -> list[int]:
-        """Targets that are not in the file yet; raises `UsageError` if it is of another plan."""
-        asked = (
-            range(self.scene.targets) if self.scene.names else self.session.units(self.scene.layer)
-        )
+    def asked(self) -> tuple[int, ...]:
+        """The targets that the plan asks for."""
+        if self.scene.names:
+            return tuple(range(self.scene.targets))
+        return self.session.units(self.scene.layer)
+
+    @property
+    def takes(self) -> Takes:
+        """Which blocks of them are for this shard."""
+        return self.session.takes(self.scene.layer)
+
+    @property
+    def done(self) -> list[int]:
+        """Targets that are in the file; raises `UsageError` if it is of another plan."""
         held = self.file.styles().get(self.group)
         if held is None:
-            return list(asked)
+            return []
         if _asked_for(held) != _asked_for(self.record):
             raise UsageError(
                 f"{self.file.path} holds style {self.group} of another plan: "
                 f"{differences(held, self.record)}; choose another --run"
             )
-        return sorted(set(asked) - set(self.file.units(self.group).tolist()))
+        units: list[int] = self.file.units(self.group).tolist()
+        return units
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to do."""
+        return not set(self.asked) <= set(self.done)
+
+    @property
+    def job(self) -> tuple[str, Record]:
+        """For `cnnvis status`: what is to be done, and where it will be."""
+        alias, group = self.scene.layer.alias, self.group
+        units = {*self.asked, *self.done}
+        job = {"unit": "units", "total": len(units), "layer": alias, "group": group}
+        return f"{alias} style {group}", {**job, "parts": f"{alias}-{group}-*"}
 
     @property
     def settled(self) -> Style | None:
@@ -207,9 +256,19 @@ class Climbs:
     def parts(self) -> Parts:
         """Where finished blocks are kept until the layer is done."""
         alias = self.scene.layer.alias
-        plan = digest({**self.session.identity, **self.record, "layer": alias})
+        plan = digest(self.described)
         folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{plan}")
         return Parts(folder, plan)
+
+    @property
+    def described(self) -> Record:
+        """All that decides what a block holds."""
+        return {
+            "identity": self.session.identity,
+            "record": self.record,
+            "layer": self.scene.layer.alias,
+            "group": self.group,
+        }
 
     def summary(self) -> str:
         """What was found, and why some images are grey."""
@@ -368,7 +427,7 @@ def _find(
     for number in session.report.each(numbers):
         scene = climbs[number].scene
         if scene.layer.alias not in probes:
-            probes[scene.layer.alias] = probing(Work(session.plan, scene, session.network))
+            probes[scene.layer.alias] = probing(Work(session.there, scene, session.network))
     works = tuple(probes[climbs[number].scene.layer.alias] for number in numbers)
     pieces = Calibrations(works, tuple(climbs[n].style for n in numbers))
     done = steps = 0
@@ -387,9 +446,9 @@ def _find(
                 kept[number]["rate"] = {"rate": np.array([style.step.rate])}
             done += 1
 
-    devices = choose_devices(session.plan.device)
-    crew = lanes(devices, session.plan.workers, MEMORY)
-    spread(partial(find_steps, pieces), crew, range(len(numbers)), hear)
+    called = [f"the step of {climbs[n].scene.layer.alias} {climbs[n].group}" for n in numbers]
+    crew = session.crew(MEMORY)
+    spread(partial(find_steps, pieces), crew, range(len(numbers)), hear, called.__getitem__)
     session.report.clear()
 
 
@@ -397,33 +456,70 @@ MEMORY = 1 << 30  # bytes that a process on a CPU may come to need
 
 
 def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
-    """Make all ascents of one layer, in every style at once, then publish them together."""
+    """Make all ascents of one layer, in every style at once, then publish them together.
+
+    A shard leaves its blocks for `merge`. Raises `SetAside`, when the rest is published, for blocks
+    that ended their processes.
+    """
     if not climbs:
         return
-    scene, settings = climbs[0].scene, session.plan.optimize
-    devices = choose_devices(session.plan.device)
-    blocks = [_blocks(each) for each in climbs]
-    jobs = tuple(
-        Job(each.style, kept.parts, number, tuple(targets))
+    crew = session.crew(MEMORY)
+    blocks = [_blocks(each, isinstance(crew, Cluster)) for each in climbs]
+    work = Work(session.there, climbs[0].scene, session.network, _jobs(climbs, blocks))
+    lost: SetAside | None = None
+    if work.jobs:
+        check_pass(work)
+        try:
+            _climb(session, climbs, work, crew)
+        except SetAside as error:
+            lost = error
+        _check_all_there(climbs, blocks, lost)
+    if session.plan.shard is None:
+        _publish(session, climbs, blocks)
+    if lost is not None:
+        raise lost
+
+
+def _blocks(climbs: Climbs, alone: bool) -> Blocks:
+    """Half batches, which two processes can share evenly; whole ones where each is on its own."""
+    runs = climbs.session.plan.optimize.runs
+    return Blocks(climbs.parts, max(1, climbs.scene.size // (runs if alone else runs * 2)))
+
+
+def _jobs(climbs: Sequence[Climbs], blocks: Sequence[Blocks]) -> tuple[Job, ...]:
+    """What this shard has to do, and nobody has done."""
+    return tuple(
+        Job(each.style, kept.parts, *block)
         for each, kept in zip(climbs, blocks, strict=True)
-        for number, targets in kept.missing(each.pending)
+        for block in kept.missing(each.asked, each.done, each.takes)
     )
-    work = Work(session.plan, scene, session.network, jobs)
-    check_pass(work)
-    ascents = sum(len(job.targets) for job in jobs) * settings.runs
-    crew = lanes(devices, session.plan.workers, MEMORY)[: max(1, len(jobs))]
-    share = -(-ascents // len(crew))  # so that one process does not take what is there for two
-    room = -(-max(share, 1) // scene.objective.team) * scene.objective.team
-    work = replace(work, room=min(scene.size, room))
+
+
+def _climb(session: Session, climbs: Sequence[Climbs], work: Work, crew: Crew) -> None:
+    """Have the crew do the jobs of a layer."""
+    for each in climbs:
+        each.parts.describe(each.described)
+    jobs, team, size = work.jobs, work.scene.objective.team, work.scene.size
+    if not isinstance(crew, Cluster):
+        crew = crew[: len(jobs)]
+        ascents = sum(len(job.targets) for job in jobs) * session.plan.optimize.runs
+        share = -(-ascents // len(crew))  # so that one process does not take what is there for two
+        work = replace(work, room=min(size, -(-share // team) * team))
     hear = _Progress(session, climbs, jobs)
-    spread(partial(climb_blocks, work), crew, range(len(jobs)), hear)
+    spread(partial(climb_blocks, work), crew, range(len(jobs)), hear, work.called)
     hear.meter.end()
-    _publish(session, climbs, blocks)
 
 
-def _blocks(climbs: Climbs) -> Blocks:
-    settings = climbs.session.plan.optimize
-    return Blocks(climbs.parts, max(1, climbs.scene.size // (settings.runs * 2)))
+def _check_all_there(
+    climbs: Sequence[Climbs], blocks: Sequence[Blocks], lost: SetAside | None
+) -> None:
+    """Raise `CnnvisError` where workers say that they have done what is not to be found here."""
+    left = _jobs(climbs, blocks)
+    if left and lost is None:
+        raise CnnvisError(
+            f"{left[0].parts.folder}: what the workers have done is not there; the run directory "
+            "must be the same folder, under the same path, on all machines"
+        )
 
 
 class _Progress:
@@ -454,7 +550,8 @@ def _publish(session: Session, climbs: Sequence[Climbs], blocks: Sequence[Blocks
         units = np.array(kept.units(), np.int32)
         if len(units):
             added[each.group] = Optimized(each.record, units, shape, steps, kept)
-    climbs[0].file.publish(session.header(climbs[0].scene.layer), added)
+    if added:
+        climbs[0].file.publish(session.header(climbs[0].scene.layer), added)
     for each, kept in zip(climbs, blocks, strict=True):
         kept.parts.clear()
         _kept_steps(each).clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cnnvis_cli.errors import TooManyUnreadable
+from cnnvis_cli.stages.gallery import gallery
 from cnnvis_cli.stages.montage import check_kinds, montage
 from cnnvis_cli.stages.optimize import asked_styles, check_optimize, optimize
 from cnnvis_cli.stages.project import check_methods, check_ways_back, project
@@ -18,6 +19,7 @@ STAGES: dict[str, Callable[[Session], None]] = {
     "optimize": optimize,
     "project": project,
     "montage": montage,
+    "gallery": gallery,
 }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.backward import RULES, check_rules, rectify
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.plan import Plan, ProjectPlan
-from cnnvis_cli.report import Meter
-from cnnvis_cli.stages.blocks import Blocks
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.blocks import Block, Blocks
+from cnnvis_cli.stages.engine import Cluster, Finished, Lane, Tell, spread
 from cnnvis_cli.stages.images import Read, gather
-from cnnvis_cli.stages.session import Session
+from cnnvis_cli.stages.session import Session, network_on
 from cnnvis_cli.store.files import LayerTopK, Projected, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.parts import Arrays, Parts
-from cnnvis_cli.store.run import Record, differences
+from cnnvis_cli.store.run import Record, Run, differences
 
 PIXELS = 1 << 20  # of the windows of a batch: some 20 inputs of 224x224, thousands of small ones
 # Starting a pass costs about as much as half of the whole input in a large batch does (AlexNet,
@@ -62,13 +63,148 @@ def project(session: Session) -> None:
         layers = [projections.layer for projections in todo if projections.method == method]
         if layers:
             check_rules(session.network, layers, method)
-    with session.timed("project") if todo else nullcontext():
-        read = gather(session, _images(todo)) if todo else None
-        for projections in asked:
-            if read and projections in todo:
-                projections.run(read)
-            group, file = projections.group, projections.file
-            session.report.result(f"{file.path}: {group}, {int(file.done(group).sum())} units")
+    if todo:
+        session.ask("project", dict(each.job for each in todo))
+        with session.timed("project"):
+            _do(session, todo)
+    if session.plan.shard is not None:
+        session.report.result(
+            f"{session.run.path}: shard {session.plan.shard} is done; join the shards with "
+            "cnnvis merge"
+        )
+        return
+    for projections in asked:
+        group, file = projections.group, projections.file
+        session.report.result(f"{file.path}: {group}, {int(file.done(group).sum())} units")
+
+
+def _do(session: Session, todo: Sequence[Projections]) -> None:
+    """Make the blocks that are missing, and publish each layer's when the last of them is there."""
+    jobs = tuple(
+        Job(number, *block) for number, each in enumerate(todo) for block in each.missing()
+    )
+    crew = session.crew(_need(session))
+    pieces = [Piece(each.layer.alias, each.method, each.parts) for each in todo]
+    tops = {each.layer.alias: each.top for each in todo}
+    work = Work(session.there, tuple(pieces), jobs, tops, todo[0].source, session)
+    if not isinstance(crew, Cluster) and crew[0].device.type == "cpu":
+        work = replace(work, read=gather(session, work.images(jobs)))
+    for each in todo:
+        each.parts.describe(each.described)
+    hear = _Progress(session, todo, work)
+    spread(partial(project_blocks, work), crew, range(len(jobs)), hear, work.called)
+    hear.settle()
+
+
+class Job(NamedTuple):
+    """A block of channels of one of the pieces, and the part that keeps it."""
+
+    piece: int
+    part: str
+    units: tuple[int, ...]
+
+
+class Piece(NamedTuple):
+    """A layer and a method, and where its blocks are kept."""
+
+    alias: str
+    method: str
+    parts: Parts
+
+
+class Made(NamedTuple):
+    """Told: so many places have been projected."""
+
+    places: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every process must know; a copy in another process loads the network anew."""
+
+    plan: Plan
+    pieces: tuple[Piece, ...]
+    jobs: tuple[Job, ...]
+    tops: dict[str, LayerTopK]  # by layer
+    source: str  # digest of topk.h5
+    session: Session | None
+    read: Read | None = None  # what has all images already
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None, "read": None}
+
+    def called(self, number: int) -> str:
+        """A job's name for a person."""
+        piece, units = self.pieces[self.jobs[number].piece], self.jobs[number].units
+        return f"{piece.method} of {piece.alias} units {units[0]} to {units[-1]}"
+
+    def on(self, device: torch.device) -> list[Projections]:
+        """The pieces, to be computed on a device."""
+        network = network_on(device, self.plan, self.session.network if self.session else None)
+        quiet = Report(quiet=True)
+        session = self.session or Session(self.plan, network, Run(self.plan.folder), quiet)
+        session = replace(session, network=network)
+        layers = {alias: network.choose((alias,))[0] for alias in self.tops}
+        return [
+            Projections(session, layers[alias], method, self.tops[alias], self.source)
+            for alias, method, _ in self.pieces
+        ]
+
+    def images(self, jobs: Sequence[Job]) -> NDArray[np.int64]:
+        """The images that some jobs need, sorted."""
+        tops = [(self.tops[self.pieces[job.piece].alias], list(job.units)) for job in jobs]
+        found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
+        images = np.unique(np.concatenate(found))
+        return images[images >= 0]
+
+
+def project_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    """Make the blocks of these numbers, and keep them as parts."""
+    pieces = work.on(lane.device)
+    for number in numbers:
+        job = work.jobs[number]
+        read = work.read or gather(pieces[0].session, work.images([job]))
+        arrays = pieces[job.piece].compute(job.units, read, tell)
+        work.pieces[job.piece].parts[job.part] = arrays
+        tell(Finished(number))
+
+
+class _Progress:
+    """Hears what the processes tell, and publishes a layer's projections when they are all done."""
+
+    def __init__(self, session: Session, todo: Sequence[Projections], work: Work) -> None:
+        self._session, self._todo, self._work = session, todo, work
+        self._left = Counter(job.piece for job in work.jobs)
+        count = sum(len(Slots.of(todo[job.piece].top, job.units)) for job in work.jobs)
+        self._meter = session.report.meter("project", count, "places")
+
+    def __call__(self, message: Any) -> None:
+        self._session.report.breathe()
+        if isinstance(message, Made):
+            self._meter.add(message.places)
+        if isinstance(message, Finished):
+            piece = self._work.jobs[message.number].piece
+            self._left[piece] -= 1
+            if not self._left[piece]:
+                self._publish(piece)
+
+    def settle(self) -> None:
+        """Publish what needed no work any more."""
+        self._meter.end()
+        for piece in range(len(self._todo)):
+            if piece not in self._left:
+                self._publish(piece)
+
+    def _publish(self, piece: int) -> None:
+        if self._session.plan.shard is None:
+            self._todo[piece].publish()
+
+
+def _need(session: Session) -> int:
+    """About how much memory a process needs on a CPU: all maps of a batch, twice, and a block."""
+    height, width = session.network.size
+    maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
+    return 2 * 4 * maps * max(1, PIXELS // (height * width)) + 2 * _BLOCK
 
 
 def _asked(session: Session) -> list[Projections]:
@@ -89,13 +225,6 @@ def _asked(session: Session) -> list[Projections]:
     ]
 
 
-def _images(todo: Sequence[Projections]) -> NDArray[np.int64]:
-    """The images that this work needs, sorted."""
-    found = [projections.top.places.image[projections.pending].ravel() for projections in todo]
-    images = np.unique(np.concatenate(found))
-    return images[images >= 0]
-
-
 @dataclass(frozen=True)
 class Slots:
     """Stored places, (n,) or (n, ...) of each."""
@@ -110,6 +239,7 @@ class Slots:
     @classmethod
     def of(cls, top: LayerTopK, channels: Sequence[int]) -> Slots:
         """The slots of these channels that are not empty."""
+        channels = list(channels)
         row, rank = np.nonzero(top.places.image[channels] >= 0)
         at, places = (np.asarray(channels)[row], rank), top.places
         place = np.stack([places.row[at], places.column[at]], axis=-1)
@@ -166,10 +296,10 @@ class Projections:
         """Channels that are computed together."""
         return max(1, _BLOCK // (int(np.prod(self.shape[1:])) * 3 * 2))
 
-    @cached_property
-    def pending(self) -> list[int]:
-        """Channels that are not in the file yet; raises `UsageError` if it is of another plan."""
-        asked, groups = self.session.units(self.layer), self.file.methods()
+    @property
+    def done(self) -> list[int]:
+        """Channels that are in the file; raises `UsageError` if it is of another plan."""
+        groups = self.file.methods()
         for group, held in groups.items():
             wanted = self.record if group == self.group else {"topk": self.source}
             if any(held.get(key) != value for key, value in wanted.items()):
@@ -178,44 +308,64 @@ class Projections:
                     f"{differences(held, wanted)}; delete it or choose another --run"
                 )
         if self.group not in groups:
-            return list(asked)
-        return sorted(set(asked) - set(np.flatnonzero(self.file.done(self.group)).tolist()))
+            return []
+        units: list[int] = np.flatnonzero(self.file.done(self.group)).tolist()
+        return units
 
-    def run(self, read: Read) -> None:
-        """Project every pending channel, block by block, then publish them together."""
-        plan = digest(
-            {
-                **self.session.identity,
-                **self.record,
-                "layer": self.layer.alias,
-                "batch": [PIXELS, PASS, self.block],
-            }
-        )
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to do."""
+        return not set(self.session.units(self.layer)) <= set(self.done)
+
+    @property
+    def job(self) -> tuple[str, Record]:
+        """For `cnnvis status`: what is to be done, and where it will be."""
+        alias, units = self.layer.alias, {*self.session.units(self.layer), *self.done}
+        job = {"unit": "units", "total": len(units), "layer": alias, "group": self.group}
+        return f"{alias} {self.group}", {**job, "parts": f"{alias}-{self.group}-*"}
+
+    @property
+    def described(self) -> Record:
+        """All that decides what a block holds."""
+        return {
+            "identity": self.session.identity,
+            "record": self.record,
+            "layer": self.layer.alias,
+            "group": self.group,
+            "batch": [PIXELS, PASS, self.block],
+        }
+
+    @property
+    def parts(self) -> Parts:
+        """Where finished blocks are kept until the layer is done."""
+        plan = digest(self.described)
         name = f"{self.layer.alias}-{self.group}-{plan}"
-        blocks = Blocks(Parts(self.session.run.parts("projected", name), plan), self.block)
-        todo = blocks.missing(self.pending)
-        count = sum(len(Slots.of(self.top, channels)) for _, channels in todo)
-        what = f"project {self.layer.alias} {self.group}"
-        meter = self.session.report.meter(what, count, "places")
-        for number, channels in todo:
-            blocks.parts[number] = self.compute(channels, read, meter)
-        meter.end()
-        added = {self.group: Projected(self.record, self.shape, _by_channel(blocks))}
-        self.file.publish(self.session.header(self.layer), added)
-        blocks.parts.clear()
+        return Parts(self.session.run.parts("projected", name), plan)
 
-    def compute(self, channels: list[int], read: Read, meter: Meter) -> Arrays:
+    def missing(self) -> list[Block]:
+        """The blocks that this shard has to do, and nobody has done."""
+        blocks, takes = Blocks(self.parts, self.block), self.session.takes(self.layer)
+        return blocks.missing(self.session.units(self.layer), self.done, takes)
+
+    def publish(self) -> None:
+        """Put the blocks that there are into the file."""
+        parts = self.parts
+        added = {self.group: Projected(self.record, self.shape, by_channel(Blocks(parts, 1)))}
+        self.file.publish(self.session.header(self.layer), added)
+        parts.clear()
+
+    def compute(self, units: Sequence[int], read: Read, tell: Tell) -> Arrays:
         """A block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
+        channels = list(units)
         projection = np.zeros((len(channels), *self.shape[1:], 3), np.float16)
         scale = np.where(self.top.places.image[channels] < 0, np.nan, 0).astype(np.float32)
         for slots, whole in self._batches(Slots.of(self.top, channels)):
-            self.session.report.breathe()
             frames = self._back(slots, whole, read)
             largest = np.abs(frames).max(axis=(1, 2, 3))
             frames /= np.where(largest > 0, largest, 1)[:, None, None, None]
             at = np.searchsorted(channels, slots.channel), slots.rank
             projection[at], scale[at] = frames, largest
-            meter.add(len(slots))
+            tell(Made(len(slots)))
         return {"projection": projection, "scale": scale, "unit": np.array(channels, np.int32)}
 
     @property
@@ -314,8 +464,8 @@ class Projections:
             )
 
 
-def _by_channel(
-    blocks: Blocks,
+def by_channel(
+    blocks: Iterable[Arrays],
 ) -> Iterator[tuple[int, NDArray[np.float16], NDArray[np.float32]]]:
     for arrays in blocks:
         channels = arrays["unit"].tolist()

@@ -79,6 +79,12 @@ class Work:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "network": None}
 
+    def called(self, part: int) -> str:
+        """A part's name for a person: its first and last image."""
+        images = self.cut.images_of(part)
+        first, last = self.manifest.path(images.start), self.manifest.path(images.stop - 1)
+        return f"images {images.start} to {images.stop - 1} ({first} to {last})"
+
     def on(self, device: torch.device) -> Network:
         """The network on a lane's device."""
         return network_on(device, self.plan, self.network)

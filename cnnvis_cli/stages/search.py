@@ -33,9 +33,9 @@ from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.figure.tone import RULES, toned
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.plan import read_settings
-from cnnvis_cli.stages import engine
 from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, check_pass, climb_blocks
 from cnnvis_cli.stages.drawing import Figure, draw_figure
+from cnnvis_cli.stages.engine import spread as spread_out
 from cnnvis_cli.stages.optimize import MEMORY, Climbs, calibrate_all, check_optimize, known_styles
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import SearchFile
@@ -60,6 +60,12 @@ def search(session: Session) -> None:
         if not found.done:
             with session.timed("search"):
                 found.run()
+        if session.plan.shard is not None:
+            session.report.result(
+                f"{session.run.path}: shard {session.plan.shard} of the search is done; run it "
+                "without --shard when all are"
+            )
+            continue
         for path in found.draw():
             session.report.result(str(path))
         if settings.save is not None:
@@ -132,12 +138,19 @@ class Search:
         (ready,) = calibrate_all(self.session, [self.climbs])
         assert isinstance(ready.style.step, Constant)
         rate = ready.style.step.rate
-        plan = digest({**self.session.identity, **self.record, "rate": rate})
+        described = {"identity": self.session.identity, "record": self.record, "rate": rate}
+        plan = digest(described)
         name = f"{self.layer.alias}-{self.name}-{plan}"
         parts = Parts(self.session.run.parts("search", name), plan)
         work = _work(self.session, self.climbs.scene)
         check_pass(work)
+        job = {"unit": "rows", "total": len(self.rows), "layer": self.layer.alias}
+        parts.describe(described)
+        job |= {"group": self.name, "parts": parts.folder.name}
+        self.session.ask("search", {f"{self.layer.alias} {self.name}": job})
         self._climb(work, parts, rate)
+        if self.session.plan.shard is not None:
+            return
         arrays = self._scored(work, parts)
         record = {**self.record, "rate": rate}
         self.file.publish(self.session.header(self.layer), self.name, record, arrays)
@@ -148,7 +161,7 @@ class Search:
         jobs = tuple(
             Job(row.style(iterations, rate), parts, number, self.units)
             for number, row in enumerate(self.rows)
-            if number not in parts
+            if session.plan.takes(0)(number) and number not in parts
         )
         total = len(jobs) * len(self.units) * iterations
         meter = session.report.meter(f"search {self.layer.alias}", total, "steps")
@@ -158,11 +171,10 @@ class Search:
             if isinstance(message, Steps):
                 meter.add(message.made)
 
-        devices = engine.choose_devices(session.plan.device)
-        crew = engine.lanes(devices, session.plan.workers, MEMORY)
+        crew = session.crew(MEMORY)
         room = min(work.scene.size, -(-len(jobs) * len(self.units) // len(crew)) or 1)
-        task = partial(climb_blocks, replace(work, jobs=jobs, room=room))
-        engine.spread(task, crew, range(len(jobs)), hear)
+        ready = replace(work, jobs=jobs, room=room)
+        spread_out(partial(climb_blocks, ready), crew, range(len(jobs)), hear, ready.called)
         meter.end()
 
     def _scored(self, work: Work, parts: Parts) -> Arrays:
@@ -243,7 +255,7 @@ def _rows(session: Session) -> tuple[Row, ...]:
 
 def _work(session: Session, scene: Scene) -> Work:
     plan = replace(session.plan, optimize=replace(session.plan.optimize, runs=1))
-    return Work(plan, scene, session.network)
+    return Work(replace(plan, run=session.there.run), scene, session.network)
 
 
 def _scores(work: Work, stacked: Arrays, column: int, unit: int) -> Scores:

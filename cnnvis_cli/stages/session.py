@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,15 @@ from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Axis, Layer, Preprocessing, ReceptiveField, Size, parse_units
 from cnnvis_cli.plan import Plan, PreprocessingPlan, read_settings
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.engine import choose_device, keep_memory
+from cnnvis_cli.stages.engine import (
+    Crew,
+    choose_device,
+    choose_devices,
+    keep_memory,
+    lanes,
+    memory_explained,
+    reach,
+)
 from cnnvis_cli.store.files import Header
 from cnnvis_cli.store.run import Record, Run
 
@@ -53,10 +61,30 @@ class Session:
         """The channels of a layer that the plan asks for."""
         return parse_units(self.plan.units, layer.channels, layer.alias)
 
+    def crew(self, need: int) -> Crew:
+        """Who does the work: lanes of this machine with `need` bytes each, or a cluster."""
+        devices = choose_devices(self.plan.device)
+        if self.plan.scheduler:
+            return reach(self.plan.scheduler, devices[0], self.plan.trust_network)
+        return lanes(devices, self.plan.workers, need)
+
+    @property
+    def there(self) -> Plan:
+        """The plan as other processes read it, which may stand in another folder."""
+        weights = _lasting(self.plan.weights)
+        return replace(self.plan, run=str(self.run.path.absolute()), weights=weights)
+
+    def takes(self, layer: Layer) -> Callable[[int], bool]:
+        """Which blocks of a layer's units are for this shard."""
+        return self.plan.takes(self.network.layers.index(layer))
+
+    def ask(self, stage: str, jobs: dict[str, Record]) -> None:
+        """Note in run.json what a stage is to do, for `cnnvis status`."""
+        known = self.run.noted().get("asked", {})
+        self.run.note("asked", {**known, stage: {**known.get(stage, {}), **jobs}})
+
     def header(self, layer: Layer) -> Header:
-        network = self.network
-        mean = network.preprocessing.mean
-        return Header(network.name, network.digest, layer.alias, layer.module, mean)
+        return header_of(self.network, layer)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[Record]:
@@ -69,7 +97,7 @@ class Session:
         try:
             yield facts
         finally:
-            known = self.run.read().get(stage, {})
+            known = self.run.noted().get(stage, {})
             record = {
                 **known,
                 **facts,
@@ -82,6 +110,12 @@ class Session:
                 },
             }
             self.run.note(stage, record)
+
+
+def header_of(network: Network, layer: Layer) -> Header:
+    """What a layer's files say about where they come from."""
+    mean = network.preprocessing.mean
+    return Header(network.name, network.digest, layer.alias, layer.module, mean)
 
 
 @contextmanager
@@ -97,10 +131,10 @@ def open_session(
     keep_memory()
     plan_weights = plan.weights
     plan = _completed(plan)
-    run = Run(plan.folder)
+    run = Run(plan.folder, plan.shard)
     if not new and not run.read():
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
-    with report.stoppable():
+    with report.stoppable(), memory_explained(plan.device):
         bare = not weights and not plan_weights
         network = _bare_network(plan, run) if bare else load_network(plan)
         report.breathe()
@@ -108,7 +142,7 @@ def open_session(
             session = Session(plan, network, run, report)
             run.claim(session.identity, _lasting(plan.weights))
             if not bare:
-                run.note("network", _outlined(network))
+                run.note("network", outlined(network))
             yield session
 
 
@@ -131,8 +165,19 @@ def network_on(device: torch.device, plan: Plan, network: Network | None) -> Net
     """For a worker process: the network on a device, which becomes the process's own."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    found = network or load_network(replace(plan, device=str(device)))
+    found = network or _loaded_once(replace(plan, device=str(device)))
     return found if found.device == device else found.to(device)
+
+
+_loaded: list[tuple[Plan, Network]] = []
+
+
+def _loaded_once(plan: Plan) -> Network:
+    """A worker process goes on with the network that it has."""
+    parts = ("model", "weights", "trust_code", "preprocessing", "device")
+    if not _loaded or any(getattr(_loaded[0][0], p) != getattr(plan, p) for p in parts):
+        _loaded[:] = [(plan, load_network(plan))]
+    return _loaded[0][1]
 
 
 def _bare_network(plan: Plan, run: Run) -> Network:
@@ -146,7 +191,7 @@ def _bare_network(plan: Plan, run: Run) -> Network:
     return Network(plan.model, nn.Module(), preprocessing, digest, classes, layers)
 
 
-def _outlined(network: Network) -> Record:
+def outlined(network: Network) -> Record:
     """What run.json keeps of a network: enough to draw what was made with it."""
     layers = [_plain(asdict(layer)) for layer in network.layers]
     return {"classes": list(network.classes), "layers": layers}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from cnnvis_cli.dataset.decode_there import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.network.tally import load_loops
-from cnnvis_cli.stages.engine import check_precision, choose_devices, lanes, spread
+from cnnvis_cli.stages.engine import check_precision, choose_devices, spread
+from cnnvis_cli.stages.finish import finish, is_done, leave_for_merge, parts_of, tell
 from cnnvis_cli.stages.images import dataset_path
-from cnnvis_cli.stages.merge import finish, is_done, leave_for_merge, parts_of, tell
 from cnnvis_cli.stages.scan import Cut, Step, Work, scan
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import TopKFile
@@ -39,7 +36,7 @@ def topk(session: Session) -> None:
     plan = _identity(session, manifest, devices[0].type, file.identity() or {})
     parts = parts_of(session.run, plan)
     if not is_done(file, plan):
-        _scan(session, _work(session, manifest, plan), devices)
+        _scan(session, _work(session, manifest, plan))
         if session.plan.shard is not None:
             leave_for_merge(session.run, plan, manifest)
             _tell_shard(session, Cut(len(manifest), plan["batch_size"]))
@@ -55,7 +52,8 @@ def topk(session: Session) -> None:
 def _work(session: Session, manifest: Manifest, plan: Record) -> Work:
     cut = Cut(len(manifest), plan["batch_size"])
     parts = parts_of(session.run, plan)
-    return Work(session.plan, manifest, parts, tuple(plan["layers"]), cut, session.network)
+    manifest = replace(manifest, root=manifest.root.absolute())
+    return Work(session.there, manifest, parts, tuple(plan["layers"]), cut, session.network)
 
 
 def _identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
@@ -115,12 +113,12 @@ class Pace:
         }
 
 
-def _scan(session: Session, work: Work, devices: Sequence[torch.device]) -> None:
+def _scan(session: Session, work: Work) -> None:
     """Compute and keep every part of this shard that is not there yet."""
-    crew = lanes(devices, session.plan.workers, _need(session, work.cut.size))
     pending = [n for n in session.plan.share(work.cut.count) if n not in work.parts]
     if not pending:
         return
+    crew = session.crew(_need(session, work.cut.size))
     meter = session.report.meter("topk", sum(len(work.cut.images_of(n)) for n in pending), "images")
     pace = Pace(min(len(crew), len(pending)))
 
@@ -131,8 +129,10 @@ def _scan(session: Session, work: Work, devices: Sequence[torch.device]) -> None
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
 
     load_loops()  # what this process has, the forked ones have as well
+    job = {"total": work.cut.images, "size": work.cut.length * work.cut.size}
+    session.ask("topk", {"images": {**job, "parts": work.parts.folder.name}})
     with session.timed("topk") as facts:
-        spread(functools.partial(scan, work), crew, pending, hear)
+        spread(functools.partial(scan, work), crew, pending, hear, work.called)
         facts.update(pace.record())
     meter.end()
 

@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from cnnvis_cli import histogram
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.store.ours import check, kind_of
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import (
@@ -38,24 +40,41 @@ from cnnvis_cli.store.topk import TopK
 Array = NDArray[Any]
 
 
+STATS = [name.removeprefix("stats/") for name in TOPK_LAYER if name.startswith("stats/")]
+DAMAGED = (  # what h5py, and whoever takes an array for ours, raise for files that are not
+    *(OSError, LookupError, ValueError, TypeError, AttributeError),
+    *(RuntimeError, MemoryError, RecursionError),
+)
+
+
+def _record(text: Any) -> Record:
+    """A record out of an attribute; raises ValueError for anything else."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("holds no record of its plan")
+    return found
+
+
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
     """Open one of our files; raises `UsageError` for one that is not, `CnnvisError` for damage."""
     try:
+        check(path, kind)
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != f"cnnvis/{kind}":
+            if kind_of(file) != kind:
                 raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
             yield file
-    except OSError as error:
+    except DAMAGED as error:
         raise CnnvisError(f"{path}: cannot be read ({error}); delete it and run again") from None
 
 
 def recorded_key(path: Path, kind: str) -> str | None:
     """What a file of one image says that it was made from; None where absent, damaged, not ours."""
     try:
+        check(path, kind)
         with h5py.File(path, "r") as file:
-            return str(file.attrs["key"]) if file.attrs.get("format") == f"cnnvis/{kind}" else None
-    except (OSError, KeyError):
+            return str(file.attrs["key"]) if kind_of(file) == kind else None
+    except DAMAGED:
         return None
 
 
@@ -106,7 +125,9 @@ class TopKFile:
         if not self.path.exists():
             return None
         with _reading(self.path, "topk") as file:
-            plan: Record = json.loads(file.attrs["plan"])
+            plan = _record(file.attrs["plan"])
+            if not {"layers", "decode"} <= plan.keys():
+                raise ValueError("holds no record of its plan")
             return plan
 
     def summary(self) -> tuple[int, int]:
@@ -136,8 +157,10 @@ class TopKFile:
             places = TopK(
                 group["activation"][()], group["image"][()], position[..., 0], position[..., 1]
             )
-            stats = {name: values[()] for name, values in group["stats"].items()}
-            return LayerTopK(places, group["box"][()], stats, str(file.attrs["precision"]))
+            stats = {name: group[f"stats/{name}"][()] for name in STATS}
+            box = group["box"][()]
+            _check_places(places, box, int(file.attrs["images"]))
+            return LayerTopK(places, box, stats, str(file.attrs["precision"]))
 
     def histogram(self, alias: str) -> NDArray[np.int64]:
         """How many places of a layer's channels lie in each bin: (C, bins)."""
@@ -162,6 +185,18 @@ class TopKFile:
                 group = file.create_group(f"layers/{result.layer.alias}")
                 _write_layer(group, result)
                 group.attrs["order"] = order
+
+
+SIDE = 1 << 14  # pixels; the windows of the deepest networks are 2000 wide
+
+
+def _check_places(places: TopK, box: NDArray[np.int32], images: int) -> None:
+    """Raise ValueError for places in images that there are not, or windows of no size."""
+    if places.image.min(initial=-1) < -1 or places.image.max(initial=-1) >= images:
+        raise ValueError("speaks of images that it does not list")
+    sides = box[..., 2:].astype(np.int64) - box[..., :2]
+    if sides.min(initial=0) < 0 or sides.max(initial=0) > SIDE:
+        raise ValueError("speaks of windows that no network has")
 
 
 def _write_layer(group: h5py.Group, result: LayerResult) -> None:
@@ -215,6 +250,14 @@ class Optimized:
     steps: int  # values of its history
     blocks: Iterable[dict[str, Array]]  # arrays by the names of the schema
 
+    @classmethod
+    def joined(cls, pieces: Sequence[Optimized]) -> Optimized:
+        """The units of several pieces that were made alike, each once."""
+        rows = _in_order(map(_rows, pieces))
+        blocks = ({n: v[i : i + 1] for n, v in block.items()} for _, block, i in rows)
+        units = np.unique(np.concatenate([piece.units for piece in pieces]))
+        return replace(pieces[0], units=units, blocks=blocks)
+
 
 class OptimizedFile:
     """``optimized/<layer>.h5``: one group a style, arrays by unit."""
@@ -227,7 +270,7 @@ class OptimizedFile:
         if not self.path.exists():
             return {}
         with _reading(self.path, "optimized") as file:
-            return {name: json.loads(group.attrs["parameters"]) for name, group in file.items()}
+            return {name: _record(group.attrs["parameters"]) for name, group in file.items()}
 
     def units(self, style: str) -> NDArray[np.int32]:
         """The channels that are done in a style."""
@@ -263,7 +306,7 @@ class OptimizedFile:
 
         A style that it holds and that is added again gains units and keeps its old ones.
         """
-        styles = {name: [self._held(name)] for name in self.styles()}
+        styles = {name: [self.held(name)] for name in self.styles()}
         for name, optimized in added.items():
             styles.setdefault(name, []).append(optimized)
         with publishing_hdf5(self.path) as file:
@@ -273,7 +316,7 @@ class OptimizedFile:
                 group.attrs["parameters"] = json.dumps(pieces[-1].record, sort_keys=True)
                 _write_style(group, pieces)
 
-    def _held(self, style: str) -> Optimized:
+    def held(self, style: str) -> Optimized:
         """A style that the file holds, in blocks of a few units."""
         with _reading(self.path, "optimized") as file:
             shape, steps = file[style]["image"].shape, file[style]["history"].shape[2]
@@ -300,7 +343,7 @@ class SearchFile:
         if not self.path.exists():
             return {}
         with _reading(self.path, "search") as file:
-            return {name: json.loads(group.attrs["parameters"]) for name, group in file.items()}
+            return {name: _record(group.attrs["parameters"]) for name, group in file.items()}
 
     def read(self, search: str, name: str) -> Array:
         """One array of a search by its name in the schema."""
@@ -333,6 +376,11 @@ class Projected:
     shape: tuple[int, ...]  # (C, k, h, w)
     channels: Iterable[tuple[int, Array, Array]]  # in order, each with (k, h, w, 3) and scale (k,)
 
+    @classmethod
+    def joined(cls, pieces: Sequence[Projected]) -> Projected:
+        """The channels of several pieces that were made alike, each once."""
+        return replace(pieces[0], channels=_in_order(piece.channels for piece in pieces))
+
 
 class ProjectedFile:
     """``projected/<layer>.h5``: one group a method, arrays by channel and rank."""
@@ -345,7 +393,7 @@ class ProjectedFile:
         if not self.path.exists():
             return {}
         with _reading(self.path, "projected") as file:
-            return {name: json.loads(group.attrs["plan"]) for name, group in file.items()}
+            return {name: _record(group.attrs["plan"]) for name, group in file.items()}
 
     def done(self, method: str) -> NDArray[np.bool_]:
         """Which channels are projected: (C,)."""
@@ -371,7 +419,7 @@ class ProjectedFile:
 
         A method that it holds and that is added again gains channels and keeps its old ones.
         """
-        methods = {name: [self._held(name)] for name in self.methods()}
+        methods = {name: [self.held(name)] for name in self.methods()}
         for name, projected in added.items():
             methods.setdefault(name, []).append(projected)
         with publishing_hdf5(self.path) as file:
@@ -381,7 +429,8 @@ class ProjectedFile:
                 group.attrs["plan"] = json.dumps(pieces[-1].record, sort_keys=True)
                 _write_method(group, pieces)
 
-    def _held(self, method: str) -> Projected:
+    def held(self, method: str) -> Projected:
+        """A method that the file holds, channel by channel."""
         with _reading(self.path, "projected") as file:
             shape = file[method]["projection"].shape[:4]
         return Projected(self.methods()[method], shape, self._channels(method))
@@ -392,7 +441,7 @@ class ProjectedFile:
 
 
 def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
-    """Write the units of several pieces in the order of their channels."""
+    """Write the units of several pieces in the order of their channels, each once."""
     units = np.unique(np.concatenate([piece.units for piece in pieces]))
     runs, *canvas = pieces[0].shape
     shapes = {
@@ -404,21 +453,37 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
         name: create(group, OPTIMIZED_STYLE, name, shapes.get(name, (len(units), runs)))
         for name in OPTIMIZED_STYLE
     }
-    for piece in pieces:
-        for block in piece.blocks:
-            rows = np.searchsorted(units, block["unit"])
-            for name, column in columns.items():
-                column[rows] = block[name]
+    small = {name: np.empty(c.shape, c.dtype) for name, c in columns.items() if name != "image"}
+    for row, (_, block, place) in enumerate(_in_order(map(_rows, pieces))):
+        columns["image"][row] = block["image"][place]
+        for name, values in small.items():
+            values[row] = block[name][place]
+    for name, values in small.items():
+        columns[name][...] = values
+
+
+def _rows(piece: Optimized) -> Iterator[tuple[int, dict[str, Array], int]]:
+    """Each unit with its block and its row there."""
+    for block in piece.blocks:
+        yield from ((unit, block, row) for row, unit in enumerate(block["unit"].tolist()))
+
+
+Rows = Iterable[Any]
+
+
+def _in_order(pieces: Iterable[Rows]) -> Rows:
+    """Rows of several sorted pieces in the order of the numbers that they begin with, each once."""
+    by_unit = groupby(merge(*pieces, key=itemgetter(0)), key=itemgetter(0))
+    return (next(rows) for _, rows in by_unit)
 
 
 def _write_method(group: h5py.Group, pieces: list[Projected]) -> None:
-    """Write the channels of several pieces in their order."""
+    """Write the channels of several pieces in their order, each once."""
     shape = pieces[0].shape
-    channels = merge(*(piece.channels for piece in pieces), key=itemgetter(0))
     projection = create(group, PROJECTED_METHOD, "projection", (*shape, 3))
     scales = np.full(shape[:2], np.nan, np.float32)
     done = np.zeros(shape[0], np.bool_)
-    for channel, values, scale in channels:
+    for channel, values, scale in _in_order(piece.channels for piece in pieces):
         projection[channel] = values
         scales[channel], done[channel] = scale, True
     create(group, PROJECTED_METHOD, "scale", scales.shape)[...] = scales

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +15,63 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError
-from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.publish import intact, publish, publishing_hdf5
 from cnnvis_cli.store.schema import storage
 
 Arrays = dict[str, NDArray[Any]]
+Name = int | str
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Numbered pieces of one plan in a folder of their own; a piece may also have a name.
+    """Pieces of one plan in a folder of their own, by number or by name.
 
-    A piece carries the plan's digest; a damaged piece or one of another plan counts as not done.
+    A piece carries the plan's digest and is sealed; a damaged piece is set aside, and it or one of
+    another plan counts as not done.
     """
 
     folder: Path
     plan: str  # digest
 
-    def __getitem__(self, number: int | str) -> Arrays:
+    def __getitem__(self, name: Name) -> Arrays:
         """The arrays of a finished piece; raises KeyError where there is none that is whole."""
-        return self.read(number)
+        return self.read(name)
 
-    def read(self, number: int | str, names: Sequence[str] = ()) -> Arrays:
+    def read(self, name: Name, arrays: Sequence[str] = ()) -> Arrays:
         """The arrays of these names, or all of them; raises KeyError as above."""
-        path = self._path(number)
-        try:
-            with h5py.File(path, "r") as file:
-                if file.attrs.get("plan") != self.plan:
-                    raise KeyError(number)
-                return {name: file[name][()] for name in names or file}
-        except FileNotFoundError:
-            raise KeyError(number) from None
-        except (OSError, RuntimeError) as error:
-            if getattr(error, "errno", None):  # the system's trouble, not the file's
-                raise StorageError(f"{path}: cannot be read ({error})") from None
-            with suppress(OSError):
-                path.replace(path.with_suffix(".damaged"))
-            raise KeyError(number) from None
+        with self._opened(name) as file:
+            return {array: file[array][()] for array in arrays or file}
 
-    def __setitem__(self, number: int | str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        with publishing_hdf5(self._path(number)) as file:
+    def __setitem__(self, name: Name, arrays: Mapping[str, NDArray[Any]]) -> None:
+        with publishing_hdf5(self._path(name)) as file:
             file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.plan
-            for name, values in arrays.items():
+            for array, values in arrays.items():
                 data = np.asarray(values)
                 kept = storage(data.shape, data.dtype.itemsize, lasting=False)
-                file.create_dataset(name, data=data, **kept)
+                file.create_dataset(array, data=data, **kept)
 
-    def __contains__(self, number: int | str) -> bool:
+    def __contains__(self, name: Name) -> bool:
         try:
-            _ = self[number]
+            with self._opened(name):
+                return True
         except KeyError:
             return False
-        return True
 
     def pending(self, count: int) -> Iterator[int]:
         """The pieces from 0 to `count` that are not done, each looked at when its turn comes."""
         return (number for number in range(count) if number not in self)
 
-    def next_number(self) -> int:
-        """The number after the last piece that was ever kept here."""
-        numbers = [int(path.stem) for path in self.folder.glob("[0-9]*.h5")]
-        return max(numbers, default=-1) + 1
+    def names(self) -> list[str]:
+        """What there is, whole or not, sorted."""
+        return sorted(path.stem for path in self.folder.glob("[!.]*.h5"))
+
+    def describe(self, record: Mapping[str, Any]) -> None:
+        """Keep beside the pieces what their plan's digest was made of, for those who join them."""
+        path = self.folder / _ABOUT
+        if not path.exists():
+            publish(path, json.dumps(record, sort_keys=True, indent=1).encode())
 
     def clear(self) -> None:
         """Remove all pieces, once what they add up to is published."""
@@ -84,6 +82,47 @@ class Parts:
             except OSError:  # the folders that hold something else
                 return
 
-    def _path(self, number: int | str) -> Path:
-        name = number if isinstance(number, str) else f"{number:06d}"
-        return self.folder / f"{name}.h5"
+    @contextmanager
+    def _opened(self, name: Name) -> Iterator[h5py.File]:
+        """A piece that is whole and of this plan; raises KeyError for any other."""
+        path = self._path(name)
+        try:
+            if not _intact(path):
+                with suppress(OSError):
+                    path.replace(path.with_suffix(".damaged"))
+                raise KeyError(name)
+            file = h5py.File(path, "r")
+        except FileNotFoundError:
+            raise KeyError(name) from None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        with file:
+            if file.attrs["plan"] != self.plan:
+                raise KeyError(name)
+            yield file
+
+    def _path(self, name: Name) -> Path:
+        return self.folder / f"{name if isinstance(name, str) else f'{name:06d}'}.h5"
+
+
+_ABOUT = "plan.json"
+
+
+def described(folder: Path) -> dict[str, Any] | None:
+    """What a folder of pieces says of their plan; None unless that is what their digest says."""
+    try:
+        record = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if folder.name.endswith(digest(record)) else None
+
+
+def _intact(path: Path) -> bool:
+    """Whether the seal is unbroken; looked at once, as long as the file is the same."""
+    known = path.stat()
+    return _sealed(path, known.st_ino, known.st_size, known.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _sealed(path: Path, inode: int, size: int, changed: int) -> bool:
+    return intact(path)

@@ -5,17 +5,19 @@ A reader never sees half a file, whatever kills the writer, and two writers neve
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import h5py
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cnnvis_cli.errors import StorageError
+
+if TYPE_CHECKING:
+    import h5py
 
 
 @contextmanager
@@ -108,17 +110,40 @@ class _Guarded(io.RawIOBase):
 
 @contextmanager
 def publishing_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Build an HDF5 file that appears under `path`, complete, when the block ends.
+    """Build an HDF5 file that appears under `path`, complete and sealed, when the block ends.
 
     The same content gives the same bytes. Raises `StorageError` where the disk is full or fails.
     """
+    import h5py  # here: small files are published without it
+
     with publishing(path) as file:
         guarded = _Guarded(file)
         try:
-            with h5py.File(guarded, "w") as hdf5:
+            with h5py.File(guarded, "w", userblock_size=BLOCK) as hdf5:
                 yield hdf5
         except (OSError, RuntimeError, ValueError):
             if guarded.failure is None:
                 raise
         if guarded.failure is not None:
             raise guarded.failure
+        seal = _seal(file)
+        file.seek(0)
+        file.write(seal)
+
+
+BLOCK = 512  # bytes before the first of HDF5, which it leaves to its users (the "user block")
+
+
+def _seal(file: BinaryIO) -> bytes:
+    """What the user block says: the SHA-256 of all bytes behind it."""
+    file.flush()
+    file.seek(BLOCK)
+    found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return f"cnnvis sha256 {found}\n".encode().ljust(BLOCK, b"\0")
+
+
+def intact(path: Path) -> bool:
+    """Whether a file is, to the last bit, what `publishing_hdf5` wrote; raises `OSError`."""
+    with path.open("rb") as file:
+        written = file.read(BLOCK)
+        return written == _seal(file)

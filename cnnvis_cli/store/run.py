@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnvis_cli.errors import Stopped, StorageError, UsageError
+from cnnvis_cli.errors import StorageError, UsageError
+from cnnvis_cli.store.lock import alone
 from cnnvis_cli.store.publish import publish
 
 Record = dict[str, Any]
@@ -34,10 +32,11 @@ class Run:
     """One run directory; `identity` is what all its files have in common.
 
     The network, its weights and its preprocessing belong to the identity: a directory that holds
-    another network's results is refused.
+    another network's results is refused. A shard keeps its notes in a file of its own.
     """
 
     path: Path
+    shard: str | None = None
 
     @property
     def manifest(self) -> Path:
@@ -77,19 +76,22 @@ class Run:
 
     def parts(self, *names: str) -> Path:
         """Where finished pieces of unfinished work are kept."""
-        return self.path.joinpath("parts", *names)
+        return self.path.absolute().joinpath("parts", *names)
+
+    @property
+    def notes(self) -> Path:
+        """Where is noted what was done here."""
+        if self.shard is None:
+            return self.manifest
+        return self.path / "shards" / f"{self.shard.replace('/', 'of')}.json"
 
     def read(self) -> Record:
         """What run.json says; empty where there is none."""
-        try:
-            found = json.loads(self.manifest.read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{self.manifest}: cannot be read ({error})") from None
-        if not isinstance(found, dict) or found.get("format") != "cnnvis/run":
-            raise UsageError(f"{self.manifest}: was not written by cnnvis; choose another --run")
-        return found
+        return _read(self.manifest)
+
+    def noted(self) -> Record:
+        """What `note` has noted."""
+        return _read(self.notes)
 
     def claim(self, identity: Record, weights: str | None) -> None:
         """Make this directory the run of a network, or check that it is.
@@ -107,7 +109,7 @@ class Run:
                     "choose another --run"
                 )
             return
-        own = (self.styles.name,)  # a person may put it there beforehand
+        own = (self.styles.name, "shards")  # a person may put the first there beforehand
         if any(not e.name.startswith(".") and e.name not in own for e in self.path.iterdir()):
             if self.read():  # another shard has just begun it
                 self.claim(identity, weights)
@@ -115,61 +117,35 @@ class Run:
             raise UsageError(
                 f"{self.path} holds files that cnnvis did not write; choose another --run"
             )
-        self._write({"format": "cnnvis/run", "version": 1, **identity, "weights": weights})
+        first = {"format": "cnnvis/run", "version": 1, **identity, "weights": weights}
+        _write(self.manifest, first)
 
     def note(self, section: str, record: Record) -> None:
         """Add to run.json what a stage did; nothing is written where it says the same already."""
-        known = self.read()
+        known = self.noted() or {"format": "cnnvis/run", "version": 1}
         if known.get(section) != record:
-            self._write({**known, section: record})
-
-    def _write(self, record: Record) -> None:
-        publish(self.manifest, (json.dumps(record, indent=1) + "\n").encode())
+            _write(self.notes, {**known, section: record})
 
     @contextmanager
     def lock(self, shard: str | None = None) -> Iterator[None]:
-        """Work alone in the directory; raises `Stopped` (exit 75) if another process does.
-
-        Shards work beside each other, each of them alone on its own. It only saves work: what is
-        published is whole even without it.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot use {self.path}: {error.strerror}") from None
-        if shard is None:
-            with self._held(".lock", fcntl.LOCK_EX):
-                yield
-            return
-        own = f".lock-{shard.replace('/', 'of')}"
-        with self._held(".lock", fcntl.LOCK_SH), self._held(own, fcntl.LOCK_EX):
+        """Work alone in the directory; see `store.lock`."""
+        with alone(self.path, shard):
             yield
 
-    @contextmanager
-    def _held(self, name: str, kind: int) -> Iterator[None]:
-        try:
-            handle = (self.path / name).open("a+")
-        except OSError as error:
-            raise StorageError(f"cannot use {self.path}: {error.strerror}") from None
-        with handle:
-            try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise Stopped(
-                    f"{self.path} is in use by {handle.read().strip() or 'another process'}; "
-                    "try again when it has ended"
-                ) from None
-            except OSError:  # a file system without locks: work without one
-                pass
-            if kind == fcntl.LOCK_SH:  # one of several, who write nothing
-                yield
-                return
-            handle.truncate(0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            handle.write(f"process {os.getpid()} on {os.uname().nodename} since {since}\n")
-            handle.flush()
-            try:
-                yield
-            finally:
-                handle.truncate(0)  # a finished run looks the same however often it is started
+
+def _read(path: Path) -> Record:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict) or found.get("format") != "cnnvis/run":
+        raise UsageError(f"{path}: was not written by cnnvis; choose another --run")
+    return found
+
+
+def _write(path: Path, record: Record) -> None:
+    publish(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import pytest
 import torch
 
 import cnnvis_cli.network
-from cnnvis_cli.cli import _code, cli
+from cnnvis_cli.cli import COMMANDS, _code, cli
+from cnnvis_cli.store import lock
 from cnnvis_cli.store.run import Run
 
 WEIGHTS = Path(cnnvis_cli.network.__file__).parent / "demo.safetensors"
@@ -212,8 +214,9 @@ def test_a_place_that_cannot_be_written_is_exit_4(cnnvis: Call) -> None:
     assert "/proc/nowhere" in told.err
 
 
-def test_a_run_that_is_in_use_is_exit_75(cnnvis: Call) -> None:
+def test_a_run_that_is_in_use_is_exit_75(cnnvis: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     with Run(Path("run")).lock():
+        monkeypatch.setattr(lock, "_open", {})  # as another process would see it
         told = cnnvis(f"cnnvis topk images {EXACT} --run run")
     assert (told.code, len(told.err.splitlines())) == (75, 1)
     assert str(os.getpid()) in told.err
@@ -305,7 +308,7 @@ def test_layers_lists_every_layer(cnnvis: Call) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", sorted(cli.commands))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_s_help_has_an_example(command: str, cnnvis: Call) -> None:
     told = cnnvis(f"cnnvis {command} --help")
     assert told.code == 0
@@ -313,9 +316,15 @@ def test_every_command_s_help_has_an_example(command: str, cnnvis: Call) -> None
     assert re.search(rf"Example:\s+cnnvis {command}\b", told.out)
 
 
+def command_of(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
+
+
 def example(command: str) -> str:
     """The example of a command's help."""
-    found = re.search(r"Example:\s+(cnnvis [^(\n]*)", cli.commands[command].help or "")
+    found = re.search(r"Example:\s+(cnnvis [^(\n]*)", command_of(command).help or "")
     assert found
     return found[1]
 
@@ -360,7 +369,7 @@ def test_a_signal_stops_it_and_a_rerun_carries_on(cnnvis: Call) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 60
-    while not list(Path("stopped").rglob("000000.h5")) and time.monotonic() < deadline:
+    while not list(Path("stopped").rglob("000000-*.h5")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)

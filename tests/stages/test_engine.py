@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
+from cnnvis_cli.errors import CnnvisError, SetAside, Stopped, StorageError, UsageError
 from cnnvis_cli.stages import engine
 from cnnvis_cli.stages.engine import (
     Aside,
@@ -28,6 +29,7 @@ from cnnvis_cli.stages.engine import (
 )
 
 CPU = torch.device("cpu")
+machine = sys.modules["cnnvis_cli.stages.engine.lanes"]
 FORKED, SPAWNED = Lane(CPU, 1, 0), Lane(CPU, 2, 0)
 
 
@@ -103,8 +105,10 @@ def test_what_a_killed_process_had_in_hand_is_done_by_another(folder: Path) -> N
 
 
 def test_a_piece_that_kills_every_process_is_named(folder: Path) -> None:
-    with pytest.raises(CnnvisError, match=r"part 2 ended 3 times .*exit code 7"):
+    with pytest.raises(SetAside, match=r"part 2: set aside .* 3 .*exit code 7") as found:
         spread(functools.partial(die_always, folder), [FORKED] * 2, range(6), lambda _: None)
+    assert found.value.numbers == {2}
+    assert files(folder) == [0, 1, 3, 4, 5]  # everything else is done
 
 
 @pytest.mark.parametrize(
@@ -136,8 +140,8 @@ def test_the_wish_to_stop_ends_the_processes_at_once() -> None:
 
 
 def test_lanes_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "cores", lambda: 4)
-    monkeypatch.setattr(engine, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(machine, "available_memory", lambda: 10_000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert lanes([CPU], None, 100) == [Lane(CPU, 1, 0)] * 4
     assert lanes([CPU], None, 5000) == [Lane(CPU, 2, 0)] * 2  # as far as memory reaches
@@ -148,7 +152,7 @@ def test_lanes_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lanes_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     gpus = [torch.device("cuda:0"), torch.device("cuda:2")]
     assert lanes(gpus, None, 1) == [Lane(gpus[0], 1, 4), Lane(gpus[1], 1, 4)]
     assert lanes(gpus[:1], 3, 1) == [Lane(gpus[0], 1, 3)]
@@ -181,7 +185,7 @@ def test_aside_raises_what_went_wrong_there() -> None:
 
 def test_a_container_s_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = engine.available_memory()
-    monkeypatch.setattr(engine, "CONTROL", tmp_path)
+    monkeypatch.setattr(machine, "CONTROL", tmp_path)
     assert engine.available_memory() <= 1 << 62
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("3000\n")

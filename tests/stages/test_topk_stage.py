@@ -23,6 +23,7 @@ from cnnvis_cli.network import network, tally
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.merge import merge
+from cnnvis_cli.store import lock
 from cnnvis_cli.store.run import Run
 
 Maps = dict[str, NDArray[np.float64]]  # of one image, by alias: (C, h, w)
@@ -322,10 +323,14 @@ def test_a_finished_shard_returns_at_once_and_changes_no_byte(
 
 
 def test_two_shards_work_in_one_directory_but_not_twice_on_one(
-    do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
+    do: Callable[..., None],
+    flags: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     do("topk", **flags | {"shard": "1/3"})
     with Run(tmp_path / "run").lock("2/3"):
+        monkeypatch.setattr(lock, "_open", {})  # as another process would see it
         do("topk", **flags | {"shard": "3/3"})
         with pytest.raises(Stopped, match="in use"):
             do("topk", **flags | {"shard": "2/3"})

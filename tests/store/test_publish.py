@@ -305,12 +305,16 @@ def test_clear_leaves_what_is_not_ours(tmp_path: Path, arrays: Arrays) -> None:
 
 def test_the_run_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "new" / "run")
-    with run.lock():
-        with pytest.raises(Stopped, match=f"{os.getpid()}") as found, run.lock():
-            pass
-        assert found.value.exit_code == 75
-    with run.lock():
-        pass
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom cnnvis_cli.store.run import Run\n"
+        "with Run(Path(sys.argv[1])).lock():\n    print('held')\n"
+    )
+    other = [sys.executable, "-c", program, str(run.path)]
+    with run.lock(), run.lock():  # it may enter its own again
+        found = subprocess.run(other, capture_output=True, text=True, check=False)
+        assert f"Stopped: {run.path} is in use by process {os.getpid()} on" in found.stderr
+    assert subprocess.run(other, capture_output=True, text=True, check=False).stdout == "held\n"
+    assert not run.path.exists()  # nothing has come to be there
 
 
 def test_a_killed_owner_leaves_no_lock(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""`cnnvis status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import planned, telling
+
+
+@click.command("status")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@telling
+def command(run: Path, as_json: bool, **flags: Any) -> None:
+    """Tell what a run has done, what is left and skipped, how fast, and until when.
+
+    RUN is a run directory, also one that is being worked on, by any number of shards. Nothing in
+    it is changed.
+
+    Example: cnnvis status outputs/demo
+    """
+    _, report = planned({**flags, "config": None})
+    from cnnvis_cli.stages.status import status
+
+    found = status(run)
+    report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

@@ -1,0 +1,18 @@
+"""From a command's options to its work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnnvis_cli.cli.options import planned
+from cnnvis_cli.stages import receipt
+
+
+def carry_out(command: str, flags: dict[str, Any], work: receipt.Work) -> None:
+    """Do a command's work, alone in the run directory, unless it has been done.
+
+    What is heavy is imported by `work`: whoever finds the directory in use (exit 75), or all done,
+    is told at once.
+    """
+    plan, report = planned(flags)
+    receipt.carry_out(command, plan, report, work)

@@ -1,0 +1,619 @@
+// Everything that the page does. Data come as calls of `gallery.run`, `.layer` and `.units`; text
+// only ever reaches the page as text.
+"use strict";
+
+(() => {
+  const GRID = 112; // pixels a side that a picture may take in the grid
+  const PANE = 128; // and in a block of three columns on a unit's page
+  const OUTCOMES = ["not optimized", "leads its layer", "does not lead its layer", "no gradient reaches it"];
+  const ENDS = ["–", "leads", "does not", "no gradient"];
+  const SORTS = {
+    number: { title: "Number", text: (layer, i) => (layer.max ? short(layer.max[i]) : ENDS[layer.outcome[i]]) },
+    max: { title: "Maximum", of: "max", text: (layer, i) => short(layer.max[i]) },
+    selectivity: { title: "Selectivity", of: "selectivity", text: (layer, i) => fixed(layer.selectivity[i]) },
+    active: { title: "Share active", of: "active", text: (layer, i) => percent(layer.active[i]) },
+    outcome: { title: "Outcome", rank: [3, 0, 1, 2], text: (layer, i) => ENDS[layer.outcome[i]] },
+  };
+
+  let run = { classes: [], layers: [] };
+  const layers = new Map();
+  const chunks = new Map();
+  const state = { alias: "", unit: null, sort: "number", filter: "", face: "", scroll: new Map() };
+
+  window.gallery = {
+    run(facts) { run = facts; },
+    layer(facts) { layers.set(facts.alias, { ...facts, dead: new Set(facts.dead) }); },
+    units(alias, number, facts) { chunks.set(`${alias} ${number}`, facts); },
+  };
+
+  // light and dark
+
+  const remembered = (value) => {
+    try {
+      if (value) localStorage.setItem("cnnvis-theme", value);
+      return localStorage.getItem("cnnvis-theme");
+    } catch {
+      return value; // where a page from a disk has no memory
+    }
+  };
+  const isDark = () => (document.documentElement.dataset.theme
+    ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const theme = remembered();
+  if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
+
+  // words and numbers
+
+  const known = (value) => value !== null && value !== undefined;
+  const short = (value) => (known(value) ? String(Number(value.toPrecision(3))).replace("-", "−") : "–");
+  const fixed = (value) => (known(value) ? value.toFixed(2) : "–");
+  const percent = (value) => (known(value) ? `${Number((100 * value).toPrecision(2))}\u00a0%` : "–");
+  const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+  const padded = (unit) => String(unit).padStart(4, "0");
+  const className = (label) => run.classes[label] || (label >= 0 ? `class ${label}` : "");
+  const paneName = ({ kind, name }) => ({
+    optimized: `optimized, style ${name}`, patches: "patches", projections: `${name} projections`,
+  })[kind];
+
+  // elements
+
+  const make = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (known(value) && value !== false) node.setAttribute(name, value);
+    }
+    node.append(...children.filter((child) => known(child) && child !== ""));
+    return node;
+  };
+  const drawn = (tag, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  };
+  const byId = (id) => document.getElementById(id);
+  const say = (text) => { byId("said").textContent = text; };
+
+  // pictures: one place of a sheet as the background of an element
+
+  const crop = (node, url, [left, top, width, height], [high, wide]) => {
+    const share = (offset, room) => (room > 0 ? `${(100 * offset) / room}%` : "0%");
+    node.style.backgroundImage = `url("${url}")`;
+    node.style.backgroundSize = `${(100 * wide) / width}% ${(100 * high) / height}%`;
+    node.style.backgroundPosition = `${share(left, wide - width)} ${share(top, high - height)}`;
+  };
+  const enlarged = ([height, width], most) => Math.max(1, Math.floor(most / Math.max(height, width)));
+  const observer = (rootMargin) => {
+    const seen = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        if (isIntersecting) {
+          seen.unobserve(target);
+          target.show();
+        }
+      }
+    }, { rootMargin });
+    return (node, show) => { node.show = show; seen.observe(node); };
+  };
+  const whenSeen = observer("400px 0px");
+  const whenNearlySeen = observer("80px 0px");
+
+  const fillStrip = (row) => {
+    const pair = (text) => text.split(" ").map(Number);
+    const [tile, cell] = [pair(row.dataset.tile), pair(row.dataset.cell)];
+    const size = [cell[0], row.dataset.of * cell[1]];
+    whenNearlySeen(row, () => row.querySelectorAll(".crop").forEach((node, at) => {
+      node.classList.toggle("sharp", Math.max(...tile) < 40);
+      crop(node, row.dataset.strip, [at * cell[1], 0, tile[1], tile[0]], size);
+    }));
+  };
+
+  const faceOf = (layer) => {
+    const wanted = layer.faces.findIndex((face) => paneName(face) === state.face);
+    return wanted < 0 ? layer.usual : wanted;
+  };
+  const facePicture = (layer, position, number) => {
+    const face = layer.faces[number];
+    const unit = `${layer.alias}/${padded(layer.units[position])}`;
+    if (!face) return make("span", { class: "crop", role: "img", "aria-label": `${unit}, no picture` });
+    const lacks = face.missing.has(position);
+    const crossed = face.kind === "optimized" ? layer.outcome[position] === 3 : layer.dead.has(position) && lacks;
+    const node = make("span", {
+      class: `crop${enlarged(face.tile, GRID) > 1 ? " sharp" : ""}${lacks ? " missing" : ""}${lacks && crossed ? " crossed" : ""}`,
+      role: "img",
+      "aria-label": `${unit}, ${lacks ? "no picture" : paneName(face)}${crossed ? ", dead" : ""}`,
+    });
+    if (lacks) return node;
+    const chunk = Math.floor(position / layer.chunk);
+    const [at, count] = [position % layer.chunk, Math.min(layer.chunk, layer.units.length - chunk * layer.chunk)];
+    const [high, wide] = face.cell;
+    const place = [(at % layer.columns) * wide, Math.floor(at / layer.columns) * high, face.tile[1], face.tile[0]];
+    const size = [Math.ceil(count / layer.columns) * high, Math.min(layer.columns, count) * wide];
+    const url = `${layer.alias}/grid${number}_${String(chunk).padStart(3, "0")}.${face.suffix}`;
+    node.fill = () => crop(node, url, place, size);
+    return node;
+  };
+
+  // data that are loaded when they are needed
+
+  const loading = new Map();
+  const load = (source) => {
+    if (!loading.has(source)) {
+      loading.set(source, new Promise((done, fail) => {
+        const script = make("script", { src: source });
+        script.onload = done;
+        script.onerror = () => { loading.delete(source); fail(new Error(source)); };
+        document.head.append(script);
+      }));
+    }
+    return loading.get(source);
+  };
+  const layerOf = async (alias) => {
+    if (!layers.has(alias)) {
+      await load(`${alias}/layer.js`);
+      const layer = layers.get(alias);
+      for (const face of layer.faces) face.missing = new Set(face.lacks);
+      layer.at = new Map(layer.units.map((unit, position) => [unit, position]));
+    }
+    return layers.get(alias);
+  };
+  const unitOf = async (layer, position) => {
+    const number = Math.floor(position / layer.chunk);
+    const key = `${layer.alias} ${number}`;
+    if (!chunks.has(key)) await load(`${layer.alias}/units_${String(number).padStart(3, "0")}.js`);
+    return chunks.get(key)[position % layer.chunk];
+  };
+
+  // which units, in which order
+
+  const kept = (layer) => {
+    const text = state.filter.trim().toLowerCase();
+    const every = layer.units.map((_, position) => position);
+    if (!text) return every;
+    const labels = new Set();
+    run.classes.forEach((name, label) => { if (name.toLowerCase().includes(text)) labels.add(label); });
+    return every.filter((position) => (layer.classes?.[position] ?? []).some((label) => labels.has(label))
+      || layer.labels?.[position].toLowerCase().includes(text) || String(layer.units[position]) === text);
+  };
+  const sorted = (layer, positions) => {
+    const { of, rank } = SORTS[state.sort];
+    if (rank) return positions.sort((a, b) => rank[layer.outcome[a]] - rank[layer.outcome[b]] || a - b);
+    const values = of && layer[of];
+    const value = (position) => values[position] ?? -Infinity;
+    return values ? positions.sort((a, b) => (value(b) === value(a) ? a - b : value(b) - value(a))) : positions;
+  };
+  const ordered = (layer) => {
+    const wanted = `${state.sort} ${state.filter}`;
+    if (layer.wanted !== wanted) {
+      layer.wanted = wanted;
+      layer.order = sorted(layer, kept(layer));
+    }
+    return layer.order;
+  };
+
+  // a layer
+
+  const tileOf = (layer, position) => {
+    const unit = layer.units[position];
+    const under = make("span", { class: "under" }, make("span", { class: "number" }, String(unit)), make("bdi"));
+    const node = make("a", { href: `#${layer.alias}/${padded(unit)}`, tabindex: -1 },
+      facePicture(layer, position, faceOf(layer)), under);
+    node.position = position;
+    return node;
+  };
+  const showTiles = (layer) => {
+    const grid = byId("grid");
+    const order = ordered(layer);
+    if (layer.shownFace !== faceOf(layer)) {
+      layer.tiles = layer.units.map((_, position) => tileOf(layer, position));
+      layer.shownFace = faceOf(layer);
+    }
+    const value = SORTS[state.sort].text;
+    for (const position of order) {
+      const text = state.sort === "number" && layer.labels?.[position] || value(layer, position);
+      layer.tiles[position].lastChild.lastChild.textContent = text;
+    }
+    grid.replaceChildren(...order.map((position) => layer.tiles[position]));
+    for (const tile of grid.children) {
+      const picture = tile.firstChild;
+      if (picture.fill) whenSeen(tile, () => { picture.fill(); picture.fill = null; });
+    }
+    const first = order.includes(layer.last) ? layer.last : order[0];
+    if (known(first)) layer.tiles[first].tabIndex = 0;
+    const found = order.length === layer.units.length ? many(order.length, "unit")
+      : `${order.length.toLocaleString("en")} of ${many(layer.units.length, "unit")}`;
+    byId("found").textContent = `${found}, with ${order.length === 1 ? "its" : "their"} ${told(layer, order)}`;
+    byId("none").hidden = order.length > 0;
+    byId("none").textContent = `No unit here is known to respond to “${state.filter}”.`;
+    say(found);
+  };
+
+  const told = (layer, order) => {
+    if (state.sort !== "number") return SORTS[state.sort].title.toLowerCase();
+    if (layer.labels) return order.length === 1 ? "class" : "classes";
+    return layer.max ? "maximum" : "outcome";
+  };
+
+  const choice = (title, options, value, change) => {
+    const select = make("select", { "aria-label": title });
+    for (const [key, text] of options) select.append(make("option", { value: key }, text));
+    select.value = value;
+    select.addEventListener("change", () => change(select.value));
+    return make("label", {}, title, select);
+  };
+  const filterField = (layer) => {
+    const field = make("input", {
+      type: "search", id: "filter", list: "classes", placeholder: "a class, or a number", autocomplete: "off",
+      "aria-label": "Filter by class name", spellcheck: "false",
+    });
+    field.value = state.filter;
+    let waiting = 0;
+    field.addEventListener("input", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => { state.filter = field.value; showTiles(layer); }, 80);
+    });
+    const names = make("datalist", { id: "classes" });
+    for (const name of run.classes) names.append(make("option", { value: name }));
+    return make("label", {}, "Filter", field, names);
+  };
+
+  const showLayer = (layer) => {
+    const place = byId("layer");
+    if (!SORTS[state.sort].rank && SORTS[state.sort].of && !layer[SORTS[state.sort].of]) state.sort = "number";
+    const sorts = Object.entries(SORTS).filter(([, { of }]) => !of || layer[of]);
+    const redo = () => showTiles(layer);
+    const tools = make("div", { class: "tools", role: "group", "aria-label": "Sort and filter" },
+      choice("Sort", sorts.map(([key, { title }]) => [key, title]), state.sort, (key) => { state.sort = key; redo(); }),
+      layer.faces.length > 1 && choice("Show", layer.faces.map((face) => [paneName(face), paneName(face)]),
+        paneName(layer.faces[faceOf(layer)]), (name) => { state.face = name; sizeGrid(layer); redo(); }) || "",
+      filterField(layer),
+      make("span", { class: "found", id: "found" }));
+    place.replaceChildren(
+      make("div", { class: "heading" }, make("h2", { tabindex: -1 }, layer.alias), make("p", {}, aboutLayer(layer))),
+      tools,
+      make("div", { class: "grid", id: "grid" }),
+      make("p", { class: "nothing", id: "none", hidden: "" }));
+    sizeGrid(layer);
+    showTiles(layer);
+  };
+  const hasMap = (layer) => layer.map[0] * layer.map[1] > 1;
+  const aboutLayer = (layer) => {
+    const [height, width] = layer.field;
+    const map = hasMap(layer) ? ` in a map of ${layer.map[0]} × ${layer.map[1]}` : "";
+    return `${many(layer.units.length, "unit")} that see ${height} × ${width} pixels${map}`;
+  };
+  const sizeGrid = (layer) => {
+    const tile = layer.faces[faceOf(layer)]?.tile ?? [GRID, GRID];
+    const scale = enlarged(tile, GRID);
+    byId("grid").style.setProperty("--wide", `${Math.max(72, tile[1] * scale)}px`);
+    byId("grid").style.setProperty("--high", `${Math.max(72, tile[1] * scale) * tile[0] / tile[1]}px`);
+  };
+
+  // a unit
+
+  const blockOf = (layer, position, unit, pane) => {
+    const columns = Math.ceil(Math.sqrt(pane.count));
+    const most = (3 * PANE) / Math.min(3, columns); // few pictures are larger
+    const scale = enlarged(pane.tile, most);
+    const block = make("div", { class: "block" });
+    block.style.setProperty("--columns", columns);
+    block.style.setProperty("--wide", `${Math.min(most, pane.tile[1] * scale)}px`);
+    block.style.setProperty("--shape", `${pane.tile[1]} / ${pane.tile[0]}`);
+    const url = `${layer.alias}/${padded(layer.units[position])}.${layer.sheet.suffix}`;
+    for (let i = 0; i < pane.count; i += 1) {
+      const { name, text, note, mark } = aboutPicture(layer, position, unit, pane, i);
+      if (name === null) continue;
+      const picture = make("span", { class: `crop${scale > 1 ? " sharp" : ""}`, role: "img", "aria-label": name, title: note });
+      const place = [i * pane.cell[1], pane.top, pane.tile[1], pane.tile[0]];
+      whenSeen(picture, () => crop(picture, url, place, layer.sheet.size));
+      const button = make("button", { type: "button", class: "zoom" }, picture);
+      button.addEventListener("click", () => zoom(url, place, layer.sheet.size, name, note));
+      const cell = make("div", { "data-rank": mark }, button, make("bdi", { class: "text", title: note }, text));
+      block.append(cell);
+    }
+    return block.children.length ? block : null;
+  };
+  const zoom = (url, place, size, name, note) => {
+    const [, , width, height] = place;
+    const scale = Math.max(1, Math.floor(Math.min(innerWidth * 0.9, innerHeight * 0.8, 800) / Math.max(width, height)));
+    const picture = make("span", { class: `crop${scale > 1 ? " sharp" : ""}`, role: "img", "aria-label": name });
+    crop(picture, url, place, size);
+    const closing = make("button", { type: "button" }, "Close");
+    const dialog = make("dialog", { "aria-label": name }, picture, make("p", {}, make("bdi", {}, note), closing));
+    dialog.style.setProperty("--wide", `${width * scale}px`);
+    dialog.style.setProperty("--shape", `${width} / ${height}`);
+    closing.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  };
+  const aboutPicture = (layer, position, unit, pane, i) => {
+    const title = `${layer.alias}/${padded(layer.units[position])}`;
+    if (pane.kind === "optimized") {
+      const found = unit.runs?.[pane.name]?.[i];
+      if (!found) return { name: null };
+      return { name: `${title}, optimized, style ${pane.name}, run ${found[0] + 1}`, text: short(found[1]), note: `run ${found[0] + 1}: ${short(found[1])} after ${found[3]} steps, ${OUTCOMES[found[4]]}` };
+    }
+    const found = unit.top?.[i];
+    if (!found) return { name: null };
+    const called = className(found[1]);
+    const note = `${found[2]}: ${short(found[0])}`;
+    if (pane.kind === "patches") {
+      return { name: `${title}, patch ${i + 1}${called ? `, ${called}` : ""}`, text: called || found[2], note, mark: i };
+    }
+    return { name: `${title}, ${pane.name} projection ${i + 1}`, text: short(found[0]), note, mark: i };
+  };
+  const paneTitle = (pane) => ({
+    optimized: ["Optimized", `style ${pane.name}`],
+    patches: ["Strongest in images", `${pane.size[0]} × ${pane.size[1]} pixels`],
+    projections: ["What caused it", pane.name],
+  })[pane.kind];
+
+  const section = (title, ...children) => make("section", {}, make("h3", {}, title), ...children);
+  const list = (pairs) => {
+    const found = make("dl");
+    for (const [term, value] of pairs) found.append(make("dt", {}, term), make("dd", {}, value));
+    return found;
+  };
+  const numbers = (unit) => {
+    if (!unit.stats) return null;
+    const { max, mean, std, active, selectivity } = unit.stats;
+    const favourite = className(unit.stats.class);
+    const values = [["maximum", short(max)], ["mean", short(mean)], ["standard deviation", short(std)],
+      ["share above 0", percent(active)], ["class selectivity", fixed(selectivity)]];
+    return section("Over all images", list(values),
+      favourite && make("p", { class: "end" }, "Highest mean for ", make("bdi", {}, favourite), ".") || "",
+      unit.stats.dead && make("p", { class: "end" }, "Never above 0: a dead unit.") || "");
+  };
+  const ascents = (unit) => {
+    const styles = Object.entries(unit.runs ?? {}).filter(([, runs]) => runs.length);
+    if (!styles.length) return null;
+    const table = make("table", {}, make("tr", {}, ...["style", "best", "× images’ max", "at step"].map((t) => make("th", { scope: "col" }, t))));
+    for (const [style, [[, value, , step]]] of styles) {
+      const ratio = unit.stats?.max > 0 && known(value) ? fixed(value / unit.stats.max) : "–";
+      table.append(make("tr", {}, make("td", {}, style), make("td", {}, short(value)), make("td", {}, ratio), make("td", {}, short(step))));
+    }
+    const ends = styles.map(([style, runs]) => `style ${style} ${OUTCOMES[runs[0][4]]}`);
+    const words = new Set(styles.map(([, runs]) => runs[0][4]));
+    const end = words.size === 1 ? `On its best image it ${OUTCOMES[styles[0][1][0][4]]}.` : `On their best images: ${ends.join("; ")}.`;
+    return section("Optimized", table, make("p", { class: "end" }, words.has(3) && words.size === 1 ? "No gradient reached the image: nothing that feeds the unit is on." : end));
+  };
+  const histogram = (unit) => {
+    if (!unit.bars) return null;
+    const [low, high, counts] = unit.bars;
+    const most = Math.log1p(Math.max(...counts));
+    const quantiles = (unit.quantiles ?? []).map(([share, value]) => `${percent(share)} are below ${short(value)}`);
+    const picture = drawn("svg", { class: "histogram", viewBox: `0 0 ${counts.length} 100`, preserveAspectRatio: "none", role: "img" });
+    picture.setAttribute("aria-label", `histogram of activations from ${short(low)} to ${short(high)}; ${quantiles.join("; ")}`);
+    counts.forEach((count, i) => {
+      const height = (100 * Math.log1p(count)) / most;
+      const middle = low + ((i + 0.5) * (high - low)) / counts.length;
+      if (count) picture.append(drawn("rect", { class: middle > 0 ? "bar on" : "bar", x: i + 0.06, y: 100 - height, width: 0.88, height }));
+    });
+    picture.append(drawn("line", { class: "axis", x1: 0, x2: counts.length, y1: 100, y2: 100 }));
+    if (low < 0 && high > 0) {
+      const zero = (counts.length * -low) / (high - low);
+      picture.append(drawn("line", { class: "zero", x1: zero, x2: zero, y1: 0, y2: 100 }));
+    }
+    const scale = make("p", { class: "scale" }, make("span", {}, short(low)), make("span", {}, short(high)));
+    return section("How often which value", picture, scale, make("p", { class: "end" }, `Counts of up to 8 places an image, on a logarithmic scale. ${quantiles.length ? `${quantiles.join(", ")}.` : ""}`));
+  };
+  const classes = (unit, layer) => {
+    if (!unit.classes?.length) return null;
+    const bars = make("ul", { class: "bars" });
+    for (const [label, count] of unit.classes.slice(0, 9)) {
+      const bar = make("span");
+      bar.style.width = `${(100 * count) / Math.max(1, layer.k)}%`;
+      bars.append(make("li", {}, make("bdi", { title: className(label) }, className(label)), make("span", { class: "bar" }, bar), make("span", { class: "many" }, String(count))));
+    }
+    const rest = unit.classes.length - 9;
+    return section(`Classes of its ${layer.k} strongest images`, bars, rest > 0 ? make("p", { class: "end" }, `and ${many(rest, "more class").replace("classs", "classes")}`) : "");
+  };
+  const neighbours = (unit, layer) => {
+    if (!unit.near?.length) return null;
+    const near = make("div", { class: "near" });
+    const tile = layer.faces[faceOf(layer)]?.tile ?? [1, 1];
+    near.style.setProperty("--shape", `${tile[1]} / ${tile[0]}`);
+    for (const [other, shared] of unit.near) {
+      const picture = facePicture(layer, layer.at.get(other), faceOf(layer));
+      if (picture.fill) whenSeen(picture, picture.fill);
+      near.append(make("a", { href: `#${layer.alias}/${padded(other)}` }, picture,
+        make("span", { class: "under" }, make("span", { class: "number" }, String(other)), make("span", {}, `${shared} shared`))));
+    }
+    return section("Shares top images with", near);
+  };
+
+  const sentence = (unit, layer, position) => {
+    const parts = [];
+    const [first] = unit.classes ?? [];
+    if (unit.stats?.dead) parts.push("Never above 0 in any image.");
+    else if (first?.[1] === 1 && unit.classes.length > 1) {
+      parts.push(`Its ${layer.k} strongest images are of ${unit.classes.length} classes.`);
+    } else if (first) {
+      const called = make("bdi", {}, className(first[0]));
+      parts.push(`${first[1] === layer.k ? "All" : first[1]} of its ${layer.k} strongest images show `, make("i", {}, called), ".");
+    }
+    if (known(unit.stats?.active) && !unit.stats.dead) parts.push(` Above 0 in ${percent(unit.stats.active)} of all ${hasMap(layer) ? "places" : "images"}.`);
+    if (layer.outcome[position]) parts.push(` In its optimized image it ${OUTCOMES[layer.outcome[position]]}.`.replace("it no gradient reaches it", "no gradient reaches it"));
+    return parts;
+  };
+
+  const showUnit = async (layer, position) => {
+    const unit = await unitOf(layer, position);
+    if (state.alias !== layer.alias || state.unit !== layer.units[position]) return; // gone on meanwhile
+    const order = ordered(layer).includes(position) ? ordered(layer) : layer.units.map((_, i) => i);
+    const here = order.indexOf(position);
+    const step = (text, other, rel) => (known(other)
+      ? make("a", { href: `#${layer.alias}/${padded(layer.units[other])}`, rel }, text) : "");
+    const number = padded(layer.units[position]);
+    const head = make("div", { class: "unit-head" },
+      make("h2", { tabindex: -1 }, make("a", { href: `#${layer.alias}` }, layer.alias), make("span", { class: "slash" }, "/"), number,
+        layer.labels?.[position] ? " " : "", layer.labels?.[position] ? make("bdi", {}, layer.labels[position]) : ""),
+      make("nav", { class: "steps", "aria-label": "Units" }, step("← previous", order[here - 1], "prev"),
+        make("span", {}, `${here + 1} of ${order.length.toLocaleString("en")}`), step("next →", order[here + 1], "next"),
+        make("a", { href: `#${layer.alias}` }, "close ×")));
+    const panes = make("div", { class: "panes" });
+    for (const pane of layer.sheet.panes) {
+      const block = blockOf(layer, position, unit, pane);
+      const [title, note] = paneTitle(pane);
+      if (block) panes.append(make("figure", { class: "pane" }, make("figcaption", {}, title, " ", make("span", {}, note)), block));
+    }
+    if (!panes.children.length) panes.append(make("p", { class: "nothing" }, "There is no picture of this unit."));
+    const facts = make("aside", { class: "facts", "aria-label": "Numbers" },
+      ...[classes(unit, layer), neighbours(unit, layer), histogram(unit), ascents(unit), numbers(unit)].filter(known));
+    byId("unit").replaceChildren(head, make("p", { class: "said" }, ...sentence(unit, layer, position)),
+      panes, facts);
+    layer.last = position;
+    say(`${layer.alias}/${number}`);
+  };
+  const mark = (event) => {
+    const rank = event.type === "mouseover" ? event.target.closest("[data-rank]")?.dataset.rank : undefined;
+    for (const cell of byId("unit").querySelectorAll("[data-rank]")) {
+      cell.classList.toggle("same", known(rank) && cell.dataset.rank === rank);
+    }
+  };
+
+  // from an address to what is shown
+
+  const address = () => {
+    let text = "";
+    try { text = decodeURIComponent(location.hash.slice(1)); } catch { /* no address of ours */ }
+    const [alias, unit] = text.split("/");
+    if (!run.layers.includes(alias)) return { alias: "", unit: null };
+    return { alias, unit: /^\d+$/.test(unit ?? "") ? Number(unit) : null };
+  };
+  const reveal = (id) => {
+    for (const name of ["overview", "layer", "unit"]) byId(name).hidden = name !== id;
+  };
+  const titled = (text) => { document.title = [text, document.body.dataset.title].filter(Boolean).join(" · "); };
+
+  const go = async () => {
+    const before = { alias: state.alias, unit: state.unit };
+    if (!before.unit && before.unit !== 0) state.scroll.set(before.alias, scrollY);
+    Object.assign(state, address());
+    for (const link of document.querySelectorAll("[data-layer]")) {
+      link.removeAttribute("aria-current");
+      if (link.dataset.layer !== state.alias) continue;
+      link.setAttribute("aria-current", "page");
+      const row = link.closest("ol"); // on narrow pages it is scrolled sideways
+      row.scrollLeft = link.offsetLeft - row.offsetLeft - row.clientWidth / 2;
+    }
+    try {
+      await show(before);
+    } catch (error) {
+      reveal("layer");
+      byId("layer").replaceChildren(make("p", { class: "nothing" }, `${error.message} cannot be read. Make the gallery once more.`));
+    }
+  };
+  const show = async (before) => {
+    const { alias, unit } = state;
+    if (!alias) {
+      reveal("overview");
+      titled("");
+      scrollTo(0, state.scroll.get("") ?? 0);
+      return;
+    }
+    const layer = await layerOf(alias);
+    if (state.alias !== alias || state.unit !== unit) return; // gone on while it was loading
+    const position = layer.at.get(unit);
+    if (unit === null || position === undefined) {
+      reveal("layer");
+      titled(alias);
+      showLayer(layer);
+      const back = before.alias === alias;
+      scrollTo(0, back ? state.scroll.get(alias) ?? 0 : 0);
+      if (back && known(layer.last)) layer.tiles[layer.last].focus({ preventScroll: state.scroll.has(alias) });
+      if (unit !== null) byId("found").textContent = `There is no unit ${unit} here.`;
+      return;
+    }
+    await showUnit(layer, position);
+    if (state.alias !== alias || state.unit !== unit) return;
+    reveal("unit");
+    titled(`${alias}/${padded(unit)}`);
+    scrollTo(0, 0);
+    byId("unit").querySelector("h2").focus({ preventScroll: true });
+  };
+
+  // keys
+
+  const neighbour = (by) => {
+    const layer = layers.get(state.alias);
+    const order = ordered(layer);
+    const here = order.indexOf(layer.at.get(state.unit));
+    const next = here < 0 ? order[0] : order[here + by];
+    if (known(next)) location.hash = `#${layer.alias}/${padded(layer.units[next])}`;
+  };
+  const stepLayer = (by) => {
+    const here = run.layers.indexOf(state.alias);
+    const next = run.layers[here < 0 ? (by > 0 ? 0 : run.layers.length - 1) : here + by];
+    if (next) location.hash = `#${next}`;
+  };
+  const stepTile = (key) => {
+    const tiles = [...byId("grid").children];
+    if (!tiles.length) return;
+    const columns = getComputedStyle(byId("grid")).gridTemplateColumns.split(" ").length;
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
+    const current = tiles.indexOf(document.activeElement);
+    const next = current < 0 ? tiles.find((tile) => tile.tabIndex === 0) : tiles[current + by];
+    if (!next) return;
+    for (const tile of tiles) if (tile.tabIndex === 0) tile.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  };
+  const stepStrip = (key) => {
+    const rows = [...document.querySelectorAll("#overview .layer")].map((row) => [...row.querySelectorAll("a")]);
+    const row = rows.findIndex((links) => links.includes(document.activeElement));
+    if (row < 0) { rows[0]?.[0]?.focus(); return; }
+    const column = rows[row].indexOf(document.activeElement);
+    const to = { ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column] }[key];
+    const links = rows[to[0]];
+    links?.[Math.min(to[1], links.length - 1)]?.focus();
+  };
+  const close = () => {
+    const field = byId("filter");
+    if (document.activeElement === field && field.value) {
+      field.value = "";
+      field.dispatchEvent(new Event("input"));
+    } else if (state.unit !== null) location.hash = `#${state.alias}`;
+    else if (state.alias && document.activeElement !== field) location.hash = "#";
+    else document.activeElement?.blur();
+  };
+  const press = (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    const { key } = event;
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+    if (key === "Escape") { close(); event.preventDefault(); return; }
+    if (typing) return;
+    if (key === "[" || key === "]") stepLayer(key === "[" ? -1 : 1);
+    else if (key === "/" && state.alias) {
+      if (state.unit !== null) location.hash = `#${state.alias}`;
+      setTimeout(() => byId("filter")?.focus(), state.unit === null ? 0 : 60);
+    } else if (key.startsWith("Arrow")) {
+      if (state.unit !== null && layers.get(state.alias)?.at.has(state.unit)) {
+        if (key === "ArrowUp" || key === "ArrowDown") return; // they scroll
+        neighbour(key === "ArrowLeft" ? -1 : 1);
+      } else if (state.alias) stepTile(key);
+      else stepStrip(key);
+    } else return;
+    event.preventDefault();
+  };
+
+  // the beginning
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const toggle = byId("theme");
+    const name = () => { toggle.textContent = isDark() ? "Light" : "Dark"; };
+    toggle.addEventListener("click", () => {
+      document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+      remembered(document.documentElement.dataset.theme);
+      name();
+    });
+    name();
+    document.querySelectorAll("[data-strip]").forEach(fillStrip);
+    byId("skip").addEventListener("click", () => byId("main").focus());
+    byId("unit").addEventListener("mouseover", mark);
+    byId("unit").addEventListener("mouseleave", mark);
+    document.addEventListener("keydown", press);
+    addEventListener("hashchange", go);
+    history.scrollRestoration = "manual";
+    go();
+  });
+})();

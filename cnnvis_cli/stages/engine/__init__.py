@@ -1,0 +1,79 @@
+"""The devices and the processes that the work runs on: this one, others here, or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cnnvis_cli.stages.engine.cluster import Cluster, reach, share_out_on
+from cnnvis_cli.stages.engine.crew import ATTEMPTS, PATIENCE, share_out
+from cnnvis_cli.stages.engine.devices import (
+    arithmetic,
+    captured,
+    check_precision,
+    choose_device,
+    choose_devices,
+    keep_memory,
+    memory_explained,
+)
+from cnnvis_cli.stages.engine.lanes import (
+    Finished,
+    Lane,
+    Tell,
+    Work,
+    available_memory,
+    cores,
+    lanes,
+)
+from cnnvis_cli.stages.engine.threads import Aside, ahead, in_order, in_threads
+
+__all__ = [
+    "ATTEMPTS",
+    "PATIENCE",
+    "Aside",
+    "Cluster",
+    "Crew",
+    "Finished",
+    "Lane",
+    "Tell",
+    "Work",
+    "ahead",
+    "arithmetic",
+    "available_memory",
+    "captured",
+    "check_precision",
+    "choose_device",
+    "choose_devices",
+    "cores",
+    "in_order",
+    "in_threads",
+    "keep_memory",
+    "lanes",
+    "memory_explained",
+    "reach",
+    "spread",
+]
+
+Crew = Sequence[Lane] | Cluster
+
+
+def spread(
+    work: Work,
+    crew: Crew,
+    numbers: Sequence[int],
+    tell: Tell,
+    called: Callable[[int], str] = "part {}".format,
+) -> None:
+    """Have a crew do pieces of work, given out one at a time; `tell` hears what is told.
+
+    Each lane calls ``work(lane, numbers, tell)`` in a process of its own and tells `Finished`
+    for each number; on a cluster each piece is a call. A single lane works in this process.
+    A process that dies costs what it had in hand, which another does. Raises `SetAside`, when all
+    else is done, for pieces that ended `ATTEMPTS` processes, by the names that they are `called`;
+    and whatever `work` or `tell` raises.
+    """
+    if isinstance(crew, Cluster):
+        share_out_on(crew, work, numbers, tell, called)
+    elif len(crew) == 1 or len(numbers) < 2:
+        work(crew[0], iter(numbers), tell)
+    else:
+        share_out(work, crew, numbers, tell, called)

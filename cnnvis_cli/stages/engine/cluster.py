@@ -1,0 +1,191 @@
+"""A Dask cluster that shares pieces of work: `pip install cnnvis[cluster]`."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from multiprocessing import current_process
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import torch
+
+from cnnvis_cli.errors import CnnvisError, Died, UsageError
+from cnnvis_cli.stages.engine.crew import ATTEMPTS, portable, set_aside
+from cnnvis_cli.stages.engine.devices import is_lost, keep_memory, memory_explained
+from cnnvis_cli.stages.engine.lanes import Finished, Lane, Tell, Work, cores
+
+WAIT = 10  # seconds for the scheduler to answer
+AHEAD = 2  # pieces a worker that are handed in at a time
+
+
+class Cluster(NamedTuple):
+    """A Dask scheduler, and the kind of device that its workers are to compute on."""
+
+    address: str
+    device: torch.device
+
+    def __len__(self) -> int:
+        """Workers that there are now; at least one."""
+        return max(1, len(_client(self.address).scheduler_info(-1)["workers"]))
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def reach(address: str, device: torch.device, trusted: bool) -> Cluster:
+    """The cluster at an address; raises `UsageError` where there is none or it is not safe.
+
+    A scheduler runs whatever it is sent, so its traffic has to stay on this machine or be
+    encrypted (TLS), unless the network is `trusted`.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "tls") or not parts.hostname or parts.port is None:
+        raise UsageError(f"--scheduler {address}: write it as tcp://host:port or tls://host:port")
+    if parts.scheme == "tcp" and not _is_loopback(parts.hostname) and not trusted:
+        raise UsageError(
+            f"--scheduler {address}: anybody who reaches this port can run code on the cluster; "
+            "use TLS (tls://...), or --trust-network where nobody else does"
+        )
+    _client(address)
+    return Cluster(address, device)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@lru_cache(maxsize=1)
+def _client(address: str) -> Any:
+    try:
+        distributed: Any = import_module("distributed")
+    except ImportError:
+        raise UsageError("--scheduler needs Dask: pip install 'cnnvis[cluster]'") from None
+    security = distributed.Security() if address.startswith("tls:") else None  # of Dask's settings
+    try:
+        return distributed.Client(address, timeout=WAIT, security=security, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--scheduler {address}: does not answer within {WAIT} s ({type(error).__name__}); "
+            "start it with: dask scheduler"
+        ) from None
+
+
+def share_out_on(
+    cluster: Cluster,
+    work: Work,
+    numbers: Sequence[int],
+    tell: Tell,
+    called: Callable[[int], str],
+) -> None:
+    """Have the cluster do pieces of work; see `spread`."""
+    desk = _Desk(cluster, work, deque(numbers), tell)
+    try:
+        desk.work()
+    finally:
+        desk.withdraw()
+    if desk.aside:
+        raise set_aside(desk.aside, called)
+
+
+@dataclass
+class _Desk:
+    """Hands in a few pieces at a time, hears of each, and hands in again what was lost."""
+
+    cluster: Cluster
+    task: Work
+    pending: deque[int]
+    tell: Tell
+    going: dict[Any, int] = field(default_factory=dict)  # Dask's futures
+    deaths: dict[int, int] = field(default_factory=dict)
+    aside: dict[int, str] = field(default_factory=dict)
+
+    def work(self) -> None:
+        self._copy()
+        while self.pending or self.going:
+            while self.pending and len(self.going) < AHEAD * len(self.cluster):
+                self._hand_in(self.pending.popleft())
+            for future in self._done():
+                self._hear(future, self.going.pop(future))
+            self.tell(None)
+
+    def _copy(self) -> None:
+        """Give the workers what they must know, once and not with every piece."""
+        self.copy = _client(self.cluster.address).scatter(self.task, broadcast=True, hash=False)
+
+    def _hand_in(self, number: int) -> None:
+        client = _client(self.cluster.address)
+        future = client.submit(
+            do_piece, self.copy, str(self.cluster.device.type), number, pure=False
+        )
+        self.going[future] = number
+
+    def _done(self) -> list[Any]:
+        distributed: Any = import_module("distributed")  # its functions have no types
+        try:
+            done = distributed.wait(list(self.going), timeout=0.5, return_when="FIRST_COMPLETED")
+        except TimeoutError:
+            return []
+        return list(done.done)
+
+    def _hear(self, future: Any, number: int) -> None:
+        if future.status == "finished":
+            for message in future.result():
+                self.tell(message)
+            self.tell(Finished(number))
+        elif future.status == "error":
+            self._failed(number, future.exception())
+        else:  # cancelled or lost, as when every worker that had the copy has died
+            self._copy()
+            self.pending.appendleft(number)
+
+    def _failed(self, number: int, error: BaseException) -> None:
+        name = type(error).__name__
+        if name in ("FutureCancelledError", "CancelledError"):
+            self._copy()
+        elif name == "KilledWorker" or isinstance(error, Died):
+            self.deaths[number] = self.deaths.get(number, 0) + 1
+        elif isinstance(error, CnnvisError):
+            raise error
+        else:
+            raise CnnvisError(f"a worker of {self.cluster.address} failed: {name}: {error}")
+        if self.deaths.get(number, 0) >= ATTEMPTS:
+            self.aside[number] = name
+        else:
+            self.pending.append(number)
+
+    def withdraw(self) -> None:
+        """Take back what nobody has begun; what is being done is finished there, and kept."""
+        if self.going:
+            _client(self.cluster.address).cancel(list(self.going))
+
+
+def do_piece(work: Work, kind: str, number: int) -> list[Any]:
+    """On a worker: do one piece, and say what there was to tell."""
+    told: list[Any] = []
+    keep_memory()
+    lane = _lane(kind)
+    try:
+        with memory_explained(lane.device):
+            work(lane, iter([number]), told.append)
+    except Exception as error:
+        if is_lost(error):
+            raise Died(f"the worker's device failed: {error}") from None
+        raise portable(error) from None
+    return [message for message in told if not isinstance(message, Finished)]
+
+
+def _lane(kind: str) -> Lane:
+    """A worker has one device: the first that it sees. One in a daemon decodes by itself."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise CnnvisError("a worker of the cluster sees no CUDA device; use --device cpu")
+    device = torch.device("cuda:0" if kind == "cuda" else "cpu")
+    decoders = 0 if kind == "cpu" or current_process().daemon else cores()
+    return Lane(device, torch.get_num_threads(), decoders)

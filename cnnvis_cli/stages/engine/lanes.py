@@ -1,0 +1,72 @@
+"""What this machine has, and how it is divided: each lane is what one process works with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+CONTROL = Path("/sys/fs/cgroup")  # what a container may use
+
+
+def cores() -> int:
+    """Processor cores that this process may use, also in a container."""
+    allowed = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = (CONTROL / "cpu.max").read_text().split()
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))  # "max" is no number
+    return allowed
+
+
+def available_memory() -> int:
+    """Bytes that can be had without driving anything out; very many where that is not known."""
+    known = [1 << 62]
+    with suppress(OSError, ValueError, KeyError):
+        known.append(_table(Path("/proc/meminfo"))["MemAvailable:"] << 10)
+    with suppress(OSError, ValueError, KeyError):
+        most, used = (int((CONTROL / f"memory.{name}").read_text()) for name in ("max", "current"))
+        known.append(most - used + _table(CONTROL / "memory.stat")["inactive_file"])
+    return max(0, min(known))
+
+
+def _table(path: Path) -> dict[str, int]:
+    """A file of names and numbers, line by line."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1}
+
+
+class Lane(NamedTuple):
+    """What one process works with: a device, threads, and processes that decode for it."""
+
+    device: torch.device
+    threads: int
+    decoders: int
+
+
+def lanes(devices: Sequence[torch.device], workers: int | None, need: int) -> list[Lane]:
+    """How to divide this machine; `need` is the memory of one lane on the CPU, in bytes.
+
+    A GPU has one process, and `workers` processes in all decode for the GPUs. On a CPU `workers`
+    processes (by default one a core, as far as memory reaches) decode and compute, each its own
+    images: none waits for another. With 0 everything happens in this process.
+    """
+    if devices[0].type == "cuda":
+        decoders = cores() if workers is None else workers
+        return [Lane(device, 1, -(-decoders // len(devices))) for device in devices]
+    room = max(1, available_memory() // need)
+    count = max(len(devices), min(cores(), room) if workers is None else max(workers, 1))
+    return [Lane(devices[0], max(1, torch.get_num_threads() // count), 0)] * count
+
+
+Tell = Callable[[Any], None]
+Work = Callable[[Lane, Iterator[int], Tell], None]
+
+
+class Finished(NamedTuple):
+    """Told by a lane: this piece of work is done and safe."""
+
+    number: int

@@ -1,0 +1,79 @@
+"""What a gallery says of units, as plain values: histograms, classes, neighbours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from cnnvis_cli import histogram
+
+Indices = NDArray[np.integer[Any]]
+Bars = tuple[float, float, list[int]]  # from the lowest value to the highest, counts
+BARS = 48
+NEIGHBOURS = 8
+
+
+def plain(values: NDArray[Any]) -> list[float | None]:
+    """Numbers to four digits; None for those that are not finite."""
+    return [digits(v) if np.isfinite(v) else None for v in values.tolist()]
+
+
+def digits(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
+    """One channel's counts (bins,) in bars of one width; None where there is nothing to draw.
+
+    Counts are spread evenly over their bin, and end at the channel's `largest` value.
+    """
+    edges, filled = histogram.edges(), np.flatnonzero(counts)
+    if not len(filled) or not np.isfinite(largest):
+        return None
+    low = float(edges[filled[0]])
+    high = max(low, min(float(edges[filled[-1] + 1]), largest))
+    if high == low:
+        high = low + (abs(low) or 1)
+    below = np.interp(
+        np.linspace(low, high, BARS + 1), edges, np.concatenate(([0], np.cumsum(counts)))
+    )
+    below[-1] = counts.sum()
+    found = np.ceil(np.diff(below)).astype(int).tolist()  # a single value is seen as well
+    return digits(low), digits(high), found
+
+
+def class_counts(labels: Sequence[int]) -> list[tuple[int, int]]:
+    """How many of a unit's top images are of each class, the most frequent first."""
+    counts = Counter(label for label in labels if label >= 0)
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def neighbours(images: Indices, chosen: slice) -> list[list[tuple[int, int]]]:
+    """The units that share most of their top images (U, k) with each of the chosen rows.
+
+    Pairs of a row and how many images it shares, the nearest by Jaccard's index first, ties by
+    number. An empty slot is -1.
+    """
+    row, slot = np.nonzero(images >= 0)
+    known, column = np.unique(images[row, slot], return_inverse=True)
+    has = csr_array(
+        (np.ones(len(row), np.int32), (row, column)), shape=(len(images), max(1, len(known)))
+    )
+    sizes = np.bincount(row, minlength=len(images))
+    rows = range(*chosen.indices(len(images)))
+    together = (has[chosen] @ has.T).toarray()
+    return [_nearest(row, shared, sizes) for row, shared in zip(rows, together, strict=True)]
+
+
+def _nearest(row: int, shared: Indices, sizes: Indices) -> list[tuple[int, int]]:
+    """A row's neighbours, from how many images it shares with each row."""
+    others = np.flatnonzero(shared)
+    others = others[others != row]
+    share = shared[others] / (sizes[row] + sizes[others] - shared[others])
+    nearest = others[np.argsort(-share, kind="stable")[:NEIGHBOURS]]
+    return [(other, int(shared[other])) for other in nearest.tolist()]

@@ -1,0 +1,351 @@
+"""What a gallery says and shows of a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.ascent.climb import Outcome
+from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.digests import digest, file_digest
+from cnnvis_cli.figure import sprites
+from cnnvis_cli.histogram import LEVELS
+from cnnvis_cli.nouns import Layer, Size
+from cnnvis_cli.stages.gallery_facts import bars, class_counts, digits, neighbours, plain
+from cnnvis_cli.stages.gallery_panes import (
+    Pane,
+    Photographs,
+    Units,
+    best_first,
+    methods_held,
+    optimized_pane,
+    patches_pane,
+    projections_pane,
+    styles_held,
+    top_of,
+)
+from cnnvis_cli.stages.session import Session
+from cnnvis_cli.stages.sources import SHOWN, OptimizedImages, TopImages, unit_label
+from cnnvis_cli.store.files import Images, LayerTopK, TopKFile
+from cnnvis_cli.store.run import Record
+
+THUMB, SMALL = 112, 80  # pixels a side of a picture in the grid, in the strip
+SHARP = 32  # pixels a side up to which those are kept without loss
+STRIP = 14  # units that stand for a layer
+ROOM = 2_000_000  # pixels of a unit's pictures: well below a megabyte, noise as they are
+CHUNK, COLUMNS = 64, 8  # units whose pictures for the grid share a file, and those in its row
+SHARES = (0.5, 0.99)  # quantiles that are told
+# What the files follow from besides their sources; the first number counts up when their form does.
+FORM = (1, THUMB, SMALL, SHARP, STRIP, ROOM, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+
+
+def gallery_folder(session: Session) -> Path:
+    return session.run.path / "gallery"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of the images that topk has seen."""
+
+    images: Images
+    classes: list[str]  # names by label
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def labels(self, indices: Sequence[int]) -> list[int]:
+        """The class of each image, -1 where it has none or there is no image."""
+        return [int(self.images.label[i]) if i >= 0 else -1 for i in indices]
+
+
+class Face(NamedTuple):
+    """How a unit is shown in the grid: by the first picture of a pane."""
+
+    pane: Pane
+    size: Size
+    suffix: str
+
+    @classmethod
+    def of(cls, pane: Pane, most: int) -> Face:
+        size = sprites.within(pane.size, most)
+        return cls(pane, size, sprites.suffix([size], SHARP))
+
+    @property
+    def record(self) -> Record:
+        return {
+            "kind": self.pane.kind,
+            "name": self.pane.name,
+            "suffix": self.suffix,
+            "tile": self.size,
+            "cell": sprites.cell(self.size),
+        }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A layer as the gallery shows it, with the patches of `photographs` or without."""
+
+    session: Session
+    layer: Layer
+    dataset: Dataset | None  # None where the run has no topk.h5
+    photographs: Photographs | None
+
+    @property
+    def folder(self) -> Path:
+        return gallery_folder(self.session) / self.layer.alias
+
+    @cached_property
+    def top(self) -> LayerTopK | None:
+        return top_of(self.session, self.layer)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Histograms of the channels' activations: (C, bins)."""
+        return TopKFile(self.session.run.topk).histogram(self.layer.alias)
+
+    @cached_property
+    def styles(self) -> list[OptimizedImages]:
+        return styles_held(self.session, self.layer)
+
+    @cached_property
+    def methods(self) -> list[TopImages]:
+        return list(methods_held(self.session, self.layer)) if self.top else []
+
+    @cached_property
+    def panes(self) -> list[Pane]:
+        panes = [optimized_pane(images) for images in self.styles]
+        if self.top and self.photographs:
+            panes.append(patches_pane(self.layer, self.top, self.photographs))
+        return panes + [projections_pane(images) for images in self.methods]
+
+    @cached_property
+    def units(self) -> list[int]:
+        """Every channel that topk has looked at, or those that have a picture; as asked for."""
+        every = range(self.layer.channels) if self.top else ()
+        found = set(every).union(*(pane.held.tolist() for pane in self.panes))
+        return sorted(found & set(self.session.units(self.layer)))
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """What the units are called beside their numbers: classes, of the last layer."""
+        texts = [unit_label(self.session, self.layer, unit) for unit in self.units]
+        return [text.partition(" ")[2] for text in texts]
+
+    @cached_property
+    def faces(self) -> list[Face]:
+        return [Face.of(pane, THUMB) for pane in self.panes]
+
+    @property
+    def usual(self) -> int:
+        """The number of the pane that most units are in, the first of them."""
+        counts = [np.isin(self.units, pane.held).sum() for pane in self.panes]
+        return int(np.argmax(counts)) if counts else 0
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """How large each pane's pictures are kept: as they are, as far as there is room."""
+        pixels = sum(pane.count * math.prod(pane.size) for pane in self.panes)
+        share = min(1, math.sqrt(ROOM / pixels)) if pixels else 1
+        return [sprites.within(pane.size, share * max(pane.size)) for pane in self.panes]
+
+    @property
+    def suffix(self) -> str:
+        return sprites.suffix(self.sizes)
+
+    @cached_property
+    def key(self) -> str:
+        """What all files of the layer follow from."""
+        run, alias = self.session.run, self.layer.alias
+        sources = (run.topk, run.optimized(alias), run.projected(alias))
+        return digest(
+            {
+                "form": FORM,
+                "layer": [alias, self.layer.module],
+                "units": self.units,
+                "labels": self.labels,
+                "classes": self.dataset.classes if self.dataset else [],
+                "tone": self.session.plan.figure.tone,
+                "panes": [[p.kind, p.name, p.size, p.count] for p in self.panes],
+                "sources": [file_digest(path) for path in sources if path.is_file()],
+            }
+        )
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self.units) // CHUNK)
+
+    def chunk(self, number: int) -> list[int]:
+        return self.units[number * CHUNK : (number + 1) * CHUNK]
+
+    def sheet(self, pictures: Sequence[Pixels]) -> bytes:
+        """The file of a unit: a row of pictures (count, h, w, 3) for each pane."""
+        rows = [
+            sprites.mosaic(tiles, size, len(tiles))
+            for tiles, size in zip(pictures, self.sizes, strict=True)
+        ]
+        return sprites.encoded(sprites.stacked(rows), self.suffix)
+
+    @property
+    def plan(self) -> Record:
+        """Where which picture is in the file of a unit."""
+        panes, below, width = [], 0, 0
+        for pane, size in zip(self.panes, self.sizes, strict=True):
+            cell = sprites.cell(size)
+            panes.append(
+                {
+                    "kind": pane.kind,
+                    "name": pane.name,
+                    "top": below,
+                    "tile": size,
+                    "cell": cell,
+                    "size": pane.size,
+                    "count": pane.count,
+                }
+            )
+            below, width = below + cell[0], max(width, pane.count * cell[1])
+        return {"suffix": self.suffix, "size": (below, width), "panes": panes}
+
+    def best(self) -> tuple[Face | None, list[int]]:
+        """How the layer's strip shows which units: the most selective that have a picture."""
+        if not self.panes or not self.units:
+            return None, []
+        pane = self.panes[self.usual]
+        held, rank = set(pane.held.tolist()), self._rank()
+        units = sorted(held & set(self.units), key=lambda unit: (-rank[unit], unit))
+        return Face.of(pane, SMALL), units[:STRIP]
+
+    def _rank(self) -> NDArray[np.float64]:
+        """What is known of the channels: selectivity, or the largest value; (C,)."""
+        rank = np.full(self.layer.channels, -np.inf)
+        for name in ("max", "selectivity"):
+            known = self.top.stats[name] if self.top else rank
+            if np.isfinite(known).any():
+                rank = np.where(np.isfinite(known), known, -np.inf)
+        return rank
+
+    @property
+    def dead(self) -> int:
+        return int(self.top.stats["dead"][self.units].sum()) if self.top else 0
+
+    @property
+    def record(self) -> Record:
+        """What the page needs for the grid: a value a unit in each column."""
+        layer = self.layer
+        return {
+            "alias": layer.alias,
+            "module": layer.module,
+            "map": layer.map,
+            "field": layer.field.size,
+            "chunk": CHUNK,
+            "columns": COLUMNS,
+            "units": self.units,
+            "labels": self.labels if any(self.labels) else None,
+            "k": int(self.top.places.image.shape[1]) if self.top else 0,
+            "sheet": self.plan,
+            "usual": self.usual,
+            "faces": [face.record | {"lacks": self._lacks(face.pane)} for face in self.faces],
+            **self._columns(),
+        }
+
+    def _lacks(self, pane: Pane) -> list[int]:
+        """The places in the list of units that have no such picture."""
+        return np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
+
+    def _columns(self) -> Record:
+        columns: Record = {"outcome": self._outcomes()}
+        if self.top and self.dataset:
+            for name in ("max", "selectivity", "active"):
+                columns[name] = plain(self.top.stats[name][self.units])
+            columns["dead"] = np.flatnonzero(self.top.stats["dead"][self.units]).tolist()
+            images = self.top.places.image[self.units]
+            known = (self.dataset.labels(row) for row in images.tolist())
+            columns["classes"] = [sorted({label for label in row if label >= 0}) for row in known]
+        return columns
+
+    def _outcomes(self) -> list[int]:
+        """How each unit's ascent ended, at its best, in the first style that is shown."""
+        found = np.full(self.layer.channels, int(Outcome.NOT_DONE))
+        if self.styles:
+            images = self.styles[0]
+            best = images.file.read(images.style, "activation").argmax(axis=1)
+            ends = images.file.read(images.style, "outcome")
+            found[images.held] = ends[np.arange(len(best)), best]
+        return [int(end) for end in found[self.units]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page says of the units of one chunk."""
+
+    shown: Shown
+    number: int
+
+    def records(self) -> list[Record]:
+        chunk = self.shown.chunk(self.number)
+        records: list[Record] = [{} for _ in chunk]
+        for images in self.shown.styles:
+            for record, runs in zip(records, _runs(images, chunk), strict=True):
+                record.setdefault("runs", {})[images.style] = runs
+        if self.shown.top and self.shown.dataset:
+            found = self._near(self.shown.top)
+            counts = self.shown.counts
+            for record, unit, near in zip(records, chunk, found, strict=True):
+                record.update(_strongest(self.shown.top, self.shown.dataset, unit))
+                record.update(_statistics(self.shown.top, unit))
+                largest = float(self.shown.top.stats["max"][unit])
+                record.update(near=near, bars=bars(counts[unit], largest))
+        return records
+
+    def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
+        """The units' neighbours, by number."""
+        chosen = slice(self.number * CHUNK, self.number * CHUNK + CHUNK)
+        found = neighbours(top.places.image[self.shown.units], chosen)
+        return [[(self.shown.units[row], shared) for row, shared in near] for near in found]
+
+
+def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
+    """Of each unit's runs, as they are shown: number, activation, first one, step, outcome."""
+    names = ("activation", "start", "best_step", "outcome")
+    columns = [images.file.read(images.style, name) for name in names]
+    held = {unit: row for row, unit in enumerate(images.held.tolist())}
+    return [
+        _runs_of([column[held[unit]] for column in columns]) if unit in held else []
+        for unit in chunk
+    ]
+
+
+def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
+    """One unit's runs, in the order of their pictures."""
+    order = best_first(columns[0])
+    rows = zip(order, *(plain(column[order]) for column in columns), strict=True)
+    return [list(row) for row in rows]
+
+
+def _strongest(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
+    """The unit's strongest places, activation, class and file each, and all their classes."""
+    images = [index for index in top.places.image[unit].tolist() if index >= 0]
+    labels, values = dataset.labels(images), plain(top.places.activation[unit])
+    shown = zip(values[: len(images)], labels, map(dataset.name, images), strict=True)
+    return {"top": [list(row) for row in shown][:SHOWN], "classes": class_counts(labels)}
+
+
+def _statistics(top: LayerTopK, unit: int) -> Record:
+    names = ("max", "mean", "std", "active", "selectivity")
+    stats: Record = {name: plain(top.stats[name][[unit]])[0] for name in names}
+    stats["class"] = int(top.stats["class"][unit])
+    stats["dead"] = bool(top.stats["dead"][unit])
+    return {"stats": stats, "quantiles": _quantiles(top, unit)}
+
+
+def _quantiles(top: LayerTopK, unit: int) -> list[tuple[float, float]]:
+    """Shares, and the values below which they lie."""
+    values = top.stats["quantiles"][unit]
+    found = [(share, float(values[LEVELS.index(share)])) for share in SHARES]
+    return [(share, digits(value)) for share, value in found if math.isfinite(value)]

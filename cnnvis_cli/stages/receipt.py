@@ -1,0 +1,237 @@
+"""How every command begins and ends: alone in the run directory, and only where there is work.
+
+A finished command leaves a receipt: what went in and what came out, by size and time of change.
+The same command returns at once where all that is as it was. Nothing heavy is imported here: a
+finished run does not even load torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from heapq import heappush, heappushpop
+from pathlib import Path
+from typing import Any
+
+from cnnvis_cli import __version__
+from cnnvis_cli.digests import digest
+from cnnvis_cli.errors import StorageError, TooManyUnreadable, UsageError
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.store.lock import alone
+from cnnvis_cli.store.publish import publish
+
+Work = Callable[[Plan, Report], None]
+
+Stamps = dict[str, list[int]]  # path -> size, time of change
+FOLDER = "receipts"
+PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's with its name behind
+SAMPLE = 1000  # files of a dataset's folder that are looked at; each folder is
+PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, no result
+
+
+def carry_out(command: str, plan: Plan, report: Report, work: Work) -> None:
+    """Do a command's work; say again what it said where the same command has finished already.
+
+    Raises `Stopped` (exit 75) where another process works in the run directory.
+    """
+    with report.stoppable(), alone(plan.folder, plan.shard):
+        receipt = Receipt.of(command, plan)
+        known = receipt.found() if receipt else None
+        if known is not None:
+            _repeat(known, report)
+            return
+        inputs = receipt.inputs() if receipt else {}
+        unreadable = None
+        try:
+            with _watched(command, plan, report):
+                work(plan, report)
+        except TooManyUnreadable as error:
+            unreadable = error
+        if receipt:
+            receipt.write(inputs, report.said, str(unreadable) if unreadable else None)
+        if unreadable:
+            raise unreadable
+
+
+@contextmanager
+def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
+    """For `cnnvis status`: keep the last word of the work, and how it ended if it did not finish.
+
+    Neither is worth an error of its own.
+    """
+    shard = f"-{plan.shard.replace('/', 'of')}" if plan.shard else ""
+    progress, failure = (plan.folder / f"{name}{shard}" for name in (PROGRESS, FAILURE))
+
+    def beat(line: str, left: float | None) -> None:
+        until = None if left is None else time.time() + left
+        _note(progress, {"line": f"{command}: {line}", "at": _now(), "until": until})
+
+    report.beat = beat
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        worth_it = not isinstance(error, (UsageError, TooManyUnreadable))
+        if worth_it and (plan.folder / "run.json").exists():
+            message = " ".join(str(error).split()) or type(error).__name__
+            _note(failure, {"command": command, "at": _now(), "message": message})
+        raise
+    else:
+        with suppress(OSError):
+            failure.unlink(missing_ok=True)
+    finally:
+        report.beat = None
+        with suppress(OSError):
+            progress.unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _note(path: Path, record: dict[str, Any]) -> None:
+    with suppress(StorageError):
+        publish(path, json.dumps(record).encode())
+
+
+def _repeat(known: dict[str, Any], report: Report) -> None:
+    for line in known["said"]:
+        report.result(line)
+    if known["unreadable"]:
+        raise TooManyUnreadable(known["unreadable"])
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the same command found and said the last time."""
+
+    path: Path
+    plan: Plan
+
+    @classmethod
+    def of(cls, command: str, plan: Plan) -> Receipt | None:
+        """The receipt for a command; None where its inputs cannot be told from outside.
+
+        That is: a person's own code, and the pieces of a shard, which another may take away.
+        """
+        if plan.trust_code or plan.shard or plan.scheduler:
+            return None
+        name = digest({"command": command, "cnnvis": __version__, "plan": asdict(plan)})
+        return cls(plan.folder / FOLDER / f"{command}-{name}.json", plan)
+
+    def found(self) -> dict[str, Any] | None:
+        """What was said, if everything is as it was then."""
+        try:
+            record: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            stamps = {**record["inputs"], **record["outputs"]}
+            same = all(_stamp(self._run / path) == stamp for path, stamp in stamps.items())
+            return record if same and isinstance(record["said"], list) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def inputs(self) -> Stamps:
+        """What goes in, looked at before the work begins."""
+        return dict(_inputs(self.plan, asdict(self.plan)))
+
+    def write(self, inputs: Stamps, said: list[str], unreadable: str | None) -> None:
+        """Keep what was said, and the message about too many unreadable images."""
+        outputs = dict(_files(self._run))
+        record = {"inputs": inputs, "outputs": outputs, "said": said, "unreadable": unreadable}
+        content = json.dumps(record, indent=1, sort_keys=True).encode()
+        if not self.path.is_file() or self.path.read_bytes() != content:
+            publish(self.path, content)
+
+    @property
+    def _run(self) -> Path:
+        return self.path.parent.parent
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [0 if path.is_dir() else found.st_size, found.st_mtime_ns]
+
+
+def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
+    """The results in a run directory."""
+    for folder, folders, names in os.walk(run):
+        inside = Path(folder).relative_to(run)
+        if inside == Path():
+            folders[:] = [name for name in folders if name not in PASSING]
+        for name in names:
+            stamp = _stamp(Path(folder) / name)
+            passing = name.startswith(".") or (inside == Path() and name in PASSING)
+            if stamp and not passing:
+                yield str(inside / name), stamp
+
+
+def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """The files that the settings speak of, and the dataset."""
+    known = _known(plan)
+    texts = [*_texts(settings), str(known.get("weights", ""))]
+    if plan.dataset == "demo":
+        texts.append(f"{plan.folder}-images")
+    else:
+        texts.append(str(known.get("dataset", {}).get("path", "")))
+    own = {str(plan.folder), str(plan.folder.absolute()), plan.log, ""}
+    for text in sorted(set(texts) - own):
+        yield from _of_dataset(Path(text)) if _is_folder(text) else _of_file(text)
+
+
+def _known(plan: Plan) -> dict[str, Any]:
+    try:
+        record = json.loads((plan.folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _of_file(text: str) -> Iterator[tuple[str, list[int]]]:
+    path = Path(text).absolute()
+    stamp = _stamp(path)
+    if stamp is not None:
+        yield str(path), stamp
+
+
+def _of_dataset(root: Path) -> Iterator[tuple[str, list[int]]]:
+    """Every folder, which changes when a file comes or goes, and a sample of the files."""
+    files: list[tuple[int, str]] = []  # a heap: those of the lowest hashes, negated
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        found = Path(folder).stat()
+        if (found.st_dev, found.st_ino) in seen or "run.json" in names:
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield str(Path(folder).absolute()), [0, found.st_mtime_ns]
+        for name in names:
+            entry = -zlib.crc32(os.fsencode(name)), f"{folder}/{name}"
+            (heappush if len(files) < SAMPLE else heappushpop)(files, entry)
+    for _, path in sorted(files):
+        yield from _of_file(path)

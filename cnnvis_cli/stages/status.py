@@ -1,0 +1,238 @@
+"""`cnnvis status`: what a run has done, what is left, how fast, and until when."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.stages.receipt import FAILURE, PROGRESS
+from cnnvis_cli.store.files import OptimizedFile, ProjectedFile, SearchFile, TopKFile
+from cnnvis_cli.store.lock import NAME, holder
+from cnnvis_cli.store.parts import Parts, described
+from cnnvis_cli.store.run import Record, Run
+
+STAGES = ("topk", "optimize", "search", "project")
+
+
+@dataclass(frozen=True)
+class Row:
+    """How far one piece of a stage is; `rate` is units a second, as its parts came to be."""
+
+    stage: str
+    what: str
+    unit: str
+    done: int
+    total: int
+    skipped: int = 0
+    rate: float | None = None
+
+    @property
+    def left(self) -> int:
+        return max(0, self.total - self.done)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What there is to say of a run."""
+
+    run: str
+    model: str
+    weights_sha256: str
+    device: str | None
+    rows: tuple[Row, ...]
+    figures: int
+    damaged: int  # parts that were set aside
+    at_work: tuple[str, ...]  # who holds the directory
+    told: tuple[Record, ...]  # the last word of each that works there, or was killed
+    failed: Record | None
+
+    def record(self) -> Record:
+        """For programs."""
+        return {**asdict(self), "rows": [{**asdict(r), "left": r.left} for r in self.rows]}
+
+    def table(self) -> str:
+        """For people."""
+        lines = [f"{self.run}: {self.model}, weights {self.weights_sha256[:12]}"]
+        lines += [f"  worked on by {who}" for who in self.at_work]
+        lines += [f"  {_told(told, bool(self.at_work))}" for told in self.told]
+        if self.failed:
+            lines.append("  the last {command} ended at {at}: {message}".format(**self.failed))
+        lines += _columns(self.rows)
+        lines.append(f"  figures: {self.figures} files")
+        if self.damaged:
+            lines.append(f"  damaged parts, set aside and to be made again: {self.damaged}")
+        return "\n".join(lines)
+
+
+def status(folder: Path) -> Status:
+    """Look at a run directory; nothing is written. Raises `UsageError` where there is no run."""
+    run = Run(folder)
+    known = run.read()
+    if not known:
+        raise UsageError(f"{folder}: holds no run; begin one with cnnvis topk or optimize")
+    notes = [known, *_shards(run)]
+    asked: Record = {stage: {} for stage in STAGES}
+    for note in notes:
+        for stage, jobs in note.get("asked", {}).items():
+            asked[stage] = {**asked.get(stage, {}), **jobs}
+    return Status(
+        run=str(folder),
+        model=str(known["model"]),
+        weights_sha256=str(known["weights_sha256"]),
+        device=next((n[s]["device"] for n in notes for s in STAGES if s in n), None),
+        rows=tuple(_rows(run, asked, notes)),
+        figures=sum(path.is_file() for path in (folder / "figures").rglob("*.*")),
+        damaged=sum(1 for _ in (folder / "parts").rglob("*.damaged")),
+        at_work=tuple(filter(None, map(holder, sorted(folder.glob(f"{NAME}*"))))),
+        told=tuple(_told_by(folder)),
+        failed=_json(folder / FAILURE),
+    )
+
+
+def _shards(run: Run) -> list[Record]:
+    found = (_json(path) for path in sorted((run.path / "shards").glob("*.json")))
+    return [record for record in found if record is not None]
+
+
+def _json(path: Path) -> Record | None:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _told_by(folder: Path) -> Iterator[Record]:
+    for path in sorted(folder.glob(f"{PROGRESS}*")):
+        found = _json(path)
+        if found is not None:
+            yield found
+
+
+def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+    yield from _of_topk(run, asked["topk"], notes)
+    for stage, read in (("optimize", _optimized), ("search", _searched), ("project", _projected)):
+        for what, job in asked[stage].items():
+            have = read(run, job)
+            parts = list(_parts(run, stage, job))
+            have |= {unit for part in parts for unit in part.units}
+            yield Row(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
+
+
+def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+    rate = next((n["topk"].get("images_a_second") for n in notes if "topk" in n), None)
+    for what, job in asked.items():
+        if run.topk.exists():
+            images, skipped = TopKFile(run.topk).summary()
+            yield Row("topk", what, "images", images, images, skipped, rate)
+            return
+        parts = list(_parts(run, "topk", job))
+        done = min(job["total"], len(parts) * job["size"])
+        yield Row("topk", what, "images", done, job["total"], 0, _rate(parts, job["size"]) or rate)
+
+
+def _optimized(run: Run, job: Record) -> set[int]:
+    file = OptimizedFile(run.optimized(job["layer"]))
+    return set(file.units(job["group"]).tolist())
+
+
+def _projected(run: Run, job: Record) -> set[int]:
+    file = ProjectedFile(run.projected(job["layer"]))
+    return (
+        set(file.done(job["group"]).nonzero()[0].tolist())
+        if job["group"] in file.methods()
+        else set()
+    )
+
+
+def _searched(run: Run, job: Record) -> set[int]:
+    found = SearchFile(run.searched(job["layer"]))
+    return set(range(job["total"])) if job["group"] in found.searches() else set()
+
+
+@dataclass(frozen=True)
+class _Part:
+    made: float  # when
+    units: tuple[int, ...]
+
+
+FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project": "projected"}
+
+
+def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
+    """The finished pieces of a job, of all shards."""
+    for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
+        record = described(folder)
+        parts = Parts(folder, folder.name.rsplit("-", 1)[-1])
+        if stage == "topk" or record is not None:
+            for name in parts.names():
+                with suppress(OSError, CnnvisError):
+                    path = folder / f"{name}.h5"
+                    units = () if stage == "topk" else _units(parts, name, stage)
+                    yield _Part(path.stat().st_mtime, units)
+
+
+def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
+    if stage == "search":
+        return (int(name),)
+    with suppress(KeyError):
+        return tuple(parts.read(name, ("unit",))["unit"].tolist())
+    return ()
+
+
+def _rate(parts: Iterable[_Part], size: int | None = None) -> float | None:
+    """Units a second since the last interruption: a pause of ten times the usual one."""
+    made = sorted(parts, key=lambda part: part.made)
+    pauses = sorted(b.made - a.made for a, b in itertools.pairwise(made))
+    if len(pauses) < 2:
+        return None
+    usual = pauses[len(pauses) // 2]
+    first = 0
+    for number, (a, b) in enumerate(itertools.pairwise(made), start=1):
+        if b.made - a.made > max(10 * usual, 60):
+            first = number
+    seconds = made[-1].made - made[first].made
+    units = sum(size or len(part.units) for part in made[first + 1 :])
+    return units / seconds if seconds > 0 else None
+
+
+def _told(told: Record, at_work: bool) -> str:
+    """The last word of a process, and until when it reckons to work."""
+    line = f"{told['line']} (at {told['at']})"
+    if not at_work:
+        return f"stopped without a word after: {line}"
+    until = told.get("until")
+    return line if until is None else f"{line}; about until {_clock(until)}"
+
+
+def _clock(moment: float) -> str:
+    today = time.strftime("%Y-%m-%d") == time.strftime("%Y-%m-%d", time.localtime(moment))
+    return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    cells = [("stage", "what", "done", "left", "speed")]
+    for row in rows:
+        done = f"{row.done}/{row.total} {row.unit}"
+        done += f", {row.skipped} skipped" if row.skipped else ""
+        speed = "" if row.rate is None else f"{row.rate:.3g}/s"
+        if row.rate and row.left:
+            speed += f", {_span(row.left / row.rate)}"
+        cells.append((row.stage, row.what, done, str(row.left or "-"), speed))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = (
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in cells
+    )
+    return ["  " + line.rstrip() for line in padded]
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest:02d} min left" if hours else f"{minutes} min left"

@@ -1,0 +1,128 @@
+"""One process at a time in a run directory.
+
+It only saves work: what is published is whole even without it. Nothing heavy is imported here, so
+that a second start is told within a moment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from cnnvis_cli.errors import Stopped, StorageError
+
+NAME = ".lock"
+_open: dict[Path, IO[str]] = {}  # of this process, which may enter its own directory again
+
+
+def _leave_to_the_parent() -> None:
+    """A forked child is no holder: its parent may be gone before it."""
+    for handle in _open.values():
+        with suppress(OSError):
+            os.close(handle.fileno())
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+@contextmanager
+def alone(folder: Path, shard: str | None = None) -> Iterator[None]:
+    """Work alone in a run directory; raises `Stopped` (exit 75) if another process does.
+
+    Shards work beside each other, each of them alone on its own. A directory in which nothing has
+    come to be is removed again.
+    """
+    folder = folder.absolute()
+    if shard is None:
+        with _held(folder / NAME, fcntl.LOCK_EX):
+            yield
+        return
+    own = folder / f"{NAME}-{shard.replace('/', 'of')}"
+    with _held(folder / NAME, fcntl.LOCK_SH), _held(own, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _held(path: Path, kind: int) -> Iterator[None]:
+    if path in _open:
+        yield
+        return
+    with _taken(path, kind) as handle:
+        _open[path] = handle
+        try:
+            yield
+        finally:
+            _open.pop(path, None)
+            _tidy(path, handle, kind)
+
+
+def _taken(path: Path, kind: int) -> IO[str]:
+    """The lock file, locked; raises `Stopped` where another process has it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot use {path.parent}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with handle:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+        raise Stopped(f"{path.parent} is in use by {holder}; try again when it has ended") from None
+    except OSError:  # a file system without locks: work without one
+        pass
+    if not _is_at(path, handle):  # its last holder has just removed it
+        handle.close()
+        return _taken(path, kind)
+    if kind == fcntl.LOCK_EX:  # one of several shards says nothing here
+        _say(handle, f"process {os.getpid()} on {os.uname().nodename} since {_now()}\n")
+    return handle
+
+
+def holder(path: Path) -> str | None:
+    """Who holds a lock file; None where nobody does."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(OSError):
+            return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        pass
+    return None
+
+
+def _is_at(path: Path, handle: IO[str]) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(handle.fileno()).st_ino
+    except OSError:
+        return False
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _say(handle: IO[str], text: str) -> None:
+    """Who holds it; a full disk does not matter here."""
+    with suppress(OSError):
+        handle.truncate(0)
+        handle.write(text)
+        handle.flush()
+
+
+def _tidy(path: Path, handle: IO[str], kind: int) -> None:
+    """A finished run looks the same however often it is started, and one of nothing is gone."""
+    if kind == fcntl.LOCK_EX:
+        _say(handle, "")
+    with suppress(OSError):
+        if all(entry.name.startswith(NAME) for entry in path.parent.iterdir()):
+            path.unlink()
+            path.parent.rmdir()

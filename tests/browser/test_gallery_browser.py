@@ -1,0 +1,350 @@
+"""The gallery in a real browser: what a person sees, types and presses, and what it loads."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.store.files import Optimized, OptimizedFile
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+
+Do = Callable[..., None]
+WIDE = 4096  # units of AlexNet's fc6
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@dataclass
+class Browser:
+    """A browser that keeps what a page says and asks for."""
+
+    browser: Any
+    folder: Path
+    wrong: list[str] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+
+    def open(self, address: str = "", width: int = 1600, scheme: str = "light") -> Any:
+        """The page at an address like ``#conv5/0042``, once it shows something."""
+        context = self.browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme
+        )
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("request", lambda request: self.asked.add(request.url))
+        page.goto(f"{(self.folder / 'index.html').as_uri()}{address}")
+        page.locator("section:not([hidden]) h2").first.wait_for()
+        return page
+
+    def _hear(self, said: Any) -> None:
+        if said.type == "error":
+            self.wrong.append(said.text)
+
+    @property
+    def files(self) -> list[Path]:
+        """What was asked for; each is a file of the gallery."""
+        places = [urlsplit(address) for address in self.asked]
+        assert all(place.scheme == "file" for place in places), self.asked
+        return [Path(unquote(place.path)) for place in places]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser(chromium: Any, tmp_path: Path) -> Iterator[Browser]:
+    """The browser; in the end nothing has gone wrong, and nothing was asked for outside."""
+    browser = Browser(chromium, tmp_path / "run" / "gallery")
+    yield browser
+    for context in chromium.contexts:
+        context.close()
+    assert not browser.wrong
+    for path in browser.files:
+        assert path.is_relative_to(browser.folder)
+        assert path.is_file()
+
+
+@pytest.fixture
+def gallery(
+    do: Do, exact: dict[str, Any], tmp_path: Path, photographs: Callable[..., Path]
+) -> Path:
+    """A gallery of three layers about images of a class with a hostile name, and another."""
+    folder = photographs(tmp_path / "images", 12, classes=2)
+    (folder / "class0").rename(folder / HOSTILE)
+    flags = exact | {"dataset": str(folder), "run": str(tmp_path / "run")}
+    do("topk", **flags)
+    do("optimize", **flags, optimize__iterations=2, optimize__step="1", optimize__runs=2)
+    do("project", **flags)
+    do("gallery", **flags)
+    return tmp_path / "run" / "gallery"
+
+
+def shown(page: Any) -> list[int]:
+    """The numbers of the units in the grid, in order."""
+    return [int(text) for text in page.locator("#grid .number").all_text_contents()]
+
+
+def heading(page: Any) -> str:
+    return str(page.locator("section:not([hidden]) h2").first.inner_text())
+
+
+def at(page: Any, title: str) -> None:
+    """Wait until the page is at the place whose title begins so."""
+    playwright.expect(page).to_have_title(re.compile(f"^{title}"))
+
+
+def is_narrow_enough(page: Any) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def test_the_first_page_shows_every_layer(browser: Browser, gallery: Path) -> None:
+    page = browser.open()
+    assert sorted(page.locator("#overview h2").all_text_contents()) == ["conv1", "conv2", "fc3"]
+    assert page.locator("nav a[data-layer]").count() == 3
+    page.get_by_role("img", name="conv2/0003").first.click()
+    at(page, "conv2/0003")
+    assert page.evaluate("location.hash") == "#conv2/0003"
+    page.wait_for_timeout(300)
+    assert sum(path.stat().st_size for path in browser.files) < 500_000
+
+
+def test_units_are_sorted_and_filtered(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#fc3")
+    assert shown(page) == list(range(10))
+    page.get_by_label("Sort", exact=True).select_option("max")
+    values = page.locator("#grid .under bdi").all_text_contents()
+    numbers = [float(text.replace("−", "-")) for text in values]
+    assert numbers == sorted(numbers, reverse=True)
+    assert sorted(shown(page)) == list(range(10))
+    for order in ("selectivity", "active", "outcome", "number"):
+        page.get_by_label("Sort", exact=True).select_option(order)
+        assert sorted(shown(page)) == list(range(10))
+    page.get_by_label("Filter by class name").fill("no such class")
+    playwright.expect(page.locator("#none")).to_be_visible()
+    assert shown(page) == []
+    page.get_by_label("Filter by class name").fill("ONERROR")
+    playwright.expect(page.locator("#none")).to_be_hidden()
+    assert shown(page)
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator("#grid a")).to_have_count(10)
+
+
+def test_a_permalink_opens_a_unit_with_everything(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#conv2/0005")
+    assert heading(page) == "conv2/0005"
+    assert page.title().startswith("conv2/0005")
+    panes = page.locator("#unit figcaption").all_text_contents()
+    assert panes[0] == "Optimized style 3"
+    assert [text.split(" ")[0] for text in panes] == ["Optimized", "Strongest", "What"]
+    names = [image.get_attribute("aria-label") for image in page.get_by_role("img").all()]
+    assert all(names)
+    assert "conv2/0005, optimized, style 3, run 1" in names
+    assert any(f"conv2/0005, patch 1, {name}" in names for name in (HOSTILE, "class1"))
+    titles = page.locator("#unit h3").all_text_contents()
+    assert {"How often which value", "Optimized", "Over all images"} < set(titles)
+    assert page.locator("#unit .near a").count()
+    assert page.locator("img").count() == 0, "a class name has become an element"
+    assert HOSTILE in page.locator("#unit").inner_text()
+
+
+@pytest.mark.parametrize("address", ["#conv2/5", "#conv2/9999", "#nowhere", "#%", "#conv2/x"])
+def test_every_address_shows_something(address: str, browser: Browser, gallery: Path) -> None:
+    page = browser.open(address)
+    assert page.locator("main > section:not([hidden])").count() == 1
+
+
+def test_a_run_without_topk_is_shown_as_well(
+    browser: Browser, do: Do, exact: dict[str, Any], tmp_path: Path
+) -> None:
+    flags = exact | {"run": str(tmp_path / "run"), "layer": ("conv2",), "units": "1,4"}
+    do("optimize", **flags, optimize__iterations=2, optimize__step="1")
+    do("gallery", **flags)
+    page = browser.open("#conv2")
+    assert shown(page) == [1, 4]
+    page.locator("#grid a").last.click()
+    at(page, "conv2/0004")
+    assert page.locator("#unit h3").all_text_contents() == ["Optimized"]
+
+
+def test_keys_move_through_the_units(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#fc3")
+    page.keyboard.press("ArrowRight")  # the first key takes hold of the grid
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    at(page, "fc3/0001")
+    page.keyboard.press("ArrowRight")
+    at(page, "fc3/0002")
+    page.keyboard.press("ArrowLeft")
+    at(page, "fc3/0001")
+    page.keyboard.press("Escape")
+    at(page, "fc3 ")
+    assert page.evaluate("document.activeElement.hash") == "#fc3/0001"
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "filter"
+    page.keyboard.press("Escape")
+    page.keyboard.press("[")
+    at(page, "conv2 ")
+
+
+def test_up_and_down_move_by_rows(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#fc3", width=400)
+    columns = page.evaluate(
+        "getComputedStyle(document.getElementById('grid')).gridTemplateColumns.split(' ').length"
+    )
+    assert 1 < columns < 10
+    for key in ("ArrowDown", "ArrowDown", "ArrowUp", "ArrowDown"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.hash") == f"#fc3/{columns:04d}"
+
+
+def test_the_order_of_the_grid_is_that_of_the_arrows(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#fc3")
+    page.get_by_label("Sort", exact=True).select_option("max")
+    first, second = shown(page)[:2]
+    page.locator("#grid a").first.click()
+    at(page, f"fc3/{first:04d}")
+    page.keyboard.press("ArrowRight")
+    at(page, f"fc3/{second:04d}")
+
+
+def test_a_picture_opens_large_and_closes_by_itself(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#conv1/0001")
+    page.locator("#unit .zoom").first.click()
+    dialog = page.get_by_role("dialog")
+    playwright.expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    playwright.expect(dialog).to_have_count(0)
+    assert heading(page) == "conv1/0001"
+
+
+def test_light_and_dark(browser: Browser, gallery: Path) -> None:
+    colours = "getComputedStyle(document.body).backgroundColor"
+    dark = browser.open(scheme="dark")
+    night = dark.evaluate(colours)
+    page = browser.open()
+    day = page.evaluate(colours)
+    assert night != day
+    page.get_by_role("button", name="Switch between light and dark").click()
+    assert page.evaluate(colours) == night
+    page.reload()
+    assert page.evaluate(colours) == night
+
+
+@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("address", ["", "#conv1", "#conv1/0000", "#fc3/0002"])
+def test_it_is_readable_at_every_width(
+    width: int, address: str, browser: Browser, gallery: Path
+) -> None:
+    page = browser.open(address, width)
+    assert is_narrow_enough(page)
+    smallest = page.evaluate(
+        """Math.min(...[...document.querySelectorAll("section:not([hidden]) *")]
+        .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3))
+        .map((node) => parseFloat(getComputedStyle(node).fontSize)))"""
+    )
+    assert smallest >= 11
+
+
+def test_every_control_has_a_name(browser: Browser, gallery: Path) -> None:
+    for address in ("", "#fc3", "#fc3/0001"):
+        page = browser.open(address)
+        controls = page.locator("a:visible, button:visible, input:visible, select:visible").all()
+        assert len(controls) > 5
+        for control in controls:
+            assert control.evaluate(
+                """(node) => node.ariaLabel || node.innerText.trim()
+                || node.querySelector("[aria-label]")?.ariaLabel"""
+            )
+
+
+# a layer as wide as AlexNet's fc6
+
+
+@pytest.fixture
+def wide(do: Do, exact: dict[str, Any], tmp_path: Path, photographs: Callable[..., Path]) -> Path:
+    """The gallery of a layer of 4,096 units, whose optimized images are noise."""
+    Path("wide.py").write_text(
+        "from torch import nn\n"
+        f"def wide(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, {WIDE}))\n"
+    )
+    folder = photographs(tmp_path / "images", 12, classes=3)
+    flags = exact | {"model": "wide:wide", "dataset": str(folder), "run": str(tmp_path / "run")}
+    do("topk", **flags)
+    draw = np.random.default_rng(0)
+    block: dict[str, NDArray[Any]] = {
+        "image": draw.normal(0, 20, (WIDE, 1, 32, 32, 3)).astype(np.float16),
+        "activation": draw.random((WIDE, 1), np.float32),
+        "start": np.zeros((WIDE, 1), np.float32),
+        "best_step": np.ones((WIDE, 1), np.int32),
+        "outcome": draw.integers(1, 4, (WIDE, 1)).astype(np.int8),
+        "history": np.zeros((WIDE, 1, 2), np.float32),
+        "unit": np.arange(WIDE, dtype=np.int32),
+    }
+    with open_session(Plan.make(None, flags), Report(quiet=True)) as session:
+        layer = session.layers[0]
+        noise = Optimized({"history": 1}, block["unit"], (1, 32, 32), 2, [block])
+        file = OptimizedFile(session.run.optimized(layer.alias))
+        file.publish(session.header(layer), {"3": noise})
+    do("gallery", **flags | {"workers": None})
+    return tmp_path / "run" / "gallery"
+
+
+def test_a_layer_of_4096_units_opens_soon_and_scrolls(
+    browser: Browser, wide: Path, record_property: Callable[[str, object], None]
+) -> None:
+    page = browser.open()
+    seconds = page.evaluate(
+        """async () => {
+          const start = performance.now();
+          location.hash = "#fc1";
+          const next = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+          const first = () => document.querySelector("#grid a .crop");
+          while (!first()?.style.backgroundImage) await next();
+          await next();
+          return (performance.now() - start) / 1000;
+        }"""
+    )
+    record_property("seconds", seconds)
+    print(f"a layer of {WIDE} units is open after {seconds:.2f} s")
+    assert seconds < 6  # 0.5 to 1 by itself; machines are busy
+    assert page.locator("#grid a").count() == WIDE
+    sheets = sum("grid" in path.name for path in browser.files)
+    assert sheets < 10, "pictures far below are loaded although nobody looks at them"
+    slowest = page.evaluate(
+        """async () => {
+          let last = performance.now(), slowest = 0;
+          for (let top = 0; top < document.body.scrollHeight; top += 2000) {
+            scrollTo(0, top);
+            await new Promise(requestAnimationFrame);
+            slowest = Math.max(slowest, performance.now() - last);
+            last = performance.now();
+          }
+          return slowest / 1000;
+        }"""
+    )
+    print(f"the slowest frame while scrolling took {slowest:.3f} s")
+    assert slowest < 1
+    page.get_by_label("Sort", exact=True).select_option("max")
+    page.get_by_label("Filter by class name").fill("class1")
+    page.locator("#grid a").first.wait_for()
+    assert is_narrow_enough(page)

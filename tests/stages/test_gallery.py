@@ -1,0 +1,417 @@
+"""`gallery`: that every unit is in it, that nothing breaks out, and nothing is made twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from cnnvis_cli.errors import Stopped, UsageError
+from cnnvis_cli.figure import site
+from cnnvis_cli.histogram import BINS, edges
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.gallery_facts import bars, neighbours
+
+Do = Callable[..., None]
+Flags = dict[str, Any]
+Pixels = NDArray[np.uint8]
+CHANNELS = {"conv1": 6, "conv2": 8, "fc3": 10}
+DEAD, CONSTANT = 4, 2  # channels of conv1
+HOSTILE = ["<img src=x onerror=alert(1)>", "a\nb\u2028\u202e'\"&amp;"]
+
+
+@pytest.fixture
+def flags(tmp_path: Path, photographs: Callable[..., Path], exact: Flags) -> Flags:
+    """Flags of a run about twelve photographs in two classes."""
+    folder = photographs(tmp_path / "images", 12, classes=2)
+    return exact | {"dataset": str(folder), "run": str(tmp_path / "run")}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run with everything is kept once it is made."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture
+def ready(do: Do, flags: Flags, kept: Path) -> Flags:
+    """Flags of a run that has something of everything."""
+    run = Path(flags["run"])
+    if not kept.exists():
+        do("topk", **flags)
+        do("optimize", **flags, optimize__iterations=3, optimize__step="1", optimize__runs=2)
+        do("project", **flags, project__method=("deconv", "gradient"))
+        shutil.copytree(run, kept)
+        return flags
+    shutil.copytree(kept, run)
+    about = json.loads((run / "run.json").read_text())
+    about["dataset"]["path"] = flags["dataset"]
+    (run / "run.json").write_text(json.dumps(about))
+    return flags
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "gallery"
+
+
+def read(path: Path) -> list[Any]:
+    """The values that a file of data hands to the page."""
+    text = path.read_text("ascii")
+    call = re.fullmatch(r"// \w+\ngallery\.\w+\((.*)\);\n", text, re.DOTALL)
+    assert call, text[:200]
+    values: list[Any] = json.loads(f"[{call[1]}]")
+    return values
+
+
+def layer_of(folder: Path, alias: str) -> dict[str, Any]:
+    (layer,) = read(folder / alias / "layer.js")
+    assert isinstance(layer, dict)
+    return layer
+
+
+def units_of(folder: Path, alias: str) -> list[dict[str, Any]]:
+    name, number, units = read(folder / alias / "units_000.js")
+    assert (name, number) == (alias, 0)
+    return list(units)
+
+
+def picture(folder: Path, alias: str, unit: int, kind: str, rank: int) -> Pixels:
+    """One picture, cut out of a unit's file as the page does."""
+    sheet = layer_of(folder, alias)["sheet"]
+    pane = next(p for p in sheet["panes"] if p["kind"] == kind)
+    pixels = np.asarray(Image.open(folder / alias / f"{unit:04d}.{sheet['suffix']}"))
+    assert list(pixels.shape[:2]) == sheet["size"]
+    (height, width), left = pane["tile"], rank * pane["cell"][1]
+    return pixels[pane["top"] : pane["top"] + height, left : left + width]
+
+
+def stretched(values: NDArray[Any]) -> Pixels:
+    """The contract's tone: x / max(2 max, -2 min) + 0.5."""
+    x = values.astype(np.float32)
+    grey = x / max(2 * x.max(), -2 * x.min()) + np.float32(0.5)
+    levels: Pixels = (grey * 255 + np.float32(0.5)).astype(np.uint8)
+    return levels
+
+
+def test_every_unit_of_every_layer_is_there(
+    do: Do, ready: Flags, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    do("gallery", **ready)
+    assert capfd.readouterr().out.splitlines()[-1] == str(folder / "index.html")
+    assert read(folder / "run.js")[0]["layers"] == list(CHANNELS)
+    page = (folder / "index.html").read_text()
+    for alias, channels in CHANNELS.items():
+        assert f'href="#{alias}"' in page
+        assert layer_of(folder, alias)["units"] == list(range(channels))
+        assert len(units_of(folder, alias)) == channels
+        for unit in range(channels):
+            assert (folder / alias / f"{unit:04d}.png").is_file()
+
+
+def test_numbers_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_path: Path) -> None:
+    do("gallery", **ready)
+    with (
+        h5py.File(tmp_path / "run" / "topk.h5") as top,
+        h5py.File(tmp_path / "run" / "optimized" / "conv2.h5") as optimized,
+    ):
+        stored, layer = top["layers/conv2"], layer_of(folder, "conv2")
+        for unit, facts in enumerate(units_of(folder, "conv2")):
+            assert layer["max"][unit] == pytest.approx(stored["stats/max"][unit], rel=1e-3)
+            assert facts["stats"]["mean"] == pytest.approx(stored["stats/mean"][unit], rel=1e-3)
+            names = top["images/path"].asstr()[()]
+            assert [row[2] for row in facts["top"]] == [
+                names[i] for i in stored["image"][unit] if i >= 0
+            ]
+            best, first = facts["runs"]["3"][0][1], facts["runs"]["3"][0][0]
+            values = optimized["3/activation"][unit]
+            assert best == pytest.approx(values.max(), rel=1e-3)
+            assert first == values.argmax()
+            assert layer["outcome"][unit] == optimized["3/outcome"][unit, first]
+
+
+def test_pictures_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_path: Path) -> None:
+    do("gallery", **ready)
+    with (
+        h5py.File(tmp_path / "run" / "topk.h5") as top,
+        h5py.File(tmp_path / "run" / "optimized" / "conv1.h5") as optimized,
+        h5py.File(tmp_path / "run" / "projected" / "conv1.h5") as projected,
+    ):
+        for unit in (0, 3):
+            best = int(optimized["3/activation"][unit].argmax())
+            found = picture(folder, "conv1", unit, "optimized", 0)
+            assert (found == stretched(optimized["3/image"][unit, best])).all()
+            for rank in range(9):
+                values = projected["deconv/projection"][unit, rank].astype(np.float32)
+                values *= projected["deconv/scale"][unit, rank]
+                if values.any():
+                    found = picture(folder, "conv1", unit, "projections", rank)
+                    assert (found == stretched(values)).all()
+                path = top["images/path"][top["layers/conv1/image"][unit, rank]].decode()
+                y, x, bottom, right = top["layers/conv1/box"][unit, rank].tolist()
+                image = np.pad(
+                    np.asarray(Image.open(tmp_path / "images" / path)),
+                    ((5, 5), (5, 5), (0, 0)),
+                    constant_values=128,
+                )
+                wanted = image[5 + y : 5 + bottom, 5 + x : 5 + right]
+                assert (picture(folder, "conv1", unit, "patches", rank) == wanted).all()
+
+
+def test_a_dead_unit_says_so_and_has_no_top_images(do: Do, ready: Flags, folder: Path) -> None:
+    do("gallery", **ready)
+    layer, units = layer_of(folder, "conv1"), units_of(folder, "conv1")
+    assert DEAD in layer["dead"]
+    assert CONSTANT not in layer["dead"]
+    assert units[DEAD]["stats"]["dead"] is True
+    assert units[DEAD]["stats"]["selectivity"] is None  # NaN there, which JSON does not have
+    assert "never active" in (folder / "index.html").read_text()
+
+
+def test_names_of_a_person_s_files_stay_text(
+    do: Do, flags: Flags, folder: Path, tmp_path: Path, photographs: Callable[..., Path]
+) -> None:
+    classes = tmp_path / "classes.txt"
+    classes.write_text("</script><script>alert(1)</script>\n../../../x -->\n")
+    for number, name in enumerate(HOSTILE):
+        (tmp_path / "images" / f"class{number}").rename(tmp_path / "images" / name)
+    do("topk", **flags)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    title = "<script>alert(2)</script>"
+    for extra in ({}, {"figure__classes": str(classes)}):
+        do("gallery", **flags, **extra, gallery__title=title)
+        for path in folder.rglob("*.js"):
+            if path.name == "gallery.js":
+                continue
+            text = path.read_text("ascii")  # so there is no U+2028, and no mark of direction
+            assert not set("<>&") & set(text)
+            assert text.count("\n") == 2
+        page = (folder / "index.html").read_text()
+        assert "alert(2)" in page
+        assert "<script>" not in page
+        assert "onerror" not in page
+    units = units_of(folder, "fc3")
+    assert any("onerror" in row[2] for unit in units for row in unit["top"])
+    assert read(folder / "run.js")[0]["classes"][0] == "</script><script>alert(1)</script>"
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert all(path.is_relative_to(folder) for path in new)
+    for path in new:
+        assert re.fullmatch(r"((conv|fc)\d+/)?[a-z0-9_]+\.\w+", str(path.relative_to(folder)))
+
+
+def test_names_that_are_no_unicode_are_shown_as_well_as_can_be() -> None:
+    content = site.data("run", {"classes": ["caf\udce9"]}, key="k")
+    assert b"caf\\udce9" in content
+
+
+def test_the_page_allows_nothing_but_its_own_files(do: Do, flags: Flags, folder: Path) -> None:
+    do("topk", **flags)
+    do("gallery", **flags)
+    page = (folder / "index.html").read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    assert policy[1].startswith("default-src 'none'")
+    assert "unsafe" not in policy[1]
+    assert not re.search(r"\son\w+=|\sstyle=|<style|https?:", page)
+    script = (folder / "gallery.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch", script)
+
+
+def test_a_rerun_changes_no_byte(
+    do: Do, ready: Flags, folder: Path, snapshot: Callable[[Path], dict[str, Any]]
+) -> None:
+    do("gallery", **ready)
+    before = snapshot(folder.parent)
+    do("gallery", **ready)
+    assert snapshot(folder.parent) == before
+
+
+def test_a_gallery_that_was_interrupted_carries_on(
+    do: Do,
+    ready: Flags,
+    folder: Path,
+    interrupted: Callable[[int], Report],
+    snapshot: Callable[[Path], dict[str, tuple[str, int]]],
+) -> None:
+    do("gallery", **ready)
+    whole = {name: content for name, (content, _) in snapshot(folder).items()}
+    shutil.rmtree(folder)
+    with pytest.raises(Stopped):
+        do("gallery", interrupted(5), **ready)
+    assert not (folder / "index.html").exists()
+    half = snapshot(folder)
+    do("gallery", **ready)
+    after = snapshot(folder)
+    assert {name: content for name, (content, _) in after.items()} == whole
+    assert after["conv1/units_000.js"] == half["conv1/units_000.js"], "it was made twice"
+
+
+def test_only_the_layer_that_has_changed_is_made_anew(
+    do: Do, ready: Flags, folder: Path, snapshot: Callable[[Path], dict[str, Any]]
+) -> None:
+    do("gallery", **ready)
+    before = snapshot(folder)
+    do("optimize", **ready | {"layer": ("fc3",)}, optimize__style=("1",), optimize__iterations=2,
+       optimize__step="1")  # fmt: skip
+    do("gallery", **ready)
+    changed = {name for name, found in snapshot(folder).items() if before.get(name) != found}
+    assert {name.split("/")[0] for name in changed} == {"fc3", "index.html", "run.js"}
+    kinds = [(pane["kind"], pane["name"]) for pane in layer_of(folder, "fc3")["sheet"]["panes"]]
+    assert kinds[:2] == [("optimized", "3"), ("optimized", "1")]
+
+
+def test_what_is_missing_or_of_an_older_gallery_is_put_right(
+    do: Do, ready: Flags, folder: Path, snapshot: Callable[[Path], dict[str, Any]]
+) -> None:
+    do("gallery", **ready)
+    before = snapshot(folder)
+    own = folder / "conv1" / "notes.txt"
+    own.write_text("a person's own")
+    (folder / "CNAME").write_text("example.org")
+    (folder / "conv1" / "0003.png").unlink()
+    for name in ("conv1/0999.jpg", "conv1/.0001.png.abc.tmp", "conv9/layer.js"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("old")
+    do("gallery", **ready)
+    after = snapshot(folder)
+    assert {*after} == {*before, "CNAME", "conv1/notes.txt"}
+    assert after["conv1/0003.png"][0] == before["conv1/0003.png"][0]
+    assert not (folder / "conv9").exists()
+
+
+@pytest.mark.parametrize("held", ["topk", "optimized", "some units"])
+def test_it_works_with_whatever_there_is(
+    held: str, do: Do, flags: Flags, folder: Path, tmp_path: Path
+) -> None:
+    if held == "topk":
+        do("topk", **flags)
+        do("gallery", **flags)
+        assert [pane["kind"] for pane in layer_of(folder, "fc3")["sheet"]["panes"]] == ["patches"]
+        return
+    some = flags | {"layer": ("conv2",), "units": "1,5" if held == "some units" else ""}
+    do("optimize", **some, optimize__iterations=2, optimize__step="1")
+    if held == "some units":
+        do("topk", **flags)
+    do("gallery", **flags | {"dataset": None})
+    layer = layer_of(folder, "conv2")
+    if held == "optimized":
+        assert read(folder / "run.js")[0]["layers"] == ["conv2"]
+        assert "max" not in layer
+        assert "top" not in units_of(folder, "conv2")[0]
+    else:
+        assert layer["units"] == list(range(8))
+        assert layer["faces"][0]["lacks"] == [0, 2, 3, 4, 6, 7]
+        assert [bool(unit["runs"]["3"]) for unit in units_of(folder, "conv2")][:2] == [False, True]
+
+
+def test_sums_and_directions_are_no_units(do: Do, flags: Flags, folder: Path) -> None:
+    some = flags | {"layer": ("conv2",), "optimize__iterations": 2, "optimize__step": "1"}
+    do("optimize", **some)
+    do("optimize", **some, optimize__sum=("1 + 2",))
+    do("gallery", **flags)
+    assert [p["name"] for p in layer_of(folder, "conv2")["sheet"]["panes"]] == ["3"]
+
+
+@pytest.mark.parametrize("layer", [(), ("conv2",)])
+def test_nothing_to_show_is_said_with_what_to_run(
+    layer: tuple[str, ...], do: Do, flags: Flags, folder: Path
+) -> None:
+    if layer:
+        do("topk", **flags | {"layer": ("conv1",)})
+    with pytest.raises(UsageError, match="cnnvis topk"):
+        do("gallery", **flags | {"layer": layer})
+    assert not folder.exists()
+
+
+def test_units_can_be_chosen(do: Do, ready: Flags, folder: Path) -> None:
+    do("gallery", **ready)
+    do("gallery", **ready | {"units": "1,3-4", "layer": ("conv1",)})
+    assert layer_of(folder, "conv1")["units"] == [1, 3, 4]
+    assert not (folder / "conv1" / "0000.png").exists()
+    assert not (folder / "conv2").exists()
+    near = [other for unit in units_of(folder, "conv1") for other, _ in unit["near"]]
+    assert set(near) <= {1, 3, 4}
+
+
+def test_images_that_have_gone_cost_the_patches_and_nothing_else(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").rename(tmp_path / "away")
+    do("gallery", Report(), **ready | {"dataset": None})
+    said = capfd.readouterr().err
+    assert said.count("--dataset") == 1
+    assert "no patches" in (folder / "index.html").read_text()
+    assert {p["kind"] for p in layer_of(folder, "fc3")["sheet"]["panes"]} == {
+        "optimized",
+        "projections",
+    }
+    do("gallery", Report(), **ready | {"dataset": str(tmp_path / "away")})
+    assert "dataset" not in capfd.readouterr().err
+    assert "no patches" not in (folder / "index.html").read_text()
+
+
+def test_patches_that_are_there_stay_when_their_images_go(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, Any]]
+) -> None:
+    do("gallery", **ready)
+    before = snapshot(folder)
+    shutil.rmtree(tmp_path / "images")
+    do("gallery", **ready | {"dataset": None})
+    assert snapshot(folder) == before
+
+
+def test_an_image_that_has_changed_is_told_and_grey(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(tmp_path / "run" / "topk.h5") as top:
+        index = int(top["layers/conv1/image"][0, 1])
+        path = tmp_path / "images" / top["images/path"][index].decode()
+    path.write_bytes(b"another")
+    do("gallery", Report(), **ready)
+    assert "1 images cannot be read any more" in capfd.readouterr().err
+    assert (picture(folder, "conv1", 0, "patches", 1) == 128).all()
+
+
+def test_neighbours_share_the_most_of_their_images() -> None:
+    draw = np.random.default_rng(0)
+    images = draw.integers(-1, 12, (40, 6))
+    images = np.array([np.unique(row[row >= 0], return_index=False).tolist() + [-1] * 6
+                       for row in images], dtype=object)  # fmt: skip
+    padded = np.array([row[:6] for row in images.tolist()], np.int64)
+    sets = [set(row[row >= 0].tolist()) for row in padded]
+    for row, found in zip(range(8, 20), neighbours(padded, slice(8, 20)), strict=True):
+        shared = {o: len(sets[row] & sets[o]) for o in range(40) if o != row}
+        share = {o: n / len(sets[row] | sets[o]) for o, n in shared.items() if n}
+        wanted = sorted(share, key=lambda o: (-share[o], o))[:8]
+        assert found == [(other, shared[other]) for other in wanted]
+
+
+def test_no_images_no_neighbours() -> None:
+    assert neighbours(np.full((3, 2), -1), slice(0, 3)) == [[], [], []]
+
+
+def test_bars_hold_every_count_where_it_belongs() -> None:
+    counts = np.zeros(BINS, np.int64)
+    bins = edges()
+    first, last = np.searchsorted(bins, (-2.0, 6.0)) - 1
+    counts[first + 1], counts[last] = 100, 30
+    found = bars(counts, 6.0)
+    assert found
+    low, high, heights = found
+    assert (low, high) == (-2.0, 6.0)
+    assert sum(heights) == pytest.approx(130, abs=len(heights))
+    middle = np.linspace(low, high, len(heights) + 1)[:-1]
+    assert sum(n for n, x in zip(heights, middle, strict=True) if x < 0) == pytest.approx(
+        100, abs=4
+    )
+    assert bars(np.zeros(BINS, np.int64), np.nan) is None
+    assert bars(counts, np.nan) is None
