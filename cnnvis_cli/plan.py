@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tomllib
 import types
 from collections.abc import Callable, Mapping
@@ -343,6 +344,8 @@ class Plan:
             raise UsageError(f"--radius {self.filters.radius:g}: must be above 0")
         if self.filters.scale is not None and not 1 <= self.filters.scale <= 64:
             raise UsageError(f"--scale {self.filters.scale}: must be a whole number from 1 to 64")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"--seed {self.seed}: must be 0 or more, and below 2^63")
         self.share(0)
         if self.shard and self.scheduler:
             raise UsageError("--shard and --scheduler: a cluster shares all work; give one of them")
@@ -350,12 +353,20 @@ class Plan:
             raise UsageError(f"--workers {self.workers}: must be 0 or more")
 
 
+LARGEST = 1 << 16  # bytes of a settings file; ours have a thousand
+
+
 def _read(config: Path) -> dict[str, Any]:
     try:
+        status = config.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{config}: is not a file")
+        if status.st_size > LARGEST:
+            raise UsageError(f"{config}: has {status.st_size} bytes, more than {LARGEST}")
         return tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{config}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
         raise UsageError(f"{config}: is not TOML ({error})") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -70,12 +71,18 @@ def _code() -> int:
     except CnnvisError as error:
         return _fail(str(error), error.exit_code)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{error.filename}: {error.strerror}", UsageError.exit_code)
         return _fail(f"input/output error: {error}", StorageError.exit_code)
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error or 'no message'} (-v shows where)", 1)
 
 
+LONGEST = 2000  # letters of a message
+
+
 def _fail(message: str, code: int) -> int:
+    message = message if len(message) <= LONGEST else f"{message[:1000]} ... {message[-900:]}"
     if {"-v", "--verbose"} & set(sys.argv):
         traceback.print_exc()
     for report in reports:

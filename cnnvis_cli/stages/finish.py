@@ -11,7 +11,7 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.report import Report
+from cnnvis_cli.report import Report, printable
 from cnnvis_cli.stages.scan import Cut
 from cnnvis_cli.store.files import Images, LayerResult, TopKFile
 from cnnvis_cli.store.parts import Arrays, Parts
@@ -146,7 +146,7 @@ def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str
 
 def _one_line(path: str) -> str:
     """A path that cannot break a line of the table."""
-    return path.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    return printable(path.replace("\\", "\\\\"))
 
 
 def tell(file: TopKFile, run: Run, allowed: float, report: Report) -> None:

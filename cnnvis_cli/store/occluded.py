@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.store.files import Header, recorded_key
+from cnnvis_cli.store.ours import check
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write
@@ -31,9 +32,10 @@ class OccludedFile:
     def read(self) -> tuple[Record, Arrays]:
         """Its attributes, and its arrays by their names in the schema."""
         try:
+            check(self.path, "occluded")
             with h5py.File(self.path, "r") as file:
                 return dict(file.attrs), {name: file[name][()] for name in OCCLUDED}
-        except (OSError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise CnnvisError(
                 f"{self.path}: cannot be read ({error}); delete it and run again"
             ) from None

@@ -18,6 +18,7 @@ import numpy as np
 from cnnvis_cli.store.schema import (
     BINS,
     IMAGES,
+    OCCLUDED,
     OPTIMIZED_STYLE,
     PLACES,
     PROJECTED_METHOD,
@@ -38,6 +39,7 @@ GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     "optimized": (("*", OPTIMIZED_STYLE),),
     "projected": (("*", PROJECTED_METHOD),),
     "search": (("*", SEARCHED),),
+    "occluded": (("", OCCLUDED),),
 }
 PACKED = 1100  # bytes that one byte may stand for: deflate reaches 1032
 SMALL = 1 << 20  # bytes that any array may have

@@ -133,6 +133,16 @@ class Run:
             yield
 
 
+SECTIONS = {  # of run.json, and what they are
+    "model": str,
+    "weights_sha256": str,
+    "preprocessing": dict,
+    "network": dict,
+    "dataset": dict,
+    "asked": dict,
+}
+
+
 def _read(path: Path) -> Record:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -140,11 +150,14 @@ def _read(path: Path) -> Record:
         return {}
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict) or found.get("format") != "cnnvis/run":
+    ours = isinstance(found, dict) and found.get("format") == "cnnvis/run"
+    if not ours or any(
+        name in found and type(found[name]) is not SECTIONS[name] for name in SECTIONS
+    ):
         raise UsageError(f"{path}: was not written by cnnvis; choose another --run")
-    return found
+    return dict(found)
 
 
 def _write(path: Path, record: Record) -> None:

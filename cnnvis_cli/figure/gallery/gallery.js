@@ -4,6 +4,7 @@
 
 (() => {
   const GRID = 112; // pixels a side that a picture may take in the grid
+  const CELL = 72; // a cell is at least so wide: its numbers need room
   const PANE = 128; // and in a block of three columns on a unit's page
   const OUTCOMES = ["not optimized", "leads its layer", "does not lead its layer", "no gradient reaches it"];
   const ENDS = ["–", "leads", "does not", "no gradient"];
@@ -44,7 +45,11 @@
   // words and numbers
 
   const known = (value) => value !== null && value !== undefined;
-  const short = (value) => (known(value) ? String(Number(value.toPrecision(3))).replace("-", "−") : "–");
+  const short = (value) => { // three digits, also where the last ones are zeros
+    if (!known(value)) return "–";
+    const text = value.toPrecision(3);
+    return (value === 0 || text.includes("e") ? String(Number(text)) : text).replace("-", "−");
+  };
   const fixed = (value) => (known(value) ? value.toFixed(2) : "–");
   const percent = (value) => (known(value) ? `${Number((100 * value).toPrecision(2))}\u00a0%` : "–");
   const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
@@ -282,8 +287,8 @@
   const sizeGrid = (layer) => {
     const tile = layer.faces[faceOf(layer)]?.tile ?? [GRID, GRID];
     const scale = enlarged(tile, GRID);
-    byId("grid").style.setProperty("--wide", `${Math.max(72, tile[1] * scale)}px`);
-    byId("grid").style.setProperty("--high", `${Math.max(72, tile[1] * scale) * tile[0] / tile[1]}px`);
+    const sizes = { "--wide": tile[1] * scale, "--high": tile[0] * scale, "--cell": Math.max(CELL, tile[1] * scale) };
+    for (const [name, size] of Object.entries(sizes)) byId("grid").style.setProperty(name, `${size}px`);
   };
 
   // a unit
@@ -369,7 +374,7 @@
     const table = make("table", {}, make("tr", {}, ...["style", "best", "× images’ max", "at step"].map((t) => make("th", { scope: "col" }, t))));
     for (const [style, [[, value, , step]]] of styles) {
       const ratio = unit.stats?.max > 0 && known(value) ? fixed(value / unit.stats.max) : "–";
-      table.append(make("tr", {}, make("td", {}, style), make("td", {}, short(value)), make("td", {}, ratio), make("td", {}, short(step))));
+      table.append(make("tr", {}, make("td", {}, style), make("td", {}, short(value)), make("td", {}, ratio), make("td", {}, String(step))));
     }
     const ends = styles.map(([style, runs]) => `style ${style} ${OUTCOMES[runs[0][4]]}`);
     const words = new Set(styles.map(([, runs]) => runs[0][4]));

@@ -70,7 +70,7 @@ def _client(address: str) -> Any:
         raise UsageError("--scheduler needs Dask: pip install 'cnnvis[cluster]'") from None
     security = distributed.Security() if address.startswith("tls:") else None  # of Dask's settings
     try:
-        return distributed.Client(address, timeout=WAIT, security=security, set_as_default=False)
+        return distributed.Client(address, timeout=WAIT, security=security)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--scheduler {address}: does not answer within {WAIT} s ({type(error).__name__}); "
