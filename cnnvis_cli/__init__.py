@@ -5,11 +5,32 @@ The *ascent* is the same flow without a dataset.
 
 Floors, from the top; imports point down only::
 
-    cli       one module a command: options -> stage -> report
+    cli · notebook    options, or arguments -> stage -> report, or value
     stages    one paragraph a command: the only place where the rooms meet
     plan      TOML and flags -> one frozen value
     dataset · network · ascent · store · figure        five rooms, no doors between them
     nouns · registry · report · errors
+
+From Python, ``cnnvis_cli.open("outputs/demo")`` looks at a run directory and
+``cnnvis_cli.begin(model="demo")`` begins one; see ``help(cnnvis_cli.notebook)``.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_NOTEBOOK = {"open": "open_run", "begin": "begin"}  # what they are called in the notebook module
+
+
+def __getattr__(name: str) -> Any:
+    """The notebook's entrances, loaded when they are first used: torch takes seconds."""
+    if name == "notebook":
+        return import_module("cnnvis_cli.notebook")
+    if name in _NOTEBOOK:
+        return getattr(import_module("cnnvis_cli.notebook"), _NOTEBOOK[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NOTEBOOK, "notebook"})

@@ -28,6 +28,7 @@ FLOORS = {
     "plan": 2,
     "stages": 3,
     "cli": 4,
+    "notebook": 4,
     "__main__": 5,
 }
 DOORS = {  # a library, and the only places that may use it

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.options import printing, working
 from cnnvis_cli.cli.work import carry_out
 from cnnvis_cli.plan import Plan
@@ -13,7 +14,9 @@ from cnnvis_cli.report import Report
 
 
 @click.command("activations")
-@click.argument("activations__image", metavar="IMAGE-OR-VIDEO...", nargs=-1)
+@click.argument(
+    "activations__image", metavar="IMAGE-OR-VIDEO...", nargs=-1, shell_complete=completing.files
+)
 @click.option(
     "--unit",
     "activations__unit",

@@ -10,8 +10,9 @@ from cnnvis_cli.cli.options import describing, planned
 
 
 @click.command("layers")
+@click.option("--json", "as_json", is_flag=True, help="For programs: a list of objects.")
 @describing
-def command(**flags: Any) -> None:
+def command(as_json: bool, **flags: Any) -> None:
     """List a network's layers.
 
     The table has each layer's alias, module path, kind, channels, map size, and its receptive
@@ -22,4 +23,4 @@ def command(**flags: Any) -> None:
     plan, report = planned(flags)
     from cnnvis_cli.stages.layers import layers
 
-    layers(plan, report)
+    layers(plan, report, as_json)

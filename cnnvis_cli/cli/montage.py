@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.options import drawing, working_on_units
 from cnnvis_cli.cli.work import carry_out
 from cnnvis_cli.plan import Plan
@@ -13,7 +14,7 @@ from cnnvis_cli.report import Report
 
 
 @click.command("montage")
-@click.argument("montage__kind", metavar="[KIND]...", nargs=-1)
+@click.argument("montage__kind", metavar="[KIND]...", nargs=-1, shell_complete=completing.kinds)
 @click.option(
     "--style",
     "montage__style",

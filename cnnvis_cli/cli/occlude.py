@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import drawing_photographs, explaining, sharing
+from cnnvis_cli.cli import completing
+from cnnvis_cli.cli.options import drawing_photographs, explaining, processing, sharing
 from cnnvis_cli.cli.work import carry_out
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 
 
 @click.command("occlude")
-@click.argument("occlude__images", metavar="IMAGE...", nargs=-1)
+@click.argument("occlude__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.files)
 @click.option(
     "--size",
     "occlude__size",
@@ -53,6 +54,7 @@ from cnnvis_cli.report import Report
     help="Share of bad images above which the exit code is 3.  [default: 0.01]",
 )
 @drawing_photographs
+@processing
 @sharing
 @explaining
 def command(**flags: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cnnvis_cli.cli import completing
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 
@@ -17,12 +18,14 @@ _NETWORK = (
     click.option(
         "-m",
         "--model",
+        shell_complete=completing.models,
         help="A torchvision builder (alexnet, vgg16, ...), caffenet, zfnet, demo, or "
         "package.module:function.",
     ),
     click.option(
         "-w",
         "--weights",
+        shell_complete=completing.files,
         help="DEFAULT or another of torchvision's names, a file (.safetensors, .pth, "
         ".caffemodel), or random.",
     ),
@@ -50,7 +53,12 @@ _TALK = (
         help="Also write every line to this file, which is renamed when it has grown to 1 MB.",
     ),
 )
-_RUN = click.option("-r", "--run", help="The run directory.  [default: outputs/<model>]")
+_RUN = click.option(
+    "-r",
+    "--run",
+    shell_complete=completing.folders,
+    help="The run directory.  [default: outputs/<model>]",
+)
 _WORK = (
     _RUN,
     click.option(
@@ -150,6 +158,11 @@ def sharing(command: F) -> F:
     return _apply(_SHARED)(command)
 
 
+def processing(command: F) -> F:
+    """The option of a command that works in several processes."""
+    return _apply((_WORK[5],))(command)
+
+
 def describing(command: F) -> F:
     """The options of a command that only looks at a network."""
     return _apply((*_NETWORK, _RUN, *_CONFIG, *_TALK))(command)
@@ -204,6 +217,11 @@ def joining(command: F) -> F:
 def telling(command: F) -> F:
     """The options of a command that only reads."""
     return _apply(_TALK)(command)
+
+
+def verifying(command: F) -> F:
+    """The options of a command that computes some of a run again."""
+    return _apply((_NETWORK[1], _NETWORK[2], *_WORK[2:4], *_TALK))(command)
 
 
 def running(command: F) -> F:

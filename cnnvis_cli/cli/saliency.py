@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.options import explaining, sizing
 from cnnvis_cli.cli.work import carry_out
 from cnnvis_cli.plan import Plan
@@ -13,7 +14,7 @@ from cnnvis_cli.report import Report
 
 
 @click.command("saliency")
-@click.argument("saliency__images", metavar="IMAGE...", nargs=-1)
+@click.argument("saliency__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.files)
 @click.option(
     "--method",
     "saliency__method",

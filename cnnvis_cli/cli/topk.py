@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.options import sharing, working
 from cnnvis_cli.cli.work import carry_out
 from cnnvis_cli.plan import Plan
@@ -13,7 +14,7 @@ from cnnvis_cli.report import Report
 
 
 @click.command("topk")
-@click.argument("dataset", required=False)
+@click.argument("dataset", required=False, shell_complete=completing.files)
 @click.option("-k", "topk__k", type=int, help="Places to keep a channel.  [default: 9]")
 @click.option(
     "--max-unreadable",

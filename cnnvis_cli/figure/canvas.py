@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cnnvis_cli.figure import png
 
 Pixels = NDArray[np.uint8]
+Picture = Image.Image  # for those who cannot name Pillow
 Ink = tuple[int, int, int]
 Point = tuple[float, float]  # x, y
 WHITE, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)

@@ -29,7 +29,29 @@ def encode(pixels: Pixels, text: Mapping[str, str], dpi: int | None = None) -> b
         chunks.append((b"pHYs", struct.pack(">IIB", metre, metre, 1)))
     chunks += [(b"iTXt", _text(key, value)) for key, value in text.items()]
     chunks += [(b"IDAT", _compressed(pixels)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
+    return SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether every chunk of a PNG has the checksum that it was written with, to its end."""
+    place = len(SIGNATURE)
+    if content[:place] != SIGNATURE:
+        return False
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        end = place + 12 + length
+        if end > len(content):
+            return False
+        (check,) = struct.unpack_from(">I", content, end - 4)
+        if zlib.crc32(memoryview(content)[place + 4 : end - 4]) != check:
+            return False
+        if content[place + 4 : place + 8] == b"IEND":
+            return bool(end == len(content))
+        place = end
+    return False
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -24,7 +24,7 @@ from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.bench import Measure, each_lane, wait_for
-from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, climb_blocks, look_at
+from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, check_pass, climb_blocks, look_at
 from cnnvis_cli.stages.engine import (
     Lane,
     Tell,
@@ -154,7 +154,7 @@ def _row(
 ) -> LayerRow:
     scene = scene_of(session, layer)
     work = Work(session.plan, scene, session.network)
-    work.look(session.network, scene.size)
+    check_pass(work, session.network)  # here: a fork could not trace any more
     bare, toolbox, cut = [], [], []
     reached: dict[str, list[float]] = {style.name: [] for style in styles}
     for _ in range(clock.rounds):

@@ -74,10 +74,11 @@ class Work:
     network: Network | None
     jobs: tuple[Job, ...] = ()
     room: int | None = None  # slots of a batch that are used
+    checked: set[int] = field(default_factory=set)  # networks whose pass is right
     looks: dict[Any, Look] = field(default_factory=dict)  # traced already, by network and size
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "network": None, "looks": {}}
+        return {**self.__dict__, "network": None, "looks": {}, "checked": set()}
 
     def called(self, number: int) -> str:
         """A job's name for a person."""
@@ -143,15 +144,16 @@ def traced_look(network: Network, scene: Scene, size: int, precision: Precision)
 TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
 
 
-def check_pass(work: Work) -> None:
+def check_pass(work: Work, network: Network) -> None:
     """Raise `CnnvisError` unless the traced pass equals the whole network's on the whole input.
 
     For two ascents from noise, on the window of the centre unit: the value, and the gradient there
     and (none) elsewhere.
     """
-    network, scene = work.network, work.scene
-    assert network is not None
-    precision = work.plan.optimize.precision
+    if id(network) in work.checked:
+        return
+    work.checked.add(id(network))
+    scene, precision = work.scene, work.plan.optimize.precision
     count = max(2, scene.objective.team) if scene.size > 1 else 1
     targets = (torch.arange(scene.size) * 7 % scene.targets).to(network.device)
     seeds = [seed_of(1, Unit(scene.layer.alias, i), 0) for i in range(scene.size)]
@@ -179,6 +181,7 @@ def check_pass(work: Work) -> None:
 def climb_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
     """Make the ascents of the jobs of these numbers, and keep them as parts."""
     network = work.on(lane.device)
+    check_pass(work, network)
     desk = _Desk(work)
 
     def teams() -> Iterator[Sequence[Task]]:
@@ -315,15 +318,9 @@ def find_steps(work: Calibrations, lane: Lane, numbers: Iterator[int], tell: Tel
 
 
 def probing(work: Work) -> Work:
-    """The work of a probe, its pass traced already.
-
-    A forked process must not use autograd, which tracing does, if its parent has.
-    """
-    assert work.network is not None
+    """The work of a probe: each ascent by itself."""
     objective = replace(work.scene.objective, diversity=0.0, team=1)
-    probe = replace(work, scene=replace(work.scene, objective=objective), looks={})
-    probe.look(work.network, PROBES)
-    return probe
+    return replace(work, scene=replace(work.scene, objective=objective), looks={}, checked=set())
 
 
 def calibrated(work: Work, style: Style, lane: Lane, tell: Tell) -> Style:

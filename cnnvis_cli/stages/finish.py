@@ -24,6 +24,10 @@ COLUMNS = ("paths", "sizes", "offsets", "labels")
 MANIFEST = "manifest"
 
 
+class Missing(CnnvisError):
+    """A part of a top-k is not there, or damaged."""
+
+
 def parts_of(run: Run, plan: Record) -> Parts:
     """Where a run keeps the finished parts of this plan."""
     name = digest(plan)
@@ -70,8 +74,24 @@ def finish(
 ) -> None:
     """Add the parts up, in their order, and publish skipped.tsv and topk.h5.
 
-    Raises `CnnvisError` naming a part that none of the `sources` has whole.
+    Raises `Missing` naming a part that none of the `sources` has whole; unless topk.h5 is there,
+    from another process (where there are no locks) that has removed the parts.
     """
+    try:
+        _add_up(run, plan, manifest, layers, sources, report)
+    except Missing:
+        if not is_done(TopKFile(run.topk), plan):
+            raise
+
+
+def _add_up(
+    run: Run,
+    plan: Record,
+    manifest: Manifest,
+    layers: Sequence[Layer],
+    sources: Sequence[Parts],
+    report: Report,
+) -> None:
     skipped = np.zeros(len(manifest), np.bool_)
     crcs = np.zeros(len(manifest), np.uint32)
     reasons: dict[int, str] = {}
@@ -138,7 +158,7 @@ def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str
         except KeyError:
             continue
     where = ", ".join(str(parts.folder) for parts in sources)
-    raise CnnvisError(
+    raise Missing(
         f"part {number} of 0 to {count - 1} is missing or damaged in {where}; run again the "
         "cnnvis topk, with the --shard, that it belongs to"
     )

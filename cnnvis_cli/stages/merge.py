@@ -164,7 +164,11 @@ class _Joining:
         """Remove from the target's own parts what has been published."""
         if self.target.path.resolve() not in [source.path.resolve() for source in self.sources]:
             return False
-        folders = [path for path in self.target.parts(kind).glob("*") if described(path)]
+        folders = [
+            path
+            for path in self.target.parts(kind).glob("*")
+            if described(path) or "-step-" in path.name
+        ]
         for folder in folders:
             Parts(folder, "").clear()
         return bool(folders)

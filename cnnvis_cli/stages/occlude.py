@@ -6,14 +6,17 @@ Zeiler & Fergus 2013, section 4.2 and Fig. 7.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from cnnvis_cli.dataset.decode import Unreadable
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
@@ -25,18 +28,21 @@ from cnnvis_cli.network.backward import RULES, check_rules, rectify
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.plan import Plan
+from cnnvis_cli.report import Report
 from cnnvis_cli.stages.drawing import Figure, draw_figure
+from cnnvis_cli.stages.engine import Crew, Finished, Lane, Tell, spread
 from cnnvis_cli.stages.photographs import (
+    Album,
     Photograph,
     batch_of,
     class_name,
     find_class,
     photographs,
 )
-from cnnvis_cli.stages.session import Session
+from cnnvis_cli.stages.session import Session, network_on
 from cnnvis_cli.stages.sources import TopImages, projected_of
 from cnnvis_cli.store.occluded import Arrays, OccludedFile
-from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.run import Record, Run
 
 # Of an input's side. The paper does not say how large its square is, nor how far apart; a fifth
 # hides an eye or a wheel of most photographs, and 20 positions a side show where.
@@ -55,11 +61,77 @@ def check_occlude(plan: Plan) -> None:
 
 def occlude(session: Session) -> None:
     """Cover every image, place after place; what is there already is left as it is."""
+    plan = session.plan
     studies = [Study.of(session, layer) for layer in asked_layers(session)]
-    for image in photographs(session, session.plan.occlude.images):
+    takes = plan.takes(0)
+    _share(session, [number for number in range(len(Album(plan.occlude.images))) if takes(number)])
+    for image in photographs(session, plan.occlude.images, takes):
         for study in studies:
             for path in study.files(image):
                 session.report.result(str(path))
+
+
+def _share(session: Session, numbers: Sequence[int]) -> None:
+    """Have several processes compute the numbers of several images, where there are any."""
+    crew: Crew = session.crew(_need(session), gradients=True)
+    if len(numbers) < 2 or len(crew) < 2:
+        return
+    meter = session.report.meter("occlude", len(numbers), "images")
+
+    def hear(message: Any) -> None:
+        session.report.breathe()
+        if isinstance(message, Finished):
+            meter.add(1)
+
+    work = Work(_there(session), session)
+    spread(partial(occlude_images, work), crew, numbers, hear, work.called)
+    meter.end()
+
+
+def _there(session: Session) -> Plan:
+    """The plan for processes that may stand in another folder."""
+    settings = session.plan.occlude
+    images = tuple(str(Path(image).absolute()) for image in settings.images)
+    return replace(session.there, occlude=replace(settings, images=images))
+
+
+def _need(session: Session) -> int:
+    """About how much memory a process needs on a CPU: the maps of a batch, twice, and itself."""
+    maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
+    return 2 * 4 * maps * BATCH["cpu"] + (300 << 20)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every process must know; a copy in another process loads the network anew."""
+
+    plan: Plan
+    session: Session | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None}
+
+    def called(self, number: int) -> str:
+        """An image's name for a person."""
+        return Album(self.plan.occlude.images).path(number)
+
+    def on(self, device: torch.device) -> Session:
+        """The session of a process on its device."""
+        network = network_on(device, self.plan, self.session.network if self.session else None)
+        return Session(self.plan, network, Run(self.plan.folder), Report(quiet=True))
+
+
+def occlude_images(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    """Compute and keep the numbers of the images of these numbers, where they are missing."""
+    session = work.on(lane.device)
+    studies = [Study.of(session, layer) for layer in asked_layers(session)]
+    album = Album(work.plan.occlude.images)
+    for number in numbers:
+        with suppress(Unreadable):  # said when the figures are drawn
+            image = album.read(number, session.network.preprocessing)
+            for study in studies:
+                study.keep(image, tell)
+        tell(Finished(number))
 
 
 def asked_layers(session: Session) -> tuple[Layer, ...]:
@@ -141,21 +213,29 @@ class Study:
 
     def files(self, image: Photograph) -> Iterator[Path]:
         """The numbers and the figure of an image, made where they are not there yet."""
-        file = OccludedFile(self.session.run.occluded(self.name(image)))
-        key = digest(self.record(image))
-        if file.key() != key:
+        file = self._file(image)
+        if file.key() != digest(self.record(image)):
             if file.path.exists():
                 self.session.report.note(
                     f"{file.path}: is of another image or other settings; done again"
                 )
             with self.session.timed("occlude"):
-                record, arrays = self.compute(image)
-            file.publish(self.session.header(self.layer), {**record, "key": key}, arrays)
+                self.keep(image)
         yield file.path
         found = Occlusion(self, image, *file.read())
         yield from draw_figure(self.session, found.figure())
 
-    def compute(self, image: Photograph) -> tuple[Record, Arrays]:
+    def _file(self, image: Photograph) -> OccludedFile:
+        return OccludedFile(self.session.run.occluded(self.name(image)))
+
+    def keep(self, image: Photograph, tell: Tell = lambda _: None) -> None:
+        """Compute the numbers of an image and publish them, unless they are there."""
+        file, key = self._file(image), digest(self.record(image))
+        if file.key() != key:
+            record, arrays = self.compute(image, tell)
+            file.publish(self.session.header(self.layer), {**record, "key": key}, arrays)
+
+    def compute(self, image: Photograph, tell: Tell = lambda _: None) -> tuple[Record, Arrays]:
         """The file of an image: attributes and arrays."""
         network = self.session.network
         centred = batch_of(network, [image])
@@ -166,6 +246,7 @@ class Study:
 
         def told(done: int) -> None:
             self.session.report.breathe()
+            tell(done)
             meter.add(done)
 
         left = self.occluder.run(centred, channel, label, told)

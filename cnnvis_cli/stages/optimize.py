@@ -34,7 +34,6 @@ from cnnvis_cli.stages.climbs import (
     Scene,
     Steps,
     Work,
-    check_pass,
     climb_blocks,
     find_steps,
     history_length,
@@ -447,7 +446,7 @@ def _find(
             done += 1
 
     called = [f"the step of {climbs[n].scene.layer.alias} {climbs[n].group}" for n in numbers]
-    crew = session.crew(MEMORY)
+    crew = session.crew(MEMORY, gradients=True)
     spread(partial(find_steps, pieces), crew, range(len(numbers)), hear, called.__getitem__)
     session.report.clear()
 
@@ -463,12 +462,11 @@ def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
     """
     if not climbs:
         return
-    crew = session.crew(MEMORY)
+    crew = session.crew(MEMORY, gradients=True)
     blocks = [_blocks(each, isinstance(crew, Cluster)) for each in climbs]
     work = Work(session.there, climbs[0].scene, session.network, _jobs(climbs, blocks))
     lost: SetAside | None = None
     if work.jobs:
-        check_pass(work)
         try:
             _climb(session, climbs, work, crew)
         except SetAside as error:

@@ -16,6 +16,7 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.session import Session
 
@@ -37,28 +38,51 @@ class _Source:
     read: Callable[[], bytes]
 
 
-def photographs(session: Session, places: Sequence[str]) -> Iterator[Photograph]:
-    """Decode images, and those of folders, lists, tars and zips, in order, one at a time.
+class Album:
+    """Images, and those of folders, lists, tars and zips, in order, none of them read yet.
 
     Each is called by its file's name, with as many of its folders in front as tell it from the
-    others. One that cannot be used is said and left out. Raises `UsageError` for a place where
-    there is nothing, and in the end `TooManyUnreadable` (exit 3) for too large a share left out.
+    others. Raises `UsageError` for a place where there is nothing.
     """
-    sources = [source for place in places for source in _sources(Path(place))]
-    names, unusable = file_names([source.path for source in sources]), 0
-    for name, source in zip(names, sources, strict=True):
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self._sources = [source for place in places for source in _sources(Path(place))]
+        self._names = file_names([source.path for source in self._sources])
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def path(self, number: int) -> str:
+        return self._sources[number].path
+
+    def read(self, number: int, preprocessing: Preprocessing) -> Photograph:
+        """Decode an image; raises `Unreadable` with the reason."""
+        source = self._sources[number]
+        pixels = decode(source.read(), preprocessing)
+        return Photograph(self._names[number], source.path, pixels)
+
+
+def photographs(
+    session: Session, places: Sequence[str], takes: Callable[[int], bool] = lambda _: True
+) -> Iterator[Photograph]:
+    """Decode those images of an `Album` that one `takes`, in order, one at a time.
+
+    One that cannot be used is said and left out. Raises `UsageError` as `Album` does, and in the
+    end `TooManyUnreadable` (exit 3) for too large a share left out.
+    """
+    album, unusable = Album(places), 0
+    chosen = [number for number in range(len(album)) if takes(number)]
+    for number in chosen:
         session.report.breathe()
         try:
-            pixels = decode(source.read(), session.network.preprocessing)
+            yield album.read(number, session.network.preprocessing)
         except Unreadable as reason:
-            session.report.note(f"{source.path}: {reason}; left out")
+            session.report.note(f"{album.path(number)}: {reason}; left out")
             unusable += 1
-            continue
-        yield Photograph(name, source.path, pixels)
     allowed = session.plan.topk.max_unreadable
-    if unusable > allowed * len(sources):
+    if unusable > allowed * len(chosen):
         raise TooManyUnreadable(
-            f"{unusable} of {len(sources)} images could not be used, more than {allowed:.1%}; "
+            f"{unusable} of {len(chosen)} images could not be used, more than {allowed:.1%}; "
             "see --max-unreadable"
         )
 

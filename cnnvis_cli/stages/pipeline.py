@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from cnnvis_cli.errors import TooManyUnreadable
+from cnnvis_cli.errors import CnnvisError, SetAside, TooManyUnreadable
 from cnnvis_cli.stages.gallery import gallery
 from cnnvis_cli.stages.montage import check_kinds, montage
 from cnnvis_cli.stages.optimize import asked_styles, check_optimize, optimize
@@ -35,18 +35,36 @@ def check(session: Session) -> None:
         check_ways_back(session)
 
 
+ALONE = ("topk", "search", "optimize")  # what needs nothing that another stage has made
+
+
 def run_all(session: Session) -> None:
     """Do every stage that the plan names; each returns at once where it has nothing left to do.
 
-    Too many unreadable images do not keep the later stages from their work: that is said last.
+    Too many unreadable images do not keep the later stages from their work, nor do pieces that had
+    to be set aside keep those that need nothing of them: that is said last. A shard does what it
+    can do alone.
     """
     check(session)
-    unreadable: TooManyUnreadable | None = None
+    late: list[TooManyUnreadable | SetAside] = []
     for name in session.plan.stages:
         session.report.detail(f"stage {name}")
         try:
-            STAGES[name](session)
-        except TooManyUnreadable as error:
-            unreadable = error
-    if unreadable is not None:
-        raise unreadable
+            if name in ALONE or not _waits(session, name, late):
+                STAGES[name](session)
+        except (TooManyUnreadable, SetAside) as error:
+            late.append(error)
+    if late:
+        raise max(late, key=lambda error: isinstance(error, SetAside))
+
+
+def _waits(session: Session, name: str, late: Sequence[CnnvisError]) -> bool:
+    """Whether a stage has to be left for later, which is then said."""
+    shard = session.plan.shard
+    if shard and not (name == "project" and session.run.topk.exists()):
+        session.report.note(f"{name} is left for later, when cnnvis merge has joined the shards")
+        return True
+    if any(isinstance(error, SetAside) for error in late):
+        session.report.note(f"{name} is left for later, when all is there")
+        return True
+    return False

@@ -83,11 +83,11 @@ def _do(session: Session, todo: Sequence[Projections]) -> None:
     jobs = tuple(
         Job(number, *block) for number, each in enumerate(todo) for block in each.missing()
     )
-    crew = session.crew(_need(session))
+    crew = session.crew(_need(session), gradients=True)
     pieces = [Piece(each.layer.alias, each.method, each.parts) for each in todo]
     tops = {each.layer.alias: each.top for each in todo}
     work = Work(session.there, tuple(pieces), jobs, tops, todo[0].source, session)
-    if not isinstance(crew, Cluster) and crew[0].device.type == "cpu":
+    if not isinstance(crew, Cluster) and crew[0].device.type == "cpu" and not crew[0].fresh:
         work = replace(work, read=gather(session, work.images(jobs)))
     for each in todo:
         each.parts.describe(each.described)

@@ -33,7 +33,7 @@ from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.figure.tone import RULES, toned
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.plan import read_settings
-from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, check_pass, climb_blocks
+from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, climb_blocks
 from cnnvis_cli.stages.drawing import Figure, draw_figure
 from cnnvis_cli.stages.engine import spread as spread_out
 from cnnvis_cli.stages.optimize import MEMORY, Climbs, calibrate_all, check_optimize, known_styles
@@ -143,7 +143,6 @@ class Search:
         name = f"{self.layer.alias}-{self.name}-{plan}"
         parts = Parts(self.session.run.parts("search", name), plan)
         work = _work(self.session, self.climbs.scene)
-        check_pass(work)
         job = {"unit": "rows", "total": len(self.rows), "layer": self.layer.alias}
         parts.describe(described)
         job |= {"group": self.name, "parts": parts.folder.name}
@@ -171,7 +170,7 @@ class Search:
             if isinstance(message, Steps):
                 meter.add(message.made)
 
-        crew = session.crew(MEMORY)
+        crew = session.crew(MEMORY, gradients=True)
         room = min(work.scene.size, -(-len(jobs) * len(self.units) // len(crew)) or 1)
         ready = replace(work, jobs=jobs, room=room)
         spread_out(partial(climb_blocks, ready), crew, range(len(jobs)), hear, ready.called)

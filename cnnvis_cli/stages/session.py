@@ -25,6 +25,7 @@ from cnnvis_cli.stages.engine import (
     Crew,
     choose_device,
     choose_devices,
+    for_gradients,
     keep_memory,
     lanes,
     memory_explained,
@@ -61,12 +62,13 @@ class Session:
         """The channels of a layer that the plan asks for."""
         return parse_units(self.plan.units, layer.channels, layer.alias)
 
-    def crew(self, need: int) -> Crew:
+    def crew(self, need: int, gradients: bool = False) -> Crew:
         """Who does the work: lanes of this machine with `need` bytes each, or a cluster."""
         devices = choose_devices(self.plan.device)
         if self.plan.scheduler:
             return reach(self.plan.scheduler, devices[0], self.plan.trust_network)
-        return lanes(devices, self.plan.workers, need)
+        found = lanes(devices, self.plan.workers, need)
+        return for_gradients(found) if gradients else found
 
     @property
     def there(self) -> Plan:
@@ -82,6 +84,11 @@ class Session:
         """Note in run.json what a stage is to do, for `cnnvis status`."""
         known = self.run.noted().get("asked", {})
         self.run.note("asked", {**known, stage: {**known.get(stage, {}), **jobs}})
+
+    def with_project(self, batch_size: int | None, **settings: Any) -> Session:
+        """The same with other settings for projections."""
+        project = replace(self.plan.project, **settings)
+        return replace(self, plan=replace(self.plan, project=project, batch_size=batch_size))
 
     def header(self, layer: Layer) -> Header:
         return header_of(self.network, layer)
@@ -130,7 +137,7 @@ def open_session(
     """
     keep_memory()
     plan_weights = plan.weights
-    plan = _completed(plan)
+    plan = planned_for(plan)
     run = Run(plan.folder, plan.shard)
     if not new and not run.read():
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
@@ -204,7 +211,7 @@ def _layer(record: Record) -> Layer:
 
 def outline(plan: Plan) -> Network:
     """The plan's network without its weights: enough to list its layers."""
-    plan = _completed(plan)
+    plan = planned_for(plan)
     found = blueprint(plan.model, plan.trust_code, plan.weights)
     try:
         with torch.device("meta"):
@@ -215,7 +222,7 @@ def outline(plan: Plan) -> Network:
     return Network.prepare(found.name, module, preprocessing, classes=found.classes)
 
 
-def _completed(plan: Plan) -> Plan:
+def planned_for(plan: Plan) -> Plan:
     """The plan with model, weights and preprocessing of its run directory where it leaves them."""
     record = Run(plan.folder).read()
     if not record and not plan.model:

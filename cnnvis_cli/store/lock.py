@@ -18,6 +18,7 @@ from cnnvis_cli.errors import Stopped, StorageError
 
 NAME = ".lock"
 _open: dict[Path, IO[str]] = {}  # of this process, which may enter its own directory again
+_without: set[Path] = set()  # those of them that are no locks
 
 
 def _leave_to_the_parent() -> None:
@@ -48,6 +49,17 @@ def alone(folder: Path, shard: str | None = None) -> Iterator[None]:
         yield
 
 
+def is_alone(folder: Path) -> bool:
+    """Whether this process has a whole run directory for itself, where there are locks at all."""
+    path = folder.absolute() / NAME
+    return path in _open and path not in _without
+
+
+def may_be_shared(place: Path) -> bool:
+    """Whether others may be at work around a place, since its file system has no locks."""
+    return any(place.is_relative_to(path.parent) for path in _without)
+
+
 @contextmanager
 def _held(path: Path, kind: int) -> Iterator[None]:
     if path in _open:
@@ -59,6 +71,7 @@ def _held(path: Path, kind: int) -> Iterator[None]:
             yield
         finally:
             _open.pop(path, None)
+            _without.discard(path)
             _tidy(path, handle, kind)
 
 
@@ -77,7 +90,7 @@ def _taken(path: Path, kind: int) -> IO[str]:
             holder = handle.read().strip() or "another process"
         raise Stopped(f"{path.parent} is in use by {holder}; try again when it has ended") from None
     except OSError:  # a file system without locks: work without one
-        pass
+        _without.add(path)
     if not _is_at(path, handle):  # its last holder has just removed it
         handle.close()
         return _taken(path, kind)

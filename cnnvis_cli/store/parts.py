@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError
+from cnnvis_cli.store.lock import may_be_shared
 from cnnvis_cli.store.publish import intact, publish, publishing_hdf5
 from cnnvis_cli.store.schema import storage
 
@@ -74,7 +75,12 @@ class Parts:
             publish(path, json.dumps(record, sort_keys=True, indent=1).encode())
 
     def clear(self) -> None:
-        """Remove all pieces, once what they add up to is published."""
+        """Remove all pieces, once what they add up to is published.
+
+        Where there are no locks they stay: another process may be about to read them.
+        """
+        if may_be_shared(self.folder):
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         for parent in self.folder.parents:
             try:
@@ -91,15 +97,14 @@ class Parts:
                 with suppress(OSError):
                     path.replace(path.with_suffix(".damaged"))
                 raise KeyError(name)
-            file = h5py.File(path, "r")
+            with h5py.File(path, "r") as file:
+                if file.attrs["plan"] != self.plan:
+                    raise KeyError(name)
+                yield file
         except FileNotFoundError:
             raise KeyError(name) from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
-        with file:
-            if file.attrs["plan"] != self.plan:
-                raise KeyError(name)
-            yield file
 
     def _path(self, name: Name) -> Path:
         return self.folder / f"{name if isinstance(name, str) else f'{name:06d}'}.h5"

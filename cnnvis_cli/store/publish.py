@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,6 +48,17 @@ def publish(path: Path, content: bytes) -> None:
     """Write a small file, whole or not at all; raises `StorageError`."""
     with publishing(path) as file:
         file.write(content)
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # as above
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what killed writers have left in a folder and below it; for who is alone there."""
+    for place, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            with suppress(OSError):
+                Path(place, name).unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnvis_cli.errors import StorageError, UsageError
-from cnnvis_cli.store.lock import alone
-from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.lock import alone, is_alone
+from cnnvis_cli.store.publish import publish, remove_remains
 
 Record = dict[str, Any]
 
@@ -94,7 +94,7 @@ class Run:
         return _read(self.notes)
 
     def claim(self, identity: Record, weights: str | None) -> None:
-        """Make this directory the run of a network, or check that it is.
+        """Make this directory the run of a network, or check that it is; tidy it up.
 
         `weights` is where they came from, for commands that name no network later on.
 
@@ -108,6 +108,7 @@ class Run:
                     f"{self.path} belongs to another plan: {differences(same, identity)}; "
                     "choose another --run"
                 )
+            self._tidy()
             return
         own = (self.styles.name, "shards")  # a person may put the first there beforehand
         if any(not e.name.startswith(".") and e.name not in own for e in self.path.iterdir()):
@@ -118,7 +119,13 @@ class Run:
                 f"{self.path} holds files that cnnvis did not write; choose another --run"
             )
         first = {"format": "cnnvis/run", "version": 1, **identity, "weights": weights}
+        self._tidy()
         _write(self.manifest, first)
+
+    def _tidy(self) -> None:
+        """Remove what killed processes have left half written, unless a live one may be writing."""
+        if self.shard is None and is_alone(self.path):
+            remove_remains(self.path)
 
     def note(self, section: str, record: Record) -> None:
         """Add to run.json what a stage did; nothing is written where it says the same already."""

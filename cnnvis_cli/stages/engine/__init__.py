@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cnnvis_cli.stages.engine.cluster import Cluster, reach, share_out_on
-from cnnvis_cli.stages.engine.crew import ATTEMPTS, PATIENCE, share_out
+from cnnvis_cli.stages.engine.crew import ATTEMPTS, PATIENCE, for_gradients, share_out
 from cnnvis_cli.stages.engine.devices import (
     arithmetic,
     captured,
@@ -44,6 +44,7 @@ __all__ = [
     "choose_device",
     "choose_devices",
     "cores",
+    "for_gradients",
     "in_order",
     "in_threads",
     "keep_memory",

@@ -61,6 +61,23 @@ def set_aside(pieces: dict[int, str], called: Callable[[int], str]) -> SetAside:
     )
 
 
+def for_gradients(lanes: Sequence[Lane]) -> list[Lane]:
+    """The lanes for work that differentiates: torch cannot in a fork of a process that has."""
+    if len(lanes) < 2 or lanes[0].device.type != "cpu" or _forks_can_differentiate():
+        return list(lanes)
+    return [lane._replace(fresh=True) for lane in lanes]
+
+
+def _forks_can_differentiate() -> bool:
+    child = os.fork()
+    if not child:
+        with suppress(RuntimeError):
+            torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
 class _Process(Protocol):
     """What a crew must know of a process."""
 
@@ -163,7 +180,7 @@ class _Crew:
         # A forked child may compute on one thread only (OpenMP's threads do not come along), and
         # never on a GPU that its parent has used.
         ours, theirs = Pipe()
-        if lane.device.type == "cpu" and lane.threads == 1:
+        if lane.device.type == "cpu" and lane.threads == 1 and not lane.fresh:
             # It also holds our ends of all pipes so far; open there, none would ever break.
             inherited = [*(hand.pipe for hand in self.hands), ours]
             process: _Process = _Forked(self.task, lane, theirs, inherited)

@@ -45,6 +45,7 @@ class Lane(NamedTuple):
     device: torch.device
     threads: int
     decoders: int
+    fresh: bool = False  # has to be an interpreter of its own, not a fork
 
 
 def lanes(devices: Sequence[torch.device], workers: int | None, need: int) -> list[Lane]:

@@ -1,0 +1,58 @@
+"""What a shell offers for a value when Tab is pressed; quick, so nothing heavy is imported.
+
+Commands, options and choices are completed by click itself, once the shell has been told to::
+
+    eval "$(_CNNVIS_COMPLETE=bash_source cnnvis)"    # or zsh_source; fish_source for fish
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+OWN = ("caffenet", "demo", "zfnet")  # models, beside torchvision's
+KINDS = ("history", "layers", "optimized", "styles", "top", "toolbox", "unit")  # of montage
+Items = list[CompletionItem]
+
+
+def models(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
+    """Names of models that begin so."""
+    return _beginning(begun, (*OWN, *_builders()))
+
+
+def kinds(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
+    """Kinds of figures that begin so."""
+    return _beginning(begun, KINDS)
+
+
+def files(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
+    """The shell's own choice of files and folders."""
+    return [CompletionItem(begun, type="file")]
+
+
+def folders(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
+    """The shell's own choice of folders."""
+    return [CompletionItem(begun, type="dir")]
+
+
+def _beginning(begun: str, names: tuple[str, ...]) -> Items:
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(begun)]
+
+
+_BUILDER = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", re.MULTILINE)
+
+
+def _builders() -> list[str]:
+    """torchvision's classification builders, read off its source: importing it takes seconds."""
+    found: list[str] = []
+    with suppress(ImportError, OSError):
+        spec = find_spec("torchvision")
+        folders = spec.submodule_search_locations or [] if spec else []
+        for path in (path for folder in folders for path in Path(folder, "models").glob("*.py")):
+            found += _BUILDER.findall(path.read_text(encoding="utf-8"))
+    return found

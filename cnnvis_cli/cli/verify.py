@@ -1,0 +1,46 @@
+"""`cnnvis verify`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import planned, verifying
+from cnnvis_cli.errors import CnnvisError
+
+
+@click.command("verify")
+@click.argument("run")
+@click.option("--dataset", help="Where the images are now, if they have moved.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Places, optimized images and files of the dataset to look at again.",
+)
+@click.option("--all", "everything", is_flag=True, help="Read every image of the dataset.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@verifying
+def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
+    """Check that a run is whole, and that its numbers come out again.
+
+    Every sealed file and every picture is read to its last bit; the dataset's list is compared
+    with the one that was looked at; a sample of stored places, optimized images and projections is
+    computed anew. Nothing is changed. Whatever is wrong is named, and makes the exit code 1.
+
+    Example: cnnvis verify outputs/demo
+    """
+    plan, report = planned({**flags, "config": None})
+    from cnnvis_cli.stages.verify import verify
+
+    found = verify(plan, report, sample, everything)
+    if as_json:
+        report.result(json.dumps(found.record(), indent=1))
+    else:
+        for line in found.lines():
+            report.result(line)
+    if found.wrong:
+        raise CnnvisError(f"{plan.folder}: {len(found.wrong)} of its checks failed, as listed")

@@ -1,0 +1,86 @@
+"""docs/notebook.ipynb runs from its first cell to its last, and shows pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cnnvis_cli
+
+NOTEBOOK = Path(cnnvis_cli.__file__).parents[1] / "docs" / "notebook.ipynb"
+MINUTES = 5  # a machine that other work keeps busy; alone it takes less than one
+
+pytestmark = [
+    pytest.mark.skipif(not NOTEBOOK.is_file(), reason="this is no checkout"),
+    # Jupyter's own words about itself: where its files lie, and event loops of other systems.
+    pytest.mark.filterwarnings("ignore:Jupyter is migrating its paths:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:There is no current event loop:DeprecationWarning"),
+]
+
+
+def cells() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return found
+
+
+def test_it_is_kept_without_outputs() -> None:
+    code = [cell for cell in cells() if cell["cell_type"] == "code"]
+    assert len(code) > 5
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+
+
+@pytest.fixture
+def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The cells after they have run, in an empty folder and in a kernel of their own."""
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    for name in ("CONFIG", "DATA", "RUNTIME"):  # nothing of a person's own Jupyter
+        monkeypatch.setenv(f"JUPYTER_{name}_DIR", str(tmp_path / name.lower()))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    work = tmp_path / "work"
+    work.mkdir()
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=60 * MINUTES, resources={"metadata": {"path": str(work)}}
+    )
+    client.execute()
+    found: list[dict[str, Any]] = notebook.cells
+    return found
+
+
+def outputs(executed: list[dict[str, Any]]) -> Iterator[Any]:
+    for cell in executed:
+        yield from cell.get("outputs", [])
+
+
+def test_it_runs_and_shows_pictures(executed: list[dict[str, Any]]) -> None:
+    told = list(outputs(executed))
+    assert not [each for each in told if each["output_type"] == "error"]
+    assert not [each for each in told if each.get("name") == "stderr"]
+    pictures = [each["data"]["image/png"] for each in told if "image/png" in each.get("data", {})]
+    assert len(pictures) == 5  # two units, a preferred image, a patch, a sheet
+    for picture in pictures:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
+        assert min(pixels.shape[:2]) > 100
+        assert pixels.std() > 5
+    tables = [each["data"]["text/html"] for each in told if "text/html" in each.get("data", {})]
+    assert [table.count("<tr>") for table in tables] == [9, 2]
+
+
+def test_it_says_what_its_text_promises(executed: list[dict[str, Any]]) -> None:
+    """The preferred image outdoes all photographs, and three more units are there in the end."""
+    text = "".join(each["text"] for each in outputs(executed) if each["output_type"] == "stream")
+    line = next(line for line in text.splitlines() if line.startswith("preferred:"))
+    preferred, strongest = (float(part.split(":")[1]) for part in line.split("  ", 1))
+    assert preferred > strongest
+    styles = next(line for line in text.splitlines() if line.startswith("{'3': "))
+    assert styles.count(",") == 5  # six units
