@@ -172,9 +172,10 @@ class Run:
         ``k=9``, ``decode="fast"``, ... Raises `UsageError` where the run has a topk.h5 of other
         settings, `TooManyUnreadable` after finishing, where too many images could not be used.
         """
-        if dataset is not None:
-            self._settings["dataset"] = os.fspath(dataset)
-        self._do("topk", {"layer": tuple(layers), **settings}, quiet)
+        where = {} if dataset is None else {"dataset": os.fspath(dataset)}
+        self._do("topk", {"layer": tuple(layers), **where, **settings}, quiet)
+        if where and self._settings.pop("dataset", None):  # the run now says where they are
+            self._reading = Reading(look(_plan(self._settings)))
         return self
 
     def optimize(

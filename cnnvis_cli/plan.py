@@ -15,7 +15,7 @@ from cnnvis_cli.nouns import Interpolation
 from cnnvis_cli.registry import unknown
 
 STAGES = ("topk", "search", "optimize", "project", "montage", "gallery")
-USUAL = ("topk", "optimize", "project", "montage")
+USUAL = ("topk", "optimize", "project", "montage", "gallery")
 Sort = Literal["max", "selectivity", "active"]
 Tone = Literal["tile", "unit", "sheet", "true"]
 Precision = Literal["float32", "tf32", "bf16"]

@@ -80,6 +80,8 @@ class Batches(Dataset[Batch]):
             prefetch_factor=2 if self.workers else None,
             collate_fn=_as_it_is,
             worker_init_fn=_begin,
+            # Whatever has started this process: they need what it has, and no device.
+            multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.pin and torch.cuda.is_available(),
         )
         with _deaths_found_when_asking():

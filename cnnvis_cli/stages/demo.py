@@ -8,6 +8,7 @@ from dataclasses import replace
 from cnnvis_cli.plan import FigurePlan, MontagePlan, OptimizePlan, Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.filters import filters
+from cnnvis_cli.stages.gallery import gallery
 from cnnvis_cli.stages.montage import montage
 from cnnvis_cli.stages.pipeline import run_all
 from cnnvis_cli.stages.session import Session, open_session
@@ -28,9 +29,11 @@ def demo(plan: Plan, report: Report) -> None:
         montage(_drawing(session, "top", scale=1))
         montage(_drawing(session, "layers", scale=1))
         filters(session)
+        gallery(session)
     minutes, seconds = divmod(int(time.monotonic() - start), 60)
     report.result(
-        f"\nDone in {minutes} min {seconds} s. Open these pictures:\n"
+        f"\nDone in {minutes} min {seconds} s. Open this page in a browser, and these pictures:\n"
+        f"  {folder}/gallery/index.html             every unit of every layer\n"
         f"  {folder}/figures/optimized/conv5.png   what each unit of conv5 prefers\n"
         f"  {folder}/figures/optimized/fc8.png     what each class looks like to the network\n"
         f"  {folder}/figures/top/conv5.png         projections beside the strongest image patches\n"

@@ -61,8 +61,7 @@ def optimize(session: Session) -> None:
             lost = _climb_layers(session, ready)
         if session.plan.shard is not None:
             session.report.result(_told_of_shard(session, ready))
-            return
-    for each in climbs:
+    for each in climbs if session.plan.shard is None else ():
         if each.file.styles().get(each.group):
             session.report.result(each.summary())
     if lost is not None:

@@ -46,6 +46,7 @@ def run_all(session: Session) -> None:
     can do alone.
     """
     check(session)
+    session.run.note("stages", {"asked": list(session.plan.stages)})
     late: list[TooManyUnreadable | SetAside] = []
     for name in session.plan.stages:
         session.report.detail(f"stage {name}")

@@ -47,6 +47,7 @@ class Status:
     device: str | None
     rows: tuple[Row, ...]
     figures: int
+    not_begun: tuple[str, ...]  # stages that cnnvis run is to do
     damaged: int  # parts that were set aside
     at_work: tuple[str, ...]  # who holds the directory
     told: tuple[Record, ...]  # the last word of each that works there, or was killed
@@ -65,6 +66,8 @@ class Status:
             lines.append("  the last {command} ended at {at}: {message}".format(**self.failed))
         lines += _columns(self.rows)
         lines.append(f"  figures: {self.figures} files")
+        if self.not_begun:
+            lines.append(f"  not begun: {', '.join(self.not_begun)}")
         if self.damaged:
             lines.append(f"  damaged parts, set aside and to be made again: {self.damaged}")
         return "\n".join(lines)
@@ -88,11 +91,21 @@ def status(folder: Path) -> Status:
         device=next((n[s]["device"] for n in notes for s in STAGES if s in n), None),
         rows=tuple(_rows(run, asked, notes)),
         figures=sum(path.is_file() for path in (folder / "figures").rglob("*.*")),
+        not_begun=tuple(_not_begun(run, asked, notes)),
         damaged=sum(1 for _ in (folder / "parts").rglob("*.damaged")),
         at_work=tuple(filter(None, map(holder, sorted(folder.glob(f"{NAME}*"))))),
         told=tuple(_told_by(folder)),
         failed=_json(folder / FAILURE),
     )
+
+
+def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
+    """The stages of a plan of which there is no sign yet."""
+    stages = dict.fromkeys(stage for n in notes for stage in n.get("stages", {}).get("asked", []))
+    signs = {"montage": run.path / "figures", "gallery": run.path / "gallery" / "index.html"}
+    for stage in stages:
+        if not asked.get(stage) and not (stage in signs and signs[stage].exists()):
+            yield stage
 
 
 def _shards(run: Run) -> list[Record]:

@@ -26,7 +26,7 @@ from cnnvis_cli.stages.engine.devices import is_lost, keep_memory, memory_explai
 from cnnvis_cli.stages.engine.lanes import Finished, Lane, Tell, Work
 
 ATTEMPTS = 3  # a piece of work that ends its process so often is set aside
-PATIENCE = 10  # seconds that a process has to end when it is told to
+PATIENCE = 8  # seconds that a process has to end when it is told to
 IDLE = 60  # seconds after which a fresh process without work ends, as its parent may have
 LOST = 70  # exit code of a process whose device is of no more use
 End = connection.Connection
