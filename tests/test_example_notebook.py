@@ -37,22 +37,19 @@ def test_it_is_kept_without_outputs() -> None:
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
 
 
-@pytest.fixture
-def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The cells after they have run, in an empty folder and in a kernel of their own."""
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
-    for name in ("CONFIG", "DATA", "RUNTIME"):  # nothing of a person's own Jupyter
-        monkeypatch.setenv(f"JUPYTER_{name}_DIR", str(tmp_path / name.lower()))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    work = tmp_path / "work"
-    work.mkdir()
+    work, own = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("jupyter")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook, timeout=60 * MINUTES, resources={"metadata": {"path": str(work)}}
-    )
-    client.execute()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+            patch.setenv(name, str(own / name))  # nothing of a person's own
+        where = {"metadata": {"path": str(work)}}
+        nbclient.NotebookClient(notebook, timeout=60 * MINUTES, resources=where).execute()
     found: list[dict[str, Any]] = notebook.cells
     return found
 

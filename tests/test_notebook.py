@@ -277,6 +277,8 @@ def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
     with pytest.raises(CnnvisError, match="cannot be read"):
         lost["conv4"][5].patches()
     assert lost["conv4"][5]._repr_png_() != run["conv4"][5]._repr_png_()
+    lost.topk(run.dataset, layers=("conv4", "fc8"), k=4)  # done, but now it says where they are
+    assert lost["conv4"][5].patches() == run["conv4"][5].patches()
     moved = tmp_path / "moved"
     moved.symlink_to(run.dataset)
     found = open_run(run.path, dataset=str(moved))

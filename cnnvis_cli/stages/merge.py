@@ -16,7 +16,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.blocks import Blocks
-from cnnvis_cli.stages.finish import COLUMNS, MANIFEST, finish, is_done, tell
+from cnnvis_cli.stages.finish import COLUMNS, MANIFEST, finish, is_done, parts_of, tell
 from cnnvis_cli.stages.project import by_channel
 from cnnvis_cli.stages.session import header_of, outline, outlined
 from cnnvis_cli.store.files import Optimized, OptimizedFile, Projected, ProjectedFile, TopKFile
@@ -44,7 +44,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
         joining = _Joining(sources, target, network, report)
         done = [joining.optimized(), joining.projected(), joining.searched()]
         shards = [shard for source in sources for shard in _shards(source)]
-        if not shards and not any(done):
+        if not shards and not any(done) and not joining.joined:
             where = ", ".join(str(path) for path in runs)
             raise UsageError(f"{where}: holds no shard; make one with --shard i/n")
         if shards:
@@ -94,7 +94,7 @@ class _Joining:
         for alias, groups in self.report.each(found.items()):
             target = OptimizedFile(self.target.optimized(alias))
             for group, pieces in groups.items():
-                _agree(target.path, group, pieces)
+                _agree(target.path, group, target.styles().get(group), pieces)
             added = {group: Optimized.joined(pieces) for group, pieces in groups.items()}
             target.publish(self._header(alias), added)
             for group in groups:
@@ -123,7 +123,7 @@ class _Joining:
         for alias, methods in self.report.each(found.items()):
             target = ProjectedFile(self.target.projected(alias))
             for method, pieces in methods.items():
-                _agree(target.path, method, pieces)
+                _agree(target.path, method, target.methods().get(method), pieces)
             added = {method: Projected.joined(pieces) for method, pieces in methods.items()}
             target.publish(self._header(alias), added)
             for method in methods:
@@ -148,6 +148,17 @@ class _Joining:
         return bool(names)
 
     @property
+    def joined(self) -> bool:
+        """Whether an earlier merge into one of the sources has left nothing to join."""
+        made = ("topk.h5", "optimized/*.h5", "projected/*.h5")
+        return self._among and any(any(self.target.path.glob(name)) for name in made)
+
+    @property
+    def _among(self) -> bool:
+        """Whether the target is one of the sources."""
+        return len(self._others) < len(self.sources)
+
+    @property
     def _others(self) -> list[Run]:
         there = self.target.path.resolve()
         return [source for source in self.sources if source.path.resolve() != there]
@@ -162,7 +173,7 @@ class _Joining:
 
     def _tidy(self, kind: str) -> bool:
         """Remove from the target's own parts what has been published."""
-        if self.target.path.resolve() not in [source.path.resolve() for source in self.sources]:
+        if not self._among:
             return False
         folders = [
             path
@@ -187,12 +198,15 @@ def _optimized(record: Record, blocks: Blocks) -> Optimized | None:
     return Optimized(record, units, shape, first["history"].shape[2], blocks)
 
 
-def _agree(path: Path, group: str, pieces: Sequence[Optimized | Projected]) -> None:
-    """Raise `UsageError` for pieces that were made otherwise than each other."""
-    for piece in pieces[1:]:
-        if piece.record != pieces[0].record:
+def _agree(
+    path: Path, group: str, held: Record | None, pieces: Sequence[Optimized | Projected]
+) -> None:
+    """Raise `UsageError` for pieces made otherwise than each other, or than what is `held`."""
+    first = held or pieces[0].record
+    for piece in pieces:
+        if piece.record != first:
             raise UsageError(
-                f"{path}: {group} of different plans: {differences(pieces[0].record, piece.record)}"
+                f"{path}: {group} of different plans: {differences(first, piece.record)}"
             )
 
 
@@ -221,6 +235,7 @@ def _join_topk(
         sources = [shard.parts for shard in shards]
         finish(target, first.plan, manifest, network.choose(first.plan["layers"]), sources, report)
     target.note("dataset", {"path": str(manifest.root), "digest": manifest.digest})
+    parts_of(target, first.plan).clear()  # of shards that shared this directory
     tell(file, target, plan.topk.max_unreadable, report)
 
 

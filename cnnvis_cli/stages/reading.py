@@ -32,7 +32,7 @@ from cnnvis_cli.stages.gallery_panes import (
 from cnnvis_cli.stages.images import image_reader
 from cnnvis_cli.stages.kinds import KINDS
 from cnnvis_cli.stages.selection import Held
-from cnnvis_cli.stages.session import Session, _bare_network, planned_for
+from cnnvis_cli.stages.session import Session, bare_network, planned_for
 from cnnvis_cli.stages.sources import (
     OptimizedImages,
     TopImages,
@@ -87,7 +87,7 @@ def look(plan: Plan) -> Session:
     if not run.read():
         raise UsageError(f"{run.path} holds no run; begin one with cnnvis_cli.begin(model=...)")
     plan = planned_for(plan)
-    return Session(plan, _bare_network(plan, run), run, Report(quiet=True))
+    return Session(plan, bare_network(plan, run), run, Report(quiet=True))
 
 
 @dataclass(frozen=True)

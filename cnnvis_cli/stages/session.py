@@ -143,7 +143,7 @@ def open_session(
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
     with report.stoppable(), memory_explained(plan.device):
         bare = not weights and not plan_weights
-        network = _bare_network(plan, run) if bare else load_network(plan)
+        network = bare_network(plan, run) if bare else load_network(plan)
         report.breathe()
         with run.lock(plan.shard):
             session = Session(plan, network, run, report)
@@ -187,7 +187,7 @@ def _loaded_once(plan: Plan) -> Network:
     return _loaded[0][1]
 
 
-def _bare_network(plan: Plan, run: Run) -> Network:
+def bare_network(plan: Plan, run: Run) -> Network:
     """The network that the run directory is of, without its module: to be named, not to be run."""
     record = run.read()
     known, digest = record.get("network"), str(record["weights_sha256"])

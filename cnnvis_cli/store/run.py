@@ -94,7 +94,7 @@ class Run:
         return _read(self.notes)
 
     def claim(self, identity: Record, weights: str | None) -> None:
-        """Make this directory the run of a network, or check that it is; tidy it up.
+        """Make this directory the run of a network, or check that it is.
 
         `weights` is where they came from, for commands that name no network later on.
 
@@ -108,7 +108,6 @@ class Run:
                     f"{self.path} belongs to another plan: {differences(same, identity)}; "
                     "choose another --run"
                 )
-            self._tidy()
             return
         own = (self.styles.name, "shards")  # a person may put the first there beforehand
         if any(not e.name.startswith(".") and e.name not in own for e in self.path.iterdir()):
@@ -119,13 +118,7 @@ class Run:
                 f"{self.path} holds files that cnnvis did not write; choose another --run"
             )
         first = {"format": "cnnvis/run", "version": 1, **identity, "weights": weights}
-        self._tidy()
         _write(self.manifest, first)
-
-    def _tidy(self) -> None:
-        """Remove what killed processes have left half written, unless a live one may be writing."""
-        if self.shard is None and is_alone(self.path):
-            remove_remains(self.path)
 
     def note(self, section: str, record: Record) -> None:
         """Add to run.json what a stage did; nothing is written where it says the same already."""
@@ -135,18 +128,23 @@ class Run:
 
     @contextmanager
     def lock(self, shard: str | None = None) -> Iterator[None]:
-        """Work alone in the directory; see `store.lock`."""
+        """Work alone in the directory; see `store.lock`.
+
+        What processes that were killed have left half written is removed in the end.
+        """
         with alone(self.path, shard):
-            yield
+            try:
+                yield
+            finally:
+                if shard is None and is_alone(self.path) and self.manifest.exists():
+                    remove_remains(self.path)
 
 
-SECTIONS = {  # of run.json, and what they are
-    "model": str,
-    "weights_sha256": str,
-    "preprocessing": dict,
-    "network": dict,
-    "dataset": dict,
-    "asked": dict,
+_NAMED = ("preprocessing", "network", "dataset", "stages", "asked")
+_TIMED = ("topk", "search", "optimize", "project", "saliency", "occlude")
+SECTIONS: dict[str, type] = {  # what run.json may say, and what it then is
+    **dict.fromkeys(("model", "weights_sha256"), str),
+    **dict.fromkeys((*_NAMED, *_TIMED), dict),
 }
 
 

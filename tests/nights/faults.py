@@ -16,9 +16,16 @@ import os
 import signal
 from collections.abc import Callable
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import h5py
+
+
+def _behind(descriptor: int) -> str:
+    """The path of what is open."""
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
 
 _write, _open, _open_file = os.write, os.open, io.open
 _opened_hdf5, _read_hdf5 = h5py.File.__init__, h5py.Dataset.__getitem__
@@ -31,19 +38,16 @@ class Steps:
     """
 
     def __init__(self, folder: str, at: int, how: str, log: str) -> None:
-        self._folder, self._at, self._how = os.path.realpath(folder), at, how
+        self._folder, self._at, self._how = str(Path(folder).resolve()), at, how
         self._log = _open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._count = get_context("fork").Value("q")
 
     def here(self, path: Any, folder: int | None = None) -> str | None:
         """The path, if it is in the folder; also of a descriptor, or relative to one."""
-        if isinstance(path, int):
-            found = os.readlink(f"/proc/self/fd/{path}")
-        else:
-            found = os.fspath(path)
-            found = os.fsdecode(found) if isinstance(found, bytes) else found
-            found = found if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{found}"
-        found = os.path.abspath(found)
+        found = _behind(path) if isinstance(path, int) else os.fsdecode(path)
+        if folder is not None:
+            found = f"{_behind(folder)}/{found}"
+        found = str(Path.cwd() / found)  # as it is written: a link of that name is not followed
         return found if f"{found}/".startswith(f"{self._folder}/") else None
 
     def step(self, kind: str, path: str) -> None:

@@ -21,6 +21,7 @@ Results = Callable[[Path], dict[str, str]]
 pytestmark = pytest.mark.usefixtures("plans")
 STAGES = ("topk", "optimize", "project", "montage", "gallery")
 PLENTY = 1 << 16  # pages
+LONG = pytest.mark.long
 
 
 def command(*words: str) -> str:
@@ -108,9 +109,7 @@ def is_said(told: Ended) -> bool:
     return len(told.err.splitlines()) == 1 and "No space left on device" in told.err
 
 
-def test_a_full_disk_for_the_log_is_no_matter(
-    disk: Path, zygote: Zygote, results: Results
-) -> None:
+def test_a_full_disk_for_the_log_is_no_matter(disk: Path, zygote: Zygote, results: Results) -> None:
     zygote.done("run exact.toml --workers 0 --run straight")
     log = disk / "log.txt"
     log.touch()
@@ -123,14 +122,22 @@ def test_a_full_disk_for_the_log_is_no_matter(
     assert results(Path("run")) == results(Path("straight"))
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "| true", ">/dev/full"])
-@pytest.mark.parametrize("line", ["run exact.toml --workers 0", "run exact.toml --workers 2"])
-def test_nobody_listens(closed: str, line: str, zygote: Zygote, results: Results) -> None:
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "<&- >&- 2>&-",
+        "2>&1 | true",
+        *(pytest.param(each, marks=LONG) for each in (">&-", "2>&-", ">/dev/full 2>&1")),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=LONG)])
+def test_nobody_listens(closed: str, workers: int, zygote: Zygote, results: Results) -> None:
     """A fresh process, since a shell closes what it inherits."""
     zygote.done("run exact.toml --workers 0 --run straight")
-    command_line = f"{sys.executable} -m cnnvis_cli {line} --run run -v {closed}"
+    line = f"run exact.toml --workers {workers} --run run -v"
+    command_line = f"{sys.executable} -m cnnvis_cli {line} {closed}"
     status = f"set -o pipefail; {command_line}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
         ["bash", "-c", status], env=environment, capture_output=True, text=True, check=False
     )

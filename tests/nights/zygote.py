@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -66,7 +67,9 @@ def prepare() -> None:
         import_module(name)
     Image.init()
     load_loops()
-    assert len(os.listdir("/proc/self/task")) == 1, "a thread would not come along into children"
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, (
+        "a thread would not come along into children"
+    )
 
 
 def tell(message: dict[str, Any]) -> None:
