@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cnnvis_cli.errors import Stopped, UsageError
+
+if TYPE_CHECKING:
+    from logging.handlers import RotatingFileHandler
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -52,13 +53,6 @@ BEAT = 10  # seconds from one word for `cnnvis status` to the next
 LOG_SIZE, LOGS = 1 << 20, 5  # bytes of a log file, and how many older ones are kept
 
 
-class _Log(RotatingFileHandler):
-    """A log file that is renamed when it has grown; a full disk there never ends the work."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - as logging calls it
-        pass
-
-
 class Report:
     """Progress on stderr, results on stdout, and the wish to stop from outside.
 
@@ -69,7 +63,7 @@ class Report:
         self.quiet, self.verbose = quiet, verbose
         self.said: list[str] = []  # the results
         self.beat: Callable[[str, float | None], None] | None = None  # a line, seconds left
-        self._log: _Log | None = None
+        self._log: RotatingFileHandler | None = None
         self._beaten = time.monotonic()
         self._signal: int | None = None
         self._spoken = 0.0
@@ -160,8 +154,11 @@ class Report:
 
     def log_to(self, path: Path) -> None:
         """Also write every line to a file; raises `UsageError` where that cannot be."""
+        from logging.handlers import RotatingFileHandler  # here: few commands need it
+
         try:
-            self._log = _Log(path, maxBytes=LOG_SIZE, backupCount=LOGS, encoding="utf-8")
+            self._log = RotatingFileHandler(path, "a", LOG_SIZE, LOGS, encoding="utf-8")
+            self._log.handleError = lambda record: None  # type: ignore[method-assign]
             self._log.close()
         except OSError as error:
             raise UsageError(f"--log {path}: cannot be written ({error.strerror})") from None
@@ -169,7 +166,9 @@ class Report:
     def _write_log(self, text: str) -> None:
         if self._log is not None:
             line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
-            with suppress(OSError):
+            import logging
+
+            with suppress(OSError):  # a full disk there never ends the work
                 self._log.handle(logging.makeLogRecord({"msg": line}))
                 self._log.close()  # it opens itself again
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -50,6 +51,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run a command; every failure is one line on stderr and the documented exit code."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed; else the next file that is opened would be it
+            setattr(sys, name, open(os.devnull, "r+" if number else "r"))  # noqa: PTH123, SIM115
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     sys.exit(_code())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import file_digest
-from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.errors import CnnvisError, StorageError
 from cnnvis_cli.figure.tone import Floats, largest, toned
 from cnnvis_cli.nouns import Box, Layer, Size
 from cnnvis_cli.stages.images import image_reader
@@ -149,6 +149,8 @@ class Photographs:
             return None
         try:
             return self._read(index)
+        except StorageError:
+            raise
         except CnnvisError:
             self.lost.add(index)
             return None

@@ -62,6 +62,8 @@ def optimize(session: Session) -> None:
         if session.plan.shard is not None:
             session.report.result(_told_of_shard(session, ready))
     for each in climbs if session.plan.shard is None else ():
+        if not each.pending:
+            each.clear()
         if each.file.styles().get(each.group):
             session.report.result(each.summary())
     if lost is not None:
@@ -257,6 +259,11 @@ class Climbs:
         plan = digest(self.described)
         folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{plan}")
         return Parts(folder, plan)
+
+    def clear(self) -> None:
+        """Remove what a process that was killed has left of pieces that are published."""
+        replace(self, style=self.settled or self.style).parts.clear()
+        _kept_steps(self).clear()
 
     @property
     def described(self) -> Record:

@@ -75,6 +75,7 @@ def project(session: Session) -> None:
         return
     for projections in asked:
         group, file = projections.group, projections.file
+        projections.parts.clear()  # what may be left of a killed process's
         session.report.result(f"{file.path}: {group}, {int(file.done(group).sum())} units")
 
 

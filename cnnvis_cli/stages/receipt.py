@@ -70,7 +70,7 @@ def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
 
     def beat(line: str, left: float | None) -> None:
         until = None if left is None else time.time() + left
-        _note(progress, {"line": f"{command}: {line}", "at": _now(), "until": until})
+        _note(progress, {"line": line, "at": _now(), "until": until})
 
     report.beat = beat
     try:
@@ -126,13 +126,13 @@ class Receipt:
 
     def found(self) -> dict[str, Any] | None:
         """What was said, if everything is as it was then."""
-        try:
+        damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+        with suppress(*damaged):
             record: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
             stamps = {**record["inputs"], **record["outputs"]}
             same = all(_stamp(self._run / path) == stamp for path, stamp in stamps.items())
-            return record if same and isinstance(record["said"], list) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+            return record if same and _can_be_said(record) else None
+        return None
 
     def inputs(self) -> Stamps:
         """What goes in, looked at before the work begins."""
@@ -149,6 +149,11 @@ class Receipt:
     @property
     def _run(self) -> Path:
         return self.path.parent.parent
+
+
+def _can_be_said(record: dict[str, Any]) -> bool:
+    words = [*record["said"], record["unreadable"] or ""]
+    return type(record["said"]) is list and all(isinstance(word, str) for word in words)
 
 
 def _stamp(path: Path) -> list[int] | None:
@@ -188,7 +193,7 @@ def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[in
 def _known(plan: Plan) -> dict[str, Any]:
     try:
         record = json.loads((plan.folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.stages.receipt import FAILURE, PROGRESS
@@ -80,28 +81,47 @@ def status(folder: Path) -> Status:
     if not known:
         raise UsageError(f"{folder}: holds no run; begin one with cnnvis topk or optimize")
     notes = [known, *_shards(run)]
-    asked: Record = {stage: {} for stage in STAGES}
-    for note in notes:
-        for stage, jobs in note.get("asked", {}).items():
-            asked[stage] = {**asked.get(stage, {}), **jobs}
+    asked = _asked(notes)
     return Status(
         run=str(folder),
         model=str(known["model"]),
         weights_sha256=str(known["weights_sha256"]),
-        device=next((n[s]["device"] for n in notes for s in STAGES if s in n), None),
+        device=next(filter(None, (_of(n, s).get("device") for n in notes for s in STAGES)), None),
         rows=tuple(_rows(run, asked, notes)),
         figures=sum(path.is_file() for path in (folder / "figures").rglob("*.*")),
         not_begun=tuple(_not_begun(run, asked, notes)),
         damaged=sum(1 for _ in (folder / "parts").rglob("*.damaged")),
         at_work=tuple(filter(None, map(holder, sorted(folder.glob(f"{NAME}*"))))),
         told=tuple(_told_by(folder)),
-        failed=_json(folder / FAILURE),
+        failed=_note(folder / FAILURE, ("command", "at", "message")),
     )
+
+
+def _of(note: Record, section: str) -> Record:
+    found = note.get(section)
+    return found if isinstance(found, dict) else {}
+
+
+def _asked(notes: Iterable[Record]) -> Record:
+    """What the stages are to do, by stage and by what it is of."""
+    asked: Record = {stage: {} for stage in STAGES}
+    for note in notes:
+        for stage in STAGES:
+            jobs = _of(_of(note, "asked"), stage).items()
+            asked[stage] |= {what: job for what, job in jobs if _is_job(stage, job)}
+    return asked
+
+
+def _is_job(stage: str, job: Any) -> bool:
+    own = {"size": int} if stage == "topk" else {"unit": str, "layer": str, "group": str}
+    kinds = {"total": int, "parts": str, **own}
+    return isinstance(job, dict) and all(type(job.get(n)) is kind for n, kind in kinds.items())
 
 
 def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
     """The stages of a plan of which there is no sign yet."""
-    stages = dict.fromkeys(stage for n in notes for stage in n.get("stages", {}).get("asked", []))
+    plans = (_of(note, "stages").get("asked") for note in notes)
+    stages = dict.fromkeys(str(s) for plan in plans if isinstance(plan, list) for s in plan)
     signs = {"montage": run.path / "figures", "gallery": run.path / "gallery" / "index.html"}
     for stage in stages:
         if not asked.get(stage) and not (stage in signs and signs[stage].exists()):
@@ -114,17 +134,21 @@ def _shards(run: Run) -> list[Record]:
 
 
 def _json(path: Path) -> Record | None:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else None
     return None
 
 
+def _note(path: Path, words: Iterable[str]) -> Record | None:
+    """What a process has noted; None unless it has these words."""
+    found = _json(path) or {}
+    return found if all(isinstance(found.get(word), str) for word in words) else None
+
+
 def _told_by(folder: Path) -> Iterator[Record]:
-    for path in sorted(folder.glob(f"{PROGRESS}*")):
-        found = _json(path)
-        if found is not None:
-            yield found
+    notes = (_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
+    yield from filter(None, notes)
 
 
 def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
@@ -138,7 +162,7 @@ def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
 
 
 def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
-    rate = next((n["topk"].get("images_a_second") for n in notes if "topk" in n), None)
+    rate = next(filter(None, (_of(n, "topk").get("images_a_second") for n in notes)), None)
     for what, job in asked.items():
         if run.topk.exists():
             images, skipped = TopKFile(run.topk).summary()
@@ -219,11 +243,13 @@ def _told(told: Record, at_work: bool) -> str:
     line = f"{told['line']} (at {told['at']})"
     if not at_work:
         return f"stopped without a word after: {line}"
-    until = told.get("until")
-    return line if until is None else f"{line}; about until {_clock(until)}"
+    with suppress(TypeError, ValueError, OverflowError, OSError):  # no time that there is
+        return f"{line}; about until {_clock(told['until'])}"
+    return line
 
 
 def _clock(moment: float) -> str:
+    moment = float(moment)
     today = time.strftime("%Y-%m-%d") == time.strftime("%Y-%m-%d", time.localtime(moment))
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
 

@@ -31,7 +31,7 @@ from cnnvis_cli.stages.project import TOLERANCE, Made, Projections, group_of
 from cnnvis_cli.stages.session import Session, load_network, planned_for
 from cnnvis_cli.store.files import OptimizedFile, ProjectedFile, TopKFile
 from cnnvis_cli.store.publish import intact
-from cnnvis_cli.store.run import Run
+from cnnvis_cli.store.run import Run, differences
 
 # Of an optimized image's value, relative to the largest of its layer: the image is kept in 11 bits.
 ROUNDED = 0.02
@@ -87,19 +87,33 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
             return findings
         plan = planned_for(plan)
         session = Session(plan, load_network(plan), run, report)
-        checks: list[tuple[str, Callable[[], None]]] = []
-        generator = np.random.default_rng(plan.seed)
-        if run.topk.exists():
-            checks += [
-                ("the dataset", lambda: _dataset(session, findings, sample, whole_dataset)),
-                ("places", lambda: _places(session, findings, generator, sample)),
-                ("projections", lambda: _projections(session, findings, generator)),
-            ]
-        checks.append(("images", lambda: _optimized(session, findings, generator, sample)))
+        checks = _checks(session, findings, sample, whole_dataset)
         for what, check in checks:
             with _told(findings, what):
                 check()
     return findings
+
+
+def _checks(
+    session: Session, findings: Findings, sample: int, whole_dataset: bool
+) -> list[tuple[str, Callable[[], None]]]:
+    """What is to be looked at beyond the files, by name: no values if the network is another."""
+    run, generator = session.run, np.random.default_rng(session.plan.seed)
+    known = {name: run.read().get(name) for name in session.identity}
+    apart = differences(known, session.identity)
+    findings.check("networks", not apart, f"{run.manifest}: is of another network: {apart}")
+    checks: list[tuple[str, Callable[[], None]]] = []
+    if run.topk.exists():
+        checks.append(("the dataset", lambda: _dataset(session, findings, sample, whole_dataset)))
+    if apart:
+        findings.untold.append("values, until the network is the run's own")
+        return checks
+    if run.topk.exists():
+        checks += [
+            ("places", lambda: _places(session, findings, generator, sample)),
+            ("projections", lambda: _projections(session, findings, generator)),
+        ]
+    return [*checks, ("images", lambda: _optimized(session, findings, generator, sample))]
 
 
 @contextmanager
@@ -110,8 +124,9 @@ def _told(findings: Findings, what: str) -> Iterator[None]:
     except StorageError:
         raise
     except CnnvisError as error:
-        findings.looked_at[what] += 1
-        findings.wrong.append(str(error))
+        findings.check(what, False, str(error))
+    except (IndexError, KeyError, ValueError) as error:  # of numbers that point nowhere
+        findings.check(what, False, f"{what}: cannot be computed again ({error})")
 
 
 def _files(run: Run, findings: Findings, report: Report) -> None:
@@ -195,7 +210,9 @@ def _places(
             x = session.network.centre(torch.from_numpy(read(int(places.image[at])).copy())[None])
             with torch.no_grad():
                 maps, _ = session.network.values(layer, Box.whole(session.network.size), x)
-            value = float(maps[0, channel, int(places.row[at]), int(places.column[at])])
+            row, column = int(places.row[at]), int(places.column[at])
+            inside = 0 <= row < maps.shape[2] and 0 <= column < maps.shape[3]
+            value = float(maps[0, channel, row, column]) if inside else float("nan")
             stored = float(places.activation[at])
             fine = abs(value - stored) <= TOLERANCE[top.precision] * scale
             name = f"{session.run.topk}: {Unit(layer.alias, channel)}, rank {rank}"

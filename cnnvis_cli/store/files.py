@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli import histogram
-from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.store.ours import check, kind_of
 from cnnvis_cli.store.publish import publishing_hdf5
@@ -57,7 +58,10 @@ def _record(text: Any) -> Record:
 
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open one of our files; raises `UsageError` for one that is not, `CnnvisError` for damage."""
+    """Open one of our files; raises `UsageError` for one that is not, `CnnvisError` for damage.
+
+    And `StorageError` where the disk fails.
+    """
     try:
         check(path, kind)
         with h5py.File(path, "r") as file:
@@ -65,6 +69,8 @@ def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
                 raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
             yield file
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOSPC):
+            raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
         raise CnnvisError(f"{path}: cannot be read ({error}); delete it and run again") from None
 
 
@@ -454,10 +460,13 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
         for name in OPTIMIZED_STYLE
     }
     small = {name: np.empty(c.shape, c.dtype) for name, c in columns.items() if name != "image"}
+    row = -1
     for row, (_, block, place) in enumerate(_in_order(map(_rows, pieces))):
         columns["image"][row] = block["image"][place]
         for name, values in small.items():
             values[row] = block[name][place]
+    if row + 1 != len(units):
+        raise CnnvisError(f"{group.file.filename}: a part has gone meanwhile; run again")
     for name, values in small.items():
         columns[name][...] = values
 

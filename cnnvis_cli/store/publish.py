@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ def publishing(path: Path) -> Iterator[BinaryIO]:
     If the block raises, nothing appears and what was under `path` stays. Raises `StorageError`
     where the disk is full or fails.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb+") as file:

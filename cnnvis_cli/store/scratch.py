@@ -21,6 +21,8 @@ def scratch(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     `StorageError` where there is too little.
     """
     size = math.prod(shape)
+    if not size:  # a file of nothing can be neither reserved nor mapped
+        return np.empty(shape, np.uint8)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:

@@ -59,7 +59,7 @@ def run(zygote: Zygote, plan: str, name: str, at: int, how: str) -> tuple[Ended,
 def faults(steps: int, short: bool) -> Iterator[tuple[int, str]]:
     """Which step fails, and how: a few of so many, or each in both ways and some beyond."""
     if short:
-        yield from ((1 + i * steps // 12, ("EIO", "ENOSPC")[i % 2]) for i in range(12))
+        yield from ((1 + i * steps // 10, ("EIO", "ENOSPC")[i % 2]) for i in range(10))
     else:
         yield from ((at, how) for at in range(1, steps + 100) for how in ("EIO", "ENOSPC"))
 

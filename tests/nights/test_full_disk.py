@@ -63,32 +63,28 @@ def short_plans(plan: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("plan", "workers"),
+    ("plan", "workers", "each"),
     [
-        ("exact", 0),
-        *(
-            pytest.param(plan, workers, marks=pytest.mark.long)
-            for plan in ("exact", "demo")
-            for workers in (0, 2)
-        ),
+        ("exact", 0, 1),
+        *(pytest.param(plan, n, 2, marks=LONG) for plan in ("exact", "demo") for n in (0, 2)),
     ],
 )
 def test_a_disk_of_ten_sizes(
-    plan: str, workers: int, disk: Path, zygote: Zygote, results: Results
+    plan: str, workers: int, each: int, disk: Path, zygote: Zygote, results: Results
 ) -> None:
-    """The disk is full soon after each of the five stages has begun, and half-way through it."""
+    """The disk is full half-way through each of the five stages, and soon after it has begun."""
     plans, run = short_plans(plan), disk / "run"
     line = f"run {plans[-1]} --workers {workers} --run"
     sizes = [2]
     resize(disk, PLENTY)
-    for each in plans:
-        zygote.done(f"run {each} --workers {workers} --run {disk / 'straight'}")
+    for shorter in plans:
+        zygote.done(f"run {shorter} --workers {workers} --run {disk / 'straight'}")
         sizes.append(pages(disk))
     expected = results(disk / "straight")
     assert not command("rm", "-r", str(disk / "straight"))
     ends = []
-    for stage, each, before, after in zip(STAGES, plans, sizes, sizes[1:], strict=False):
-        for more in (2, 2 + max(1, (after - before) // 2)):
+    for stage, shorter, before, after in zip(STAGES, plans, sizes, sizes[1:], strict=False):
+        for more in (2, 2 + max(1, (after - before) // 2))[-each:]:
             resize(disk, pages(disk) + more)
             told = zygote.do(f"{line} {run}")
             assert told.code == 4, (stage, told)
@@ -99,7 +95,7 @@ def test_a_disk_of_ten_sizes(
             zygote.done(f"{line} {copy}")
             assert results(copy) == expected, ends
         resize(disk, PLENTY)
-        zygote.done(f"run {each} --workers {workers} --run {run}")
+        zygote.done(f"run {shorter} --workers {workers} --run {run}")
     assert results(run) == expected
     print(f"{plan}, {workers} workers, exit 4: {', '.join(ends)}; all files the same")
 

@@ -112,7 +112,7 @@ def test_killed_at_any_moment(plan: str, kills: int, zygote: Zygote, results: Re
 @pytest.mark.parametrize(
     ("plan", "stride"),
     [
-        ("exact", 11),
+        ("exact", 19),
         pytest.param("exact", 1, marks=pytest.mark.long),
         pytest.param("demo", 1, marks=pytest.mark.long),
     ],

@@ -48,7 +48,9 @@ class Told(NamedTuple):
 
 
 @pytest.fixture
-def cnnvis(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+def cnnvis(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Told]:
     """The command, in this process; it must end with this exit code."""
 
     def call(line: str, code: int = 0) -> Told:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -20,6 +22,7 @@ from cnnvis_cli.stages.engine.devices import is_lost, keep_memory, memory_explai
 from cnnvis_cli.stages.engine.lanes import Finished, Lane, Tell, Work, cores
 
 WAIT = 10  # seconds for the scheduler to answer
+PATIENCE = 60  # seconds for a worker to come
 AHEAD = 2  # pieces a worker that are handed in at a time
 
 
@@ -43,16 +46,23 @@ def reach(address: str, device: torch.device, trusted: bool) -> Cluster:
     A scheduler runs whatever it is sent, so its traffic has to stay on this machine or be
     encrypted (TLS), unless the network is `trusted`.
     """
-    parts = urlsplit(address)
-    if parts.scheme not in ("tcp", "tls") or not parts.hostname or parts.port is None:
-        raise UsageError(f"--scheduler {address}: write it as tcp://host:port or tls://host:port")
-    if parts.scheme == "tcp" and not _is_loopback(parts.hostname) and not trusted:
+    scheme, host = _parsed(address)
+    if scheme == "tcp" and not _is_loopback(host) and not trusted:
         raise UsageError(
             f"--scheduler {address}: anybody who reaches this port can run code on the cluster; "
             "use TLS (tls://...), or --trust-network where nobody else does"
         )
     _client(address)
     return Cluster(address, device)
+
+
+def _parsed(address: str) -> tuple[str, str]:
+    """Scheme and host of an address; raises `UsageError` for one that is none."""
+    with suppress(ValueError):  # of a port that is no number
+        parts = urlsplit(address)
+        if parts.scheme in ("tcp", "tls") and parts.hostname and parts.port:
+            return parts.scheme, parts.hostname
+    raise UsageError(f"--scheduler {address}: write it as tcp://host:port or tls://host:port")
 
 
 def _is_loopback(host: str) -> bool:
@@ -103,13 +113,15 @@ class _Desk:
     task: Work
     pending: deque[int]
     tell: Tell
+    lost: bool = True  # whether the workers have no copy of the task
     going: dict[Any, int] = field(default_factory=dict)  # Dask's futures
     deaths: dict[int, int] = field(default_factory=dict)
     aside: dict[int, str] = field(default_factory=dict)
 
     def work(self) -> None:
-        self._copy()
         while self.pending or self.going:
+            if self.lost:
+                self._copy()
             while self.pending and len(self.going) < AHEAD * len(self.cluster):
                 self._hand_in(self.pending.popleft())
             for future in self._done():
@@ -117,8 +129,22 @@ class _Desk:
             self.tell(None)
 
     def _copy(self) -> None:
-        """Give the workers what they must know, once and not with every piece."""
-        self.copy = _client(self.cluster.address).scatter(self.task, broadcast=True, hash=False)
+        """Give the workers what they must know, once and not with every piece.
+
+        When the last of them has died there may be none for a while.
+        """
+        client, until = _client(self.cluster.address), time.monotonic() + PATIENCE
+        while self.lost:
+            self.tell(None)
+            try:
+                self.copy = client.scatter(self.task, broadcast=True, hash=False)
+                self.lost = False
+            except (TimeoutError, OSError):
+                if time.monotonic() > until:
+                    raise CnnvisError(
+                        f"{self.cluster.address}: has had no worker for {PATIENCE} s; start some "
+                        f"with: dask worker {self.cluster.address}"
+                    ) from None
 
     def _hand_in(self, number: int) -> None:
         client = _client(self.cluster.address)
@@ -128,28 +154,28 @@ class _Desk:
         self.going[future] = number
 
     def _done(self) -> list[Any]:
-        distributed: Any = import_module("distributed")  # its functions have no types
-        try:
-            done = distributed.wait(list(self.going), timeout=0.5, return_when="FIRST_COMPLETED")
-        except TimeoutError:
-            return []
-        return list(done.done)
+        """What has ended, also without a result; waits a moment where nothing has."""
+        until = time.monotonic() + 0.5
+        while not (done := [future for future in self.going if future.done()]):
+            if time.monotonic() > until:
+                break
+            time.sleep(0.02)
+        return done
 
     def _hear(self, future: Any, number: int) -> None:
-        if future.status == "finished":
-            for message in future.result():
-                self.tell(message)
-            self.tell(Finished(number))
-        elif future.status == "error":
-            self._failed(number, future.exception())
-        else:  # cancelled or lost, as when every worker that had the copy has died
-            self._copy()
-            self.pending.appendleft(number)
+        try:
+            told = future.result()  # which may be lost on its way as well
+        except Exception as error:
+            self._failed(number, error)
+            return
+        for message in told:
+            self.tell(message)
+        self.tell(Finished(number))
 
     def _failed(self, number: int, error: BaseException) -> None:
         name = type(error).__name__
         if name in ("FutureCancelledError", "CancelledError"):
-            self._copy()
+            self.lost = True  # every worker that had the copy has died
         elif name == "KilledWorker" or isinstance(error, Died):
             self.deaths[number] = self.deaths.get(number, 0) + 1
         elif isinstance(error, CnnvisError):

@@ -8,11 +8,13 @@ the network, its traces and the decoded images without loading them, and start a
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing import Pipe, connection, get_context
 from typing import Any, Protocol
 
@@ -125,7 +127,7 @@ class _Fresh:
             self.idle.remove(kept)
         fresh = ProcessPoolExecutor(1, context=get_loky("loky"), timeout=IDLE)
         self._executor = kept[1] if kept is not None else fresh
-        self._future = self._executor.submit(run_lane, work, lane, theirs)
+        self._future = self._executor.submit(_fresh, os.getpid(), work, lane, theirs)
 
     def gone(self) -> bool:
         return self._future.done() and self._future.exception() is not None
@@ -264,6 +266,23 @@ def _forked(work: Work, lane: Lane, pipe: End, inherited: Sequence[End]) -> None
     for other in inherited:
         other.close()
     run_lane(work, lane, pipe)
+
+
+def _fresh(parent: int, work: Work, lane: Lane, pipe: End) -> None:
+    _end_with(parent)
+    run_lane(work, lane, pipe)
+
+
+@lru_cache(maxsize=1)
+def _end_with(parent: int) -> None:
+    """Have this process end soon after its parent: loky's queue does not tell it, for a minute."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(LOST)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_lane(work: Work, lane: Lane, pipe: End) -> None:

@@ -125,10 +125,15 @@ def memory_explained(device: torch.device | str) -> Iterator[None]:
         if not _is_about_memory(error):
             raise
         raise CnnvisError(
-            f"{device}: memory ran out ({str(error).splitlines()[0][:120]}); what was finished is "
+            f"{device}: memory ran out ({_in_short(error)}); what was finished is "
             "saved; free some and run again, or use fewer --workers or, in a new --run, a smaller "
             "--batch-size"
         ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """Its first line; Python's own `MemoryError` has none."""
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def _is_about_memory(error: Exception) -> bool:
