@@ -225,7 +225,7 @@ class Climbs:
         if _asked_for(held) != _asked_for(self.record):
             raise UsageError(
                 f"{self.file.path} holds style {self.group} of another plan: "
-                f"{differences(held, self.record)}; choose another --run"
+                f"{differences(_asked_for(held), _asked_for(self.record))}; choose another --run"
             )
         units: list[int] = self.file.units(self.group).tolist()
         return units

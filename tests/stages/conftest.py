@@ -33,7 +33,6 @@ units = "0-3"
 SHARED = """
 device = "cpu"
 workers = 0
-dataset = "images"
 topk = {k = 3}
 stages = ["topk", "optimize", "project"]
 """
@@ -69,7 +68,8 @@ def plans(photographs: Callable[..., Path]) -> None:
     """Photographs, and a plan for each of the two networks: ``exact.toml``, ``demo.toml``."""
     photographs(Path("images"), 20, classes=2)
     for name, text in PLANS.items():
-        Path(f"{name}.toml").write_text(SHARED + text)
+        images = Path("images").absolute()  # processes may stand elsewhere
+        Path(f"{name}.toml").write_text(f'dataset = "{images}"\n{SHARED}{text}')
 
 
 @pytest.fixture

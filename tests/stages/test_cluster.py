@@ -224,13 +224,6 @@ def test_a_worker_without_the_device_says_so() -> None:
 LINES = ("topk", "optimize --layer conv2", "project --method deconv")
 
 
-@pytest.fixture
-def everywhere(plans: None) -> None:
-    """The plan, with images that workers find wherever they stand."""
-    path, images = Path("demo.toml"), Path("images").absolute()
-    path.write_text(path.read_text().replace('"images"', f'"{images}"'))
-
-
 def whole(cnnvis: Call) -> Path:
     """The run of one process."""
     for line in LINES:
@@ -239,7 +232,7 @@ def whole(cnnvis: Call) -> Path:
 
 
 def test_a_cluster_gives_the_bytes_of_one_process(
-    everywhere: None, cnnvis: Call, results: Call, stock: Stock
+    plans: None, cnnvis: Call, results: Call, stock: Stock
 ) -> None:
     for line in LINES:
         cnnvis(f"{line} -c demo.toml --run run --scheduler {stock.address}")
@@ -251,7 +244,7 @@ def test_a_cluster_gives_the_bytes_of_one_process(
 
 
 def test_a_worker_that_is_killed_changes_no_byte(
-    everywhere: None, cnnvis: Call, results: Call, stock: Stock
+    plans: None, cnnvis: Call, results: Call, stock: Stock
 ) -> None:
     wanted = results(whole(cnnvis))
     with stock.napping(0.2), killing(stock, Path("run"), [0.1]) as killed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -113,13 +114,15 @@ class _Desk:
     task: Work
     pending: deque[int]
     tell: Tell
-    lost: bool = True  # whether the workers have no copy of the task
+    lost: bool = True  # whether there is no copy of the task for the workers
+    manned: float = field(default_factory=time.monotonic)  # when there was a worker last
     going: dict[Any, int] = field(default_factory=dict)  # Dask's futures
     deaths: dict[int, int] = field(default_factory=dict)
     aside: dict[int, str] = field(default_factory=dict)
 
     def work(self) -> None:
         while self.pending or self.going:
+            self._look_for_workers()
             if self.lost:
                 self._copy()
             while self.pending and len(self.going) < AHEAD * len(self.cluster):
@@ -128,23 +131,26 @@ class _Desk:
                 self._hear(future, self.going.pop(future))
             self.tell(None)
 
+    def _look_for_workers(self) -> None:
+        """Raise `CnnvisError` when there has been none for long; one may be starting again."""
+        if _client(self.cluster.address).scheduler_info(-1)["workers"]:
+            self.manned = time.monotonic()
+        elif time.monotonic() - self.manned > PATIENCE:
+            raise CnnvisError(
+                f"{self.cluster.address}: has had no worker for {PATIENCE} s; start some with: "
+                f"dask worker {self.cluster.address}"
+            )
+
     def _copy(self) -> None:
         """Give the workers what they must know, once and not with every piece.
 
-        When the last of them has died there may be none for a while.
+        As a result of a task, which Dask makes anew when a worker that has it dies; scattered data
+        would be lost, and Dask hangs where a worker dies while it scatters.
         """
-        client, until = _client(self.cluster.address), time.monotonic() + PATIENCE
-        while self.lost:
-            self.tell(None)
-            try:
-                self.copy = client.scatter(self.task, broadcast=True, hash=False)
-                self.lost = False
-            except (TimeoutError, OSError):
-                if time.monotonic() > until:
-                    raise CnnvisError(
-                        f"{self.cluster.address}: has had no worker for {PATIENCE} s; start some "
-                        f"with: dask worker {self.cluster.address}"
-                    ) from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            self.copy = _client(self.cluster.address).submit(as_it_is, self.task, pure=False)
+        self.lost = False
 
     def _hand_in(self, number: int) -> None:
         client = _client(self.cluster.address)
@@ -175,8 +181,9 @@ class _Desk:
     def _failed(self, number: int, error: BaseException) -> None:
         name = type(error).__name__
         if name in ("FutureCancelledError", "CancelledError"):
-            self.lost = True  # every worker that had the copy has died
+            self.lost = True
         elif name == "KilledWorker" or isinstance(error, Died):
+            self.lost = True  # it may have been the copy that was on its way
             self.deaths[number] = self.deaths.get(number, 0) + 1
         elif isinstance(error, CnnvisError):
             raise error
@@ -191,6 +198,11 @@ class _Desk:
         """Take back what nobody has begun; what is being done is finished there, and kept."""
         if self.going:
             _client(self.cluster.address).cancel(list(self.going))
+
+
+def as_it_is(work: Work) -> Work:
+    """On a worker: what has been sent."""
+    return work
 
 
 def do_piece(work: Work, kind: str, number: int) -> list[Any]:

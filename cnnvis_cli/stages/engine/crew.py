@@ -8,6 +8,7 @@ the network, its traces and the decoded images without loading them, and start a
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import Pipe, connection, get_context
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -125,9 +127,20 @@ class _Fresh:
         kept = next((each for each in self.idle if each[0] == lane), None)
         if kept is not None:
             self.idle.remove(kept)
-        fresh = ProcessPoolExecutor(1, context=get_loky("loky"), timeout=IDLE)
-        self._executor = kept[1] if kept is not None else fresh
+        self._executor = kept[1] if kept is not None else self._begun()
         self._future = self._executor.submit(_fresh, os.getpid(), work, lane, theirs)
+
+    @staticmethod
+    def _begun() -> ProcessPoolExecutor:
+        """A new interpreter, which finds a person's own modules as this one does."""
+        paths = [*sys.path, str(Path.cwd())]
+        return ProcessPoolExecutor(
+            max_workers=1,
+            timeout=IDLE,
+            context=get_loky("loky"),
+            initializer=_find_in,
+            initargs=(paths,),
+        )
 
     def gone(self) -> bool:
         return self._future.done() and self._future.exception() is not None
@@ -256,6 +269,10 @@ class _Crew:
         until = time.monotonic() + PATIENCE
         for hand in self.hands:
             hand.process.release(until)
+
+
+def _find_in(paths: Sequence[str]) -> None:
+    sys.path[:] = dict.fromkeys([*sys.path, *paths])
 
 
 _TAKE, _END = "take", "end"

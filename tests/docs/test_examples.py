@@ -1,0 +1,94 @@
+"""The code of the documentation runs: of extending.md, store.md and the README."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.docs.conftest import Told
+    from tests.docs.pages import PAGES, ROOT, Block, blocks, command_lines, name_of
+else:
+    from pages import PAGES, ROOT, Block, blocks, command_lines, name_of
+
+Call = Callable[[list[str]], "Told"]
+
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="this is no checkout")
+
+IMAGE = "outputs/demo-images/cat/003.png"
+BEFOREHAND = (  # what store.md says that its examples come after
+    "search --run outputs/demo --layer conv2 --trials 2",
+    f"activations {IMAGE} --run outputs/demo --save h5",
+    f"saliency {IMAGE} --run outputs/demo --save h5",
+    f"occlude {IMAGE} --run outputs/demo",
+    "optimize --model demo --run outputs/half --layer conv1 --units 0-3 --shard 1/2",
+)
+
+
+def code(page: str) -> list[Block]:
+    """The Python of a page that stands alone."""
+    return [b for b in blocks(ROOT / page) if b.language == "python" and not b.file]
+
+
+def run(block: Block, python: Call) -> str:
+    """Run a block as a file; gives what it printed."""
+    Path("example.py").write_text(block.text, encoding="utf-8")
+    return python(["example.py"]).out
+
+
+def test_all_code_can_be_read() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "python":
+                ast.parse(block.text, f"{name_of(page)}:{block.number}")
+
+
+def test_the_readme_s_python_runs(python: Call) -> None:
+    found = code("README.md")
+    assert len(found) == 1
+    assert run(found[0], python).split()[0].endswith(".png")
+    assert Path("conv5-42.png").is_file()
+
+
+def test_the_store_s_examples_run(cnnvis: Call, python: Call) -> None:
+    for line in BEFOREHAND:
+        told = cnnvis(line.split())
+        assert told.code == 0, told.err
+    said = "".join(run(block, python) for block in code("docs/store.md"))
+    for word in ("most selective:", "hidden here", "whole", "'kind': 'Constant'", "on its own"):
+        assert word in said, said
+    assert "damaged" not in said
+
+
+def test_the_seal_is_what_sha256sum_gives(furnished: None) -> None:
+    """The two lines for a shell, told in Python."""
+    (block,) = (b for b in blocks(ROOT / "docs/store.md") if b.language == "sh")
+    tail, digest, head = (line.words for line in command_lines(block))
+    assert (tail[0], digest[0], head[0]) == ("tail", "sha256sum", "head")
+    content = Path(tail[3]).read_bytes()
+    behind = content[int(tail[2].removeprefix("+")) - 1 :]  # tail counts from 1
+    shown = content[: int(head[2])].decode()
+    assert shown.split() == ["cnnvis", "sha256", hashlib.sha256(behind).hexdigest()]
+
+
+def test_a_figure_from_outside_is_drawn(cnnvis: Call, python: Call) -> None:
+    """extending.md's files: `test_command_lines` runs its commands; here is what they leave."""
+    files = {b.file: b for b in blocks(ROOT / "docs/extending.md") if b.file}
+    assert set(files) >= {"tiny.py", "soft.toml", "median.py", "average.py"}
+    for name, block in files.items():
+        Path(str(name)).write_text(block.text, encoding="utf-8")
+    assert "'quiet': (0, 1)" in python(["use_median.py"]).out
+    assert "average/conv1.png" in python(["draw_average.py"]).out
+    assert Path("outputs/median/figures/average/conv1.png").stat().st_size > 1000
+    assert cnnvis(["optimize", "--config", "tiny.toml", "--layer", "conv1"]).code == 0
+    wrong = Path("median.toml").read_text().replace("every = 4", "every = 0")
+    Path("wrong.toml").write_text(wrong, encoding="utf-8")
+    shutil.rmtree("outputs/with-median", ignore_errors=True)
+    told = cnnvis(["optimize", "--config", "wrong.toml", "--layer", "conv2"])
+    assert (told.code, "every = 0" in told.err) == (2, True)
