@@ -131,6 +131,8 @@ def _next(batches: Iterator[Batch]) -> Batch | None:
     """The next batch, None after the last; raises `Died` when a worker has."""
     try:
         return next(batches, None)
+    except (ConnectionResetError, EOFError) as error:  # while a batch was on its way
+        raise Died(f"a decoding process died ({error}); is memory short?") from None
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # as torch names no class for it
             raise

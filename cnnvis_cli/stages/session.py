@@ -73,8 +73,15 @@ class Session:
     @property
     def there(self) -> Plan:
         """The plan as other processes read it, which may stand in another folder."""
-        weights = _lasting(self.plan.weights)
-        return replace(self.plan, run=str(self.run.path.absolute()), weights=weights)
+        plan, mean = self.plan, self.plan.preprocessing.mean
+        lasting = _lasting(mean) if isinstance(mean, str) else mean
+        return replace(
+            plan,
+            run=str(self.run.path.absolute()),
+            weights=_lasting(plan.weights),
+            dataset=_standing(plan.dataset),
+            preprocessing=replace(plan.preprocessing, mean=lasting),
+        )
 
     def takes(self, layer: Layer) -> Callable[[int], bool]:
         """Which blocks of a layer's units are for this shard."""
@@ -151,6 +158,11 @@ def open_session(
             if not bare:
                 run.note("network", outlined(network))
             yield session
+
+
+def _standing(dataset: str | None) -> str | None:
+    """Where the dataset is, also when seen from another folder; ``demo`` is beside the run."""
+    return dataset if dataset in (None, "demo") else str(Path(dataset).absolute())
 
 
 def _lasting(weights: str | None) -> str | None:
