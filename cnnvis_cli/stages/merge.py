@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.nouns import Layer
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.blocks import Blocks
@@ -20,7 +21,7 @@ from cnnvis_cli.stages.finish import COLUMNS, MANIFEST, finish, is_done, parts_o
 from cnnvis_cli.stages.project import by_channel
 from cnnvis_cli.stages.session import header_of, outline, outlined
 from cnnvis_cli.store.files import Optimized, OptimizedFile, Projected, ProjectedFile, TopKFile
-from cnnvis_cli.store.parts import Parts, described
+from cnnvis_cli.store.parts import Arrays, Parts, described
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
 
@@ -42,7 +43,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
         target.claim(identity, sources[0].read().get("weights"))
         target.note("network", outlined(network))
         joining = _Joining(sources, target, network, report)
-        done = [joining.optimized(), joining.projected(), joining.searched()]
+        done = [*map(joining.units, _KINDS), joining.searched()]
         shards = [shard for source in sources for shard in _shards(source)]
         if not shards and not any(done) and not joining.joined:
             where = ", ".join(str(path) for path in runs)
@@ -76,60 +77,34 @@ class _Joining:
     network: Network
     report: Report
 
-    def optimized(self) -> bool:
-        """Join the optimized images; whether there were any."""
-        found: dict[str, dict[str, list[Optimized]]] = {}
-        for folder, about in self._parts("optimized"):
-            blocks = Blocks(Parts(folder, folder.name.rsplit("-", 1)[-1]), 1)
-            piece = _optimized(about["record"], blocks)
-            if piece is not None:
-                groups = found.setdefault(about["layer"], {})
-                groups.setdefault(about["group"], []).append(piece)
-        for source in self._others:
-            for layer in self.network.layers:
-                file = OptimizedFile(source.optimized(layer.alias))
-                for group in file.styles():
-                    groups = found.setdefault(layer.alias, {})
-                    groups.setdefault(group, []).append(file.held(group))
+    def units(self, kind: _Kind) -> bool:
+        """Join what there is of one kind; whether there was anything."""
+        found: dict[str, dict[str, list[Any]]] = {}
+        for alias, group, piece in self._pieces(kind):
+            found.setdefault(alias, {}).setdefault(group, []).append(piece)
         for alias, groups in self.report.each(found.items()):
-            target = OptimizedFile(self.target.optimized(alias))
+            target = kind.file(self.target, alias)
             for group, pieces in groups.items():
-                _agree(target.path, group, target.styles().get(group), pieces)
-            added = {group: Optimized.joined(pieces) for group, pieces in groups.items()}
+                _agree(target.path, group, kind.groups(target).get(group), pieces)
+            added = {group: kind.joined(pieces) for group, pieces in groups.items()}
             target.publish(self._header(alias), added)
             for group in groups:
-                done = f"{len(target.units(group))} units"
-                self.report.result(f"{target.path}: style {group}, {done}")
-        return self._tidy("optimized") or bool(found)
+                done = f"{kind.held(target, group)} units"
+                self.report.result(f"{target.path}: {group}, {done}")
+        return self._tidy(kind.name) or bool(found)
 
-    def projected(self) -> bool:
-        """Join the projections; whether there were any."""
-        found: dict[str, dict[str, list[Projected]]] = {}
-        for folder, about in self._parts("projected"):
+    def _pieces(self, kind: _Kind) -> Iterator[tuple[str, str, Any]]:
+        """Layer, group and units: of finished blocks, and of other runs' finished files."""
+        for folder, about in self._parts(kind.name):
             blocks = Blocks(Parts(folder, folder.name.rsplit("-", 1)[-1]), 1)
             first = next(iter(blocks), None)
-            if first is not None:
-                channels = self.network.choose((about["layer"],))[0].channels
-                shape = (channels, *first["projection"].shape[1:4])
-                piece = Projected(about["record"], shape, by_channel(blocks))
-                groups = found.setdefault(about["layer"], {})
-                groups.setdefault(about["group"], []).append(piece)
+            if first is not None:  # at least one of them is whole
+                layer = self.network.choose((about["layer"],))[0]
+                yield layer.alias, about["group"], kind.piece(about["record"], layer, blocks, first)
         for source in self._others:
             for layer in self.network.layers:
-                file = ProjectedFile(source.projected(layer.alias))
-                for group in file.methods():
-                    groups = found.setdefault(layer.alias, {})
-                    groups.setdefault(group, []).append(file.held(group))
-        for alias, methods in self.report.each(found.items()):
-            target = ProjectedFile(self.target.projected(alias))
-            for method, pieces in methods.items():
-                _agree(target.path, method, target.methods().get(method), pieces)
-            added = {method: Projected.joined(pieces) for method, pieces in methods.items()}
-            target.publish(self._header(alias), added)
-            for method in methods:
-                done = f"{int(target.done(method).sum())} units"
-                self.report.result(f"{target.path}: {method}, {done}")
-        return self._tidy("projected") or bool(found)
+                file = kind.file(source, layer.alias)
+                yield from ((layer.alias, group, file.held(group)) for group in kind.groups(file))
 
     def searched(self) -> bool:
         """Bring the rows of searches together, for `cnnvis search` to score."""
@@ -188,14 +163,46 @@ class _Joining:
         return header_of(self.network, self.network.choose((alias,))[0])
 
 
-def _optimized(record: Record, blocks: Blocks) -> Optimized | None:
-    """The optimized images of some blocks; None where none of them is whole."""
-    first = next(iter(blocks), None)
-    if first is None:
-        return None
-    shape = first["image"].shape[1:4]
+def _optimized(record: Record, _: Layer, blocks: Blocks, first: Arrays) -> Optimized:
     units = np.array(blocks.units(), np.int32)
-    return Optimized(record, units, shape, first["history"].shape[2], blocks)
+    shape, steps = first["image"].shape[1:4], first["history"].shape[2]
+    return Optimized(record, units, shape, steps, blocks)
+
+
+def _projected(record: Record, layer: Layer, blocks: Blocks, first: Arrays) -> Projected:
+    shape = (layer.channels, *first["projection"].shape[1:4])
+    return Projected(record, shape, by_channel(blocks))
+
+
+class _Kind(NamedTuple):
+    """How files of units are read and joined: optimized images, or projections."""
+
+    name: str
+    file: Callable[[Run, str], Any]  # of a layer
+    groups: Callable[[Any], dict[str, Record]]  # of a file: styles, or methods
+    held: Callable[[Any, str], int]  # units of a group
+    piece: Callable[[Record, Layer, Blocks, Arrays], Any]  # of blocks, the first of them at hand
+    joined: Callable[[Sequence[Any]], Any]
+
+
+_KINDS = (
+    _Kind(
+        "optimized",
+        lambda run, alias: OptimizedFile(run.optimized(alias)),
+        OptimizedFile.styles,
+        lambda file, style: len(file.units(style)),
+        _optimized,
+        Optimized.joined,
+    ),
+    _Kind(
+        "projected",
+        lambda run, alias: ProjectedFile(run.projected(alias)),
+        ProjectedFile.methods,
+        lambda file, method: int(file.done(method).sum()),
+        _projected,
+        Projected.joined,
+    ),
+)
 
 
 def _agree(

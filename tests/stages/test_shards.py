@@ -97,7 +97,7 @@ def test_without_a_shard_the_others_are_published_and_counted(cnnvis: Call, resu
     told = cnnvis("merge part1 part3 --trust-code --run merged")
     units = OptimizedFile(Path("merged/optimized/fc3.h5")).units("3").tolist()
     assert 0 < len(units) < 10
-    assert f"merged/optimized/fc3.h5: style 3, {len(units)} units" in told.out
+    assert f"merged/optimized/fc3.h5: 3, {len(units)} units" in told.out
     cnnvis("optimize -c exact.toml --run merged --layer fc3")  # what is missing, in one piece
     assert results(Path("merged")) == results(Path("whole"))
 
