@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -105,7 +106,12 @@ def steps(page: Path) -> Iterator[Block | Line]:
 def made(line: Line) -> list[str]:
     """The command that `make TARGET` comes to."""
     told = subprocess.run(
-        ["make", "-n", *line.words[1:]], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", *line.words[1:]],
+        cwd=ROOT,
+        env={name: text for name, text in os.environ.items() if "MAKE" not in name},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return told.stdout.splitlines()[-1].split()
 

@@ -19,7 +19,7 @@ import torch
 
 from cnnvis_cli.dataset.batches import Batches
 from cnnvis_cli.errors import CnnvisError, Died, SetAside
-from cnnvis_cli.stages.engine import Finished, Lane, Tell, for_gradients, spread
+from cnnvis_cli.stages.engine import Finished, Lane, Tell, crew, for_gradients, spread
 from cnnvis_cli.stages.scan import scan
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import OptimizedFile
@@ -235,10 +235,31 @@ def test_a_decoder_that_dies_is_named(
     assert "--workers" in told.err
 
 
-def test_after_autograd_fresh_processes_give_the_same_bytes(
-    plans: None, cnnvis: Call, results: Call
+PROBE = """
+import sys
+import torch
+from cnnvis_cli.cli import _code
+from cnnvis_cli.stages.engine import Lane, for_gradients
+
+lanes = [Lane(torch.device("cpu"), 1, 0)] * 2
+print([lane.fresh for lane in for_gradients(lanes)])
+line = "optimize --model demo --run run --layer conv1 --units 0 --iterations 2 --step 1"
+sys.argv = ["cnnvis", *line.split(), "--workers", "0", "--quiet"]
+assert _code() == 0
+print([lane.fresh for lane in for_gradients(lanes)])
+"""
+
+
+def test_forks_are_for_gradients_until_this_process_has_used_them() -> None:
+    told = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    before, *_, after = told.stdout.splitlines()
+    assert (before, after) == ("[False, False]", "[True, True]")
+
+
+def test_fresh_processes_give_the_same_bytes(
+    plans: None, cnnvis: Call, results: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(crew, "_forks_can_differentiate", lambda: False)
     assert all(lane.fresh for lane in for_gradients([FORKED] * 2))
     assert for_gradients([FORKED]) == [FORKED]  # who works here needs no fork
     cnnvis("topk images -c exact.toml --run run0")
