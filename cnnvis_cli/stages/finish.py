@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -77,40 +78,36 @@ def finish(
     Raises `Missing` naming a part that none of the `sources` has whole; unless topk.h5 is there,
     from another process (where there are no locks) that has removed the parts.
     """
+    with _unless_published(run, plan):
+        skipped = np.zeros(len(manifest), np.bool_)
+        crcs = np.zeros(len(manifest), np.uint32)
+        reasons: dict[int, str] = {}
+        cut = Cut(len(manifest), plan["batch_size"])
+        about = ("crc", "failures", "reasons")
+        for number, part in enumerate(report.each(_all_parts(cut, sources, about))):
+            images = cut.images_of(number)
+            crcs[images.start : images.stop] = part["crc"][: len(images)]
+            skipped[part["failures"]] = True
+            texts = (text.decode() for text in part["reasons"].tolist())
+            reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
+        lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
+        publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
+        listed = Images(
+            manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
+        )
+        room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
+        results = _results(plan, cut, _groups(layers, room), sources)
+        TopKFile(run.topk).publish(plan, listed, report.each(results))
+
+
+@contextmanager
+def _unless_published(run: Run, plan: Record) -> Iterator[None]:
+    """A block in which a part may be missing where topk.h5 has meanwhile come to be."""
     try:
-        _add_up(run, plan, manifest, layers, sources, report)
+        yield
     except Missing:
         if not is_done(TopKFile(run.topk), plan):
             raise
-
-
-def _add_up(
-    run: Run,
-    plan: Record,
-    manifest: Manifest,
-    layers: Sequence[Layer],
-    sources: Sequence[Parts],
-    report: Report,
-) -> None:
-    skipped = np.zeros(len(manifest), np.bool_)
-    crcs = np.zeros(len(manifest), np.uint32)
-    reasons: dict[int, str] = {}
-    cut = Cut(len(manifest), plan["batch_size"])
-    about = ("crc", "failures", "reasons")
-    for number, part in enumerate(report.each(_all_parts(cut, sources, about))):
-        images = cut.images_of(number)
-        crcs[images.start : images.stop] = part["crc"][: len(images)]
-        skipped[part["failures"]] = True
-        texts = (text.decode() for text in part["reasons"].tolist())
-        reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
-    lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
-    publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
-    listed = Images(
-        manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
-    )
-    room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
-    results = _results(plan, cut, _groups(layers, room), sources)
-    TopKFile(run.topk).publish(plan, listed, report.each(results))
 
 
 def _results(

@@ -96,7 +96,7 @@ class _Joining:
     def _pieces(self, kind: _Kind) -> Iterator[tuple[str, str, Any]]:
         """Layer, group and units: of finished blocks, and of other runs' finished files."""
         for folder, about in self._parts(kind.name):
-            blocks = Blocks(Parts(folder, folder.name.rsplit("-", 1)[-1]), 1)
+            blocks = Blocks(Parts.of(folder), 1)
             first = next(iter(blocks), None)
             if first is not None:  # at least one of them is whole
                 layer = self.network.choose((about["layer"],))[0]

@@ -73,8 +73,10 @@ def occlude(session: Session) -> None:
 
 def _share(session: Session, numbers: Sequence[int]) -> None:
     """Have several processes compute the numbers of several images, where there are any."""
+    if len(numbers) < 2:
+        return
     crew: Crew = session.crew(_need(session), gradients=True)
-    if len(numbers) < 2 or len(crew) < 2:
+    if len(crew) < 2:
         return
     meter = session.report.meter("occlude", len(numbers), "images")
 

@@ -23,7 +23,7 @@ from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError, TooManyUnreadable, UsageError
 from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
-from cnnvis_cli.store.lock import alone
+from cnnvis_cli.store.lock import alone, file_name
 from cnnvis_cli.store.publish import publish
 
 Work = Callable[[Plan, Report], None]
@@ -65,7 +65,7 @@ def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
 
     Neither is worth an error of its own.
     """
-    shard = f"-{plan.shard.replace('/', 'of')}" if plan.shard else ""
+    shard = f"-{file_name(plan.shard)}" if plan.shard else ""
     progress, failure = (plan.folder / f"{name}{shard}" for name in (PROGRESS, FAILURE))
 
     def beat(line: str, left: float | None) -> None:

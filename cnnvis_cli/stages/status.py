@@ -205,7 +205,7 @@ def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
     """The finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
-        parts = Parts(folder, folder.name.rsplit("-", 1)[-1])
+        parts = Parts.of(folder)
         if stage == "topk" or record is not None:
             for name in parts.names():
                 with suppress(OSError, CnnvisError):

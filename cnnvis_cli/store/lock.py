@@ -44,9 +44,14 @@ def alone(folder: Path, shard: str | None = None) -> Iterator[None]:
         with _held(folder / NAME, fcntl.LOCK_EX):
             yield
         return
-    own = folder / f"{NAME}-{shard.replace('/', 'of')}"
+    own = folder / f"{NAME}-{file_name(shard)}"
     with _held(folder / NAME, fcntl.LOCK_SH), _held(own, fcntl.LOCK_EX):
         yield
+
+
+def file_name(shard: str) -> str:
+    """A shard, i/n, as a part of file names."""
+    return shard.replace("/", "of")
 
 
 def is_alone(folder: Path) -> bool:

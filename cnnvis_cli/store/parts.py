@@ -36,6 +36,11 @@ class Parts:
     folder: Path
     plan: str  # digest
 
+    @classmethod
+    def of(cls, folder: Path) -> Parts:
+        """The pieces in a folder whose name ends with their plan's digest."""
+        return cls(folder, folder.name.rsplit("-", 1)[-1])
+
     def __getitem__(self, name: Name) -> Arrays:
         """The arrays of a finished piece; raises KeyError where there is none that is whole."""
         return self.read(name)

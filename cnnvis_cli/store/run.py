@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnvis_cli.errors import StorageError, UsageError
-from cnnvis_cli.store.lock import alone, is_alone
+from cnnvis_cli.store.lock import alone, file_name, is_alone
 from cnnvis_cli.store.publish import publish, remove_remains
 
 Record = dict[str, Any]
@@ -83,7 +83,7 @@ class Run:
         """Where is noted what was done here."""
         if self.shard is None:
             return self.manifest
-        return self.path / "shards" / f"{self.shard.replace('/', 'of')}.json"
+        return self.path / "shards" / f"{file_name(self.shard)}.json"
 
     def read(self) -> Record:
         """What run.json says; empty where there is none."""
