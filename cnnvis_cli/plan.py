@@ -78,7 +78,7 @@ class OptimizePlan:
     direction: str | None = None
     diversity: float = 0.0
     start: str = "noise"
-    precision: Precision = "float32"
+    precision: Precision | None = None
     history: int = 8  # two of the blur's rounds: no zigzag
 
 

@@ -62,6 +62,7 @@ class Report:
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.said: list[str] = []  # the results
+        self._told: set[str] = set()
         self.beat: Callable[[str, float | None], None] | None = None  # a line, seconds left
         self._log: RotatingFileHandler | None = None
         self._beaten = time.monotonic()
@@ -103,6 +104,12 @@ class Report:
             self.clear()
             _say(text, sys.stderr)
         self._write_log(text)
+
+    def once(self, text: str) -> None:
+        """A line about the work, however often it is asked for."""
+        if text not in self._told:
+            self._told.add(text)
+            self.note(text)
 
     def detail(self, text: str) -> None:
         """A line for those who asked for more."""

@@ -44,7 +44,7 @@ DOORS = {  # a library, and the only places that may use it
     "distributed": ("stages/engine/cluster.py",),
     "dask": ("stages/engine/cluster.py",),
     "concurrent": ("stages/engine/threads.py",),
-    "subprocess": (),
+    "subprocess": ("stages/engine/devices.py",),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -108,11 +108,16 @@ def _measure(found: Sequence[Ascent], still: Tensor, mean: Tensor) -> _Finding |
     live = [i for i, ascent in enumerate(found) if ascent.outcome is not Outcome.NO_GRADIENT]
     if not live:
         return None
-    last = torch.stack([found[i].last for i in live])
+    last = _last([found[i] for i in live])
     added = last - still[live].to(last)
     slowest = added.flatten(1).std(dim=1).quantile(SLOWEST)
     leading = sum(found[i].outcome is Outcome.LARGEST for i in live) / len(live)
     return _Finding(float(slowest), leading, _clipped(last, mean))
+
+
+def _last(found: Sequence[Ascent]) -> Tensor:
+    """Where ascents ended, (N, 3, H, W); they are made so that this is kept."""
+    return torch.stack([ascent.last for ascent in found])
 
 
 def _without_steps(style: Style, probe: Probe) -> Tensor:
@@ -121,7 +126,7 @@ def _without_steps(style: Style, probe: Probe) -> Tensor:
     The network is asked only where a regularizer looks at gradients.
     """
     if any(isinstance(r, ClipContribution) and r.percentile for r in style.regularizers):
-        return torch.stack([one.last for one in probe.ascend(style.with_step(Constant(0.0)))])
+        return _last(probe.ascend(style.with_step(Constant(0.0))))
     return _regularized(style, probe.start).cpu()
 
 

@@ -66,7 +66,7 @@ from cnnvis_cli.report import Report
     "--precision",
     "optimize__precision",
     type=click.Choice(["float32", "tf32", "bf16"]),
-    help="The network's arithmetic.  [default: float32]",
+    help="The network's arithmetic.  [default: tf32 on a GPU, float32 on a CPU]",
 )
 @click.option(
     "--history",

@@ -57,6 +57,7 @@ def activations(session: Session) -> None:
 
     Raises `TooManyUnreadable` in the end for too large a share of images that cannot be used.
     """
+    session = session.here()
     asked, outputs = session.plan.activations, Outputs(session)
     places = [Path(place) for place in asked.image]
     moving = [p for p in places if (asked.frames if p.is_dir() else is_moving(p))]
@@ -106,7 +107,7 @@ class Subject:
 
 def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterator[Path]:
     """The files of all images, a batch at a time; or of their comparison."""
-    size = session.plan.batch_size or BATCH[session.network.device.type]
+    size = session.plan.batch_size or BATCH[session.device.type]
     found = photographs(session, places)
     with Eye(session.network, outputs.needed, size) as eye:
         if session.plan.activations.compare:
@@ -184,7 +185,7 @@ def _figure(
         "images": subject.digests,
         "names": [image.name for image in subject.images],
         "weights_sha256": session.network.digest,
-        "batch": session.plan.batch_size or BATCH[session.network.device.type],
+        "batch": session.plan.batch_size or BATCH[session.device.type],
         "tone": asked.tone,
         "scale": asked.scale,
     }

@@ -70,7 +70,8 @@ def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> B
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "moving.mp4"
         draw_video(path, frames)
-        with open_session(replace(plan, run=f"{folder}/run"), report) as session:
+        with open_session(replace(plan, run=f"{folder}/run"), report) as opened:
+            session = opened.here()
             outputs = Outputs(session)
             reel = Reel(session, outputs, Video(path), "moving")
             _forward(session, reel.size, frames)  # once to be warm

@@ -62,7 +62,8 @@ def bench_occlude(plan: Plan, report: Report, rounds: int) -> OccludeBench:
     """Cover a random image, with windows and without, and run the bare passes, each round anew."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
-        with open_session(plan, report) as session:
+        with open_session(plan, report) as opened:
+            session = opened.here()
             study = Study.of(session, asked_layers(session)[0])
             occluder, network = study.occluder, session.network
             images = np.random.default_rng(plan.seed).integers(0, 256, (1, *network.size, 3))

@@ -96,7 +96,8 @@ def bench_project(plan: Plan, report: Report, seconds: float, rounds: int) -> Pr
     check_methods(plan)
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
-        with open_session(plan, report) as session:
+        with open_session(plan, report) as opened:
+            session = opened.here()
             for method in plan.project.method:
                 check_rules(session.network, session.layers, method)
             asked = [(layer, m) for layer in session.layers for m in plan.project.method]

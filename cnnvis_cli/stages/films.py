@@ -66,7 +66,7 @@ class Reel:
     @property
     def size(self) -> int:
         """Frames a batch."""
-        return self.session.plan.batch_size or BATCH[self.session.network.device.type]
+        return self.session.plan.batch_size or BATCH[self.session.device.type]
 
     @property
     def record(self) -> Record:

@@ -62,9 +62,10 @@ def check_occlude(plan: Plan) -> None:
 def occlude(session: Session) -> None:
     """Cover every image, place after place; what is there already is left as it is."""
     plan = session.plan
-    studies = [Study.of(session, layer) for layer in asked_layers(session)]
     takes = plan.takes(0)
     _share(session, [number for number in range(len(Album(plan.occlude.images))) if takes(number)])
+    session = session.here()
+    studies = [Study.of(session, layer) for layer in asked_layers(session)]
     for image in photographs(session, plan.occlude.images, takes):
         for study in studies:
             for path in study.files(image):
@@ -81,7 +82,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
     meter = session.report.meter("occlude", len(numbers), "images")
 
     def hear(message: Any) -> None:
-        session.report.breathe()
+        session.hear(message)
         if isinstance(message, Finished):
             meter.add(1)
 
@@ -183,7 +184,7 @@ class Study:
     @property
     def size(self) -> int:
         """Positions in a pass."""
-        device = self.session.network.device.type
+        device = self.session.device.type
         return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
 
     @cached_property

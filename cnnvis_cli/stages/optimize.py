@@ -39,7 +39,7 @@ from cnnvis_cli.stages.climbs import (
     history_length,
     probing,
 )
-from cnnvis_cli.stages.engine import Cluster, Crew, check_precision, choose_devices, spread
+from cnnvis_cli.stages.engine import Cluster, Crew, resolve_precision, spread
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
@@ -49,7 +49,7 @@ from cnnvis_cli.store.run import Record, differences
 def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
     check_optimize(session.plan)
-    check_precision(session.plan.optimize.precision, choose_devices(session.plan.device)[0])
+    resolve_precision(session.plan.optimize.precision, session.device)
     styles = asked_styles(session.plan)
     climbs = [Climbs.of(session, layer, style) for layer in session.layers for style in styles]
     pending = [each for each in climbs if each.pending]
@@ -198,8 +198,8 @@ class Climbs:
             "minimise": settings.minimise,
             "diversity": settings.diversity,
             "start": _start_record(settings.start),
-            "precision": settings.precision,
-            "device": self.session.network.device.type,
+            "precision": resolve_precision(settings.precision, self.session.device),
+            "device": self.session.device.type,
             "history": settings.history,
             **({"targets": list(self.scene.names)} if self.scene.names else {}),
         }
@@ -439,7 +439,7 @@ def _find(
 
     def hear(message: Any) -> None:
         nonlocal done, steps
-        session.report.breathe()
+        session.hear(message)
         if isinstance(message, Steps):
             steps += message.made
             told = f"calibrating the step: {done} of {len(numbers)} done, {steps} steps so far"
@@ -539,7 +539,7 @@ class _Progress:
         self.meter: Meter = session.report.meter(what, steps, "steps")
 
     def __call__(self, message: Any) -> None:
-        self._session.report.breathe()
+        self._session.hear(message)
         if isinstance(message, Steps):
             self._ended += message.ended
             done = f"{self._ended // self._runs} of {self._units} units"

@@ -180,7 +180,7 @@ class _Progress:
         self._meter = session.report.meter("project", count, "places")
 
     def __call__(self, message: Any) -> None:
-        self._session.report.breathe()
+        self._session.hear(message)
         if isinstance(message, Made):
             self._meter.add(message.places)
         if isinstance(message, Finished):

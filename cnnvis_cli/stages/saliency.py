@@ -66,6 +66,7 @@ def check_saliency(plan: Plan) -> None:
 
 def saliency(session: Session) -> None:
     """Explain every image, a batch at a time; what is there already is left as it is."""
+    session = session.here()
     study = Study.of(session)
     for chosen in in_batches(photographs(session, session.plan.saliency.images), study.size):
         pending = [photograph for photograph in chosen if not study.is_done(photograph)]
@@ -114,7 +115,7 @@ class Study:
     @property
     def size(self) -> int:
         """Images in a pass."""
-        device = self.session.network.device.type
+        device = self.session.device.type
         return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
 
     @property

@@ -150,7 +150,7 @@ class Search:
         self._climb(work, parts, rate)
         if self.session.plan.shard is not None:
             return
-        arrays = self._scored(work, parts)
+        arrays = self._scored(_work(self.session.here(), self.climbs.scene), parts)
         record = {**self.record, "rate": rate}
         self.file.publish(self.session.header(self.layer), self.name, record, arrays)
         parts.clear()
@@ -166,7 +166,7 @@ class Search:
         meter = session.report.meter(f"search {self.layer.alias}", total, "steps")
 
         def hear(message: Any) -> None:
-            session.report.breathe()
+            session.hear(message)
             if isinstance(message, Steps):
                 meter.add(message.made)
 

@@ -123,7 +123,7 @@ def _scan(session: Session, work: Work) -> None:
     pace = Pace(min(len(crew), len(pending)))
 
     def hear(message: Any) -> None:
-        session.report.breathe()
+        session.hear(message)
         if isinstance(message, Step):
             pace.add(message)
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import CHECK, Ascent, Look, Outcome, Task, climb
+from cnnvis_cli.ascent.climb import CHECK, Ascent, Batch, Look, Outcome, Task, climb
 from cnnvis_cli.ascent.regularizers import Decay
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.steps import Constant
@@ -155,7 +155,11 @@ def looking(score: Score) -> Look:
 def made(score: Score, tasks: list[Task], size: int | None = None) -> list[Ascent]:
     """The ascents of these tasks, in their order."""
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).to(tasks[0].start.dtype)
-    found = list(climb(looking(score), ([task] for task in tasks), size or len(tasks), mean))
+    found = list(
+        climb(
+            looking(score), ([task] for task in tasks), Batch(size or len(tasks), last=True), mean
+        )
+    )
     assert len(found) == len(tasks)
     by_key = {ascent.key: ascent for ascent in found}
     return [by_key[task.key] for task in tasks]
@@ -353,7 +357,7 @@ def test_a_slot_without_a_gradient_is_given_to_another() -> None:
     start = [image.float() for image in starts(8)]
     tasks = [[Task(i, 5 if i < 4 else i % 4, style, start[i])] for i in range(8)]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    found = list(climb(counted, tasks, 4, mean))
+    found = list(climb(counted, tasks, Batch(4), mean))
     assert [ascent.outcome == 3 for ascent in found] == [True] * 4 + [False] * 4
     assert len(looks) == 11 * CHECK
     assert set(looks) == {4}  # always full batches: the last bits depend on their size
@@ -372,7 +376,7 @@ def test_teams_stay_side_by_side() -> None:
     style, start = replace(STYLES["3"], iterations=40), [image.float() for image in starts(18)]
     teams = [[Task((u, r), u, style, start[3 * u + r]) for r in range(3)] for u in (1, 2, 5, 3, 4)]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    found = list(climb(watched, iter(teams), 6, mean))
+    found = list(climb(watched, iter(teams), Batch(6), mean))
     assert {ascent.key for ascent in found} == {task.key for team in teams for task in team}
     assert all(row[:3] == row[:1] * 3 and row[3:] == row[3:4] * 3 for row in seen)
     dead = [ascent for ascent in found if ascent.outcome == 3]
@@ -389,16 +393,18 @@ def test_no_more_slots_are_used_than_there_is_room_for() -> None:
             given.append(task.target)
             yield [task]
 
-    found = climb(looking(score), teams(), 8, mean, room=2)
+    found = climb(looking(score), teams(), Batch(8, room=2), mean)
     next(found)
     assert len(given) == 2
     whole = made(score, tasks)
-    for ascent in [*climb(looking(score), teams(), 8, mean, room=2)]:
+    for ascent in [*climb(looking(score), teams(), Batch(8, room=2), mean)]:
         assert alike(ascent, next(a for a in whole if a.key == ascent.key))
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
-    assert not list(climb(looking(score_of(small_network())), [], 4, torch.zeros(1, 3, 1, 1)))
+    assert not list(
+        climb(looking(score_of(small_network())), [], Batch(4), torch.zeros(1, 3, 1, 1))
+    )
 
 
 def test_starts_are_functions_of_seed_unit_and_run_alone() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import Ascent, Task, climb
+from cnnvis_cli.ascent.climb import Ascent, Batch, Task, climb
 from cnnvis_cli.ascent.fourier import Fourier, FourierBrush, Motion, PictureModel, unit_rms
 from cnnvis_cli.ascent.regularizers import Regularizer, TotalVariation
 from cnnvis_cli.ascent.steps import Constant
@@ -183,9 +183,8 @@ def test_the_gradient_is_that_of_what_is_shown(canvas: tuple[int, int]) -> None:
     shown, brush = begin(style_of(image), canvas, [4, 5])
     push = drawn(2, 3, *canvas)
     shown = brush.advance(shown, torch.zeros(2), push, 0)
-    before, moving = brush.first.clone(), brush.motion
-    assert moving is not None
-    spectra = brush.spectra.detach()
+    before, moving = brush.first.clone(), brush.motion()
+    spectra = brush.spectra.clone()
     back = moving.back(push)
     length = back.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     brush.advance(shown, torch.zeros(2), push, 1)
@@ -333,7 +332,9 @@ def ascents(style: Style, size: int = 4, channels: Sequence[int] = range(5)) -> 
     start = torch.zeros(3, 17, 15)
     teams = [[Task(c, c, style, start, seed=c)] for c in channels]
     with torch.no_grad():
-        return {int(str(a.key)): a for a in climb(look, teams, size, MEAN.float())}
+        return {
+            int(str(a.key)): a for a in climb(look, teams, Batch(size, last=True), MEAN.float())
+        }
 
 
 def variation(image: Tensor) -> float:

@@ -71,3 +71,9 @@ class Finished(NamedTuple):
     """Told by a lane: this piece of work is done and safe."""
 
     number: int
+
+
+class Notice(NamedTuple):
+    """Told by a lane, or of it: a line for the user, once."""
+
+    text: str
