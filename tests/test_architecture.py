@@ -43,7 +43,7 @@ DOORS = {  # a library, and the only places that may use it
     "multiprocessing": ("stages/engine/",),
     "distributed": ("stages/engine/cluster.py",),
     "dask": ("stages/engine/cluster.py",),
-    "concurrent": ("stages/engine/threads.py",),
+    "concurrent": ("stages/engine/threads.py", "store/chunks.py"),
     "subprocess": ("stages/engine/devices.py",),
 }
 FILES = sorted(ROOT.rglob("*.py"))

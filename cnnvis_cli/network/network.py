@@ -81,6 +81,11 @@ class Network:
     def size(self) -> Size:
         return self.preprocessing.crop
 
+    def map_bytes(self, layer: Layer) -> int:
+        """Return how much the outputs of the layers up to one take for a whole input, in bytes."""
+        upto = self.layers[: self.layers.index(layer) + 1]
+        return 4 * sum(la.channels * la.map[0] * la.map[1] for la in upto)
+
     def layer(self, name: str) -> Layer:
         """The layer of an alias or module path; raises `UsageError` with the nearest name."""
         for layer in self.layers:

@@ -249,7 +249,7 @@ class _Watch:
 
 
 def _decode(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
-    reader = work.reader(work.network or work.on(lane.device), lane)
+    reader = work.reader(work.network or work.on(lane.device), lane, tell)
     first = number * work.cut.batches // cores()
     batches = cycle((*range(first, work.cut.batches), *range(first)))
     watch = _Watch(seconds)

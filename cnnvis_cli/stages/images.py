@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, write_png
-from cnnvis_cli.dataset.decode_there import decode_there
+from cnnvis_cli.dataset.decode_on_gpu import decode_on_gpu
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.errors import CnnvisError, UsageError
@@ -120,7 +120,7 @@ def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
 
     def on_gpu(content: bytes) -> Pixels:
         with one_at_a_time:
-            (found,) = decode_there([content], preprocessing, device)
+            (found,) = decode_on_gpu([content], preprocessing, device)
         if isinstance(found, Unreadable):
             raise found
         return np.asarray(found.cpu().numpy())

@@ -42,6 +42,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     with report.stoppable(), target.lock():
         target.claim(identity, sources[0].read().get("weights"))
         target.note("network", outlined(network))
+        _tell_arithmetic(sources, report)
         joining = _Joining(sources, target, network, report)
         done = [*map(joining.units, _KINDS), joining.searched()]
         shards = [shard for source in sources for shard in _shards(source)]
@@ -66,6 +67,22 @@ def _identity(sources: Sequence[Run]) -> Record:
                 f"{differences(identities[0], identity)}"
             )
     return identities[0]
+
+
+def _tell_arithmetic(sources: Sequence[Run], report: Report) -> None:
+    """Say where shards were computed in ways that give different last bits."""
+    for stage in ("topk", "optimize", "project", "search"):
+        found: list[Record] = []
+        for source in sources:
+            for notes in source.all_notes():
+                for record in notes.get(stage, {}).get("arithmetic", []):
+                    if record not in found:
+                        found.append(record)
+        for other in found[1:]:
+            report.note(
+                f"{stage}: shards were computed in different ways, and their last bits may "
+                f"differ: {differences(found[0], other)}"
+            )
 
 
 @dataclass(frozen=True)

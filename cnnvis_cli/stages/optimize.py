@@ -22,6 +22,7 @@ from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_s
 from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError, SetAside, UsageError
+from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.plan import OptimizePlan, Plan
 from cnnvis_cli.registry import unknown
@@ -39,7 +40,14 @@ from cnnvis_cli.stages.climbs import (
     history_length,
     probing,
 )
-from cnnvis_cli.stages.engine import Cluster, Crew, resolve_precision, spread
+from cnnvis_cli.stages.engine import (
+    Aside,
+    Cluster,
+    Crew,
+    limit_to_memory,
+    resolve_precision,
+    spread,
+)
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
@@ -73,11 +81,14 @@ def optimize(session: Session) -> None:
 def _climb_layers(session: Session, climbs: Sequence[Climbs]) -> SetAside | None:
     """Layer after layer, also where some blocks of one had to be set aside: the first of those."""
     lost: list[SetAside] = []
-    for layer in dict.fromkeys(each.scene.layer for each in climbs):
-        try:
-            climb_all(session, [each for each in climbs if each.scene.layer == layer])
-        except SetAside as error:
-            lost.append(error)
+    with Aside() as publisher:
+        for layer in dict.fromkeys(each.scene.layer for each in climbs):
+            own = [each for each in climbs if each.scene.layer == layer]
+            try:
+                climb_all(session, own, publisher)
+            except SetAside as error:
+                lost.append(error)
+        publisher.settle()
     return lost[0] if lost else None
 
 
@@ -324,7 +335,7 @@ def scene_of(session: Session, layer: Layer) -> Scene:
         diversity=settings.diversity,
         team=settings.runs if settings.diversity else 1,
     )
-    size = session.plan.batch_size or suitable_batch(box, layer.channels, network.device.type)
+    size = session.plan.batch_size or suitable_batch(network, layer, box, session.device)
     size = -(-size // objective.team) * objective.team
     return Scene(layer, box, objective, size, names, _given(session, box))
 
@@ -373,19 +384,21 @@ def _given(session: Session, box: Box) -> Tensor | None:
     return whole[:, box.top : box.bottom, box.left : box.right].clone()
 
 
-def suitable_batch(box: Box, channels: int, device: str) -> int:
+def suitable_batch(network: Network, layer: Layer, box: Box, device: torch.device) -> int:
     """Ascents at a time for a canvas: the largest batch that still gains, a power of two.
 
     On one core that is about 260,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
     than half of the layer's channels, so that two processes have something to do. A GPU takes 8
-    million pixels, 32 to 4,096 ascents, and no more than nine runs of the layer.
+    million pixels, 32 to 4,096 ascents, no more than nine runs of the layer, and no more than its
+    memory holds.
     """
-    area = box.size[0] * box.size[1]
-    if device == "cpu":
-        wanted = max(8, min(128, (1 << 18) // area, _power_of_two(channels) // 2))
+    area, channels = box.size[0] * box.size[1], _power_of_two(layer.channels)
+    if device.type == "cpu":
+        wanted = max(8, min(128, (1 << 18) // area, channels // 2))
     else:
-        wanted = max(32, min(4096, (1 << 23) // area, 9 * _power_of_two(channels)))
-    return 1 << (wanted.bit_length() - 1)
+        wanted = max(32, min(4096, (1 << 23) // area, 9 * channels))
+    each = network.map_bytes(layer) * area // (network.size[0] * network.size[1])
+    return limit_to_memory(1 << (wanted.bit_length() - 1), each, device)
 
 
 def _power_of_two(number: int) -> int:
@@ -460,11 +473,12 @@ def _find(
 MEMORY = 1 << 30  # bytes that a process on a CPU may come to need
 
 
-def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
+def climb_all(session: Session, climbs: Sequence[Climbs], publisher: Aside) -> None:
     """Make all ascents of one layer, in every style at once, then publish them together.
 
-    A shard leaves its blocks for `merge`. Raises `SetAside`, when the rest is published, for blocks
-    that ended their processes.
+    Where GPUs do the work they are published beside the next layer's; no process may be forked
+    while a thread writes. A shard leaves its blocks for `merge`. Raises `SetAside`, when the rest
+    is published, for blocks that ended their processes.
     """
     if not climbs:
         return
@@ -479,7 +493,9 @@ def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
             lost = error
         _check_all_there(climbs, blocks, lost)
     if session.plan.shard is None:
-        _publish(session, climbs, blocks)
+        publisher.begin(_publish, session, climbs, blocks)
+        if session.device.type == "cpu":
+            publisher.settle()
     if lost is not None:
         raise lost
 

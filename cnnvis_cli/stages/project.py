@@ -20,14 +20,15 @@ from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.plan import Plan, ProjectPlan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.blocks import Block, Blocks
-from cnnvis_cli.stages.engine import Cluster, Finished, Lane, Tell, spread
+from cnnvis_cli.stages.engine import Cluster, Finished, Lane, Tell, ahead, limit_to_memory, spread
 from cnnvis_cli.stages.images import Read, gather
 from cnnvis_cli.stages.session import Session, network_on
 from cnnvis_cli.store.files import LayerTopK, Projected, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.run import Record, Run, differences
 
-PIXELS = 1 << 20  # of the windows of a batch: some 20 inputs of 224x224, thousands of small ones
+# Of the windows of a batch, on a CPU some 20 inputs of 224x224, or thousands of small ones.
+PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24}
 # Starting a pass costs about as much as half of the whole input in a large batch does (AlexNet,
 # 0.3 to 0.8 for conv1 to conv5): what windows of their own must save.
 PASS = 0.5
@@ -162,9 +163,14 @@ class Work:
 def project_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
     """Make the blocks of these numbers, and keep them as parts."""
     pieces = work.on(lane.device)
-    for number in numbers:
+
+    def readers() -> Iterator[tuple[int, Read]]:
+        for number in numbers:
+            images = work.images([work.jobs[number]])
+            yield number, work.read or gather(pieces[0].session, images)
+
+    for number, read in ahead(readers(), 1 if lane.device.type == "cuda" else 0):
         job = work.jobs[number]
-        read = work.read or gather(pieces[0].session, work.images([job]))
         arrays = pieces[job.piece].compute(job.units, read, tell)
         work.pieces[job.piece].parts[job.part] = arrays
         tell(Finished(number))
@@ -205,7 +211,7 @@ def _need(session: Session) -> int:
     """About how much memory a process needs on a CPU: all maps of a batch, twice, and a block."""
     height, width = session.network.size
     maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
-    return 2 * 4 * maps * max(1, PIXELS // (height * width)) + 2 * _BLOCK
+    return 2 * 4 * maps * max(1, PIXELS["cpu"] // (height * width)) + 2 * _BLOCK
 
 
 def _asked(session: Session) -> list[Projections]:
@@ -333,7 +339,7 @@ class Projections:
             "record": self.record,
             "layer": self.layer.alias,
             "group": self.group,
-            "batch": [PIXELS, PASS, self.block],
+            "batch": [PIXELS[self.session.device.type], PASS, self.block],
         }
 
     @property
@@ -376,10 +382,16 @@ class Projections:
     def _batches(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
         """The slots in batches of one pass each, and whether that is on the whole input."""
         for group, whole in self._alike(slots):
-            height, width = self._size if whole else box_of(group.box[0]).clip(self._size).size
-            size = self.session.plan.batch_size or max(1, PIXELS // (height * width))
+            size = self.session.plan.batch_size or self._batch(group.box[0], whole)
             for first in range(0, len(group), size):
                 yield group[first : first + size], whole
+
+    def _batch(self, box: NDArray[np.int32], whole: bool) -> int:
+        """How many windows like this one share a pass."""
+        network, device = self.session.network, self.session.device
+        height, width = self._size if whole else box_of(box).clip(self._size).size
+        each = network.map_bytes(self.layer) * height * width // (self._size[0] * self._size[1])
+        return limit_to_memory(max(1, PIXELS[device.type] // (height * width)), each, device)
 
     def _alike(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
         """The slots in groups that can share a pass, and whether it is on the whole input.
@@ -439,9 +451,10 @@ class Projections:
     def _signal(self, output: Tensor, slots: Slots, origin: Size, whole: bool) -> Tensor:
         """What is sent back from the layer's output: (B, C, h, w), 0 but in each slot's channel."""
         places = slots.place if whole else slots.place[:1]
-        rows, columns = torch.from_numpy(places - np.array(origin)).T
-        index, channels = torch.arange(len(slots)), torch.from_numpy(slots.channel)
-        at = index, channels, rows, columns
+        rows, columns = np.broadcast_to(places - np.array(origin), (len(slots), 2)).T
+        chosen = np.stack([np.arange(len(slots)), slots.channel, rows, columns])
+        at = torch.from_numpy(chosen).to(output.device).unbind()
+        index, channels = at[:2]
         self._compare(output[at].cpu().numpy(), slots)
         signal = torch.zeros_like(output)
         if self.settings.start == "map":  # Zeiler & Fergus 2013, section 2.1

@@ -36,7 +36,7 @@ from cnnvis_cli.stages.engine import (
     remark_on_auto,
 )
 from cnnvis_cli.store.files import Header
-from cnnvis_cli.store.run import Record, Run
+from cnnvis_cli.store.run import Record, Run, differences
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Session:
         """
         start = time.monotonic()
         facts: Record = {}
+        arithmetic = self._arithmetic(stage)
         try:
             yield facts
         finally:
@@ -142,7 +143,7 @@ class Session:
                 **facts,
                 "seconds": round(known.get("seconds", 0.0) + time.monotonic() - start, 1),
                 "device": _device_name(self.device),
-                "arithmetic": describe_device(self.device),
+                "arithmetic": arithmetic,
                 "versions": {
                     "cnnvis": __version__,
                     "torch": torch.__version__,
@@ -150,6 +151,16 @@ class Session:
                 },
             }
             self.run.note(stage, record)
+
+    def _arithmetic(self, stage: str) -> list[Record]:
+        """All that this stage has been computed with so far; says so where it is not all alike."""
+        own: Record = dict(describe_device(self.device))
+        known: list[Record] = self.run.noted().get(stage, {}).get("arithmetic", [])
+        if own in known or not known:
+            return known or [own]
+        apart = differences(known[-1], own)
+        self.report.once(f"{stage}: goes on with other arithmetic, whose last bits differ: {apart}")
+        return [*known, own]
 
 
 def header_of(network: Network, layer: Layer) -> Header:

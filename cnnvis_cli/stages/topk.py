@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cnnvis_cli.dataset.decode_there import check_decoder
+from cnnvis_cli.dataset.decode_on_gpu import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.engine import check_precision, choose_devices, spread

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cnnvis_cli import histogram
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.store.chunks import write_rows
 from cnnvis_cli.store.ours import check, kind_of
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
@@ -460,12 +461,18 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
         for name in OPTIMIZED_STYLE
     }
     small = {name: np.empty(c.shape, c.dtype) for name, c in columns.items() if name != "image"}
-    row = -1
-    for row, (_, block, place) in enumerate(_in_order(map(_rows, pieces))):
-        columns["image"][row] = block["image"][place]
-        for name, values in small.items():
-            values[row] = block[name][place]
-    if row + 1 != len(units):
+    written = 0
+
+    def images() -> Iterator[tuple[int, Array]]:
+        nonlocal written
+        for row, (_, block, place) in enumerate(_in_order(map(_rows, pieces))):
+            for name, values in small.items():
+                values[row] = block[name][place]
+            yield row, block["image"][place]
+            written += 1
+
+    write_rows(columns["image"], images())
+    if written != len(units):
         raise CnnvisError(f"{group.file.filename}: a part has gone meanwhile; run again")
     for name, values in small.items():
         columns[name][...] = values
@@ -492,9 +499,13 @@ def _write_method(group: h5py.Group, pieces: list[Projected]) -> None:
     projection = create(group, PROJECTED_METHOD, "projection", (*shape, 3))
     scales = np.full(shape[:2], np.nan, np.float32)
     done = np.zeros(shape[0], np.bool_)
-    for channel, values, scale in _in_order(piece.channels for piece in pieces):
-        projection[channel] = values
-        scales[channel], done[channel] = scale, True
+
+    def projections() -> Iterator[tuple[int, Array]]:
+        for channel, values, scale in _in_order(piece.channels for piece in pieces):
+            scales[channel], done[channel] = scale, True
+            yield channel, values
+
+    write_rows(projection, projections())
     create(group, PROJECTED_METHOD, "scale", scales.shape)[...] = scales
     create(group, PROJECTED_METHOD, "done", done.shape)[...] = done
 

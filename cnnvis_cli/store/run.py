@@ -93,6 +93,11 @@ class Run:
         """What `note` has noted."""
         return _read(self.notes)
 
+    def all_notes(self) -> list[Record]:
+        """What has been noted here by this run and by its shards."""
+        files = [self.manifest, *sorted((self.path / "shards").glob("*.json"))]
+        return [_read(path) for path in files]
+
     def claim(self, identity: Record, weights: str | None) -> None:
         """Make this directory the run of a network, or check that it is.
 

@@ -20,6 +20,7 @@ from cnnvis_cli.stages.engine.devices import (
     choose_devices,
     describe_device,
     keep_memory,
+    limit_to_memory,
     memory_explained,
     remark_on_auto,
     resolve_precision,
@@ -34,6 +35,7 @@ from cnnvis_cli.stages.engine.lanes import (
     available_memory,
     cores,
     lanes,
+    shared_memory,
 )
 from cnnvis_cli.stages.engine.threads import Aside, ahead, in_order, in_threads
 
@@ -62,11 +64,13 @@ __all__ = [
     "in_threads",
     "keep_memory",
     "lanes",
+    "limit_to_memory",
     "memory_explained",
     "reach",
     "release_idle",
     "remark_on_auto",
     "resolve_precision",
+    "shared_memory",
     "spread",
     "tensor_cores",
 ]

@@ -264,8 +264,9 @@ class _Crew:
         if hand.starts >= ATTEMPTS:
             self._give_up(hand.lane, why)
         elif self.pending:
-            ended = f"{hand.lane.device}: a worker process ended ({why})"
-            self.tell(Notice(f"{ended}; another does its work"))
+            if hand.last_words:
+                ended = f"{hand.lane.device}: a worker process ended ({why})"
+                self.tell(Notice(f"{ended}; another does its work"))
             self._hire(hand.lane, hand.starts + 1)
 
     def _give_up(self, lane: Lane, why: str) -> None:

@@ -121,6 +121,24 @@ def describe_device(device: torch.device) -> dict[str, str]:
     }
 
 
+COPIES = 4  # of a layer's output that a pass there and back holds at once: measured up to 3.5
+SHARE = 0.5  # of a GPU's memory that a pass may take: there are other processes, and fragments
+
+
+def limit_to_memory(batch: int, each: int, device: torch.device) -> int:
+    """Return the batch, halved until a pass of it fits the device's memory.
+
+    `each` is the bytes of the maps of one item. On a CPU the batch is as it is. The size of the
+    card counts, not what happens to be free: a rerun has to choose the same.
+    """
+    if device.type == "cpu":
+        return batch
+    room = SHARE * torch.cuda.get_device_properties(device).total_memory
+    while batch > 1 and batch * each * COPIES > room:
+        batch //= 2
+    return batch
+
+
 def resolve_precision(asked: Precision | None, device: torch.device) -> Precision:
     """Return the arithmetic of ascents: by default TF32 on a GPU and float32 on a CPU.
 
