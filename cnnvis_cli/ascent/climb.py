@@ -284,7 +284,7 @@ class _Slots:
                     self.x.copy_(moved)
             self._ended_step()
 
-        key = (cohort.brush.style, plain, last, cohort.brush.phase(age))
+        key = (id(self), cohort.brush.style, plain, last, cohort.brush.phase(age))
         self.batch.run(key, work, [*self._state, *cohort.brush.state])
 
     def _seen(self, look: Look, plain: bool) -> tuple[Tensor, Tensor]:

@@ -195,16 +195,16 @@ class Graphs:
 
     def __init__(self, device: torch.device, notice: Callable[[str], None]) -> None:
         self._device, self._notice = device, notice
-        self._graphs: dict[Hashable, Any] = {}
+        self._graphs: dict[Hashable, tuple[Any, Callable[[], None]]] = {}  # and what they hold
         self._pool: Any = None
         self._captures = device.type == "cuda"
 
     def __call__(self, key: Hashable, work: Callable[[], None], state: Sequence[Tensor]) -> None:
         """Do a piece of work that is known by `key` and changes nothing but the `state`."""
         if self._captures and key not in self._graphs:
-            self._graphs[key] = self._captured(work, state)
+            self._graphs[key] = self._captured(work, state), work
         if self._captures:
-            self._graphs[key].replay()
+            self._graphs[key][0].replay()
         else:
             work()
 
