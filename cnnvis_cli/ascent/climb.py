@@ -85,12 +85,14 @@ class Batch:
     """How ascents are made side by side.
 
     `size` is the number of slots, of which at most `room` are used where there is less to do than
-    would fill them. On a GPU `run` may make one launch of a step. With `half` the best images are
-    kept in half precision, as files have them; with `last` the last ones are kept as well.
+    would fill them. In a `steady` batch all slots begin and end together and no tensor moves, so
+    that `run` can make one launch of a step on a GPU. With `half` the best images are kept in half
+    precision, as files have them; with `last` the last ones are kept as well.
     """
 
     size: int
     room: int | None = None
+    steady: bool = False
     run: Run = directly
     half: bool = False
     last: bool = False
@@ -170,7 +172,7 @@ class _Slots:
 
     def __post_init__(self) -> None:
         self.device, size = self.mean.device, self.batch.size
-        self.steady = self.device.type == "cuda"  # all tensors stay where they are
+        self.steady = self.batch.steady
         zeros = partial(torch.zeros, size, device=self.device)
         shape = (size, 3, *self.canvas)
         self.x = torch.zeros(shape, device=self.device, dtype=self.mean.dtype)
@@ -240,7 +242,8 @@ class _Slots:
         """The first images on the device, (N, 3, h, w); copied while it works on."""
         if not self.steady:
             return torch.stack([task.start for task in tasks])
-        starts = torch.empty((len(tasks), 3, *self.canvas), device=self.device)
+        shape = len(tasks), 3, *self.canvas
+        starts = torch.empty(shape, device=self.device, dtype=self.mean.dtype)
         for row, task in enumerate(tasks):
             starts[row].copy_(task.start, non_blocking=True)
         return starts

@@ -153,8 +153,16 @@ def check_shape(size: tuple[int, int], resize: int | Size) -> None:
             raise Unreadable(f"too thin: {width}x{height} pixels")
 
 
+END, TAIL = b"\xff\xd9", 1 << 10  # of a JPEG, and bytes that may follow: cameras add some
+
+
 def is_plain_jpeg(content: bytes) -> bool:
-    """Whether it begins like a JPEG in RGB or grey, of a size that is no bomb."""
+    """Whether it begins like a JPEG in RGB or grey, of a size that is no bomb, and has an end.
+
+    Decoders on GPUs fill up with grey what a truncated file lacks.
+    """
+    if END not in content[-TAIL:]:
+        return False
     try:
         with _opened(content, ("JPEG",)) as image:
             return image.mode in ("RGB", "L")

@@ -246,7 +246,8 @@ def climb_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> 
 
 def batch_on(lane: Lane, size: int, tell: Tell, **settings: Any) -> Batch:
     """A batch of ascents on a lane's device, whose steps are one launch each on a GPU."""
-    return Batch(size, run=Graphs(lane.device, lambda text: tell(Notice(text))), **settings)
+    run = Graphs(lane.device, lambda text: tell(Notice(text)))
+    return Batch(size, steady=lane.device.type == "cuda", run=run, **settings)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -362,6 +362,38 @@ def test_a_slot_without_a_gradient_is_given_to_another() -> None:
     assert len(looks) == 11 * CHECK
     assert set(looks) == {4}  # always full batches: the last bits depend on their size
     assert [len(ascent.history) for ascent in found] == [1] * 4 + [10 * CHECK] * 4
+
+
+class Replayed:
+    """Does again what was done first for a key, as a CUDA graph does, and counts the keys."""
+
+    def __init__(self) -> None:
+        self.first: dict[Hashable, Callable[[], None]] = {}
+
+    def __call__(self, key: Hashable, work: Callable[[], None], state: Sequence[Tensor]) -> None:
+        self.first.setdefault(key, work)()
+
+
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier"])
+def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> None:
+    """To the bit, also where a batch is not full and where an ascent has no gradient."""
+    network, channels = small_network(), (0, 5, 2, 3)  # 5 is dead
+    style = replace(STYLES[name], iterations=45)
+    styles = [style, replace(style, name="other", iterations=39)]
+    tasks = [
+        Task(i, channels[i % 4], styles[i // 5], start.float(), seed=i)
+        for i, start in enumerate(starts(7))
+    ]
+    score = score_of(network.float())
+    mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
+    teams = [[task] for task in tasks]
+    usual = {a.key: a for a in climb(looking(score), teams, Batch(3), mean)}
+    replayed = Replayed()
+    steady = Batch(3, steady=True, run=replayed)
+    found = {a.key: a for a in climb(looking(score), teams, steady, mean)}
+    assert found.keys() == usual.keys()
+    assert all(alike(found[key], usual[key]) for key in usual)
+    assert len(replayed.first) <= 10  # of 45 + 45 + 39 steps
 
 
 def test_teams_stay_side_by_side() -> None:

