@@ -18,7 +18,10 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing
 
-pytest.importorskip("torchcodec", reason="torchcodec is not installed")
+try:
+    import torchcodec.decoders  # noqa: F401
+except (ImportError, OSError, RuntimeError) as error:  # missing, or of another torch
+    pytest.skip(f"torchcodec cannot be used ({error})", allow_module_level=True)
 CPU = torch.device("cpu")
 SHAPE = Preprocessing(resize=48, crop=(40, 40))
 

@@ -73,7 +73,12 @@ def for_gradients(lanes: Sequence[Lane]) -> list[Lane]:
 
 
 def _forks_can_differentiate() -> bool:
-    """Tried out, since torch does not tell."""
+    """Tried out, since torch does not tell.
+
+    torch 2.6 lets a fork begin where this process has followed a gradient, and may hang later.
+    """
+    if torch._C._autograd._get_sequence_nr():  # operations that autograd has noted here
+        return False
     child = os.fork()
     if not child:
         failed = 1
