@@ -123,7 +123,7 @@ def run(line: Line, cnnvis: Call, python: Call) -> Told:
     return (cnnvis if Path(command).name == "cnnvis" else python)(arguments)
 
 
-LONG = ("docs/measurements.md", "docs/nights.md", "docs/plan.md")  # half a minute or more
+LONG = ("docs/measurements.md", "docs/unattended-runs.md", "docs/plan.md")  # half a minute or more
 WITHOUT_DEMO = ("docs/measurements.md",)  # pages that begin without its run
 READ = [
     pytest.param(page, marks=[pytest.mark.long] if name_of(page) in LONG else []) for page in PAGES
