@@ -135,8 +135,7 @@ def _regularized(style: Style, x: Tensor) -> Tensor:
 
 
 def remaining_noise(style: Style, probe: Probe) -> float:
-    """Return the standard deviation, in grey levels, of the start after all iterations without
-    steps."""
+    """Return the deviation, in grey levels, of the start after all iterations without steps."""
     return float(_regularized(style, probe.start[:2]).std())
 
 

@@ -27,8 +27,7 @@ def noise(seed: int, size: Size) -> Tensor:
 
 
 def uniform(seed: int, size: Size, mean: Tensor) -> Tensor:
-    """Return uniform noise over 0..255, mean-subtracted; `mean` is (1, 3, 1, 1) on the CPU: (3,
-    *size)."""
+    """Return uniform noise over 0..255, mean-subtracted: (3, *size); `mean` is (1, 3, 1, 1)."""
     return torch.rand(3, *size, generator=_generator(seed)) * 255 - mean[0]
 
 
