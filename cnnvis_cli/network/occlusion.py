@@ -93,7 +93,7 @@ class Side:
 
     @classmethod
     def of(cls, axis: Axis, starts: Whole, size: int, length: int, places: int) -> Side:
-        """Return the windows for squares of `size` pixels; the map has `places` for `length` pixels."""
+        """Return the windows for squares of `size` pixels, along a side of `length` and `places`."""
         field, stride, start = axis.size, axis.stride, axis.start
         first = (starts - field - start) // stride + 1  # the first place that sees the square
         count = int((-(-(starts + size - start) // stride) - first).max())
@@ -258,7 +258,7 @@ class Positions:
         return len(self.number)
 
     def hides(self, rows: Whole, columns: Whole) -> Tensor:
-        """Return which of their pixels, rows (n, h) and columns (n, w), are covered: (n, 1, h, w)."""
+        """Return which pixels, at rows (n, h) and columns (n, w), each covers: (n, 1, h, w)."""
         down, across = (
             torch.from_numpy((pixels >= start[:, None]) & (pixels < start[:, None] + self.size))
             for pixels, start in ((rows, self.top), (columns, self.left))
@@ -346,7 +346,7 @@ def _copies(image: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Occluder:
-    """How squares are computed for a network's images: which, how many at a time, and from where."""
+    """How squares are computed for a network's images: which, how many at a time, and where."""
 
     network: Network
     layer: Layer

@@ -75,7 +75,7 @@ class Question:
         return torch.arange(len(self.images), device=self.images.device)
 
     def value(self, x: Tensor, of: Tensor) -> Tensor:
-        """Return the number for other pixels (n, 3, h, w), instead of the images `of` (n,): (n,)."""
+        """Return the number for other pixels (n, 3, h, w) of the images `of` (n,): (n,)."""
         maps = outputs(self.network, self.layer, x, self.size)
         rows = torch.arange(len(x), device=x.device)
         return maps.flatten(2)[rows, self.channel[of], self.place[of]]

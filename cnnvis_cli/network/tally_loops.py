@@ -168,7 +168,7 @@ def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, low
 
 @_compile
 def pack(counts: Ints, where: Ints, found: Ints) -> int:
-    """Write the positions of non-zero counts into `where`, the counts into `found`; return how many."""
+    """Write the positions of non-zero counts to `where`, the counts to `found`; return how many."""
     size = 0
     for i in range(len(counts)):
         if counts[i]:

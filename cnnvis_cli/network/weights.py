@@ -191,7 +191,7 @@ def _flaw(tensor: Tensor, wanted: Tensor, finite: bool) -> str | None:
 
 
 def _reshaped(tensor: Tensor, wanted: Tensor | None) -> Tensor:
-    """Return tensors in the network's shapes: old Caffe files have four dimensions, first ones 1."""
+    """Return tensors in the network's shapes: old Caffe files have leading dimensions of 1."""
     if wanted is None or tensor.shape == wanted.shape or tensor.dim() != 4:
         return tensor
     extra = tensor.dim() - wanted.dim()

@@ -55,7 +55,7 @@ def check_activations(plan: Plan) -> None:
 def activations(session: Session) -> None:
     """Draw the images' activations and film the videos', each once.
 
-    Raises `TooManyUnreadable` in the end for too large a share of images that cannot be used.
+    Raise `TooManyUnreadable` in the end for too large a share of images that cannot be used.
     """
     asked, outputs = session.plan.activations, Outputs(session)
     places = [Path(place) for place in asked.image]
@@ -95,7 +95,7 @@ class Subject:
         return [hashlib.sha256(each.pixels.tobytes()).hexdigest()[:16] for each in self.images]
 
     def values(self, output: Output) -> list[Floats]:
-        """Each image's values, as maps (C, h, w)."""
+        """Return each image's values, as maps (C, h, w)."""
         found = [finite(seen.values[output.name])[0] for seen in self.seen]
         return [each if each.ndim == 3 else each[:, None, None] for each in found]
 
@@ -105,7 +105,7 @@ class Subject:
 
 
 def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterator[Path]:
-    """The files of all images, a batch at a time; or of their comparison."""
+    """Yield the files of all images, a batch at a time; or of their comparison."""
     size = session.plan.batch_size or BATCH[session.network.device.type]
     found = photographs(session, places)
     with Eye(session.network, outputs.needed, size) as eye:
@@ -131,7 +131,7 @@ def _compared(images: tuple[Photograph, ...]) -> Subject:
 def _drawn(
     session: Session, outputs: Outputs, eye: Eye, subjects: Sequence[Subject]
 ) -> Iterator[Path]:
-    """The files of some subjects; the network looks only if one of them is missing."""
+    """Yield the files of some subjects; the network looks only if one of them is missing."""
     session.report.breathe()
     planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
     kept = _kept(session, outputs, subjects, eye.size)
@@ -151,7 +151,7 @@ def _drawn(
 
 
 def _looked_at(eye: Eye, subjects: Sequence[Subject]) -> list[Subject]:
-    """The subjects with what the network gives for them, a batch at a time."""
+    """Return the subjects with what the network gives for them, a batch at a time."""
     images = [image for subject in subjects for image in subject.images]
     seen: list[Seen] = []
     for first in range(0, len(images), eye.size):
@@ -166,7 +166,7 @@ def _looked_at(eye: Eye, subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[Figure]:
-    """All figures of a subject, before the network has looked or after."""
+    """Yield all figures of a subject, before the network has looked or after."""
     for output in outputs.shown:
         yield _layer(session, outputs, subject, output)
     for output, channel in outputs.units:
@@ -178,7 +178,7 @@ def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[F
 def _figure(
     session: Session, subject: Subject, name: str, heading: Heading, record: Record
 ) -> Figure:
-    """A figure of a subject that is still without a way to draw it."""
+    """Return a figure of a subject that is still without a way to draw it."""
     asked = session.plan.activations
     common: Record = {
         "images": subject.digests,
@@ -193,7 +193,7 @@ def _figure(
 
 
 def _heading(session: Session, subject: Subject, what: str, note: str) -> Heading:
-    """Which image and layer, and what the network takes each image for."""
+    """Return which image and layer, and what the network takes each image for."""
     names = " and ".join(image.name for image in subject.images)
     many = len(subject.images) > 1
     lines = []
@@ -205,7 +205,7 @@ def _heading(session: Session, subject: Subject, what: str, note: str) -> Headin
 
 
 def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output) -> Figure:
-    """One layer's channels: a square of tiles, or bars."""
+    """Return one layer's channels: a square of tiles, or bars."""
     asked = session.plan.activations
     what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
     heading = _heading(session, subject, what, "")
@@ -237,14 +237,14 @@ def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output)
 
 
 def _by_name(subject: Subject, output: Output) -> Iterator[tuple[str, Floats]]:
-    """Each image's maps, and its name where there are several."""
+    """Yield each image's maps, and its name where there are several."""
     many = len(subject.images) > 1
     names = (image.name if many else "" for image in subject.images)
     yield from zip(names, subject.values(output), strict=True)
 
 
 def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
-    """A vector with the labels of its strongest channels; ties by number."""
+    """Return a vector with the labels of its strongest channels; ties by number."""
     values = maps[:, 0, 0]
     order = np.argsort(-values, kind="stable")[:NAMED].tolist()
     return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
@@ -263,7 +263,7 @@ def _odd(subject: Subject, output: Output) -> str:
 
 
 def _unit(session: Session, subject: Subject, output: Output, channel: int) -> Figure:
-    """One channel over the image."""
+    """Return one channel over the image."""
     what = f"{title_of(session.network, output)}, channel {channel} of {output.channels}"
     heading = _heading(session, subject, what, "")
     record = {"layer": output.name, "channel": channel}
@@ -303,7 +303,7 @@ def _over(image: Photograph, values: Floats, scale: Scale, output: Output) -> Ov
 
 
 def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
-    """All layers in one picture: a walk through the network."""
+    """Return all layers in one picture: a walk through the network."""
     asked = session.plan.activations
     rule = "one scale for each layer" if asked.tone == "layer" else "each channel on its own scale"
     note = (
@@ -345,7 +345,7 @@ Kept = tuple[ActivationsFile, Record, Seen | None]
 
 
 def _kept(session: Session, outputs: Outputs, subjects: Sequence[Subject], size: int) -> list[Kept]:
-    """The files of numbers that are asked for, each with what decides its content."""
+    """Return the files of numbers that are asked for, each with what decides its content."""
     if session.plan.activations.save is None:
         return []
     found: list[Kept] = []

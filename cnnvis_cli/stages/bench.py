@@ -152,7 +152,7 @@ def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
 
 
 def _work(plan: Plan, folder: Path, size: int) -> Work:
-    """The same work that `topk` has, and nowhere to put it."""
+    """Return the same work that `topk` has, and nowhere to put it."""
     manifest = Manifest.scan(Path(plan.dataset or ""))
     network = load_network(plan)
     names = tuple(layer.alias for layer in network.choose(plan.layer))
@@ -296,7 +296,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def _topk(work: Work, report: Report) -> tuple[Rate, Rate]:
-    """The stage, into a run directory that is thrown away: its pace, and with start and end."""
+    """Return the stage, into a run directory that is thrown away: its pace, and with start and end."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(work.plan, run=folder + "/run", batch_size=work.cut.size)
         with open_session(plan, report) as session:

@@ -122,7 +122,7 @@ def draw_video(path: Path, frames: int) -> None:
 
 
 def _enlarged(picture: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """A picture (h, w, 3) that is so many pixels high."""
+    """Return a picture (h, w, 3) that is so many pixels high."""
     rows = np.arange(height) * len(picture) // height
     columns = np.arange(round(picture.shape[1] * height / len(picture)))
     return picture[rows][:, columns * len(picture) // height]

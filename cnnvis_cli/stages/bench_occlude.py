@@ -33,7 +33,7 @@ class OccludeBench:
     forward: Rates
 
     def share(self, rates: Rates) -> float:
-        """What is reached of the forward pass that was measured in the same round: the median."""
+        """Return what is reached of the forward pass that was measured in the same round: the median."""
         pairs = zip(rates, self.forward, strict=True)
         return statistics.median(reached / bare for reached, bare in pairs)
 

@@ -153,7 +153,7 @@ def random_places(layer: Layer, k: int, generator: np.random.Generator) -> Layer
 def _one_at_a_time(
     session: Session, layer: Layer, method: str, slots: Slots, images: NDArray[np.uint8]
 ) -> Callable[[], Any]:
-    """An action that projects the next slot through the whole network."""
+    """Return an action that projects the next slot through the whole network."""
     network, numbers = session.network, count()
 
     def action() -> Any:

@@ -47,7 +47,7 @@ class Blocks:
         return [Block(f"{units[0]:06d}-{digest(units)}", units) for units in left if units]
 
     def units(self) -> list[int]:
-        """The channels of all blocks that are kept, sorted."""
+        """Return the channels of all blocks that are kept, sorted."""
         return sorted(self._places())
 
     def __iter__(self) -> Iterator[Arrays]:

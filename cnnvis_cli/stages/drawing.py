@@ -70,7 +70,7 @@ def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
 
 
 def files(session: Session, figure: Figure) -> list[Path]:
-    """The files of a figure: the PNG, and the PDF where it is asked for."""
+    """Return the files of a figure: the PNG, and the PDF where it is asked for."""
     also = ("pdf",) if session.plan.figure.pdf and "png" in figure.formats else ()
     name = session.run.figure(figure.kind, figure.name)
     return [name.with_name(f"{name.name}.{suffix}") for suffix in (*figure.formats, *also)]
@@ -111,7 +111,7 @@ def _content(canvas: Canvas, suffix: str, text: dict[str, str], session: Session
 
 
 def recorded_key(path: Path) -> str | None:
-    """What a figure's file says that it was drawn from; None where it is absent or damaged."""
+    """Return what a figure's file says that it was drawn from; None where it is absent or damaged."""
     if path.suffix == ".pdf":
         from cnnvis_cli.figure.pdf import read_key
 

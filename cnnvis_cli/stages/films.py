@@ -34,9 +34,9 @@ STRONGEST = "strongest"
 
 
 def film(session: Session, outputs: Outputs, source: Frames, name: str) -> Iterator[Path]:
-    """The files of one video: a film a layer, and the leading units as a table and a plot.
+    """Yield the files of one video: a film a layer, and the leading units as a table and a plot.
 
-    What cannot be decoded is told. Raises `UsageError` where nothing can.
+    What cannot be decoded is told. Raise `UsageError` where nothing can.
     """
     reel = Reel(session, outputs, source, name)
     if not reel.is_there():
@@ -87,7 +87,7 @@ class Reel:
         return digest(self.record | {"layer": output.name})
 
     def is_there(self) -> bool:
-        """Whether all of it is made already."""
+        """Return whether all of it is made already."""
         films = ((self.path(output), self.key(output)) for output in self.outputs.filmed)
         return (
             self.table.is_file()
@@ -129,7 +129,7 @@ class Reel:
         return min(cores(), workers or cores())
 
     def _tell(self, count: int) -> None:
-        """Report what could not be decoded; raises `UsageError` where nothing could."""
+        """Report what could not be decoded; raise `UsageError` where nothing could."""
         reasons = "; ".join(self.source.problems)
         if not count:
             raise UsageError(f"{self.source.path}: no frame can be decoded ({reasons or 'none'})")
@@ -160,7 +160,7 @@ class Reel:
         return LayerFilm(self.session, output, screen, made)
 
     def plot(self) -> Figure:
-        """Which unit of each layer leads when, drawn from the table."""
+        """Return which unit of each layer leads when, drawn from the table."""
         network = self.session.network
         note = (
             "For each layer: the number of the unit with the largest activation in the frame, a "
@@ -181,7 +181,7 @@ class Reel:
         return Figure(f"activations/{self.name}", STRONGEST, title, record, draw)
 
     def _leads(self) -> tuple[NDArray[np.float64], list[Lead]]:
-        """The table read again: a row a frame."""
+        """Return the table read again: a row a frame."""
         rows = np.loadtxt(self.table, skiprows=1, delimiter="\t", ndmin=2)
         leads = []
         for number, output in enumerate(self.outputs.filmed):
@@ -274,7 +274,7 @@ class Table(Cutter):
 
 
 def _leaders(values: Floats) -> tuple[list[int], list[float]]:
-    """Each image's channel with the largest maximum, the first of equals, and that maximum."""
+    """Return each image's channel with the largest maximum, the first of equals, and that maximum."""
     highest = values.reshape(*values.shape[:2], -1).max(axis=2)  # (B, C)
     channels = highest.argmax(axis=1)
     return channels.tolist(), np.take_along_axis(highest, channels[:, None], 1)[:, 0].tolist()

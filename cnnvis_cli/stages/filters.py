@@ -124,7 +124,7 @@ class Filters:
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Filters:
-        """Raises `UsageError` for a layer that does not take the image."""
+        """Raise `UsageError` for a layer that does not take the image."""
         weights = bank.filters(session.network, layer)
         return cls(session, layer, weights, Activity.of(session, layer))
 
@@ -171,7 +171,7 @@ class Filters:
         return f"{name}{module} · {what}"
 
     def summary(self) -> Iterator[str]:
-        """What there is to know, in a few lines."""
+        """Yield what there is to know, in a few lines."""
         count, (height, width) = len(self.rms), self.size
         yield f"{self.layer.alias} ({self.layer.module}): {count} filters of {height}x{width}"
         largest = int(self.rms.argmax())
@@ -188,14 +188,14 @@ class Filters:
         return f"dead: {_listed(self.dead)}, in {self.activity.images} images"
 
     def draw(self) -> list[Path]:
-        """The figures' files; one that is there already is left as it is."""
+        """Return the figures' files; one that is there already is left as it is."""
         figures = [_sheets(self)]
         if self.spectrum:
             figures.append(self.spectrum.figure())
         return [path for figure in figures for path in draw_figure(self.session, figure)]
 
     def tabulate(self) -> Path:
-        """All numbers as a table, a line a filter; what is not known is left empty."""
+        """Return all numbers as a table, a line a filter; what is not known is left empty."""
         table: dict[str, NDArray[Any]] = {
             "channel": np.arange(len(self.rms)),
             "rms": self.rms,
@@ -217,14 +217,14 @@ class Filters:
 
 
 def _cell(value: Any) -> str:
-    """A number as text: yes as 1, no as 0, unknown as nothing."""
+    """Return a number as text: yes as 1, no as 0, unknown as nothing."""
     if isinstance(value, np.floating):
         return "" if np.isnan(value) else f"{value:.6g}"
     return str(int(value))
 
 
 def _listed(mask: Mask) -> str:
-    """How many, and which as long as they are few: ``3 of 32 (0, 7, 12)``."""
+    """Return how many, and which as long as they are few: ``3 of 32 (0, 7, 12)``."""
     chosen, count = np.flatnonzero(mask).tolist(), len(mask)
     if len(chosen) in (0, count):
         return f"{'all' if chosen else 'none'} of {count}"
@@ -238,7 +238,7 @@ def _range(values: Numbers) -> str:
 
 
 def _sheets(found: Filters) -> Figure:
-    """The filters as they are and clipped: Zeiler & Fergus 2013, Fig. 6 (a) and (b)."""
+    """Return the filters as they are and clipped: Zeiler & Fergus 2013, Fig. 6 (a) and (b)."""
     plan, alias = found.session.plan.filters, found.layer.alias
     scale = plan.scale or fitting_scale(found.size)
     states = [_picture(found, found.weights), _picture(found, found.clipped)]
@@ -273,7 +273,7 @@ def _picture(found: Filters, weights: Tensor) -> Floats:
 
 
 def _note(found: Filters, states: Sequence[Floats], scale: int) -> str:
-    """How to read the sheets."""
+    """Return how to read the sheets."""
     plan, (height, width) = found.session.plan.filters, found.size
     before, after = (float(np.abs(state).max()) for state in states)
     deaths = (

@@ -30,13 +30,13 @@ class Missing(CnnvisError):
 
 
 def parts_of(run: Run, plan: Record) -> Parts:
-    """Where a run keeps the finished parts of this plan."""
+    """Return where a run keeps the finished parts of this plan."""
     name = digest(plan)
     return Parts(run.parts("topk", name), name)
 
 
 def is_done(file: TopKFile, plan: Record) -> bool:
-    """Whether the file has what is asked for; raises `UsageError` if it is of another plan."""
+    """Return whether the file has what is asked for; raise `UsageError` if it is of another plan."""
     have = file.identity()
     if have is None:
         return False
@@ -75,7 +75,7 @@ def finish(
 ) -> None:
     """Add the parts up, in their order, and publish skipped.tsv and topk.h5.
 
-    Raises `Missing` naming a part that none of the `sources` has whole; unless topk.h5 is there,
+    Raise `Missing` naming a part that none of the `sources` has whole; unless topk.h5 is there,
     from another process (where there are no locks) that has removed the parts.
     """
     with _unless_published(run, plan):
@@ -144,7 +144,7 @@ def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
 
 
 def _all_parts(cut: Cut, sources: Sequence[Parts], names: Sequence[str] = ()) -> Iterator[Arrays]:
-    """Each part's arrays, or those of some names, from the first source that has it whole."""
+    """Return each part's arrays, or those of some names, from the first source that has it whole."""
     return (_find(number, cut.count, sources, names) for number in range(cut.count))
 
 
@@ -162,12 +162,12 @@ def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str
 
 
 def _one_line(path: str) -> str:
-    """A path that cannot break a line of the table."""
+    """Return a path that cannot break a line of the table."""
     return printable(path.replace("\\", "\\\\"))
 
 
 def tell(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
-    """Say what there is; raises `TooManyUnreadable` (exit 3) for too many unusable images."""
+    """Say what there is; raise `TooManyUnreadable` (exit 3) for too many unusable images."""
     images, skipped = file.summary()
     report.result(f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers")
     if skipped > allowed * images:

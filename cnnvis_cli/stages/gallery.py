@@ -42,7 +42,7 @@ LAYER = re.compile(r"(conv|fc)\d+")
 def gallery(session: Session) -> None:
     """Make what is missing of the gallery, its page last, and remove what an older one had more.
 
-    Raises `UsageError` where nothing, or nothing of a layer that was asked for, is there to show.
+    Raise `UsageError` where nothing, or nothing of a layer that was asked for, is there to show.
     """
     shown = _shown(session)
     lost = _make(session, [piece for layer in shown for piece in pieces(layer)])
@@ -53,7 +53,7 @@ def gallery(session: Session) -> None:
 
 
 def _shown(session: Session) -> list[Shown]:
-    """The layers to show: those asked for, or all of which the run holds anything."""
+    """Return the layers to show: those asked for, or all of which the run holds anything."""
     dataset, photographs = _dataset(session), Photographs(session, set())
     every = [Shown(session, layer, dataset, photographs) for layer in session.layers]
     found = [shown for shown in every if shown.units]
@@ -71,7 +71,7 @@ def _shown(session: Session) -> list[Shown]:
 
 
 def _dataset(session: Session) -> Dataset | None:
-    """What topk.h5 says of the images; None where there is no topk.h5."""
+    """Return what topk.h5 says of the images; None where there is no topk.h5."""
     file = TopKFile(session.run.topk)
     if file.identity() is None:
         return None
@@ -81,7 +81,7 @@ def _dataset(session: Session) -> Dataset | None:
 
 
 def _are_there(photographs: Photographs, shown: Sequence[Shown]) -> bool:
-    """Whether the images that patches are cut from can be read."""
+    """Return whether the images that patches are cut from can be read."""
     tops = [layer.top.places.image.ravel() for layer in shown if layer.top]
     wanted = np.unique(np.concatenate(tops)) if tops else np.empty(0, np.int64)
     wanted = wanted[wanted >= 0]
@@ -89,7 +89,7 @@ def _are_there(photographs: Photographs, shown: Sequence[Shown]) -> bool:
 
 
 def _without_patches(shown: Shown) -> Shown:
-    """The layer without its patches, unless they have been cut while their images were there."""
+    """Return the layer without its patches, unless they have been cut while their images were there."""
     return shown if all(p.is_done() for p in pieces(shown)) else replace(shown, photographs=None)
 
 
@@ -106,7 +106,7 @@ class Piece(Protocol):
 
 
 def _is_done(piece: Piece) -> bool:
-    """Whether the files are there, made from what there is now."""
+    """Return whether the files are there, made from what there is now."""
     *others, last = (piece.shown.folder / name for name in piece.files())
     with suppress(OSError):
         known = site.key_of(last.read_bytes())
@@ -187,7 +187,7 @@ class Summary:
 
 
 def pieces(shown: Shown) -> list[Piece]:
-    """A layer's files, in pieces that are made on their own."""
+    """Return a layer's files, in pieces that are made on their own."""
     return [*(Pictures(shown, number) for number in range(shown.chunks)), Summary(shown)]
 
 
@@ -265,7 +265,7 @@ def _publish_page(session: Session, shown: Sequence[Shown]) -> None:
 
 
 def _facts(session: Session, shown: Sequence[Shown]) -> Record:
-    """What stands on the first page."""
+    """Return what stands on the first page."""
     usable = int((~shown[0].dataset.images.skipped).sum()) if shown[0].dataset else 0
     layers = [_layer_facts(each) for each in shown]
     held = [layer["holds"] for layer in layers]
@@ -306,7 +306,7 @@ def _label(shown: Shown, unit: int) -> str:
 
 
 def _shape(layer: Layer) -> str:
-    """How much of the input a unit sees, and how often it stands in the map."""
+    """Return how much of the input a unit sees, and how often it stands in the map."""
     height, width = layer.field.size
     sees = f"sees {height} × {width} pixels"
     if layer.kind == "fc":
@@ -315,7 +315,7 @@ def _shape(layer: Layer) -> str:
 
 
 def _holds(shown: Shown, kind: str, name: str, count: int) -> str:
-    """What there is of the units, in words."""
+    """Return what there is of the units, in words."""
     some = "" if count >= len(shown.units) else f" of {count}"
     return {
         "optimized": f"optimized, style {name}{some}",

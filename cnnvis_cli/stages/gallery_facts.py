@@ -28,7 +28,7 @@ def digits(value: float) -> float:
 
 
 def bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
-    """One channel's counts (bins,) in bars of one width; None where there is nothing to draw.
+    """Return one channel's counts (bins,) in bars of one width; None where there is nothing to draw.
 
     Counts are spread evenly over their bin, and end at the channel's `largest` value.
     """
@@ -48,13 +48,13 @@ def bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
 
 
 def class_counts(labels: Sequence[int]) -> list[tuple[int, int]]:
-    """How many of a unit's top images are of each class, the most frequent first."""
+    """Return how many of a unit's top images are of each class, the most frequent first."""
     counts = Counter(label for label in labels if label >= 0)
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def neighbours(images: Indices, chosen: slice) -> list[list[tuple[int, int]]]:
-    """The units that share most of their top images (U, k) with each of the chosen rows.
+    """Return the units that share most of their top images (U, k) with each of the chosen rows.
 
     Pairs of a row and how many images it shares, the nearest by Jaccard's index first, ties by
     number. An empty slot is -1.
@@ -71,7 +71,7 @@ def neighbours(images: Indices, chosen: slice) -> list[list[tuple[int, int]]]:
 
 
 def _nearest(row: int, shared: Indices, sizes: Indices) -> list[tuple[int, int]]:
-    """A row's neighbours, from how many images it shares with each row."""
+    """Return a row's neighbours, from how many images it shares with each row."""
     others = np.flatnonzero(shared)
     others = others[others != row]
     share = shared[others] / (sizes[row] + sizes[others] - shared[others])

@@ -61,7 +61,7 @@ class Dataset:
         return self.images.name(index)
 
     def labels(self, indices: Sequence[int]) -> list[int]:
-        """The class of each image, -1 where it has none or there is no image."""
+        """Return the class of each image, -1 where it has none or there is no image."""
         return [int(self.images.label[i]) if i >= 0 else -1 for i in indices]
 
 
@@ -185,7 +185,7 @@ class Shown:
         return self.units[number * CHUNK : (number + 1) * CHUNK]
 
     def sheet(self, pictures: Sequence[Pixels]) -> bytes:
-        """The file of a unit: a row of pictures (count, h, w, 3) for each pane."""
+        """Return the file of a unit: a row of pictures (count, h, w, 3) for each pane."""
         rows = [
             sprites.mosaic(tiles, size, len(tiles))
             for tiles, size in zip(pictures, self.sizes, strict=True)
@@ -213,7 +213,7 @@ class Shown:
         return {"suffix": self.suffix, "size": (below, width), "panes": panes}
 
     def best(self) -> tuple[Face | None, list[int]]:
-        """How the layer's strip shows which units: the most selective that have a picture."""
+        """Return how the layer's strip shows which units: the most selective that have a picture."""
         if not self.panes or not self.units:
             return None, []
         pane = self.panes[self.usual]
@@ -222,7 +222,7 @@ class Shown:
         return Face.of(pane, SMALL), units[:STRIP]
 
     def _rank(self) -> NDArray[np.float64]:
-        """What is known of the channels: selectivity, or the largest value; (C,)."""
+        """Return what is known of the channels: selectivity, or the largest value; (C,)."""
         rank = np.full(self.layer.channels, -np.inf)
         for name in ("max", "selectivity"):
             known = self.top.stats[name] if self.top else rank
@@ -255,7 +255,7 @@ class Shown:
         }
 
     def _lacks(self, pane: Pane) -> list[int]:
-        """The places in the list of units that have no such picture."""
+        """Return the places in the list of units that have no such picture."""
         return np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
 
     def _columns(self) -> Record:
@@ -270,7 +270,7 @@ class Shown:
         return columns
 
     def _outcomes(self) -> list[int]:
-        """How each unit's ascent ended, at its best, in the first style that is shown."""
+        """Return how each unit's ascent ended, at its best, in the first style that is shown."""
         found = np.full(self.layer.channels, int(Outcome.NOT_DONE))
         if self.styles:
             images = self.styles[0]
@@ -304,7 +304,7 @@ class Facts:
         return records
 
     def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
-        """The units' neighbours, by number."""
+        """Return the units' neighbours, by number."""
         chosen = slice(self.number * CHUNK, self.number * CHUNK + CHUNK)
         found = neighbours(top.places.image[self.shown.units], chosen)
         return [[(self.shown.units[row], shared) for row, shared in near] for near in found]
@@ -322,14 +322,14 @@ def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]
 
 
 def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
-    """One unit's runs, in the order of their pictures."""
+    """Return one unit's runs, in the order of their pictures."""
     order = best_first(columns[0])
     rows = zip(order, *(plain(column[order]) for column in columns), strict=True)
     return [list(row) for row in rows]
 
 
 def _strongest(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
-    """The unit's strongest places, activation, class and file each, and all their classes."""
+    """Return the unit's strongest places, activation, class and file each, and all their classes."""
     images = [index for index in top.places.image[unit].tolist() if index >= 0]
     labels, values = dataset.labels(images), plain(top.places.activation[unit])
     shown = zip(values[: len(images)], labels, map(dataset.name, images), strict=True)

@@ -30,11 +30,11 @@ Read = Callable[[int], Pixels]  # from an image's index to its preprocessed pixe
 
 
 def dataset_path(session: Session) -> Path:
-    """The plan's dataset: a folder, a list, a tar or a zip.
+    """Return the plan's dataset: a folder, a list, a tar or a zip.
 
     The images of ``demo`` are drawn where they are missing (a folder of that name is ``./demo``).
 
-    Raises `UsageError` where the plan names none.
+    Raise `UsageError` where the plan names none.
     """
     dataset = session.plan.dataset
     if not dataset:
@@ -56,9 +56,9 @@ def draw_images(folder: Path, report: Report) -> None:
 
 
 def image_reader(session: Session) -> Read:
-    """A function from image index to preprocessed pixels, uint8 (height, width, 3).
+    """Return a function from image index to preprocessed pixels, uint8 (height, width, 3).
 
-    Raises `UsageError` where topk has not run; the function raises `CnnvisError` for an image
+    Raise `UsageError` where topk has not run; the function raises `CnnvisError` for an image
     that has gone or changed since.
     """
     return lru_cache(maxsize=KEPT)(_reader(session))
@@ -111,7 +111,7 @@ def _reader(session: Session) -> Read:
 
 
 def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
-    """The decoder that topk used."""
+    """Return the decoder that topk used."""
     preprocessing, device = session.network.preprocessing, session.network.device
     if kind != "gpu":
         return lambda content: decode(content, preprocessing, kind == "fast")
@@ -129,7 +129,7 @@ def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
 
 
 def _root(session: Session) -> Path:
-    """What the stored paths are relative to: now, if the plan says so, or when topk ran."""
+    """Return what the stored paths are relative to: now, if the plan says so, or when topk ran."""
     dataset = session.plan.dataset
     if dataset and dataset != "demo":
         return root_of(Path(dataset))

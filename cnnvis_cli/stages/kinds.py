@@ -98,7 +98,7 @@ class Sheet:
 
 
 def _title(session: Session, layer: Layer, units: Units) -> str:
-    """Which network, layer and units a sheet shows."""
+    """Return which network, layer and units a sheet shows."""
     name = f"{session.network.name} {layer.alias}"
     if layer.module != layer.alias:
         name += f" ({layer.module})"
@@ -116,7 +116,7 @@ def _units_text(units: Units, channels: int) -> str:
 
 
 def _pixels(size: Size, scale: float) -> str:
-    """A tile's true size, and how much larger or smaller it is drawn."""
+    """Return a tile's true size, and how much larger or smaller it is drawn."""
     drawn = "" if scale == 1 else f", drawn {scale:g} times as large"
     return f"{size[0]}x{size[1]} pixels{drawn}"
 
@@ -128,7 +128,7 @@ def _tone(session: Session, values: Floats) -> Pixels:
 
 @kind("optimized", Run.optimized, asked=False)
 def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """One tile a channel at its true size: Yosinski et al. 2015, Fig. S1."""
+    """Return one tile a channel at its true size: Yosinski et al. 2015, Fig. S1."""
     return [_optimized(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
@@ -153,7 +153,7 @@ FEW = 32  # units that are read at once
 
 
 def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iterator[Pixels]:
-    """The best run of each unit, toned, and reduced where the plan's scale is below 1."""
+    """Yield the best run of each unit, toned, and reduced where the plan's scale is below 1."""
     plan, mean = session.plan.figure, session.network.preprocessing.mean
     some = [units[i : i + FEW] for i in range(0, len(units), FEW)]
     top = max(largest(images.best(few)) for few in some) if plan.tone == "sheet" else None
@@ -203,13 +203,13 @@ def _top_cell(label: str, projections: Pixels, patches: Pixels, names: tuple[str
 
 
 def _blank_top(images: TopImages) -> Cell:
-    """A cell of a unit that has no place at all; to measure with, too."""
+    """Return a cell of a unit that has no place at all; to measure with, too."""
     white = np.full((images.shown, *images.size, 3), 255, np.uint8)
     return _top_cell("", white, white, images.names(0))
 
 
 def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
-    """A few units of each layer in one figure, as in print."""
+    """Return a few units of each layer in one figure, as in print."""
     tone = session.plan.figure.tone
     chosen = [_few(session, each.layer, each.held, _blank_top(each)) for each in sources]
     note = (
@@ -232,7 +232,7 @@ def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
 
 @kind("layers", Run.optimized)
 def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """All layers at true size, the last on top, four runs a channel: Yosinski et al., Fig. 5."""
+    """Return all layers at true size, the last on top, four runs a channel: Yosinski et al., Fig. 5."""
     sources = [style_of(session, layer) for layer in reversed(layers)]
     chosen = [_few(session, each.layer, each.held, _blank_runs(each)) for each in sources]
     note = (
@@ -266,7 +266,7 @@ def _record(layer: Layer, units: Units, record: Record) -> Record:
 
 
 def _runs_cell(label: str, tiles: Pixels) -> Cell:
-    """A unit's runs as a square."""
+    """Return a unit's runs as a square."""
     return Cell(label, (Pane(tiles, columns_of(len(tiles))),))
 
 
@@ -282,7 +282,7 @@ def _of_layers(
     records: list[Record],
     rows: Callable[[], list[Row]],
 ) -> Figure:
-    """One figure with a line of units for each layer."""
+    """Return one figure with a line of units for each layer."""
     names = ", ".join(record["layer"] for record in records)
     caption = Caption(f"{session.network.name} · {names}", note)
 
@@ -315,7 +315,7 @@ class Cells(NamedTuple):
 
 
 def _unit_figures(name: str, note: str, session: Session, cells: Cells) -> list[Pages]:
-    """A figure for each unit, or a sheet of all of them."""
+    """Return a figure for each unit, or a sheet of all of them."""
     plan, layer = session.plan.figure, cells.layer
     units = choose(session, layer, cells.held)
     note = f"{note} Tone: {RULES[plan.tone]}."
@@ -397,7 +397,7 @@ def _unit_cells(session: Session, layer: Layer) -> Cells:
 
 @kind("toolbox", Run.optimized, Run.projected)
 def toolbox(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """What the deep-visualization-toolbox's viewer loads for a unit: three JPEGs.
+    """Return what the deep-visualization-toolbox's viewer loads for a unit: three JPEGs.
 
     Its settings' ``caffevis_unit_jpg_dir`` is then ``figures/toolbox``; see its
     caffevis/jpg_vis_loading_thread.py.
@@ -427,7 +427,7 @@ def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:
 
 
 def _toolbox_top(session: Session, layer: Layer) -> list[Figure]:
-    """The strongest patches, and their projections, 3x3 each."""
+    """Return the strongest patches, and their projections, 3x3 each."""
     images, tone = projected_of(session, layer), session.plan.figure.tone
     units = choose(session, layer, images.held)
     cells = Cells(layer, images.held, lambda unit: _blank_top(images), images.record)
@@ -458,7 +458,7 @@ def _jpeg(
 
 @kind("history", Run.optimized)
 def history(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """The activation at each step of every run, a line plot a unit."""
+    """Return the activation at each step of every run, a line plot a unit."""
     return [_history(session, style_of(session, layer)).pages(session) for layer in layers]
 
 

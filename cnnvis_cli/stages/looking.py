@@ -34,7 +34,7 @@ class Seen:
     prob: Floats | None  # (B, classes)
 
     def of(self, slot: int) -> Seen:
-        """One image's: (C, h, w) or (C,), and (1, classes)."""
+        """Return one image's: (C, h, w) or (C,), and (1, classes)."""
         values = {name: np.ascontiguousarray(each[slot]) for name, each in self.values.items()}
         return Seen(values, None if self.prob is None else self.prob[slot : slot + 1])
 
@@ -60,7 +60,7 @@ class Eye:
         self._pass.values[output.name] = kept.numpy()
 
     def see(self, pixels: Sequence[Pixels]) -> Seen:
-        """What up to `size` images (height, width, 3) give; a short batch is filled with black.
+        """Return what up to `size` images (height, width, 3) give; a short batch is filled with black.
 
         Values depend on the size of the batch in their last bits, so it is always the same.
         """
@@ -101,7 +101,7 @@ class Outputs:
 
     @cached_property
     def units(self) -> tuple[tuple[Output, int], ...]:
-        """The single channels asked for; raises `UsageError` for one that has no map."""
+        """The single channels asked for; raise `UsageError` for one that has no map."""
         found = []
         for unit in map(Unit.parse, self.session.plan.activations.unit):
             output = choose_outputs(self.session.network, self.all, (unit.layer,))[0]
@@ -121,7 +121,7 @@ class Outputs:
         return tuple(each for each in self.all if each.name in names | kept)
 
     def label(self, output: Output, channel: int) -> str:
-        """The number of a channel, and its class where there is one channel for each."""
+        """Return the number of a channel, and its class where there is one channel for each."""
         names = self.session.network.classes
         if output.name in self._of_classes and output.channels == len(names):
             return f"{channel} {names[channel]}"
@@ -136,7 +136,7 @@ class Outputs:
 
 
 def guesses(network: Network, prob: NDArray[Any] | None, slot: int = 0) -> tuple[Guess, ...]:
-    """The likeliest classes of one image of a batch, the likeliest first."""
+    """Return the likeliest classes of one image of a batch, the likeliest first."""
     if prob is None:
         return ()
     order = np.argsort(-prob[slot], kind="stable")[:TOP].tolist()
@@ -144,7 +144,7 @@ def guesses(network: Network, prob: NDArray[Any] | None, slot: int = 0) -> tuple
 
 
 def title_of(network: Network, output: Output) -> str:
-    """Which network's output, with its module's path where that is not its name."""
+    """Return which network's output, with its module's path where that is not its name."""
     path = f" ({output.module})" if output.module and not _same(output) else ""
     return f"{network.name} {output.name}{path}"
 

@@ -31,7 +31,7 @@ IDENTITY = ("model", "weights_sha256", "preprocessing")
 def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     """Join what the shards in `runs` have made, in the plan's run directory.
 
-    The bytes are those of a run in one piece. Shards may overlap. Raises `UsageError` for runs of
+    The bytes are those of a run in one piece. Shards may overlap. Raise `UsageError` for runs of
     different plans and `CnnvisError` where a part of the top-k is missing.
     """
     sources = [Run(path) for path in runs]
@@ -53,7 +53,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
 
 
 def _identity(sources: Sequence[Run]) -> Record:
-    """What all runs are about; raises `UsageError` where that is not the same."""
+    """Return what all runs are about; raise `UsageError` where that is not the same."""
     known = [source.read() for source in sources]
     for source, record in zip(sources, known, strict=True):
         if not record:
@@ -139,7 +139,7 @@ class _Joining:
         return [source for source in self.sources if source.path.resolve() != there]
 
     def _parts(self, kind: str) -> Iterator[tuple[Path, Record]]:
-        """The folders of finished blocks that say what they are of."""
+        """Yield the folders of finished blocks that say what they are of."""
         for source in self.sources:
             for folder in sorted(source.parts(kind).glob("*")):
                 about = described(folder)
@@ -247,7 +247,7 @@ def _join_topk(
 
 
 def _shards(run: Run) -> Iterator[_Shard]:
-    """The shards of a top-k that a run directory holds; raises `UsageError` for several plans."""
+    """Yield the shards of a top-k that a run directory holds; raise `UsageError` for several plans."""
     folders = [path.parent for path in run.parts("topk").glob(f"*/{MANIFEST}.h5")]
     if len(folders) > 1:
         raise UsageError(f"{run.path}: holds shards of several plans; remove those of old ones")

@@ -20,7 +20,7 @@ def check_kinds(plan: Plan) -> None:
 def montage(session: Session) -> None:
     """Draw every chosen kind of figure for every chosen layer; by default, all that there is.
 
-    Raises `UsageError` for a layer that was asked for and has nothing, or where nothing has.
+    Raise `UsageError` for a layer that was asked for and has nothing, or where nothing has.
     """
     asked = session.plan.montage.kind
     usual = [name for name, kind in KINDS.items() if not kind.asked]
@@ -36,7 +36,7 @@ def montage(session: Session) -> None:
 
 
 def _pages(session: Session, kind: Kind) -> list[Pages]:
-    """The figures of a kind, page by page, of the layers asked for or those that have a file."""
+    """Return the figures of a kind, page by page, of the layers asked for or those that have a file."""
     asked = bool(session.plan.layer and session.plan.montage.kind)
     layers = [
         layer

@@ -91,7 +91,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
 
 
 def _there(session: Session) -> Plan:
-    """The plan for processes that may stand in another folder."""
+    """Return the plan for processes that may stand in another folder."""
     settings = session.plan.occlude
     images = tuple(str(Path(image).absolute()) for image in settings.images)
     return replace(session.there, occlude=replace(settings, images=images))
@@ -114,11 +114,11 @@ class Work:
         return {**self.__dict__, "session": None}
 
     def called(self, number: int) -> str:
-        """An image's name for a person."""
+        """Return an image's name for a person."""
         return Album(self.plan.occlude.images).path(number)
 
     def on(self, device: torch.device) -> Session:
-        """The session of a process on its device."""
+        """Return the session of a process on its device."""
         network = network_on(device, self.plan, self.session.network if self.session else None)
         return Session(self.plan, network, Run(self.plan.folder), Report(quiet=True))
 
@@ -137,7 +137,7 @@ def occlude_images(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -
 
 
 def asked_layers(session: Session) -> tuple[Layer, ...]:
-    """The layers asked for, or the last convolution with a map that is not the classifier."""
+    """Return the layers asked for, or the last convolution with a map that is not the classifier."""
     network = session.network
     if session.plan.layer:
         return session.layers
@@ -148,7 +148,7 @@ def asked_layers(session: Session) -> tuple[Layer, ...]:
 
 
 def squares_of(plan: Plan, image: Size) -> Squares:
-    """The squares that a plan asks for over an input; raises `UsageError` for too large ones."""
+    """Return the squares that a plan asks for over an input; raise `UsageError` for too large ones."""
     shorter = min(image)
     size = max(1, round(shorter * SIZE)) if plan.occlude.size is None else plan.occlude.size
     stride = max(1, round(shorter * STRIDE)) if plan.occlude.stride is None else plan.occlude.stride
@@ -171,7 +171,7 @@ class Study:
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Study:
-        """Raises `UsageError` for squares, a class or a layer that there cannot be."""
+        """Raise `UsageError` for squares, a class or a layer that there cannot be."""
         network, plan = session.network, session.plan
         squares = squares_of(plan, network.size)
         study = cls(session, layer, squares, None)
@@ -200,7 +200,7 @@ class Study:
         return f"{image.name}_{self.layer.alias}"
 
     def record(self, image: Photograph) -> Record:
-        """What decides the numbers of an image."""
+        """Return what decides the numbers of an image."""
         content = f"{image.pixels.shape}".encode() + image.pixels.tobytes()
         return {
             **self.session.identity,
@@ -214,7 +214,7 @@ class Study:
         }
 
     def files(self, image: Photograph) -> Iterator[Path]:
-        """The numbers and the figure of an image, made where they are not there yet."""
+        """Yield the numbers and the figure of an image, made where they are not there yet."""
         file = self._file(image)
         if file.key() != digest(self.record(image)):
             if file.path.exists():
@@ -238,7 +238,7 @@ class Study:
             file.publish(self.session.header(self.layer), {**record, "key": key}, arrays)
 
     def compute(self, image: Photograph, tell: Tell = lambda _: None) -> tuple[Record, Arrays]:
-        """The file of an image: attributes and arrays."""
+        """Return the file of an image: attributes and arrays."""
         network = self.session.network
         centred = batch_of(network, [image])
         totals, chances = self.occluder.unoccluded(centred)
@@ -279,7 +279,7 @@ class Study:
         return record, arrays
 
     def project(self, centred: torch.Tensor, channel: int) -> Floats:
-        """A channel's whole rectified map, sent back to the pixels: (h, w, 3).
+        """Return a channel's whole rectified map, sent back to the pixels: (h, w, 3).
 
         Zeiler & Fergus 2013, section 2.1: all other activations of the layer are set to zero.
         """
@@ -386,7 +386,7 @@ class Occlusion:
         )
 
     def _said(self, whole: int) -> tuple[str, ...]:
-        """What the whole image is taken for, and what hides its parts."""
+        """Return what the whole image is taken for, and what hides its parts."""
         name, squares = class_name(self.session.network, whole), self.study.squares
         taken = f"taken for {name}"
         if whole == self.record["class"]:
@@ -400,7 +400,7 @@ class Occlusion:
         return toned(tiles.astype(np.float32), rule, mean)
 
     def _strongest(self) -> tuple[Pane, ...]:
-        """The unit's strongest images: projections, and the patches that they are of."""
+        """Return the unit's strongest images: projections, and the patches that they are of."""
         if self.top is None:
             return ()
         projections = self._toned(self.top.projections([self.channel]))[0]
@@ -410,7 +410,7 @@ class Occlusion:
         )
 
     def note(self) -> str:
-        """How to read the figure."""
+        """Return how to read the figure."""
         plan, squares = self.session.plan, self.study.squares
         grid = "{}x{}".format(*squares.shape)
         said = [

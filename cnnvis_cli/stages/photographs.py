@@ -42,7 +42,7 @@ class Album:
     """Images, and those of folders, lists, tars and zips, in order, none of them read yet.
 
     Each is called by its file's name, with as many of its folders in front as tell it from the
-    others. Raises `UsageError` for a place where there is nothing.
+    others. Raise `UsageError` for a place where there is nothing.
     """
 
     def __init__(self, places: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ class Album:
         return self._sources[number].path
 
     def read(self, number: int, preprocessing: Preprocessing) -> Photograph:
-        """Decode an image; raises `Unreadable` with the reason."""
+        """Decode an image; raise `Unreadable` with the reason."""
         source = self._sources[number]
         pixels = decode(source.read(), preprocessing)
         return Photograph(self._names[number], source.path, pixels)
@@ -67,7 +67,7 @@ def photographs(
 ) -> Iterator[Photograph]:
     """Decode those images of an `Album` that one `takes`, in order, one at a time.
 
-    One that cannot be used is said and left out. Raises `UsageError` as `Album` does, and in the
+    One that cannot be used is said and left out. Raise `UsageError` as `Album` does, and in the
     end `TooManyUnreadable` (exit 3) for too large a share left out.
     """
     album, unusable = Album(places), 0
@@ -128,7 +128,7 @@ CONTAINERS = (".txt", ".tar", ".zip")
 
 
 def file_names(paths: Sequence[str]) -> list[str]:
-    """A file name for each, the shortest end of its path that is like no other's."""
+    """Return a file name for each, the shortest end of its path that is like no other's."""
     parts = [[_plain(part) for part in Path(path).with_suffix("").parts] for path in paths]
     names = [""] * len(paths)
     for depth in range(1, max(map(len, parts), default=1) + 1):
@@ -151,7 +151,7 @@ def _short(name: str) -> str:
 
 
 def _plain(part: str) -> str:
-    """A piece of a path that may stand in any file name."""
+    """Return a piece of a path that may stand in any file name."""
     return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._-") or "image"
 
 
@@ -161,12 +161,12 @@ def batch_of(network: Network, chosen: Sequence[Photograph]) -> torch.Tensor:
 
 
 def class_name(network: Network, index: int) -> str:
-    """What an output of the network is called: its class, or its number."""
+    """Return what an output of the network is called: its class, or its number."""
     return network.classes[index] if index < len(network.classes) else f"class {index}"
 
 
 def find_class(network: Network, outputs: int, text: str) -> int:
-    """The output that a class name or a number means; raises `UsageError` with the nearest name."""
+    """Return the output that a class name or a number means; raise `UsageError` with the nearest name."""
     if text.isdecimal() and int(text) < outputs:
         return int(text)
     wanted = text.casefold()

@@ -60,7 +60,7 @@ def run_all(session: Session) -> None:
 
 
 def _waits(session: Session, name: str, late: Sequence[CnnvisError]) -> bool:
-    """Whether a stage has to be left for later, which is then said."""
+    """Return whether a stage has to be left for later, which is then said."""
     shard = session.plan.shard
     if shard and not (name == "project" and session.run.topk.exists()):
         session.report.note(f"{name} is left for later, when cnnvis merge has joined the shards")

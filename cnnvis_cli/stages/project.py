@@ -50,7 +50,7 @@ def check_ways_back(session: Session) -> None:
 
 
 def group_of(method: str, settings: ProjectPlan) -> str:
-    """The group of the file that holds a method's projections, made with these settings."""
+    """Return the group of the file that holds a method's projections, made with these settings."""
     words = {"map": settings.start == "map", "lrn": settings.lrn == "pass"}
     return "-".join([method, *(word for word, asked in words.items() if asked)])
 
@@ -135,12 +135,12 @@ class Work:
         return {**self.__dict__, "session": None, "read": None}
 
     def called(self, number: int) -> str:
-        """A job's name for a person."""
+        """Return a job's name for a person."""
         piece, units = self.pieces[self.jobs[number].piece], self.jobs[number].units
         return f"{piece.method} of {piece.alias} units {units[0]} to {units[-1]}"
 
     def on(self, device: torch.device) -> list[Projections]:
-        """The pieces, to be computed on a device."""
+        """Return the pieces, to be computed on a device."""
         network = network_on(device, self.plan, self.session.network if self.session else None)
         quiet = Report(quiet=True)
         session = self.session or Session(self.plan, network, Run(self.plan.folder), quiet)
@@ -152,7 +152,7 @@ class Work:
         ]
 
     def images(self, jobs: Sequence[Job]) -> NDArray[np.int64]:
-        """The images that some jobs need, sorted."""
+        """Return the images that some jobs need, sorted."""
         tops = [(self.tops[self.pieces[job.piece].alias], list(job.units)) for job in jobs]
         found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
         images = np.unique(np.concatenate(found))
@@ -209,9 +209,9 @@ def _need(session: Session) -> int:
 
 
 def _asked(session: Session) -> list[Projections]:
-    """What the plan asks for; without --layer that is of the layers that topk has looked at.
+    """Return what the plan asks for; without --layer that is of the layers that topk has looked at.
 
-    Raises `UsageError` where it has looked at none.
+    Raise `UsageError` where it has looked at none.
     """
     file = TopKFile(session.run.topk)
     if file.identity() is None:
@@ -239,7 +239,7 @@ class Slots:
 
     @classmethod
     def of(cls, top: LayerTopK, channels: Sequence[int]) -> Slots:
-        """The slots of these channels that are not empty."""
+        """Return the slots of these channels that are not empty."""
         channels = list(channels)
         row, rank = np.nonzero(top.places.image[channels] >= 0)
         at, places = (np.asarray(channels)[row], rank), top.places
@@ -299,7 +299,7 @@ class Projections:
 
     @property
     def done(self) -> list[int]:
-        """Channels that are in the file; raises `UsageError` if it is of another plan."""
+        """Channels that are in the file; raise `UsageError` if it is of another plan."""
         groups = self.file.methods()
         for group, held in groups.items():
             wanted = self.record if group == self.group else {"topk": self.source}
@@ -344,7 +344,7 @@ class Projections:
         return Parts(self.session.run.parts("projected", name), plan)
 
     def missing(self) -> list[Block]:
-        """The blocks that this shard has to do, and nobody has done."""
+        """Return the blocks that this shard has to do, and nobody has done."""
         blocks, takes = Blocks(self.parts, self.block), self.session.takes(self.layer)
         return blocks.missing(self.session.units(self.layer), self.done, takes)
 
@@ -356,7 +356,7 @@ class Projections:
         parts.clear()
 
     def compute(self, units: Sequence[int], read: Read, tell: Tell) -> Arrays:
-        """A block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
+        """Return a block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
         channels = list(units)
         projection = np.zeros((len(channels), *self.shape[1:], 3), np.float16)
         scale = np.where(self.top.places.image[channels] < 0, np.nan, 0).astype(np.float32)
@@ -374,7 +374,7 @@ class Projections:
         return self.session.network.size
 
     def _batches(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
-        """The slots in batches of one pass each, and whether that is on the whole input."""
+        """Yield the slots in batches of one pass each, and whether that is on the whole input."""
         for group, whole in self._alike(slots):
             height, width = self._size if whole else box_of(group.box[0]).clip(self._size).size
             size = self.session.plan.batch_size or max(1, PIXELS // (height * width))
@@ -382,7 +382,7 @@ class Projections:
                 yield group[first : first + size], whole
 
     def _alike(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
-        """The slots in groups that can share a pass, and whether it is on the whole input.
+        """Yield the slots in groups that can share a pass, and whether it is on the whole input.
 
         Windows that meet the image's border alike share one: the same pixels are padding. Where
         windows of their own would not save the cost of a pass, the whole input serves any of them.
@@ -401,7 +401,7 @@ class Projections:
             yield slots[kind.ravel() == number], False
 
     def _worth_it(self, box: Box, count: int) -> bool:
-        """Whether so many places should have a pass on their windows, and can."""
+        """Return whether so many places should have a pass on their windows, and can."""
         height, width = box.clip(self._size).size
         saved = count * (1 - height * width / (self._size[0] * self._size[1]))
         if self.settings.start == "map" or saved < PASS:
@@ -415,7 +415,7 @@ class Projections:
     def _back(self, slots: Slots, whole: bool, read: Read) -> NDArray[np.float32]:
         """Project a batch of places: (n, h, w, 3), 0 outside the image.
 
-        Raises `CnnvisError` where the network does not give the stored activations again.
+        Raise `CnnvisError` where the network does not give the stored activations again.
         """
         network, size = self.session.network, self._size
         windows = [Box.whole(size) if whole else box_of(box).clip(size) for box in slots.box]
@@ -437,7 +437,7 @@ class Projections:
         return frames
 
     def _signal(self, output: Tensor, slots: Slots, origin: Size, whole: bool) -> Tensor:
-        """What is sent back from the layer's output: (B, C, h, w), 0 but in each slot's channel."""
+        """Return what is sent back from the layer's output: (B, C, h, w), 0 but in each slot's channel."""
         places = slots.place if whole else slots.place[:1]
         rows, columns = torch.from_numpy(places - np.array(origin)).T
         index, channels = torch.arange(len(slots)), torch.from_numpy(slots.channel)
@@ -474,7 +474,7 @@ def by_channel(
 
 
 def _contact(boxes: NDArray[Any], size: Size) -> NDArray[Any]:
-    """How windows meet the image's border: what is cut off each side, and what they touch.
+    """Return how windows meet the image's border: what is cut off each side, and what they touch.
 
     (n, 4) -> (n, 8)
     """
@@ -488,7 +488,7 @@ def _inside(box: Box) -> tuple[slice, slice]:
 
 
 def _within(box: Box, frame: Box) -> Box:
-    """A box in coordinates of another one."""
+    """Return a box in coordinates of another one."""
     return Box(
         box.top - frame.top, box.left - frame.left, box.bottom - frame.top, box.right - frame.left
     )

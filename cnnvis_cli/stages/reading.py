@@ -79,9 +79,9 @@ class Strongest:
 
 
 def look(plan: Plan) -> Session:
-    """A run directory to be looked at: nothing is computed, written, or kept from others.
+    """Return a run directory to be looked at: nothing is computed, written, or kept from others.
 
-    Raises `UsageError` where there is no run.
+    Raise `UsageError` where there is no run.
     """
     run = Run(plan.folder)
     if not run.read():
@@ -117,13 +117,13 @@ class Places:
         return class_names(self.images, own, file)
 
     def layer(self, alias: str) -> LayerTopK:
-        """Raises `UsageError` for a layer that topk has not looked at."""
+        """Raise `UsageError` for a layer that topk has not looked at."""
         if alias not in self._layers:
             self._layers[alias] = self.file.layer(alias)
         return self._layers[alias]
 
     def class_name(self, image: int) -> str:
-        """The class of an image, empty where it has none."""
+        """Return the class of an image, empty where it has none."""
         label = int(self.images.label[image]) if image >= 0 else -1
         return self.classes[label] if label >= 0 else ""
 
@@ -137,7 +137,7 @@ class Reading:
 
     @property
     def places(self) -> Places:
-        """Raises `UsageError` where topk has not run."""
+        """Raise `UsageError` where topk has not run."""
         path = self.session.run.topk
         if not path.is_file():
             raise UsageError(f"{path.parent} has no topk.h5 yet; run topk first")
@@ -147,7 +147,7 @@ class Reading:
         return self._places
 
     def strongest(self, layer: Layer, unit: int) -> list[Strongest]:
-        """The unit's stored places, the strongest first; empty slots are left out."""
+        """Return the unit's stored places, the strongest first; empty slots are left out."""
         return list(self._strongest(layer, unit))
 
     def _strongest(self, layer: Layer, unit: int) -> Iterator[Strongest]:
@@ -164,9 +164,9 @@ class Reading:
             )
 
     def patches(self, layer: Layer, unit: int) -> list[Pixels]:
-        """The windows of the images that the strongest places see, (h, w, 3) each.
+        """Return the windows of the images that the strongest places see, (h, w, 3) each.
 
-        Raises `CnnvisError` for an image that has gone or changed since.
+        Raise `CnnvisError` for an image that has gone or changed since.
         """
         known = self.places
         top = known.layer(layer.alias)
@@ -183,7 +183,7 @@ class Reading:
         return image_reader(self.session)(image) if found is None else found
 
     def stats(self, layer: Layer) -> dict[str, Array]:
-        """A layer's statistics by name, (C,) each, quantiles (C, Q)."""
+        """Return a layer's statistics by name, (C,) each, quantiles (C, Q)."""
         return dict(self.places.layer(layer.alias).stats)
 
     def histogram(self, layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -192,14 +192,14 @@ class Reading:
         return histogram.edges(), self.places.file.histogram(layer.alias)
 
     def optimized(self, layer: Layer, style: str | None) -> OptimizedImages:
-        """A layer's optimized images in a style; raises `UsageError` where there are none."""
+        """Return a layer's optimized images in a style; raise `UsageError` where there are none."""
         return style_of(self._showing(MontagePlan(style=() if style is None else (style,))), layer)
 
     def _showing(self, montage: MontagePlan) -> Session:
         return replace(self.session, plan=replace(self.session.plan, montage=montage))
 
     def images_of(self, layer: Layer, unit: int, style: str | None) -> tuple[Floats, Floats]:
-        """A unit's runs (R, h, w, 3), the best first, and the values that they reached (R,)."""
+        """Return a unit's runs (R, h, w, 3), the best first, and the values that they reached (R,)."""
         images = self.optimized(layer, style)
         _check_held(images.held, Unit(layer.alias, unit), f"optimized in style {images.style}")
         reached = images.read("activation", [unit])[0]
@@ -208,11 +208,11 @@ class Reading:
         return images.runs([unit], images.count)[0], reached[order]
 
     def projected(self, layer: Layer, method: str | None) -> TopImages:
-        """A layer's projections by a method; raises `UsageError` where there are none."""
+        """Return a layer's projections by a method; raise `UsageError` where there are none."""
         return projected_of(self._showing(MontagePlan(method=method)), layer)
 
     def projections_of(self, layer: Layer, unit: int, method: str | None) -> Floats:
-        """A unit's projections of its places (k, h, w, 3), the strongest first; scaling undone."""
+        """Return a unit's projections of its places (k, h, w, 3), the strongest first; scaling undone."""
         images = self.projected(layer, method)
         _check_held(images.held, Unit(layer.alias, unit), f"projected by {images.method}")
         values, scale = images.file.read(images.method, unit)
@@ -221,12 +221,12 @@ class Reading:
         return found
 
     def styles(self, layer: Layer) -> dict[str, tuple[int, ...]]:
-        """The styles that there is something in, and of which units."""
+        """Return the styles that there is something in, and of which units."""
         file = OptimizedFile(self.session.run.optimized(layer.alias))
         return {name: tuple(file.units(name).tolist()) for name in file.styles()}
 
     def methods(self, layer: Layer) -> dict[str, tuple[int, ...]]:
-        """The methods that there are projections by, and of which units."""
+        """Return the methods that there are projections by, and of which units."""
         file = ProjectedFile(self.session.run.projected(layer.alias))
         return {name: tuple(np.flatnonzero(file.done(name)).tolist()) for name in file.methods()}
 
@@ -240,7 +240,7 @@ class Reading:
         return unit_label(self.session, layer, unit)
 
     def sheet(self, layer: Layer, montage: MontagePlan, units: str, page: int) -> Picture:
-        """A page of a figure of ``cnnvis montage``, drawn and not kept."""
+        """Return a page of a figure of ``cnnvis montage``, drawn and not kept."""
         session = self._showing(montage)
         session = replace(session, plan=replace(session.plan, units=units))
         pages = KINDS[montage.kind[0]].make(session, [layer])
@@ -265,7 +265,7 @@ class Reading:
     def _panes(
         self, layer: Layer, unit: int, style: str | None, method: str | None
     ) -> Iterator[Pane]:
-        """Those kinds of pictures that there are of a unit; raises for one asked for and absent."""
+        """Yield those kinds of pictures that there are of a unit; raises for one asked for and absent."""
         if style is not None or styles_held(self.session, layer):
             yield from _holding(unit, optimized_pane(self.optimized(layer, style)))
         if self._has_places(layer):
@@ -278,7 +278,7 @@ class Reading:
         return self.session.run.topk.is_file() and layer.alias in self.places.file.layers()
 
     def _is_projected(self, layer: Layer) -> bool:
-        """Whether there are projections, and of the places in this topk.h5."""
+        """Return whether there are projections, and of the places in this topk.h5."""
         made = ProjectedFile(self.session.run.projected(layer.alias)).methods().values()
         known = self.places.digest if self._has_places(layer) else None
         return bool(made) and all(each["topk"] == known for each in made)
@@ -293,14 +293,14 @@ class Reading:
         return sheets.Pane(tiles, columns_of(len(tiles)), names, title)
 
     def _names(self, layer: Layer, unit: int, count: int) -> tuple[str, ...]:
-        """The classes of a unit's strongest images; none where topk has not looked at its layer."""
+        """Return the classes of a unit's strongest images; none where topk has not looked at its layer."""
         if not self._has_places(layer):
             return ()
         images = self.places.layer(layer.alias).places.image[unit, :count].tolist()
         return tuple(map(self.places.class_name, images))
 
     def _lost(self, panes: Sequence[Pane]) -> str:
-        """What to say where images cannot be read any more."""
+        """Return what to say where images cannot be read any more."""
         if all(pane.kind != "patches" for pane in panes) or not self.places.photographs.lost:
             return ""
         return " Grey: images that cannot be read any more; if they have moved, give dataset=..."
@@ -318,7 +318,7 @@ def as_picture(pixels: Pixels, scale: float = 1) -> Picture:
 
 
 def _filled(top: LayerTopK, unit: int) -> list[int]:
-    """The ranks of a unit's slots that hold a place."""
+    """Return the ranks of a unit's slots that hold a place."""
     ranks: list[int] = np.flatnonzero(top.places.image[unit] >= 0).tolist()
     return ranks
 
@@ -337,7 +337,7 @@ def _enlarged(size: Size) -> int:
 
 
 def dataset_of(session: Session) -> Path | None:
-    """Where topk's images are, or were; None before topk."""
+    """Return where topk's images are, or were; None before topk."""
     told = session.plan.dataset
     if told in (None, "demo"):
         told = session.run.read().get("dataset", {}).get("path")

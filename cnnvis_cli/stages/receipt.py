@@ -38,7 +38,7 @@ PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, no re
 def carry_out(command: str, plan: Plan, report: Report, work: Work) -> None:
     """Do a command's work; say again what it said where the same command has finished already.
 
-    Raises `Stopped` (exit 75) where another process works in the run directory.
+    Raise `Stopped` (exit 75) where another process works in the run directory.
     """
     with report.stoppable(), alone(plan.folder, plan.shard):
         receipt = Receipt.of(command, plan)
@@ -115,7 +115,7 @@ class Receipt:
 
     @classmethod
     def of(cls, command: str, plan: Plan) -> Receipt | None:
-        """The receipt for a command; None where its inputs cannot be told from outside.
+        """Return the receipt for a command; None where its inputs cannot be told from outside.
 
         That is: a person's own code, and the pieces of a shard, which another may take away.
         """
@@ -125,7 +125,7 @@ class Receipt:
         return cls(plan.folder / FOLDER / f"{command}-{name}.json", plan)
 
     def found(self) -> dict[str, Any] | None:
-        """What was said, if everything is as it was then."""
+        """Return what was said, if everything is as it was then."""
         damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
         with suppress(*damaged):
             record: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
@@ -135,7 +135,7 @@ class Receipt:
         return None
 
     def inputs(self) -> Stamps:
-        """What goes in, looked at before the work begins."""
+        """Return what goes in, looked at before the work begins."""
         return dict(_inputs(self.plan, asdict(self.plan)))
 
     def write(self, inputs: Stamps, said: list[str], unreadable: str | None) -> None:
@@ -165,7 +165,7 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
-    """The results in a run directory."""
+    """Yield the results in a run directory."""
     for folder, folders, names in os.walk(run):
         inside = Path(folder).relative_to(run)
         if inside == Path():
@@ -178,7 +178,7 @@ def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
-    """The files that the settings speak of, and the dataset."""
+    """Yield the files that the settings speak of, and the dataset."""
     known = _known(plan)
     texts = [*_texts(settings), str(known.get("weights", ""))]
     if plan.dataset == "demo":
@@ -224,7 +224,7 @@ def _of_file(text: str) -> Iterator[tuple[str, list[int]]]:
 
 
 def _of_dataset(root: Path) -> Iterator[tuple[str, list[int]]]:
-    """Every folder, which changes when a file comes or goes, and a sample of the files."""
+    """Yield every folder, which changes when a file comes or goes, and a sample of the files."""
     files: list[tuple[int, str]] = []  # a heap: those of the lowest hashes, negated
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, followlinks=True):

@@ -100,7 +100,7 @@ class Study:
 
     @classmethod
     def of(cls, session: Session) -> Study:
-        """Raises `UsageError` for a target or layer that is none, or no method has a way from."""
+        """Raise `UsageError` for a target or layer that is none, or no method has a way from."""
         plan, network = session.plan.saliency, session.network
         classes = count_classes(network)
         target = _target(session, plan.target, classes)
@@ -131,7 +131,7 @@ class Study:
         return f"{image.name}_{self.target}"
 
     def record(self, image: Photograph) -> Record:
-        """What decides an image's maps."""
+        """Return what decides an image's maps."""
         return {
             "image": image.name,
             "pixels": _content(image),
@@ -145,12 +145,12 @@ class Study:
         return digest(self.record(image))
 
     def figure(self, image: Photograph) -> Figure:
-        """The picture of an image, to be drawn by an answer."""
+        """Return the picture of an image, to be drawn by an answer."""
         record = {**self.record(image), "methods": list(self.methods)}
         return Figure("saliency", self.name(image), "", record, _undrawn)
 
     def numbers(self, image: Photograph) -> SaliencyFile | None:
-        """The file of an image's maps, where the plan asks for it."""
+        """Return the file of an image's maps, where the plan asks for it."""
         if self.session.plan.saliency.save is None:
             return None
         return SaliencyFile(self.session.run.saliency(self.name(image)))
@@ -175,7 +175,7 @@ class Study:
             self.keep(image, answer)
 
     def answers(self, images: Sequence[Photograph]) -> list[Answer]:
-        """What is found for each image of a batch."""
+        """Return what is found for each image of a batch."""
         network = self.session.network
         seeds = tuple(_seed(self.session.plan.seed, image) for image in images)
         question = ask(network, self.target, batch_of(network, images), self.size, seeds)
@@ -198,7 +198,7 @@ class Study:
         ]
 
     def _by(self, name: str, question: Question) -> tuple[Floats, list[Floats]]:
-        """One method's maps of a batch, and their strengths."""
+        """Return one method's maps of a batch, and their strengths."""
         self.session.report.breathe()
         method = self.methods[name]
         found = method.explain(question)
@@ -209,7 +209,7 @@ class Study:
         return divmod(place, columns)
 
     def title(self, image: Photograph, answer: Answer) -> str:
-        """Which network, image and target a figure is of."""
+        """Return which network, image and target a figure is of."""
         asked = self.called(answer)
         if self.target.layer:
             row, column = answer.place
@@ -218,7 +218,7 @@ class Study:
         return f"{self.session.network.name} · {image.name} · {asked}"
 
     def called(self, answer: Answer) -> str:
-        """What was asked about, for a person."""
+        """Return what was asked about, for a person."""
         if self.target.layer:
             return str(Unit(self.target.layer.alias, answer.channel))
         name = class_name(self.session.network, answer.channel)
@@ -227,7 +227,7 @@ class Study:
         return called if self.target.channel is not None else f"predicted {called}"
 
     def draw(self, image: Photograph, answer: Answer, title: str) -> Canvas:
-        """The image, and each method's map on its own and over it."""
+        """Return the image, and each method's map on its own and over it."""
         shown = {
             name: Explained(self._titled(name, answer), raw, over(image.pixels, answer.heats[name]))
             for name, raw in self._raw(answer).items()
@@ -239,7 +239,7 @@ class Study:
         )
 
     def _raw(self, answer: Answer) -> dict[str, Pixels]:
-        """Each method's map in its tone."""
+        """Return each method's map in its tone."""
         plan, mean = self.session.plan.figure, self.session.network.preprocessing.mean
         signed = [name for name, method in self.methods.items() if method.shown == "signed"]
         grounds: dict[str, Pixels] = {}
@@ -259,13 +259,13 @@ class Study:
         return title if answer.maps[name].any() else f"{title}: 0 everywhere"
 
     def _guesses(self, answer: Answer) -> tuple[tuple[str, float], ...]:
-        """The likeliest classes, by name."""
+        """Return the likeliest classes, by name."""
         order = np.argsort(-answer.probability, kind="stable")[:GUESSES].tolist()
         network = self.session.network
         return tuple((class_name(network, i), float(answer.probability[i])) for i in order)
 
     def _seen(self, answer: Answer) -> Box | None:
-        """What of the input a unit sees, where that is not all of it."""
+        """Return what of the input a unit sees, where that is not all of it."""
         network = self.session.network
         if self.target.layer is None:
             return None
@@ -273,7 +273,7 @@ class Study:
         return None if box == Box.whole(network.size) else box
 
     def note(self) -> str:
-        """How to read the figure: what each method is, and by which rule it is drawn."""
+        """Return how to read the figure: what each method is, and by which rule it is drawn."""
         methods = self.methods.values()
         said = [f"{_capital(method.title)}: {method.says}." for method in methods]
         rules = {"signed": f"Tone: {RULES[self.session.plan.figure.tone]}.", **SHOWN}
@@ -314,7 +314,7 @@ def _undrawn() -> Canvas:
 
 
 def _target(session: Session, text: str | None, classes: int) -> Target:
-    """What ``--target`` means: a class by name or number, or a unit; raises `UsageError`."""
+    """Return what ``--target`` means: a class by name or number, or a unit; raise `UsageError`."""
     network = session.network
     if text is None:
         if not classes:
@@ -336,7 +336,7 @@ def _target(session: Session, text: str | None, classes: int) -> Target:
 
 
 def _map_layer(session: Session, target: Target) -> Layer:
-    """The layer of ``--at``, or the last with a map; raises `UsageError` for one that is none."""
+    """Return the layer of ``--at``, or the last with a map; raise `UsageError` for one that is none."""
     network, asked = session.network, session.plan.saliency.at
     if asked is None:
         return last_map(network, target)
@@ -355,7 +355,7 @@ def _content(image: Photograph) -> str:
 
 
 def _seed(seed: int, image: Photograph) -> int:
-    """The seed of what is drawn for an image, by its pixels alone."""
+    """Return the seed of what is drawn for an image, by its pixels alone."""
     drawn = hashlib.sha256(f"{seed} {_content(image)}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") >> 1
 
@@ -368,7 +368,7 @@ def _array(found: Tensor, shown: Shown) -> Floats:
 
 
 def _strengths(found: Tensor, shown: Shown, question: Question) -> list[Floats]:
-    """How strong each pixel is, 0 to 1: (h, w) an image."""
+    """Return how strong each pixel is, 0 to 1: (h, w) an image."""
     if shown == "map":
         return [to_largest(m) for m in enlarged(found, question.network.size).numpy()]
     return [capped(m) for m in found.abs().amax(1).cpu().numpy()]

@@ -122,7 +122,7 @@ class Search:
 
     @property
     def done(self) -> bool:
-        """Whether the file has it; raises `UsageError` if it holds another search of this name."""
+        """Whether the file has it; raise `UsageError` if it holds another search of this name."""
         held = self.file.searches().get(self.name)
         if held is None:
             return False
@@ -177,7 +177,7 @@ class Search:
         meter.end()
 
     def _scored(self, work: Work, parts: Parts) -> Arrays:
-        """All rows' images with their scores, (N, U, ...)."""
+        """Return all rows' images with their scores, (N, U, ...)."""
         blocks = [parts[number] for number in range(len(self.rows))]
         stacked = {name: np.stack([block[name][:, 0] for block in blocks]) for name in KEPT}
         scores = [_scores(work, stacked, column, unit) for column, unit in enumerate(self.units)]
@@ -189,7 +189,7 @@ class Search:
         return {**stacked, **columns, "row": rows, "unit": np.array(self.units, np.int32)}
 
     def ranked(self) -> list[int]:
-        """The rows' places in the file from the best to the worst.
+        """Return the rows' places in the file from the best to the worst.
 
         By the mean of their ranks over the units, since activations of different units cannot be
         compared.
@@ -226,7 +226,7 @@ class Search:
         return numbers.index(number)
 
     def draw(self) -> list[Path]:
-        """The contact sheets; one that is there already is left as it is."""
+        """Return the contact sheets; one that is there already is left as it is."""
         drawn = _Sheets(self)
         return drawn.sweeps() if self.session.plan.search.sweep else drawn.pages()
 
@@ -239,7 +239,7 @@ def _rate(text: str) -> float:
 
 
 def _rows(session: Session) -> tuple[Row, ...]:
-    """The rows of parameters that the plan asks for."""
+    """Return the rows of parameters that the plan asks for."""
     settings = session.plan.search
     ranges = read_settings(Ranges, settings.ranges, "[search.ranges]")
     if settings.sweep is None:
@@ -258,7 +258,7 @@ def _work(session: Session, scene: Scene) -> Work:
 
 
 def _scores(work: Work, stacked: Arrays, column: int, unit: int) -> Scores:
-    """The scores of one unit's images, one a row."""
+    """Return the scores of one unit's images, one a row."""
     images = torch.from_numpy(stacked["image"][:, column].astype(np.float32)).permute(0, 3, 1, 2)
     activation = torch.from_numpy(stacked["activation"][:, column])
     assert work.network is not None
@@ -281,7 +281,7 @@ def _leads(work: Work, unit: int, images: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """How many of the others each is larger than; NaN is below all."""
+    """Return how many of the others each is larger than; NaN is below all."""
     known = torch.where(values.isnan(), -torch.inf, values)
     return (known[:, None] > known[None]).sum(dim=1).double()
 
@@ -298,7 +298,7 @@ class _Sheets:
         }
 
     def pages(self) -> list[Path]:
-        """All rows, best first, as pages of cards."""
+        """Return all rows, best first, as pages of cards."""
         cards = [self._card(place) for place in self._search.ranked()]
         size = cards_on_a_page(cards, self._plan.figure.scale)
         chunks = [cards[i : i + size] for i in range(0, len(cards), size)]
@@ -310,7 +310,7 @@ class _Sheets:
         ]
 
     def sweeps(self) -> list[Path]:
-        """One line of cards a swept parameter."""
+        """Return one line of cards a swept parameter."""
         count, rows = self._plan.search.values, self._search.rows
         names = [self._plan.search.sweep or ""]
         if names == ["all"]:

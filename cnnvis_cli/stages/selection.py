@@ -19,10 +19,10 @@ Held = NDArray[np.integer[Any]]
 
 
 def choose(session: Session, layer: Layer, held: Held) -> Units:
-    """The units that the plan asks for, of those that there is something to show of.
+    """Return the units that the plan asks for, of those that there is something to show of.
 
     ``--units`` (or all), of them a ``--random`` sample, in the order of ``--sort``, the ``--best``
-    first. Raises `UsageError` where ``--units`` names one that is not done, or nothing is left.
+    first. Raise `UsageError` where ``--units`` names one that is not done, or nothing is left.
     """
     plan = session.plan.montage
     units = session.units(layer) if session.plan.units else tuple(held.tolist())

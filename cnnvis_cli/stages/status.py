@@ -75,7 +75,7 @@ class Status:
 
 
 def status(folder: Path) -> Status:
-    """Look at a run directory; nothing is written. Raises `UsageError` where there is no run."""
+    """Look at a run directory; nothing is written. Raise `UsageError` where there is no run."""
     run = Run(folder)
     known = run.read()
     if not known:
@@ -103,7 +103,7 @@ def _of(note: Record, section: str) -> Record:
 
 
 def _asked(notes: Iterable[Record]) -> Record:
-    """What the stages are to do, by stage and by what it is of."""
+    """Return what the stages are to do, by stage and by what it is of."""
     asked: Record = {stage: {} for stage in STAGES}
     for note in notes:
         for stage in STAGES:
@@ -119,7 +119,7 @@ def _is_job(stage: str, job: Any) -> bool:
 
 
 def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
-    """The stages of a plan of which there is no sign yet."""
+    """Yield the stages of a plan of which there is no sign yet."""
     plans = (_of(note, "stages").get("asked") for note in notes)
     stages = dict.fromkeys(str(s) for plan in plans if isinstance(plan, list) for s in plan)
     signs = {"montage": run.path / "figures", "gallery": run.path / "gallery" / "index.html"}
@@ -141,7 +141,7 @@ def _json(path: Path) -> Record | None:
 
 
 def _note(path: Path, words: Iterable[str]) -> Record | None:
-    """What a process has noted; None unless it has these words."""
+    """Return what a process has noted; None unless it has these words."""
     found = _json(path) or {}
     return found if all(isinstance(found.get(word), str) for word in words) else None
 
@@ -202,7 +202,7 @@ FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project
 
 
 def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
-    """The finished pieces of a job, of all shards."""
+    """Yield the finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
         parts = Parts.of(folder)
@@ -239,7 +239,7 @@ def _rate(parts: Iterable[_Part], size: int | None = None) -> float | None:
 
 
 def _told(told: Record, at_work: bool) -> str:
-    """The last word of a process, and until when it reckons to work."""
+    """Return the last word of a process, and until when it reckons to work."""
     line = f"{told['line']} (at {told['at']})"
     if not at_work:
         return f"stopped without a word after: {line}"

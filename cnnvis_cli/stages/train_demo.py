@@ -83,7 +83,7 @@ def drawn(first: int, per_class: int, threads: int = 0) -> Images:
 
 
 def prepared(pixels: Tensor) -> Tensor:
-    """What the network takes in: (B, 3, H, W) of 0 to 255 -> normalised float32."""
+    """Return what the network takes in: (B, 3, H, W) of 0 to 255 -> normalised float32."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
@@ -107,7 +107,7 @@ def varied(pixels: Tensor, dice: torch.Generator) -> Tensor:
 
 
 def with_norms(network: DemoNet, dropout: float) -> nn.Sequential:
-    """The network with a batch normalisation after every hidden layer, for the training only."""
+    """Return the network with a batch normalisation after every hidden layer, for the training only."""
     modules: list[nn.Module] = []
     for module in (*network.features, nn.Flatten(), *network.classifier):
         modules.append(nn.Dropout(dropout) if isinstance(module, nn.Dropout) else module)
@@ -161,7 +161,7 @@ def optimizer(normed: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def shuffled(images: Images, batch: int, dice: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over the images in random order, in whole batches."""
+    """Yield one pass over the images in random order, in whole batches."""
     order = torch.randperm(len(images), generator=dice)
     for chosen in order[: len(order) // batch * batch].view(-1, batch):
         yield images.pixels[chosen], images.labels[chosen]
@@ -208,7 +208,7 @@ def peaks(network: DemoNet) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def examined(network: DemoNet, images: Images) -> tuple[float, dict[str, float]]:
-    """The share of images recognised, and for every layer the share of units that never fire."""
+    """Return the share of images recognised, and for every layer the share of units that never fire."""
     network.eval()
     with peaks(network) as highest:
         guesses = [network(prepared(part)).argmax(1) for part in torch.split(images.pixels, 100)]
@@ -232,7 +232,7 @@ def say(text: str) -> None:
 
 
 def parsed() -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """Return what was asked for on the command line."""
     usual = Recipe()
     parser = argparse.ArgumentParser(description="Train the bundled demo network.")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the weights; facts go beside")

@@ -74,7 +74,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
 
     `sample` places, and as many optimized images, are computed again; so are the projections of a
     few channels a layer. The content of as many images is compared with what was read, or that
-    of all images of the dataset. Raises `UsageError` where there is no run.
+    of all images of the dataset. Raise `UsageError` where there is no run.
     """
     run = Run(plan.folder)
     if not run.read():
@@ -97,7 +97,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
 def _checks(
     session: Session, findings: Findings, sample: int, whole_dataset: bool
 ) -> list[tuple[str, Callable[[], None]]]:
-    """What is to be looked at beyond the files, by name: no values if the network is another."""
+    """Return what is to be looked at beyond the files, by name: no values if the network is another."""
     run, generator = session.run, np.random.default_rng(session.plan.seed)
     known = {name: run.read().get(name) for name in session.identity}
     apart = differences(known, session.identity)
@@ -174,7 +174,7 @@ def _dataset(session: Session, findings: Findings, sample: int, everything: bool
 
 
 def _root(session: Session) -> Path:
-    """The dataset: where the plan says, or where it was."""
+    """Return the dataset: where the plan says, or where it was."""
     if session.plan.dataset:
         return dataset_path(session)
     path = session.run.read().get("dataset", {}).get("path")

@@ -1,4 +1,4 @@
-"""Every array that cnnvis stores: its path, shape, type and unit, in one table each file."""
+"""Every array that cnnvis stores: its path, shape, type and unit, in one table per file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSION = 1
 
 
 class Column(NamedTuple):
-    """One dataset: its type, its axes by name, and what it means."""
+    """One dataset: its type, its axes by name, and its meaning."""
 
     dtype: str
     axes: tuple[str, ...]
@@ -95,14 +95,14 @@ OCCLUDED: Table = {
     "left": Column("i4", ("columns",), "first input column of a square, may be outside"),
     "projection": Column("f2", ("h", "w", "3"), "RGB, signed, max |value| 1"),
 }
-ACTIVATIONS: Table = {  # of one image; a dataset a layer, called like it
+ACTIVATIONS: Table = {  # of one image; a dataset per layer, with its name
     "map": Column("f4", ("C", "h", "w"), "what the module gave"),
     "vector": Column("f4", ("C",), "what the module gave, one value a channel"),
 }
 
 
 def create(group: h5py.Group, table: Table, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """An empty dataset of the table's type, compressed and checksummed."""
+    """Return an empty dataset of the table's type, compressed and checksummed."""
     column = table[name]
     if len(shape) != len(column.axes):
         raise ValueError(f"{name} has axes {column.axes}, not the shape {shape}")
@@ -124,10 +124,10 @@ _CHUNK = 1 << 20  # bytes
 
 
 def storage(shape: tuple[int, ...], itemsize: int, lasting: bool = True) -> dict[str, Any]:
-    """How a dataset is stored: gzip 1, shuffle and fletcher32, in chunks of up to a megabyte.
+    """Return a dataset's storage: gzip 1, shuffle and fletcher32, in chunks of up to a megabyte.
 
-    A chunk takes whole trailing axes: one read fetches one unit, or many small ones. What is not
-    `lasting` has checksums alone. HDF5 has no filters for arrays without elements.
+    A chunk takes whole trailing axes: one read fetches one unit, or many small ones. Datasets that
+    are not `lasting` have only checksums. HDF5 has no filters for arrays without elements.
     """
     if 0 in shape:
         return {}
@@ -142,7 +142,7 @@ def storage(shape: tuple[int, ...], itemsize: int, lasting: bool = True) -> dict
 
 
 def _write_text(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
-    """Fixed-length UTF-8 from an array of byte strings."""
+    """Write fixed-length UTF-8 from an array of byte strings."""
     length = max(1, values.dtype.itemsize)
     kind = h5py.string_dtype("utf-8", length)
     group.create_dataset(name, data=values.astype(kind), **storage(values.shape, length))
