@@ -241,7 +241,7 @@ WRONG: dict[str, tuple[Callable[[Run], Any], str]] = {
     "other plan": (lambda run: run.optimize("conv4", runs=3), "runs is 2 there, 3 here"),
     "other model": (lambda run: begin("alexnet", run.path, weights="random"), "belongs to another"),
     "no run": (lambda run: open_run(run.path / "figures"), "begin one with"),
-    "its own": (lambda run: open_run(run.path, weights="x.pth"), "the run's own"),
+    "its own": (lambda run: open_run(run.path, weights="x.pth"), "belongs to the run"),
 }
 
 

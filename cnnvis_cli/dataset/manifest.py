@@ -103,7 +103,7 @@ def _refuse_where_nothing_is_there(dataset: Path, paths: Paths, sizes: NDArray[n
     ):
         raise UsageError(
             f"dataset {dataset}: none of its {len(paths)} images is there, such as {names[0]!r}; "
-            "a list has one path a line, relative to the list or absolute"
+            "a list has one path per line, relative to the list or absolute"
         )
 
 
@@ -197,7 +197,7 @@ def _of_list(file: Path) -> Iterator[Row]:
         while line := lines.readline(LONGEST + 1):
             if len(line) > LONGEST and not line.endswith("\n"):
                 raise UsageError(
-                    f"{file}: has a line of over {LONGEST} bytes; give one path a line"
+                    f"{file}: has a line of over {LONGEST} bytes; give one path per line"
                 )
             path = line.strip().removeprefix("./")
             if path and not path.startswith("#"):

@@ -93,7 +93,7 @@ class Side:
 
     @classmethod
     def of(cls, axis: Axis, starts: Whole, size: int, length: int, places: int) -> Side:
-        """Return the windows for squares of `size` pixels, along a side of `length` and `places`."""
+        """Return the windows for squares of `size` pixels, on a side of `length` and `places`."""
         field, stride, start = axis.size, axis.stride, axis.start
         first = (starts - field - start) // stride + 1  # the first place that sees the square
         count = int((-(-(starts + size - start) // stride) - first).max())

@@ -106,7 +106,7 @@ def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tens
     found = network.module(network.normalise(filled))
     if not isinstance(found, Tensor) or found.dim() != 2:
         raise UsageError(
-            f"{network.name} does not give one number a class; ask about a unit, "
+            f"{network.name} does not give one number per class; ask about a unit, "
             f"like --target {Unit(network.layers[-1].alias, 0)}"
         )
     return found[: len(x), :, None, None]

@@ -128,7 +128,7 @@ WRONG = {
     "two kinds of device": (f"cnnvis topk images {EXACT} --device cpu,meta", "--device"),
     "compressed tar": (f"cnnvis topk images.tar.gz {EXACT}", "unpack it"),
     "broken tar": (f"cnnvis topk broken.tar {EXACT}", "broken.tar"),
-    "list of nothing": (f"cnnvis topk nothing.txt {EXACT}", "one path a line"),
+    "list of nothing": (f"cnnvis topk nothing.txt {EXACT}", "one path per line"),
     "no shards": ("cnnvis merge images --run merged", "holds no shard"),
     "nothing to merge": ("cnnvis merge", "RUNS"),
     "nothing to measure": (f"cnnvis bench topk nowhere {EXACT}", "nowhere"),

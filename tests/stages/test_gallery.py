@@ -377,7 +377,7 @@ def test_an_image_that_has_changed_is_told_and_grey(
         path = tmp_path / "images" / top["images/path"][index].decode()
     path.write_bytes(b"another")
     do("gallery", Report(), **ready)
-    assert "1 images cannot be read any more" in capfd.readouterr().err
+    assert "1 images can no longer be read" in capfd.readouterr().err
     assert (picture(folder, "conv1", 0, "patches", 1) == 128).all()
 
 

@@ -242,7 +242,7 @@ def test_another_image_under_the_same_name_is_done_again(told: Told) -> None:
     photograph(6).save(CAT)
     code, _, said = told(CAT)
     assert code == 0
-    assert "done again" in said
+    assert "made again" in said
     assert Path(lines[0]).read_bytes() != once[0]
     assert Path(lines[1]).read_bytes() != once[1]
 
