@@ -195,7 +195,7 @@ def test_looking_changes_nothing_and_waits_for_nobody(run: Run, made: Path, snap
 
 
 def test_it_makes_more_of_a_run(made: Path, tmp_path: Path, capfd: Any, run: Run) -> None:
-    """All of it without a word; what was done before is left as it was."""
+    """It is silent, and existing results are left as they are."""
     mine = begin("demo", tmp_path / "mine", **SETTINGS)
     assert run.dataset is not None
     assert mine.topk(run.dataset, layers=("conv4", "fc8"), k=4) is mine

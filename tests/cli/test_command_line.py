@@ -81,7 +81,7 @@ def cnnvis(
 
 
 WRONG = {
-    # a command line, and what its complaint must say
+    # a command line, and what its message must contain
     "no command": ("cnnvis optimise", "optimise"),
     "option": ("cnnvis layers --modle demo", "--model"),
     "no model": ("cnnvis optimize", "--model"),
@@ -324,7 +324,7 @@ def command_of(name: str) -> click.Command:
 
 
 def example(command: str) -> str:
-    """The example of a command's help."""
+    """Return the example of a command's help."""
     found = re.search(r"Example:\s+(cnnvis [^(\n]*)", command_of(command).help or "")
     assert found
     return found[1]

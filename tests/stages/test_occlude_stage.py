@@ -1,4 +1,4 @@
-"""`occlude`: one pass a position equals a plain loop, and what its files say."""
+"""`occlude`: one pass per position equals a plain loop, and its files have the results."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def pixels(network: Network, seed: int = 5) -> torch.Tensor:
 def plain_loop(
     network: Network, layer: Layer, image: torch.Tensor, squares: Squares, channel: int, label: int
 ) -> list[np.ndarray[Any, Any]]:
-    """One position after the other, by hand: totals, probabilities, predictions."""
+    """Return one position after the other, by hand: totals, probabilities, predictions."""
     kept: list[torch.Tensor] = []
     module = network.module.get_submodule(layer.module)
     handle = module.register_forward_hook(lambda _m, _i, out: kept.append(out.clone()))

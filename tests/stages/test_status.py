@@ -1,4 +1,4 @@
-"""`cnnvis status`: what is done, left, skipped and going on, of runs in every state."""
+"""`cnnvis status`: what is done, left, skipped and in progress, of runs in every state."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def made(plans: None, cnnvis: Call) -> Path:
 
 
 def verify(cnnvis: Call, options: str = "", wrong: str = "") -> Any:
-    """What it says; `wrong` is what must be among it, and alone make the exit code 1."""
+    """Run it; `wrong` must be among its findings, and alone gives exit code 1."""
     told = cnnvis(f"{VERIFY} run {options}", code=1 if wrong else 0)
     assert re.search(f"wrong: .*{wrong}" if wrong else "looked at: ", told.out), told
     assert bool(wrong) == ("wrong:" in told.out)
@@ -118,7 +118,7 @@ def test_a_part_that_was_set_aside_is_named(made: Path, cnnvis: Call) -> None:
 
 
 def change(path: Path, array: str, to: Callable[[Any], Any]) -> None:
-    """Write a file again with one array changed: its seal is good, what it says is not."""
+    """Rewrite a file with one array changed: its seal is valid, its content is wrong."""
     with h5py.File(path) as old:
         names: list[str] = []
         old.visit(names.append)
