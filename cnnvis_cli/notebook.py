@@ -5,14 +5,14 @@
     import cnnvis_cli
 
     run = cnnvis_cli.open("outputs/demo")    # after `cnnvis demo`, say
-    run.layers                               # a table of what there is, by layer
+    run.layers                               # a table of the results, by layer
     unit = run["conv5/0042"]                 # or run["conv5"][42]
     unit                                     # preferred images | patches | projections
     unit.strongest[0]                        # path, class, activation, place, box
     unit.optimized("3")                      # (R, h, w, 3) numbers
     unit.picture("3")                        # the best of them, toned as in figures
-    unit.patches()                           # pictures of what its strongest places see
-    unit.projected("deconv")                 # and of what in them caused it
+    unit.patches()                           # image patches of its strongest places
+    unit.projected("deconv")                 # and their projections
     run["conv5"].stats["selectivity"]        # (C,) numbers
 
     run = cnnvis_cli.begin(model="demo", run="outputs/mine")
@@ -215,7 +215,7 @@ class Run:
         """Draw figures into the run directory, as ``cnnvis montage`` does; gives their files.
 
         Settings: ``style``, ``method``, ``best=20``, ``scale=3``, ``tone="unit"``, ``pdf=True``.
-        Raise `UsageError` for a kind that does not exist, or where there is nothing to show.
+        Raise `UsageError` for a kind that does not exist, or if there is nothing to show.
         """
         chosen = {"kind": kinds, "layer": tuple(layers), "units": _units(units)}
         return [Path(line) for line in self._do("montage", chosen | settings, quiet)]

@@ -86,7 +86,7 @@ class Report:
         """Raise `Stopped` here, at a safe moment, if a signal has asked for it."""
         if self._signal is not None:
             name = signal.Signals(self._signal).name
-            raise Stopped(f"stopped by {name}; what was finished is saved, run again to carry on")
+            raise Stopped(f"stopped by {name}; finished work is saved, run again to continue")
 
     def result(self, text: str) -> None:
         """Print a line of the command's result, or a table of several."""

@@ -136,12 +136,16 @@ def _zip(path: Path) -> Iterator[Member]:
         ):
             found = archive.infolist()
     except BROKEN as error:
-        raise UsageError(f"{path}: is no whole zip ({error}); copy it again") from None
+        raise UsageError(f"{path}: is not a complete zip ({error}); copy it again") from None
     for info in found:
         if info.header_offset < 0:
-            raise UsageError(f"{path}: is no whole zip (its beginning is missing); copy it again")
+            raise UsageError(
+                f"{path}: is not a complete zip (its beginning is missing); copy it again"
+            )
         if max(info.file_size, info.header_offset) > FURTHEST:
-            raise UsageError(f"{path}: is no whole zip (it tells absurd sizes); copy it again")
+            raise UsageError(
+                f"{path}: is not a complete zip (it states absurd sizes); copy it again"
+            )
         kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if it was not written on Unix
         if kind in (0, stat.S_IFREG):
             yield info.filename, info.file_size, info.header_offset

@@ -30,7 +30,7 @@ def filters(network: Network, layer: Layer) -> Tensor:
     bad = (~found.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise CnnvisError(
-            f"{network.name}: filter {bad[0]} of {layer.alias} holds values that are no numbers; "
+            f"{network.name}: filter {bad[0]} of {layer.alias} holds values that are not numbers; "
             "give other weights with -w"
         )
     return found

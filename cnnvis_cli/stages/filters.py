@@ -385,6 +385,6 @@ class Spectrum:
             f"One dot per filter. Frequency: the mean radial frequency of its Fourier transform, "
             "weighted by power, the constant part counting as 0. Activation: the mean "
             f"of max(x, 0) in {self.activity.images} images, from topk.h5's histogram (up to 8 "
-            f"places an image). Line: running mean of {self.window} filters.{dead} Correlation "
+            f"places per image). Line: running mean of {self.window} filters.{dead} Correlation "
             f"{self.correlation:.2f}."
         )

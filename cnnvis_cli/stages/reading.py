@@ -123,7 +123,7 @@ class Places:
         return self._layers[alias]
 
     def class_name(self, image: int) -> str:
-        """Return the class of an image, empty where it has none."""
+        """Return the class of an image, empty if it has none."""
         label = int(self.images.label[image]) if image >= 0 else -1
         return self.classes[label] if label >= 0 else ""
 

@@ -64,8 +64,8 @@ class Findings:
     def lines(self) -> Iterator[str]:
         """Return the lines of text."""
         counts = ", ".join(f"{count} {what}" for what, count in self.looked_at.items())
-        yield f"looked at: {counts or 'nothing'}"
-        yield from (f"not looked at: {text}" for text in self.untold)
+        yield f"checked: {counts or 'nothing'}"
+        yield from (f"not checked: {text}" for text in self.untold)
         yield from (f"wrong: {text}" for text in self.wrong)
 
 
@@ -241,7 +241,7 @@ def _optimized(
     groups = [(la, file, group) for la, file in files for group in file.styles()]
     for layer, file, group in groups:
         if file.styles()[group].get("targets"):
-            findings.untold.append(f"{file.path}: {group}, since it is of no single units")
+            findings.untold.append(f"{file.path}: {group}, since its targets are not single units")
             continue
         rows = np.argwhere(np.isfinite(file.read(group, "activation")))
         for row, run in _some(rows, max(1, sample // len(groups)), generator):
@@ -297,7 +297,7 @@ def _projections(session: Session, findings: Findings, generator: np.random.Gene
                 same = np.allclose(stored, fresh["projection"][row], rtol=0, atol=APART)
                 same &= np.allclose(scale, fresh["scale"][row], rtol=0.01, equal_nan=True)
                 name = f"{file.path}: {group}, unit {channel}"
-                findings.check("projections", bool(same), f"{name}: comes out otherwise now")
+                findings.check("projections", bool(same), f"{name}: gives another result now")
 
 
 def _breathing(report: Report) -> Callable[[Any], None]:

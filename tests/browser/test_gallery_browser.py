@@ -161,7 +161,7 @@ def test_a_permalink_opens_a_unit_with_everything(browser: Browser, gallery: Pat
     assert "conv2/0005, optimized, style 3, run 1" in names
     assert any(f"conv2/0005, patch 1, {name}" in names for name in (HOSTILE, "class1"))
     titles = page.locator("#unit h3").all_text_contents()
-    assert {"How often which value", "Optimized", "Over all images"} < set(titles)
+    assert {"Histogram", "Optimized", "Over all images"} < set(titles)
     assert page.locator("#unit .near a").count()
     assert page.locator("img").count() == 0, "a class name has become an element"
     assert HOSTILE in page.locator("#unit").inner_text()

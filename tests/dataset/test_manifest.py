@@ -383,7 +383,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         ("empty.txt", b"# nothing\n\n", "holds no images"),
         ("long.txt", b"a" * 5000 + b".jpg", "over 4096 bytes"),
         ("empty.tar", b"", "broken at byte 0"),
-        ("empty.zip", b"", "is no whole zip"),
+        ("empty.zip", b"", "is not a complete zip"),
     ],
 )
 def test_what_is_no_dataset_is_refused(

@@ -33,7 +33,7 @@ def made(plans: None, cnnvis: Call) -> Path:
 def verify(cnnvis: Call, options: str = "", wrong: str = "") -> Any:
     """Run it; `wrong` must be among its findings, and alone gives exit code 1."""
     told = cnnvis(f"{VERIFY} run {options}", code=1 if wrong else 0)
-    assert re.search(f"wrong: .*{wrong}" if wrong else "looked at: ", told.out), told
+    assert re.search(f"wrong: .*{wrong}" if wrong else "checked: ", told.out), told
     assert bool(wrong) == ("wrong:" in told.out)
     return told
 
@@ -206,13 +206,16 @@ def test_another_network_is_refused_by_name(made: Path, cnnvis: Call) -> None:
     del sys.modules["tinynet"]
     told = verify(cnnvis, wrong="run.json: is of another network: weights_sha256 is ")
     assert "20 images read" in told.out  # the dataset is the same
-    assert "not looked at: values" in told.out
+    assert "not checked: values" in told.out
 
 
 def test_what_is_of_no_single_units_is_said_to_be_left_out(plans: None, cnnvis: Call) -> None:
     cnnvis("optimize -c exact.toml --run run --layer fc3 --sum 1+2")
     told = cnnvis(f"{VERIFY} run")
-    assert "not looked at: run/optimized/fc3.h5: 3-sum, since it is of no single units" in told.out
+    assert (
+        "not checked: run/optimized/fc3.h5: 3-sum, since its targets are not single units"
+        in told.out
+    )
 
 
 def test_where_there_is_no_run(plans: None, cnnvis: Call) -> None:
