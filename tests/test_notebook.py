@@ -274,7 +274,7 @@ def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
     """They are an error where they are asked for, grey where they are shown, or found again."""
     assert run.dataset is not None
     lost = open_run(run.path, dataset=str(tmp_path))
-    with pytest.raises(CnnvisError, match="cannot be read"):
+    with pytest.raises(CnnvisError, match="can no longer be read"):
         lost["conv4"][5].patches()
     assert lost["conv4"][5]._repr_png_() != run["conv4"][5]._repr_png_()
     lost.topk(run.dataset, layers=("conv4", "fc8"), k=4)  # done, but now it says where they are

@@ -161,7 +161,7 @@ def noise(values: Any) -> Any:
         ("optimized/fc3.h5", "3/image", noise, r"fc3.h5: style 3, unit \d+, run 0: is"),
         ("optimized/conv2.h5", "3/activation", first(99, 1), r"conv2.h5: style 3, unit"),
         ("projected/conv2.h5", "deconv/projection", np.negative, r"conv2.h5: deconv, unit"),
-        ("projected/fc3.h5", "deconv/scale", first(0, 2), r"fc3.h5: deconv, unit \d+: comes"),
+        ("projected/fc3.h5", "deconv/scale", first(0, 2), r"fc3.h5: deconv, unit \d+: gives"),
     ],
 )
 def test_a_changed_number_behind_a_good_seal_is_found(
