@@ -126,7 +126,7 @@ def _results(
 
 
 def _groups(layers: Sequence[Layer], room: int) -> Iterator[list[Layer]]:
-    """Return groups of neighbouring layers with up to `room` channels, at least one layer each."""
+    """Yield groups of neighbouring layers with up to `room` channels, at least one layer each."""
     group: list[Layer] = []
     for layer in layers:
         if group and sum(la.channels for la in group) + layer.channels > room:
