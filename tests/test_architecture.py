@@ -54,7 +54,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, at the top or inside a function, by its full name."""
+    """Yield every module that a file imports, at the top or inside a function, by its full name."""
     package = ("cnnvis_cli", *path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -67,7 +67,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    """The first name below the package: the room, or the module of the ground floor."""
+    """Return the first name below the package: the room, or the module of the ground floor."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in FLOORS else "__init__"
 

@@ -13,12 +13,12 @@ from cnnvis_cli.report import Report
 
 @click.command("demo")
 @click.option("-r", "--run", help="The run directory.  [default: outputs/demo]")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="More detail; tracebacks for errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress, only results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show more detail, and tracebacks for errors.")
 def command(**flags: Any) -> None:
     """Run the whole pipeline on the bundled network and generated images.
 
-    No download and no GPU; it ends by naming the pictures to open.
+    It needs no download and no GPU, and ends by naming the pictures to open.
 
     Example: cnnvis demo
     """

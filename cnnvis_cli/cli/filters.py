@@ -17,44 +17,43 @@ from cnnvis_cli.report import Report
     "--radius",
     "filters__radius",
     type=float,
-    help="The RMS of a filter's weights that clipping allows.  [default: 0.1]",
+    help="Largest RMS of a filter's weights; larger ones are clipped to it.  [default: 0.1]",
 )
 @click.option(
     "--save-clipped",
     "filters__save_clipped",
     metavar="FILE",
-    help="Write the network's weights with these filters clipped, as .safetensors for -w.",
+    help="Write the network's weights with these filters clipped, as a .safetensors file for -w.",
 )
 @click.option(
     "--tone",
     "filters__tone",
     type=click.Choice(["tile", "sheet"]),
-    help="What shares one scale about mid-grey: each sheet, which shows whether some filters "
-    "dominate, or each filter.  [default: sheet]",
+    help="What shares one grey scale: the sheet, which shows whether some filters dominate, or "
+    "each filter.  [default: sheet]",
 )
 @click.option(
     "--scale",
     "filters__scale",
     type=int,
-    help="Pixels a weight.  [default: as many as make a filter about 44 pixels wide]",
+    help="Pixels per weight.  [default: a filter is about 44 pixels wide]",
 )
 @printing
 @working
 def command(**flags: Any) -> None:
     """Show first-layer filters: which dominate, which are dead, how fine they are.
 
-    One figure has the filters in RGB as they are and clipped: those whose RMS exceeds the radius
-    are framed, and scaled down to it (Zeiler & Fergus 2013, Fig. 6 and section 3). Dead filters,
-    never active over the images of topk.h5, are crossed out. The other figure has the mean
-    activation against the filters' spatial frequency (Yosinski et al. 2015, supplement S1). All
-    numbers are in a table beside them. Dead filters and activations need topk.h5, the rest does
-    not.
+    One figure shows the filters in RGB, raw and clipped: those whose RMS exceeds the radius are
+    framed, and scaled down to it (Zeiler & Fergus 2013, Fig. 6 and section 3). Dead filters, never
+    active over the images of topk.h5, are crossed out. The other figure plots mean activation
+    against the filters' spatial frequency (Yosinski et al. 2015, supplement S1). All numbers are
+    in a table beside them. Dead filters and activations need topk.h5, the rest does not.
 
-    The RMS is of the weights as they are, for the network's own normalised input. The paper's 0.1
-    is for pixels of about -128 to 128; of a network whose input is divided by a standard deviation
-    of 57 or so, as torchvision's is, the same filters are that many times larger.
+    The RMS is that of the raw weights, for the network's own normalised input. The paper's 0.1 is
+    for pixels of about -128 to 128; in a network whose input is divided by a standard deviation of
+    about 57, as torchvision's is, the same filters are that many times larger.
 
-    Without --layer it is the first convolution that takes the image.
+    Without --layer, the first convolution that takes the image is shown.
 
     Example: cnnvis filters --model demo
     """

@@ -13,26 +13,26 @@ from cnnvis_cli.report import Report
 
 
 @click.command("gallery")
-@click.option("--title", "gallery__title", help="What the page is called.  [default: the network]")
+@click.option("--title", "gallery__title", help="Title of the page.  [default: the network]")
 @click.option("--dataset", help="Where the images are now, if they have moved.")
 @click.option(
     "--tone",
     "figure__tone",
     type=click.Choice(["tile", "unit", "sheet", "true"]),
-    help="What shares one scale of grey; true adds the mean colour back.  [default: tile]",
+    help="What shares one grey scale; true adds the mean colour back.  [default: tile]",
 )
 @click.option(
     "--classes",
     "figure__classes",
-    help="A file of class names: one a line, or a folder's name and the class's.",
+    help="A file of class names: one per line, or a folder name and its class name per line.",
 )
 @working_on_units
 def command(**flags: Any) -> None:
     """Make a web page to browse every unit of the run: <run>/gallery/index.html.
 
     It shows what the run directory holds: optimized images, the strongest patches, projections,
-    histograms, classes and neighbours. It opens from a disk and can be put on any web server;
-    nothing in it asks for anything outside its folder.
+    histograms, classes and neighbours. It opens from disk or from any web server, and requests
+    nothing from outside its folder.
 
     Example: cnnvis gallery --run outputs/demo (after cnnvis demo)
     """

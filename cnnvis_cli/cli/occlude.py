@@ -20,27 +20,27 @@ from cnnvis_cli.report import Report
     "occlude__size",
     type=int,
     metavar="PIXELS",
-    help="The square's side, in pixels of the network's input.  [default: a fifth of the input's]",
+    help="Side of the square, in pixels of the network's input.  [default: a fifth of the input's]",
 )
 @click.option(
     "--stride",
     "occlude__stride",
     type=int,
     metavar="PIXELS",
-    help="From one position to the next.  [default: a twentieth of the input's side]",
+    help="Distance from one position to the next.  [default: a twentieth of the input's side]",
 )
 @click.option(
     "-l",
     "--layer",
     multiple=True,
-    help="Whose strongest map is followed; repeatable.  [default: the last convolution with a map "
-    "that is not the network's last layer]",
+    help="Layer whose strongest map is shown; repeatable.  [default: the last convolution with a "
+    "map that is not the network's last layer]",
 )
 @click.option(
     "--class",
     "occlude__target",
     metavar="NAME|NUMBER",
-    help="Whose probability is shown.  [default: the class that each image is taken for]",
+    help="Class whose probability is shown.  [default: each image's predicted class]",
 )
 @click.option(
     "--method",
@@ -51,28 +51,28 @@ from cnnvis_cli.report import Report
     "--max-unreadable",
     "topk__max_unreadable",
     type=float,
-    help="Share of bad images above which the exit code is 3.  [default: 0.01]",
+    help="Share of unreadable images above which the exit code is 3.  [default: 0.01]",
 )
 @drawing_photographs
 @processing
 @sharing
 @explaining
 def command(**flags: Any) -> None:
-    """Show which parts of an image a network's decision hangs on (Zeiler & Fergus 2013, Fig. 7).
+    """Show which parts of an image a prediction depends on (Zeiler & Fergus 2013, Fig. 7).
 
-    IMAGE is a file, or a folder, list, tar or zip of them. A grey square hides one place of it
-    after the other. Each image gets figures/occlude/<image>_<layer>.png and its numbers,
+    IMAGE is a file, or a folder, list, tar or zip of them. A grey square covers one part of the
+    image after the other. Each image gets figures/occlude/<image>_<layer>.png and its numbers,
     occluded/<image>_<layer>.h5. The panels:
 
     \b
-      (a)  the image, as the network is shown it
+      (a)  the image, as the network sees it
       (b)  total activation of the layer's strongest map, by the square's position
       (c)  that map, projected to the pixels; also for its strongest images, where the run has them
       (d)  probability of the class, by the square's position
       (e)  the most probable class, by the square's position
 
-    The square has the mean colour, which is 0 to the network. Its centre goes over the whole
-    image, so that it hangs over the border there.
+    The square has the mean colour, which is 0 to the network. Its centre visits the whole image,
+    so at the border the square extends beyond it.
 
     Example: cnnvis occlude outputs/demo-images/cat/000.png --model demo (after topk demo --model
     demo)

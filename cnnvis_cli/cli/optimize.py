@@ -17,17 +17,18 @@ from cnnvis_cli.report import Report
     "--style",
     "optimize__style",
     multiple=True,
-    help="1 to 4, the rows of Table 1 of Yosinski et al. 2015; fourier; or one of your own; "
+    help="1 to 4 (the rows of Table 1 of Yosinski et al. 2015), fourier, or a style of your own; "
     "repeatable.  [default: 3]",
 )
-@click.option("--runs", "optimize__runs", type=int, help="Random starts a unit.  [default: 1]")
+@click.option("--runs", "optimize__runs", type=int, help="Random starts per unit.  [default: 1]")
 @click.option(
     "--step",
     "optimize__step",
-    help="calibrated, paper (the paper's constants), or a rate.  [default: calibrated]",
+    help="Step size: calibrated, paper (the paper's constants), or a number.  "
+    "[default: calibrated]",
 )
 @click.option(
-    "--iterations", "optimize__iterations", type=int, help="Instead of the style's own number."
+    "--iterations", "optimize__iterations", type=int, help="Iterations, instead of the style's own."
 )
 @MEAN
 @click.option(
@@ -35,44 +36,49 @@ from cnnvis_cli.report import Report
     "optimize__softmax",
     is_flag=True,
     default=None,
-    help="Climb the unit's probability among the layer's units.",
+    help="Maximise the unit's softmax probability among the layer's units.",
 )
 @click.option(
-    "--minimise", "optimize__minimise", is_flag=True, default=None, help="Go down, not up."
+    "--minimise",
+    "optimize__minimise",
+    is_flag=True,
+    default=None,
+    help="Minimise the activation instead of maximising it.",
 )
 @click.option(
     "--sum",
     "optimize__sum",
     multiple=True,
-    help="Climb a weighted sum of a layer's units, like '12 + 0.5*31 - 7'; repeatable.",
+    help="Maximise a weighted sum of a layer's units, such as '12 + 0.5*31 - 7'; repeatable.",
 )
 @click.option(
     "--direction",
     "optimize__direction",
-    help="Climb along directions among a layer's channels: an .npy file of (n, channels) numbers.",
+    help="Maximise along directions in the space of a layer's channels: an .npy file of shape "
+    "(n, channels).",
 )
 @click.option(
     "--diversity",
     "optimize__diversity",
     type=float,
-    help="How much the runs of a unit shun each other; try 0.5.  [default: 0]",
+    help="Weight of a penalty on runs of a unit that look alike; try 0.5.  [default: 0]",
 )
 @click.option(
     "--start",
     "optimize__start",
-    help="noise (about the mean colour), uniform, mean, or an image file.  [default: noise]",
+    help="First image: noise (about the mean colour), uniform, mean, or a file.  [default: noise]",
 )
 @click.option(
     "--precision",
     "optimize__precision",
     type=click.Choice(["float32", "tf32", "bf16"]),
-    help="The network's arithmetic.  [default: tf32 on a GPU, float32 on a CPU]",
+    help="Arithmetic of the network.  [default: tf32 on a GPU, float32 on a CPU]",
 )
 @click.option(
     "--history",
     "optimize__history",
     type=int,
-    help="Steps between two activations that are kept.  [default: 8]",
+    help="Record the activation every this many steps.  [default: 8]",
 )
 @sharing
 @working_on_units

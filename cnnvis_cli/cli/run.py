@@ -15,13 +15,13 @@ from cnnvis_cli.report import Report
 
 @click.command("run")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--dataset", help="Another folder of images than the plan's.")
+@click.option("--dataset", help="Images to use instead of the plan's dataset.")
 @sharing
 @running
 def command(**flags: Any) -> None:
-    """Do all stages of a TOML file, in order; started again, carry on where it stopped.
+    """Run all stages of a TOML file, in order; when run again, continue where it stopped.
 
-    This is what cron starts. A finished run returns at once.
+    This is the command for cron. A finished run returns at once.
 
     Example: cnnvis run configs/demo.toml
     """

@@ -17,26 +17,35 @@ from cnnvis_cli.report import Report
     "--trials", "search__trials", type=int, help="Random rows of parameters.  [default: 300]"
 )
 @click.option(
-    "--iterations", "search__iterations", type=int, help="Steps of each ascent.  [default: 300]"
+    "--iterations",
+    "search__iterations",
+    type=int,
+    help="Iterations of each ascent.  [default: 300]",
 )
 @click.option(
     "--sweep",
     "search__sweep",
-    help="Instead of a random search, one parameter from its lowest to its highest value: decay, "
-    "blur_width, blur_every, norm, contribution, tv, rate; or all, for one sheet of each.",
+    help="Instead of a random search, vary one parameter from its lowest to its highest value: "
+    "decay, blur_width, blur_every, norm, contribution, tv or rate; or all, for one sheet each.",
 )
-@click.option("--values", "search__values", type=int, help="Of a sweep.  [default: 7]")
+@click.option(
+    "--values", "search__values", type=int, help="Number of values of a sweep.  [default: 7]"
+)
 @click.option(
     "--score",
     "search__score",
-    help="What the sheet is sorted by: balanced, activation, robustness, variation, roughness, "
-    "grey.  [default: balanced]",
+    help="The score that sorts the sheet: balanced, activation, robustness, variation, roughness "
+    "or grey.  [default: balanced]",
 )
-@click.option("--save", "search__save", metavar="NAME", help="Keep a row as a style of this name.")
+@click.option("--save", "search__save", metavar="NAME", help="Save a row as a style of this name.")
 @click.option(
-    "--row", "search__row", type=int, help="Which row to keep.  [default: the sheet's first]"
+    "--row", "search__row", type=int, help="The row to save.  [default: the sheet's first]"
 )
-@click.option("--step", "optimize__step", help="calibrated, or a rate.  [default: calibrated]")
+@click.option(
+    "--step",
+    "optimize__step",
+    help="Step size: calibrated, or a number.  [default: calibrated]",
+)
 @drawing
 @MEAN
 @sharing
@@ -44,9 +53,9 @@ from cnnvis_cli.report import Report
 def command(**flags: Any) -> None:
     """Search for regularization parameters that give good pictures.
 
-    As the paper found its four styles: random rows of parameters, the same few units under each,
-    one contact sheet with the parameters under the pictures, sorted by a score. Without --units,
-    four units are spread over the layer. The numbers are in search/<layer>.h5.
+    This is how the paper found its four styles: random rows of parameters, the same few units for
+    each, and a contact sheet with the parameters under the pictures, sorted by a score. Without
+    --units, four units spread over the layer are used. The numbers are in search/<layer>.h5.
 
     Example: cnnvis search --model demo --layer conv2 --trials 6 --iterations 30
     """

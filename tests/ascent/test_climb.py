@@ -1,4 +1,4 @@
-"""The ascent against a second telling of the authors' loop: numpy, scipy, one image at a time."""
+"""The ascent against a reference implementation of the authors' loop in numpy and scipy."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def weight(network: nn.Sequential, number: int) -> Tensor:
 
 
 def score_of(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """The second layer's own output at one place: (B, 3, H, W) -> (B, 7)."""
+    """Return the second layer's own output at one place: (B, 3, H, W) -> (B, 7)."""
 
     def score(x: Tensor) -> Tensor:
         out: Tensor = network[:3](x)
@@ -78,7 +78,7 @@ def score_of(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class Told:
-    """How one ascent went."""
+    """The record of one ascent."""
 
     best: Image
     value: float
@@ -89,7 +89,7 @@ class Told:
 
 
 def look(network: nn.Sequential, x: Image, unit: int) -> tuple[NDArray[np.float64], Image]:
-    """All units' activations, and the gradient of one."""
+    """Return all units' activations, and the gradient of one."""
     image = torch.from_numpy(x[None]).requires_grad_()
     activations = score_of(network)(image)[0]
     (gradient,) = torch.autograd.grad(activations[unit], image)
@@ -97,7 +97,7 @@ def look(network: nn.Sequential, x: Image, unit: int) -> tuple[NDArray[np.float6
 
 
 def ascend(network: nn.Sequential, x: Image, unit: int, row: Row, iterations: int) -> Told:
-    """The loop, step by step as in the deep-visualization-toolbox; the best image is kept."""
+    """Run the loop, step by step as in the deep-visualization-toolbox; keep the best image."""
     told = Told(x, -np.inf, 0, 0, 0, [])
     mean = MEAN[:, None, None]
     for i in range(iterations):
@@ -140,7 +140,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 def looking(score: Score) -> Look:
-    """What the loop wants of activations (B, C): value, whether it leads, and gradient."""
+    """Return what the loop needs of activations (B, C): value, whether it leads, and gradient."""
 
     def look(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
@@ -153,7 +153,7 @@ def looking(score: Score) -> Look:
 
 
 def made(score: Score, tasks: list[Task], size: int | None = None) -> list[Ascent]:
-    """The ascents of these tasks, in their order."""
+    """Return the ascents of these tasks, in their order."""
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).to(tasks[0].start.dtype)
     found = list(
         climb(
@@ -304,13 +304,13 @@ def test_an_ascent_without_a_gradient_has_ended_even_if_decay_would_bring_it_bac
 
 
 def single(order: list[int], styles: list[Style]) -> list[Task]:
-    """Tasks in single precision, each the same wherever it stands in the order."""
+    """Return tasks in single precision, each the same at any place in the order."""
     images = [image.float() for image in starts(max(order) + 1)]
     return [Task(i, i % 7, styles[i % len(styles)], images[i]) for i in order]
 
 
 def alike(one: Ascent, other: Ascent) -> bool:
-    """Whether two ascents are the same to the bit."""
+    """Return whether two ascents are identical bit for bit."""
     same = [
         getattr(one, name) == getattr(other, name)
         for name in ("key", "activation", "start", "best_step", "outcome")
@@ -332,7 +332,7 @@ MIXED = [replace(STYLES[name], iterations=length) for name, length in LENGTHS.it
 
 @pytest.mark.parametrize("size", [4, 8])
 def test_styles_share_a_batch_and_slots_are_refilled(size: int) -> None:
-    """Whatever shares its batch, and whenever it enters it, an ascent is the same to the bit."""
+    """An ascent is identical bit for bit, whatever shares its batch and whenever it enters it."""
     score = score_of(small_network().float())
     order = [*range(30)]
     all_at_once = made(score, single(order, MIXED), size)
@@ -397,7 +397,7 @@ def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> No
 
 
 def test_teams_stay_side_by_side() -> None:
-    """The three runs of a unit stand in neighbouring slots, all the time."""
+    """The three runs of a unit are in neighbouring slots all the time."""
     network, seen = small_network().float(), []
     look = looking(score_of(network))
 
