@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -27,9 +28,7 @@ class _WithDevice(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        from pretended import install
-
-        install()
+        import_module("pretended").install()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -43,7 +43,6 @@ class Capture:
 
     def note(self, noted: Noted, device: torch.device) -> None:
         if device != self.device:
-            self.broken = True
             raise CudaError(
                 f"a graph is captured on {self.device}, this is launched on {device} and would not "
                 f"be in it: {noted.function} at {where()}"

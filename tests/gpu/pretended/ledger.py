@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections import Counter
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,15 +64,16 @@ def count_launch(name: str, device: Any, size: int) -> None:
 
 
 def keep_counts() -> None:
-    """Have this process, and its forks for themselves, write what they count when they end."""
-    folder = os.environ.get(COUNTED)
-    if not folder:
-        return
+    """Have this process, and its forks for themselves, write what they count when they end.
+
+    The folder is asked for then, so that a fork may have another one.
+    """
     leave = os._exit
 
     def written() -> None:
-        path = Path(folder) / f"{os.getpid()}.json"
-        path.write_text(json.dumps([COUNTS, LINES, OPERATIONS]))
+        if folder := os.environ.get(COUNTED):
+            path = Path(folder) / f"{os.getpid()}.json"
+            path.write_text(json.dumps([COUNTS, LINES, OPERATIONS]))
 
     def written_first(code: int) -> None:
         written()
@@ -84,6 +84,5 @@ def keep_counts() -> None:
             counter.clear()
 
     atexit.register(written)
-    Finalize(None, written, exitpriority=0)  # processes of multiprocessing have no other end
     os._exit = written_first  # type: ignore[assignment]
     os.register_at_fork(after_in_child=begun_anew)
