@@ -30,10 +30,7 @@ def main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if not pid:
-            try:
-                _become(json.loads(line))
-            finally:
-                os._exit(99)
+            _become(json.loads(line))
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
@@ -49,17 +46,8 @@ def _become(order: dict[str, Any]) -> NoReturn:
     os.environ |= order["environment"]
     sys.path.insert(0, order["folder"])
     sys.argv = ["cnnvis", *order["line"]]
-    code = 1
-    try:
-        cnnvis_cli.cli.main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    # loky's processes are told to end where Python ends, which this process does not come to
-    if (loky := sys.modules.get("joblib.externals.loky.process_executor")) is not None:
-        loky._python_exit()
-    os._exit(code)
+    cnnvis_cli.cli.main()  # and out of Python by its own way, where loky's processes are ended
+    sys.exit()
 
 
 if __name__ == "__main__":

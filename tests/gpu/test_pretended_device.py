@@ -47,7 +47,12 @@ ALL_STYLES = "--style 1 --style 2 --style 3 --style 4 --style fourier"
 CASES = {
     "styles": Case(
         (f"{CLIMB} {ALL_STYLES} --layer conv2 --units 0-8 --iterations 12 --precision float32",),
-        SPELLINGS,
+        ("auto", "cuda:1"),
+        NEAR,
+    ),
+    "shared": Case(
+        (f"{CLIMB} --style 3 --layer conv2 --units 0-15 --iterations 6 --precision float32",),
+        ("cuda", "cuda:0,cuda:1"),
         NEAR,
     ),
     "tf32": Case(
@@ -216,19 +221,25 @@ def test_a_command_does_the_same_on_a_device(
 
 def check_alike(cpu: Path, cuda: Path, apart: float) -> None:
     """Compare all arrays and pictures of two run directories."""
-    names = sorted(path.relative_to(cpu) for path in cpu.rglob("*.h5"))
-    assert names == sorted(path.relative_to(cuda) for path in cuda.rglob("*.h5"))
+    names = files(cpu, "*.h5")
+    assert names == files(cuda, "*.h5")
     for name in names:
         here, there = arrays(cuda / name), arrays(cpu / name)
         assert here.keys() == there.keys()
         for key, array in there.items():
             check_near(here[key], array, apart, f"{name} {key}")
-    pictures = sorted(path.relative_to(cpu) for path in cpu.rglob("*.png"))
-    assert pictures == sorted(path.relative_to(cuda) for path in cuda.rglob("*.png"))
+    pictures = files(cpu, "*.png")
+    assert pictures == files(cuda, "*.png")
     for name in pictures:
         image, other = (np.asarray(Image.open(run / name), np.float32) for run in (cuda, cpu))
         assert image.shape == other.shape
         assert np.abs(image - other).mean() < 1, name  # grey level
+
+
+def files(run: Path, pattern: str) -> list[Path]:
+    """Return the results of a run by their names; parts are no results, and named by the device."""
+    found = (path.relative_to(run) for path in run.rglob(pattern))
+    return sorted(path for path in found if path.parts[0] != "parts")
 
 
 def arrays(path: Path) -> dict[str, Any]:
