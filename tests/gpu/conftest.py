@@ -86,7 +86,7 @@ def measured(tmp_path: Path) -> Callable[..., dict[str, dict[str, float]]]:
     def run(script: str, *words: str) -> dict[str, dict[str, float]]:
         done = subprocess.run(
             [sys.executable, str(HERE / script), *words],
-            env=surroundings(),
+            env={**surroundings(), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=SECONDS,

@@ -52,12 +52,13 @@ CASES = {
     ),
     "shared": Case(
         (f"{CLIMB} --style 3 --layer conv2 --units 0-15 --iterations 6 --precision float32",),
-        ("cuda", "cuda:0,cuda:1"),
+        ("cuda:0,cuda:1",),
         NEAR,
     ),
     "tf32": Case(
         (f"{CLIMB} --style 3 --layer conv3 --units 0-5 --iterations 8 --precision tf32",),
-        apart=NEAR,
+        (),
+        NEAR,
         on_the_cpu=(f"{CLIMB} --style 3 --layer conv3 --units 0-5 --iterations 8",),
     ),
     "bf16": Case(
@@ -69,7 +70,8 @@ CASES = {
             f"{CLIMB} --style 3 --layer fc6 --units 0-3 --iterations 8 --runs 2 --diversity 0.1 "
             "--start uniform --precision float32",
         ),
-        apart=NEAR,
+        ("cuda",),
+        NEAR,
     ),
     "objectives": Case(
         (
@@ -77,7 +79,7 @@ CASES = {
             f"{CLIMB} --softmax --layer fc8 --units 0-3 --iterations 4 --precision float32",
             f"{CLIMB} --sum 1+2 --sum 3-4 --layer conv4 --iterations 4 --precision float32",
         ),
-        ("cuda",),
+        (),
         NEAR,
     ),
     "calibrated": Case(
@@ -89,16 +91,19 @@ CASES = {
     ),
     "dead": Case(  # some units have no gradient, which is looked for every 32 steps
         (f"{CLIMB} --style 3 --layer conv5 --units 0-9 --iterations 40 --precision float32",),
-        apart=5e-2,
+        (),
+        5e-2,
     ),
     "topk": Case(
         ("topk {images} --model demo --batch-size 4 --workers 1",),
-        ("auto", "cuda:0,cuda:1"),
+        ("auto",),
         1e-5,
     ),
-    "topk min": Case(("topk {images} --model demo --batch-size 4 --workers 0 --min",), apart=1e-5),
+    "topk min": Case(
+        ("topk {images} --model demo --batch-size 4 --workers 0 --min",), (), 1e-5
+    ),
     "topk bf16": Case(
-        ("topk {images} --model demo --batch-size 4 --workers 0 --precision bf16",), apart=BF16
+        ("topk {images} --model demo --batch-size 4 --workers 0 --precision bf16",), (), BF16
     ),
     "project": Case(
         (
@@ -109,7 +114,7 @@ CASES = {
         apart=1e-4,
     ),
     "search": Case(
-        ("search --model demo --layer conv2 --units 0-1 --trials 3 --iterations 8",), pieces=False
+        ("search --model demo --layer conv2 --units 0-1 --trials 3 --iterations 8",), (), pieces=False
     ),
     "occlude": Case(("occlude {image} --model demo --size 20 --stride 20",), apart=1e-4),
     "saliency": Case(
@@ -122,13 +127,20 @@ CASES = {
     ),
     "activations": Case(("activations {image} --model demo --save h5",), apart=1e-4, pieces=False),
     "filters": Case(("filters --model demo",), pieces=False),
-    "bench": Case(
+    "bench optimize": Case(
         (
             "bench optimize --model demo --layer conv1 --batch-size 4 --rounds 1 --seconds 0.1 "
-            "--style 3 --style fourier",
+            "--style 3",
+        ),
+        pieces=False,
+    ),
+    "bench": Case(
+        (
             "bench project --model demo --layer conv1 --units 0-3 --rounds 1 --seconds 0.1",
             "bench occlude --model demo --rounds 1",
+            "bench activations --model demo --layer conv1 --rounds 1 --frames 8",
         ),
+        (),
         pieces=False,
     ),
     "bench topk": Case(
