@@ -94,6 +94,7 @@ class Batch:
     room: int | None = None
     steady: bool = False
     run: Run = directly
+    on_step: Callable[[], None] = lambda: None  # called before each step
     half: bool = False
     last: bool = False
 
@@ -241,7 +242,7 @@ class _Slots:
     def _starts(self, tasks: Sequence[Task]) -> Tensor:
         """The first images on the device, (N, 3, h, w); copied while it works on."""
         if not self.steady:
-            return torch.stack([task.start for task in tasks])
+            return torch.stack([task.start for task in tasks]).to(self.device)
         shape = len(tasks), 3, *self.canvas
         starts = torch.empty(shape, device=self.device, dtype=self.mean.dtype)
         for row, task in enumerate(tasks):
@@ -258,6 +259,7 @@ class _Slots:
 
     def step(self, look: Look) -> None:
         """Look at every image, keep what is better than before, and go on to the next ones."""
+        self.batch.on_step()
         if self.steady:
             self._replayed(look)
         else:

@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -429,7 +429,9 @@ def _extrapolate(
         own = known[real.alias, precision] / 1000
         factor, rest = max(1.0, real.step / own), real.rest * len(UNITS)
         total = total * factor + rest
-        detail += f", {factor:.2f} times that by {real.alias}, {rest:.0f} s beside: {total / 60:.1f}"
+        detail += (
+            f", {factor:.2f} times that by {real.alias}, {rest:.0f} s beside: {total / 60:.1f}"
+        )
     what = f"AlexNet whole, {RUNS} runs of {STEPS} steps, {precision}, extrapolated"
     found.note(what, detail)
     if precision == "tf32":
@@ -455,7 +457,9 @@ def _layouts(found: Findings, alias: str) -> None:
             torch.autograd.grad(part(x).sum(), x)
             wait()
             times.append(time.perf_counter() - start)
-        found.note(f"plain pass {alias} {name} float32", f"{1000 * statistics.median(times):.2f} ms")
+        found.note(
+            f"plain pass {alias} {name} float32", f"{1000 * statistics.median(times):.2f} ms"
+        )
 
 
 # ---- host: what a block of fc6 costs beside its steps

@@ -229,8 +229,10 @@ class Graphs:
 
     def _recorded(self, work: Callable[[], None], side: Any) -> Any:
         graph: Any = torch.cuda.CUDAGraph()
+        # Other threads may pin memory meanwhile, which a capture otherwise forbids everywhere.
+        how = {"pool": self._pool, "stream": side, "capture_error_mode": "thread_local"}
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=side):
+            with torch.cuda.graph(graph, **how):
                 work()
         except RuntimeError as error:
             if is_about_memory(error):

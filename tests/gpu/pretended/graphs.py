@@ -122,9 +122,7 @@ class CUDAGraph:
         COUNTS["captured"] += COUNTS["launches"] - self._before
         if self._capture.broken:
             self._capture = None
-            raise CudaError(
-                "CUDA error: operation failed due to a previous error during capture"
-            )
+            raise CudaError("CUDA error: operation failed due to a previous error during capture")
 
     def replay(self) -> None:
         """Run what was noted; the results are where they were."""

@@ -400,4 +400,3 @@ def under_the_rules() -> Iterator[None]:
     """Enter both modes in this thread: they are each thread's own."""
     with Calls(), Operations():
         yield
-

@@ -289,5 +289,3 @@ def _install_threads() -> None:
             begin(thread)
 
     threading.Thread._bootstrap_inner = begun  # type: ignore[attr-defined]
-
-

@@ -108,7 +108,9 @@ def _begin_with(device: torch.device) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CudaError("CUDA error: CUDA-capable device(s) is/are busy or unavailable") from None
+            raise CudaError(
+                "CUDA error: CUDA-capable device(s) is/are busy or unavailable"
+            ) from None
     _begun[index] = lock
 
 
