@@ -99,9 +99,7 @@ CASES = {
         ("auto",),
         1e-5,
     ),
-    "topk min": Case(
-        ("topk {images} --model demo --batch-size 4 --workers 0 --min",), (), 1e-5
-    ),
+    "topk min": Case(("topk {images} --model demo --batch-size 4 --workers 0 --min",), (), 1e-5),
     "topk bf16": Case(
         ("topk {images} --model demo --batch-size 4 --workers 0 --precision bf16",), (), BF16
     ),
@@ -114,7 +112,9 @@ CASES = {
         apart=1e-4,
     ),
     "search": Case(
-        ("search --model demo --layer conv2 --units 0-1 --trials 3 --iterations 8",), (), pieces=False
+        ("search --model demo --layer conv2 --units 0-1 --trials 3 --iterations 8",),
+        (),
+        pieces=False,
     ),
     "occlude": Case(("occlude {image} --model demo --size 20 --stride 20",), apart=1e-4),
     "saliency": Case(
@@ -296,7 +296,9 @@ def test_devices_that_are_for_one_process_each(
     """Nobody but the workers may touch a device in exclusive-process mode."""
     line = f"{CLIMB} --style 3 --layer conv2 --units 0-15 --iterations 4"
     for device in ("cuda:0,cuda:1", "cuda:1"):
-        carry_out((line,), device, tmp_path / device.replace(":", "").replace(",", "-"), exclusive=True)
+        carry_out(
+            (line,), device, tmp_path / device.replace(":", "").replace(",", "-"), exclusive=True
+        )
 
 
 def test_memory_that_runs_out_is_explained(pretended: Pretended, tmp_path: Path) -> None:
@@ -335,9 +337,7 @@ def network():
 
 @pytest.mark.long
 @pytest.mark.parametrize("device", ["cuda:1", "cuda:0,cuda:1"])
-def test_a_lost_device_costs_a_process(
-    device: str, pretended: Pretended, tmp_path: Path
-) -> None:
+def test_a_lost_device_costs_a_process(device: str, pretended: Pretended, tmp_path: Path) -> None:
     """Another process goes on, also where there is one device; and it is said why."""
     Path("losing.py").write_text(LOSING.format(mark=str(tmp_path / "mark")))
     own = "--model losing:network --trust-code --batch-size 4 --step 1 --iterations 4"

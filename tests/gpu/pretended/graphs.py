@@ -38,7 +38,7 @@ class Capture:
         key = storage_of(tensor)._cdata
         if key in self._made or key in self._kept:
             return
-        whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+        whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
         self._kept[key] = whole, whole.clone()
 
     def note(self, noted: Noted, device: torch.device) -> None:
@@ -122,9 +122,7 @@ class CUDAGraph:
         COUNTS["captured"] += COUNTS["launches"] - self._before
         if self._capture.broken:
             self._capture = None
-            raise CudaError(
-                "CUDA error: operation failed due to a previous error during capture"
-            )
+            raise CudaError("CUDA error: operation failed due to a previous error during capture")
 
     def replay(self) -> None:
         """Run what was noted; the results are where they were."""
