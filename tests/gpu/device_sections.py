@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -186,16 +187,13 @@ def _beside_the_cpu(found: Findings) -> None:
 
 def stand(alias: str, size: int | None, precision: Precision = "float32") -> Stand:
     """Return the pass of a layer: AlexNet's on a GPU, the bundled network's in a dry run."""
-    from ascents import stand_on
-
+    stand_on = import_module("ascents").stand_on  # not at the top: it loads torch
     made: Stand = stand_on(DEVICE, "alexnet" if GPU else "demo", alias, size, precision)
     return made
 
 
 def climbing(name: str, steps: int) -> Any:
-    from ascents import style_of
-
-    return style_of(name, steps)
+    return import_module("ascents").style_of(name, steps)
 
 
 def bits(found: Findings) -> None:
@@ -291,7 +289,9 @@ def syncs(found: Findings) -> None:
             step = (walls[1] - walls[0]) / (long - short)
             what = f"style {name} waits at most once in 32 steps"
             found.claim(what, more.total() <= (long - short) / 32, dict(more.most_common(4)))
-            found.note(f"a step of conv2, style {name}, 64 slots", f"{1e6 * step:.0f} us")
+            found.note(
+                f"a step of conv2, style {name}, {place.scene.size} slots", f"{1e6 * step:.0f} us"
+            )
             if GPU:
                 _kernels(found, place, name)
 
@@ -333,7 +333,7 @@ def passes(found: Findings) -> None:
                 continue
             if found.has_time(5, f"pass of {alias} {precision}"):
                 with found.attempt(f"pass of {alias} {precision}"):
-                    milliseconds[alias, precision] = _pace(found, alias, precision)  # type: ignore[arg-type]
+                    milliseconds[alias, precision] = _pace(found, alias, precision)
     for precision in ("tf32", "bf16"):
         _extrapolate(found, milliseconds, precision, real if precision == "tf32" else None)
     for alias in ("conv3", "fc6") if GPU else ():
@@ -447,7 +447,7 @@ def _layouts(found: Findings, alias: str) -> None:
     size = (place.scene.size, 3, *place.scene.box.size)
     for name, layout in (("nhwc", torch.channels_last), ("nchw", torch.contiguous_format)):
         network = alexnet(weights=None).eval().requires_grad_(False)
-        network = network.to(DEVICE).to(memory_format=layout)  # type: ignore[call-overload]
+        network = network.to(DEVICE).to(memory_format=layout)
         part = network if alias.startswith("fc") else network.features
         x = torch.randn(size, device=DEVICE).contiguous(memory_format=layout).requires_grad_()
         times = []
@@ -468,20 +468,24 @@ def _layouts(found: Findings, alias: str) -> None:
 def host(found: Findings) -> None:
     model = ("--model", "alexnet", "--weights", "random") if GPU else ("--model", "demo")
     precision = ("--precision", "tf32") if GPU else ("--batch-size", "2")
-    counts, steps = ((128, 256), 60) if GPU else ((2, 4), 2)
+    alias, counts, steps = ("fc6", (128, 256), 60) if GPU else ("conv1", (2, 4), 2)
     seconds = []
     for count in counts:
-        words = ("--layer", "fc6" if GPU else "conv1", "--units", f"0-{count - 1}")
+        words = ("--layer", alias, "--units", f"0-{count - 1}")
         pace = ("--iterations", str(steps), "--step", "20", *precision)
         run = f"host-{count}"
         ended = cnnvis("optimize", *model, *words, *pace, "--device", DEVICE, "--run", run)
-        found.claim(f"fc6, {count} ascents, {steps} steps", ended.code == 0, ended)
+        found.claim(f"{alias}, {count} ascents, {steps} steps", ended.code == 0, ended)
         if ended.code == 0:
             known = noted(run, "optimize")["seconds"]
-            found.note(f"fc6, {count} ascents, the stage", f"{known} s of {ended.seconds:.1f} s")
+            found.note(
+                f"{alias}, {count} ascents, the stage", f"{known} s of {ended.seconds:.1f} s"
+            )
             seconds.append(known)
     if len(seconds) == 2:
-        found.note(f"fc6, {counts[1] - counts[0]} more ascents", f"{seconds[1] - seconds[0]:.1f} s")
+        found.note(
+            f"{alias}, {counts[1] - counts[0]} more ascents", f"{seconds[1] - seconds[0]:.1f} s"
+        )
 
 
 # ---- topk: what is reached of the slower of decoding and the forward pass
@@ -537,7 +541,7 @@ class Losing(nn.Identity):
         if x.is_cuda and not MARK.exists():
             MARK.touch()
             far = torch.full((1,), 10**9, device=x.device)
-            x = x + x.flatten().index_select(0, far).sum()
+            x = x + torch.zeros(1, device=x.device).index_select(0, far)
         return x
 
 
