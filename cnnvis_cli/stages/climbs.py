@@ -116,13 +116,14 @@ class Work:
 
     def tasks(self, network: Network, style: Style, target: int, number: int = 0) -> list[Task]:
         """The ascents of a target, one a run."""
-        found = []
-        for run in range(self.plan.optimize.runs):
+        found, runs = [], self.plan.optimize.runs
+        for run in range(runs):
             seed = seed_of(self.plan.seed, Unit(self._name, target), run)
             start = self._start(network, seed)
             if network.device.type == "cuda":
                 start = start.pin_memory()  # copied there while the device works on
-            found.append(Task((number, target, run), target, style, start, seed))
+            place = target * runs + run
+            found.append(Task((number, target, run), target, style, start, seed, place))
         return found
 
     @property

@@ -37,7 +37,7 @@ class Stand:
         """Return the ascent of this number, from the noise of its seed."""
         seed = number if seed is None else seed
         target = number % self.scene.layer.channels
-        return Task(number, target, style, noise(seed, self.scene.box.size), seed)
+        return Task(number, target, style, noise(seed, self.scene.box.size), seed, number)
 
     def tasks(self, style: Style, count: int | None = None) -> list[Task]:
         """Return ascents for all slots."""
