@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test long gpu bench meaning check format train clean
+.PHONY: help setup demo test long gpu oldest bench meaning check format train clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -22,6 +22,14 @@ test: setup  ## the tests
 
 long: setup  ## the long forms of some tests (minutes)
 	$(BIN)/pytest -m long -s
+
+oldest: .oldest/installed  ## the tests with the oldest versions that are promised
+	.oldest/bin/pytest
+
+.oldest/installed: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/pip install --quiet --constraint tests/oldest.txt --editable '.[dev]'
+	@touch $@
 
 gpu: setup  ## what only a GPU can show, on the GPU of this machine (8 minutes)
 	PYTHON=$(BIN)/python bash tests/gpu/device_check.sh
@@ -56,4 +64,4 @@ train: setup  ## train the bundled network again (12 minutes on one core)
 	$(BIN)/python -m cnnvis_cli.stages.train_demo
 
 clean:  ## remove what was installed and made, except outputs
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .oldest build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
