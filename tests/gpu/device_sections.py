@@ -395,9 +395,9 @@ class Real(NamedTuple):
 
 
 def _real_layer(found: Findings) -> Real | None:
-    """Some hundred ascents by the command, for few steps and for many."""
+    """Some hundred ascents by the command, for few steps and for many; by the stage's clock."""
     model = ("--model", "alexnet", "--weights", "random") if GPU else ("--model", "demo")
-    alias, count, steps = ("conv5", 256, (50, 250)) if GPU else ("conv1", 4, (2, 4))
+    alias, count, steps = ("conv5", 256, (100, 1600)) if GPU else ("conv1", 4, (2, 4))
     precision = ("--precision", "tf32") if GPU else ("--batch-size", "4")
     seconds = []
     for number in steps:
@@ -408,7 +408,7 @@ def _real_layer(found: Findings) -> Real | None:
         found.claim(f"{count} ascents of {alias}, {number} steps", ended.code == 0, ended)
         if ended.code:
             return None
-        seconds.append(ended.seconds)
+        seconds.append(noted(run, "optimize")["seconds"])  # starts differ by seconds
     step = (seconds[1] - seconds[0]) / (steps[1] - steps[0]) / count
     real = Real(alias, max(step, 0.0), seconds[0] - steps[0] * step * count)
     found.note(
@@ -496,19 +496,20 @@ def host(found: Findings) -> None:
 
 
 def topk(found: Findings) -> None:
+    """By the functions of ``bench topk``, so that a process is started once."""
+    from cnnvis_cli.plan import Plan
+    from cnnvis_cli.report import Report
+    from cnnvis_cli.stages.bench import bench_topk
+
     folder = images(4096 if GPU else 24)
     for model in ("alexnet", "resnet50", "squeezenet1_0") if GPU else ("demo",):
         if not found.has_time(15, f"topk of {model}"):
             continue
         with found.attempt(f"topk of {model}"):
-            own = ("--batch-size", "8") if model == "demo" else ("--weights", "random")
-            how = ("--rounds", "1", "--seconds", "0.7" if GPU else "0.1", "--json")
-            place = ("--model", model, *own, "--device", DEVICE, "--run", f"topk-{model}")
-            limit = max(found.left / 2, 25)
-            ended = cnnvis("bench", "topk", str(folder), *place, *how, seconds=limit)
-            found.claim(f"bench topk of {model}", ended.code == 0, ended)
-            if ended.code == 0:
-                _reached(found, model, json.loads(ended.out))
+            own: Any = {"batch_size": 8} if model == "demo" else {"weights": "random"}
+            plan = Plan(model=model, dataset=str(folder), device=DEVICE, **own)
+            told = bench_topk(plan, Report(quiet=True), 0.7 if GPU else 0.1, rounds=1)
+            _reached(found, model, told.record())
         if model == "alexnet":
             _decoded_on_the_gpu(found, folder)
 

@@ -79,7 +79,9 @@ def main() -> None:
     print(f"the loop          {made / BATCHES:6.3f} s a batch, {made / BATCHES / SECONDS:6.1%}")
     print(f"its own thread    {own / BATCHES:6.3f} s a batch, {own / BATCHES / SECONDS:6.1%}")
     print(f"with publishing   {whole / BATCHES:6.3f} s a batch, beside the next layer's steps")
-    print(f"processor time    {cpu / BATCHES:6.3f} s a batch, on {threading.active_count()} threads")
+    print(
+        f"processor time    {cpu / BATCHES:6.3f} s a batch, on {threading.active_count()} threads"
+    )
 
 
 if __name__ == "__main__":
