@@ -7,67 +7,17 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import printing, working
+from cnnvis_cli.cli.options import PRINTING, WORKING, section, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("activations")
 @click.argument(
     "activations__image", metavar="IMAGE-OR-VIDEO...", nargs=-1, shell_complete=completing.files
 )
-@click.option(
-    "--unit",
-    "activations__unit",
-    multiple=True,
-    metavar="LAYER/N",
-    help="One channel over the image, like conv5/0151; repeatable.",
-)
-@click.option(
-    "--compare",
-    "activations__compare",
-    is_flag=True,
-    default=None,
-    help="Two to six images beside each other, the same channels of each.",
-)
-@click.option(
-    "--save",
-    "activations__save",
-    type=click.Choice(["h5"]),
-    help="Also keep the numbers, in activations/<image>.h5.",
-)
-@click.option("--every", "activations__every", type=int, help="Use every n-th frame.  [default: 1]")
-@click.option(
-    "--size", "activations__size", type=int, help="Height of the video in pixels.  [default: 480]"
-)
-@click.option(
-    "--frames",
-    "activations__frames",
-    is_flag=True,
-    default=None,
-    help="A folder's images are the frames of a video, 25 a second.",
-)
-@click.option(
-    "--tone",
-    "activations__tone",
-    type=click.Choice(["layer", "tile"]),
-    help="What shares one scale of grey: a layer, or each channel.  [default: layer]",
-)
-@click.option(
-    "--scale",
-    "activations__scale",
-    type=float,
-    help="Pixels a place, a whole number, or a share of 1.  [default: as fits]",
-)
-@click.option(
-    "--max-unreadable",
-    "topk__max_unreadable",
-    type=float,
-    help="Share of unreadable images that is no failure.  [default: 0.01]",
-)
-@printing
-@working
+@takes(*section("activations"), "topk.max_unreadable", *PRINTING, *WORKING)
 def command(**flags: Any) -> None:
     """Show what every layer makes of an image, or of each frame of a video.
 

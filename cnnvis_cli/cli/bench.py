@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, projecting, working, working_on_units
+from cnnvis_cli.cli.options import JSON, WORKING, WORKING_ON_UNITS, planned, section, setting, takes
 
 
 @click.group("bench")
@@ -22,8 +22,7 @@ def command() -> None:
 @click.argument("dataset")
 @click.option("--seconds", default=3.0, show_default=True, help="For each measurement.")
 @click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@working
+@takes(JSON, *WORKING)
 def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
     """Decoding alone, the forward pass alone, their combined limit, and topk.
 
@@ -40,19 +39,10 @@ def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None
 
 
 @command.command("optimize")
-@click.option(
-    "--style", "optimize__style", multiple=True, help="Repeatable.  [default: 1, 2, 3 and 4]"
-)
-@click.option(
-    "--precision",
-    "optimize__precision",
-    type=click.Choice(["float32", "tf32", "bf16"]),
-    help="The network's arithmetic.  [default: float32]",
-)
+@takes(setting("optimize.style", help="Repeatable.", shown="1, 2, 3 and 4"), "optimize.precision")
 @click.option("--seconds", default=3.0, show_default=True, help="For each measurement.")
 @click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@working_on_units
+@takes(JSON, *WORKING_ON_UNITS)
 def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
     """Each layer's forward and backward pass alone, optimize, and the toolbox's way.
 
@@ -70,11 +60,9 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
 
 
 @command.command("occlude")
-@click.option("--size", "occlude__size", type=int, help="The square's side, in pixels.")
-@click.option("--stride", "occlude__stride", type=int, help="From one position to the next.")
+@takes(setting("occlude.size", metavar=None), setting("occlude.stride", metavar=None))
 @click.option("--rounds", default=5, show_default=True, help="Of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@working
+@takes(JSON, *WORKING)
 def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
     """Positions of a square a second, and the forward pass alone.
 
@@ -91,12 +79,10 @@ def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
 
 
 @command.command("project")
-@projecting
-@click.option("-k", "topk__k", type=int, help="Places a channel.  [default: 9]")
+@takes(*section("project"), setting("topk.k", help="Places per channel."))
 @click.option("--seconds", default=3.0, show_default=True, help="Of one image at a time, a round.")
 @click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@working_on_units
+@takes(JSON, *WORKING_ON_UNITS)
 def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
     """Each layer's projections, and one image at a time through the whole network.
 
@@ -115,8 +101,7 @@ def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> N
 @command.command("activations")
 @click.option("--frames", default=300, show_default=True, help="Of the video, 320x240 pixels.")
 @click.option("--rounds", default=3, show_default=True, help="Of both measurements.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@working
+@takes(JSON, *WORKING)
 def bench_activations(frames: int, rounds: int, as_json: bool, **flags: Any) -> None:
     """A video through some layers' view, and the bare forward pass.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cnnvis_cli.errors import CnnvisError, UsageError
-from cnnvis_cli.plan import Precision
+from cnnvis_cli.settings import Precision
 
 
 def choose_devices(names: str) -> tuple[torch.device, ...]:

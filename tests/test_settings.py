@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.plan import USUAL, OptimizePlan, Plan, PreprocessingPlan
+from cnnvis_cli.settings import USUAL, OptimizePlan, Plan, PreprocessingPlan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
