@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test long bench meaning check page format train clean
+.PHONY: help setup demo test long gpu bench meaning check page format train clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -22,6 +22,9 @@ test: setup  ## the tests
 
 long: setup  ## the long forms of some tests (minutes)
 	$(BIN)/pytest -m long -s
+
+gpu: setup  ## what only a GPU can show, on the GPU of this machine (8 minutes)
+	PYTHON=$(BIN)/python bash tests/gpu/device_check.sh
 
 bench: setup  ## this machine's limits, and what cnnvis reaches of them on the demo
 	$(BIN)/cnnvis bench topk demo --model demo

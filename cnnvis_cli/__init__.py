@@ -1,4 +1,4 @@
-"""See what each unit of a trained convnet has learned.
+"""Show what each unit of a trained convnet has learned.
 
 A *dataset* flows through a *network* into a *store*; a *figure* is drawn from the store.
 The *ascent* is the same flow without a dataset.
@@ -6,12 +6,12 @@ The *ascent* is the same flow without a dataset.
 Floors, from the top; imports point down only::
 
     cli · notebook    options, or arguments -> stage -> report, or value
-    stages    one paragraph a command: the only place where the rooms meet
+    stages    one module per command: the only place where the rooms meet
     plan      TOML and flags -> one frozen value
     dataset · network · ascent · store · figure        five rooms, no doors between them
     nouns · registry · report · errors
 
-From Python, ``cnnvis_cli.open("outputs/demo")`` looks at a run directory and
+From Python, ``cnnvis_cli.open("outputs/demo")`` opens a run directory and
 ``cnnvis_cli.begin(model="demo")`` begins one; see ``help(cnnvis_cli.notebook)``.
 """
 
@@ -20,11 +20,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_NOTEBOOK = {"open": "open_run", "begin": "begin"}  # what they are called in the notebook module
+_NOTEBOOK = {"open": "open_run", "begin": "begin"}  # their names in the notebook module
 
 
 def __getattr__(name: str) -> Any:
-    """The notebook's entrances, loaded when they are first used: torch takes seconds."""
+    """Load the notebook's functions when they are first used: torch takes seconds."""
     if name == "notebook":
         return import_module("cnnvis_cli.notebook")
     if name in _NOTEBOOK:

@@ -1,4 +1,4 @@
-"""Short names for contents: equal contents, equal names."""
+"""Digests of contents: equal contents have equal names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; read once, as long as the file is the same."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal; cached while the file is unchanged."""
     known = path.stat()
     return _file_digest(path, known.st_ino, known.st_size, known.st_mtime_ns)
 
@@ -22,6 +22,6 @@ def _file_digest(path: Path, inode: int, size: int, changed: int) -> str:
 
 
 def digest(value: Any) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a value made of plain values."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a plain value."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What can go wrong, by exit code. Each message names the thing, the place and the remedy."""
+"""The failures, by exit code. Each message names the thing, the place and the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class CnnvisError(Exception):
 
 
 class SetAside(CnnvisError):
-    """All is done but for pieces of work that ended every process that took them: exit code 1."""
+    """All is done except pieces of work that ended every process that took them: exit code 1."""
 
     def __init__(self, message: str, numbers: Collection[int] = ()) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class SetAside(CnnvisError):
 
 
 class Died(CnnvisError):
-    """A process that this one needs has ended without a word; another can do the work."""
+    """A process ended unexpectedly; another can do its work."""
 
 
 class UsageError(CnnvisError):
@@ -43,6 +43,6 @@ class StorageError(CnnvisError):
 
 
 class Stopped(CnnvisError):
-    """Told to stop (what was finished is saved), or the directory is in use: exit code 75."""
+    """Stopped by a signal (finished work is saved), or the directory is in use: exit code 75."""
 
     exit_code = 75

@@ -1,8 +1,8 @@
-"""The bins that activations are counted in: the same for every channel of every network.
+"""The bins of activation histograms: the same for every channel of every network.
 
-A bin is an eighth of an octave of one sign, read off the sign, the exponent and the first three
-binary places of a float32. So the bins are 6 to 12 % wide at every scale, and counts of parts
-add up without anything being known beforehand.
+A bin is an eighth of an octave of one sign, read from the sign, the exponent and the first three
+binary places of a float32. So the bins are 6 to 12 % wide at every scale, and the counts of parts
+can be added without prior knowledge of the values.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHIFT = 20  # of the 23 binary places of a float32, all but the first three
-SMALLEST = -16  # octave; what is smaller counts as 2^-16, zero as positive
-SIDE = 32 * 8  # bins a sign: up to 2^16, beyond which all is counted in the last one
+SMALLEST = -16  # octave; smaller values count as 2^-16, zero as positive
+SIDE = 32 * 8  # bins per sign: up to 2^16; the last one holds everything beyond
 BINS = 2 * SIDE
 FIRST = (127 + SMALLEST) << (23 - SHIFT)  # the first bin's bits
 LEVELS = (0.001, 0.005, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.995, 0.999)
 
 
 def bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The bin of each value, 0 to BINS - 1; NaN has none and must be left out before."""
+    """Return the bin of each value, 0 to BINS - 1; NaN has none and must be left out before."""
     bits = np.ascontiguousarray(values, np.float32).view(np.int32)
     step = np.clip(((bits & 0x7FFFFFFF) >> SHIFT) - FIRST, 0, SIDE - 1).astype(np.int64)
     found: NDArray[np.int64] = np.where(values < 0, SIDE - 1 - step, SIDE + step)
@@ -27,10 +27,9 @@ def bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def edges() -> NDArray[np.float64]:
-    """The bounds of the bins, (BINS + 1,), ascending; the outermost bins also hold what is beyond.
+    """Return the bin edges, (BINS + 1,), ascending; the outermost bins hold everything beyond.
 
-    Bin i holds edges[i] <= x < edges[i + 1] where x is positive, and the mirror image of it where
-    x is negative.
+    Bin i holds edges[i] <= x < edges[i + 1] for positive x, and its mirror image for negative x.
     """
     steps = np.arange(SIDE + 1)
     side = 2.0 ** (SMALLEST + steps // 8) * (1 + steps % 8 / 8)
@@ -39,9 +38,9 @@ def edges() -> NDArray[np.float64]:
 
 
 def quantiles(counts: NDArray[np.int64], largest: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The values below which the shares LEVELS of the counts lie: (C, BINS) -> (C, levels).
+    """Return the values below which the shares LEVELS of the counts lie: (C, BINS) -> (C, levels).
 
-    Straight between the bounds of a bin, and never above the channel's `largest` value (C,);
+    They are interpolated linearly within a bin, and never above the channel's `largest` value (C,);
     NaN for a channel without counts.
     """
     total = counts.sum(axis=1, dtype=np.float64)
@@ -55,9 +54,9 @@ def quantiles(counts: NDArray[np.int64], largest: NDArray[np.float64]) -> NDArra
 
 
 def rectified_mean(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The mean of max(x, 0) over the counts, each at the middle of its bin: (C, BINS) -> (C,).
+    """Return the mean of max(x, 0) over the counts, each at its bin's middle: (C, BINS) -> (C,).
 
-    What lies in the bin of 0 counts as 0. NaN for a channel without counts.
+    The bin of 0 counts as 0. NaN for a channel without counts.
     """
     bounds = edges()[SIDE + 1 :]
     above = counts[:, SIDE + 1 :] @ ((bounds[1:] + bounds[:-1]) / 2)

@@ -1,18 +1,18 @@
-"""A run directory from Python: what is in it as values and pictures, and more of it to be made.
+"""A run directory in Python: its results as values and pictures, and how to add to them.
 
 ::
 
     import cnnvis_cli
 
     run = cnnvis_cli.open("outputs/demo")    # after `cnnvis demo`, say
-    run.layers                               # a table of what there is, by layer
+    run.layers                               # a table of the results, by layer
     unit = run["conv5/0042"]                 # or run["conv5"][42]
     unit                                     # preferred images | patches | projections
     unit.strongest[0]                        # path, class, activation, place, box
     unit.optimized("3")                      # (R, h, w, 3) numbers
     unit.picture("3")                        # the best of them, toned as in figures
-    unit.patches()                           # pictures of what its strongest places see
-    unit.projected("deconv")                 # and of what in them caused it
+    unit.patches()                           # image patches of its strongest places
+    unit.projected("deconv")                 # and their projections
     run["conv5"].stats["selectivity"]        # (C,) numbers
 
     run = cnnvis_cli.begin(model="demo", run="outputs/mine")
@@ -20,18 +20,18 @@
     run.optimize("conv5", units=[1, 2, 3], style=("3",), runs=2)
     run.project("conv5", units=[1, 2, 3])
 
-Arrays are numpy's, pictures Pillow's, which notebooks show by themselves. A run that is looked at
-is read and nothing else: it may be worked on meanwhile, and new results are seen at once. What
-makes results is what the command line does, with the same files and the same refusals.
+Arrays are numpy's, pictures Pillow's, which notebooks display. Opening a run only reads it: others
+may work on it meanwhile, and new results appear at once. Methods that make results do what the
+command line does, with the same files and the same errors.
 
-Settings go by the names of the plan: those of the stage asked for (``iterations=96``), those
-of the whole (``device="cuda"``, ``seed=1``, ``batch_size=8``), and any as ``topk__k=4``. Given to
-`open_run` or `begin`, they hold for all that follows. Work is done in this process (on a GPU, and
-with ``workers=8``, in processes of its own), without a word unless ``quiet=False``.
+Settings have the names of the plan: those of the stage (``iterations=96``), the top-level ones
+(``device="cuda"``, ``seed=1``, ``batch_size=8``), and any other as ``topk__k=4``. Settings given to
+`open_run` or `begin` apply to everything that follows. Work is done in this process (on a GPU, or
+with ``workers=8``, in worker processes), silently unless ``quiet=False``.
 
-All errors are `cnnvis_cli.errors.CnnvisError`: `UsageError` for what cannot be asked for,
-`TooManyUnreadable` after finishing, `StorageError` for a full disk, and `Stopped` where another
-process works in the directory or the kernel was interrupted, with all that was finished saved.
+All errors are `cnnvis_cli.errors.CnnvisError`: `UsageError` for invalid requests,
+`TooManyUnreadable` after finishing, `StorageError` for a full disk, and `Stopped` if another
+process works in the directory or the kernel was interrupted, with all finished work saved.
 """
 
 from __future__ import annotations
@@ -69,31 +69,31 @@ Place = str | os.PathLike[str]
 
 
 def open_run(run: Place, **settings: Any) -> Run:
-    """Look at a run directory; also ``cnnvis_cli.open``.
+    """Open a run directory; also ``cnnvis_cli.open``.
 
-    `settings` hold for all that is made of it later. ``dataset=`` says where the images are now, if
-    they have moved; ``trust_code=True`` lets `Run.optimize` and the others run the code of a
-    network of one's own. Network, weights and preprocessing are the run's and cannot be changed.
+    `settings` apply to everything that is made later. ``dataset=`` says where the images are now,
+    if they have moved; ``trust_code=True`` lets `Run.optimize` and the others run the code of your
+    own network. Network, weights and preprocessing are the run's and cannot be changed.
 
-    Raises `UsageError` where there is no run, or for a setting that does not exist.
+    Raise `UsageError` if there is no run, or for an unknown setting.
     """
     refused = sorted(name for name in settings if name.partition("__")[0] in _OF_THE_RUN)
     if refused:
-        raise UsageError(f"{refused[0]}: is the run's own; begin another run for another one")
+        raise UsageError(f"{refused[0]}: belongs to the run; begin another run to change it")
     return Run(Path(run), settings)
 
 
 def begin(model: str, run: Place | None = None, **settings: Any) -> Run:
-    """Begin a run of a network, or go on with it; also ``cnnvis_cli.begin``.
+    """Begin a run of a network, or continue it; also ``cnnvis_cli.begin``.
 
-    `model` is what ``--model`` is on the command line: a torchvision builder, ``caffenet``,
-    ``zfnet``, ``demo``, or ``package.module:function`` (with ``trust_code=True``). `run` is the
-    directory, by default ``outputs/<model>``. `settings` hold for all that follows:
+    `model` is as for ``--model`` on the command line: a torchvision model, ``caffenet``, ``zfnet``,
+    ``demo``, or ``package.module:function`` (with ``trust_code=True``). `run` is the directory, by
+    default ``outputs/<model>``. `settings` apply to everything that follows:
     ``weights="net.safetensors"``, ``preprocessing={"crop": 227}``, ``device="cuda"``,
     ``optimize={"iterations": 96}``.
 
-    Raises `UsageError` for a model or setting that does not exist, and where the directory belongs
-    to another network or holds other files.
+    Raise `UsageError` for an unknown model or setting, and if the directory belongs to another
+    network or contains other files.
     """
     place = {} if run is None else {"run": os.fspath(run)}
     plan = _plan({"model": model, **place, **_alone, **settings})
@@ -104,11 +104,11 @@ def begin(model: str, run: Place | None = None, **settings: Any) -> Run:
 
 
 _OF_THE_RUN = ("run", "model", "weights", "preprocessing")
-_alone = {"workers": 0}  # a kernel has threads, which no copy of its process would have
+_alone = {"workers": 0}  # a kernel has threads, which a forked process would lack
 
 
 class Run:
-    """A run directory: its network's layers, with what is known of their units.
+    """A run directory: its network's layers, with the results for their units.
 
     ``run["conv5"]`` is a `Layer`, ``run["conv5/0042"]`` a `Unit`. Made by `open_run` and `begin`.
     """
@@ -128,7 +128,7 @@ class Run:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the network's outputs are called; empty where that is not known."""
+        """The names of the network's outputs; empty if unknown."""
         return self._reading.session.network.classes
 
     @property
@@ -137,9 +137,9 @@ class Run:
         return dataset_of(self._reading.session)
 
     def __getitem__(self, name: str) -> Any:
-        """The layer of an alias or module path, or the unit of ``layer/channel``.
+        """Return the layer of an alias or module path, or the unit of ``layer/channel``.
 
-        Raises `UsageError` for one that does not exist, with the nearest name.
+        Raise `UsageError` for an unknown one, with the nearest name.
         """
         return self.unit(name) if "/" in name else self.layer(name)
 
@@ -150,11 +150,11 @@ class Run:
         return len(self.layers)
 
     def layer(self, name: str) -> Layer:
-        """The layer of an alias (``conv5``) or module path (``features.10``)."""
+        """Return the layer of an alias (``conv5``) or module path (``features.10``)."""
         return self.layers[self._reading.session.network.layer(name).alias]
 
     def unit(self, name: str) -> Unit:
-        """The unit that ``conv5/0042`` is called."""
+        """Return the unit named ``conv5/0042``."""
         unit = nouns.Unit.parse(name)
         return self.layer(unit.layer)[unit.channel]
 
@@ -166,26 +166,26 @@ class Run:
         quiet: bool = True,
         **settings: Any,
     ) -> Run:
-        """Find the strongest places of every unit of `layers` (all of them) in a dataset's images.
+        """Find the strongest places of every unit of `layers` (default: all) in a dataset.
 
-        `dataset` is a folder, a list, a tar or a zip; ``demo`` are images that are drawn. Settings:
-        ``k=9``, ``decode="fast"``, ... Raises `UsageError` where the run has a topk.h5 of other
-        settings, `TooManyUnreadable` after finishing, where too many images could not be used.
+        `dataset` is a folder, a list, a tar or a zip; ``demo`` stands for generated images.
+        Settings: ``k=9``, ``decode="fast"``, ... Raise `UsageError` if the run has a topk.h5 of
+        other settings, `TooManyUnreadable` after finishing if too many images could not be used.
         """
         where = {} if dataset is None else {"dataset": os.fspath(dataset)}
         self._do("topk", {"layer": tuple(layers), **where, **settings}, quiet)
-        if where and self._settings.pop("dataset", None):  # the run now says where they are
+        if where and self._settings.pop("dataset", None):  # the run now records where they are
             self._reading = Reading(look(_plan(self._settings)))
         return self
 
     def optimize(
         self, layer: str, units: Units = (), *, quiet: bool = True, **settings: Any
     ) -> Layer:
-        """Find the images that some units of a layer (all of them) prefer; gives the layer.
+        """Make the preferred images of some units of a layer (all by default); return the layer.
 
         `units` are numbers, or a text like ``0-63,151``. Settings: ``style=("3", "fourier")``,
-        ``runs=2``, ``iterations=96``, ``step="paper"``, ... What there is already is not made
-        again. Raises `UsageError` where the file has images of that style by other settings.
+        ``runs=2``, ``iterations=96``, ``step="paper"``, ... Existing images are not made again.
+        Raise `UsageError` if the file has images of that style with other settings.
         """
         found = self.layer(layer)
         self._do("optimize", found._choice(units) | settings, quiet)
@@ -194,10 +194,11 @@ class Run:
     def project(
         self, layer: str, units: Units = (), *, quiet: bool = True, **settings: Any
     ) -> Layer:
-        """Send the strongest places of some units of a layer back to the pixels behind them.
+        """Project the strongest places of some units of a layer back to the pixels.
 
-        Settings: ``method=("deconv", "guided")``, ``start="map"``, ``lrn="pass"``. Gives the layer.
-        Raises `UsageError` before `topk`, and `CnnvisError` for an image that has changed since.
+        Settings: ``method=("deconv", "guided")``, ``start="map"``, ``lrn="pass"``. Return the
+        layer. Raise `UsageError` before `topk`, and `CnnvisError` for an image that has changed
+        since.
         """
         found = self.layer(layer)
         self._do("project", found._choice(units) | settings, quiet)
@@ -214,7 +215,7 @@ class Run:
         """Draw figures into the run directory, as ``cnnvis montage`` does; gives their files.
 
         Settings: ``style``, ``method``, ``best=20``, ``scale=3``, ``tone="unit"``, ``pdf=True``.
-        Raises `UsageError` for a kind that does not exist, or where there is nothing to show.
+        Raise `UsageError` for a kind that does not exist, or if there is nothing to show.
         """
         chosen = {"kind": kinds, "layer": tuple(layers), "units": _units(units)}
         return [Path(line) for line in self._do("montage", chosen | settings, quiet)]
@@ -238,10 +239,10 @@ class Run:
 
 
 class Layer:
-    """A layer of a run; ``layer[42]`` is its unit 42, and ``for unit in layer`` gives them all.
+    """A layer of a run; ``layer[42]`` is its unit 42, and ``for unit in layer`` yields all.
 
-    Its value is its module's own output, before any ReLU. C is its number of units, k that of the
-    places kept of each.
+    Its value is its module's own output, before any ReLU. C is its number of units, k the number of
+    places kept per unit.
     """
 
     def __init__(self, run: Run, layer: nouns.Layer) -> None:
@@ -250,7 +251,7 @@ class Layer:
 
     @property
     def alias(self) -> str:
-        """What it is called: ``conv5``."""
+        """The alias: ``conv5``."""
         return self._layer.alias
 
     @property
@@ -265,32 +266,32 @@ class Layer:
 
     @property
     def channels(self) -> int:
-        """How many units it has."""
+        """The number of units."""
         return self._layer.channels
 
     @property
     def map(self) -> nouns.Size:
-        """Height and width of a channel's map, in places."""
+        """The height and width of a channel's map, in places."""
         return self._layer.map
 
     @property
     def receptive_field(self) -> nouns.Size:
-        """Height and width of what a place sees, in pixels of the input."""
+        """The height and width of a place's receptive field, in pixels of the input."""
         return self._layer.field.size
 
     @property
     def stride(self) -> nouns.Size:
-        """Pixels of the input from one place to the next, down and across."""
+        """The distance from one place to the next, down and across, in pixels of the input."""
         return self._layer.field.stride
 
     @property
     def styles(self) -> dict[str, tuple[int, ...]]:
-        """The styles that there are optimized images in, and of which units."""
+        """The styles with optimized images, and the units of each."""
         return self._reading.styles(self._layer)
 
     @property
     def methods(self) -> dict[str, tuple[int, ...]]:
-        """The methods that there are projections by, and of which units."""
+        """The methods with projections, and the units of each."""
         return self._reading.methods(self._layer)
 
     @property
@@ -298,8 +299,8 @@ class Layer:
         """Statistics over every place of every image, by name.
 
         (C,) each: ``mean``, ``std``, ``max``, ``active`` (share of places above 0), ``dead``,
-        ``selectivity`` (0 to 1), ``class`` (the class that drives it most, -1 for none); and
-        ``quantiles`` (C, Q). Raises `UsageError` before `Run.topk`.
+        ``selectivity`` (0 to 1), ``class`` (the class that activates it most, -1 for none); and
+        ``quantiles`` (C, Q). Raise `UsageError` before `Run.topk`.
         """
         return self._reading.stats(self._layer)
 
@@ -307,14 +308,14 @@ class Layer:
     def activation(self) -> Floats:
         """The strongest activations (C, k), the strongest first; NaN in empty slots.
 
-        Raises `UsageError` before `Run.topk`.
+        Raise `UsageError` before `Run.topk`.
         """
         return self._reading.places.layer(self.alias).places.activation
 
     def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Bounds of the bins (B + 1,), and how many places of each unit lie in each (C, B).
+        """Return the bin edges (B + 1,), and the number of each unit's places in each bin (C, B).
 
-        Up to 8 places of each image are counted. Raises `UsageError` before `Run.topk`.
+        Up to 8 places of each image are counted. Raise `UsageError` before `Run.topk`.
         """
         return self._reading.histogram(self._layer)
 
@@ -326,11 +327,11 @@ class Layer:
         page: int = 1,
         **settings: Any,
     ) -> Picture:
-        """A figure of ``cnnvis montage``, as a picture and not as a file.
+        """Return a figure of ``cnnvis montage`` as a picture instead of a file.
 
         `kind`: ``optimized``, ``top``, ``history``, ...; `units` as in `Run.optimize`, by default
-        all that there are. Settings: ``style``, ``method``, ``sort="selectivity"``, ``best=20``.
-        Raises `UsageError` where there is nothing to show.
+        all available ones. Settings: ``style``, ``method``, ``sort="selectivity"``, ``best=20``.
+        Raise `UsageError` if there is nothing to show.
         """
         chosen = _named("montage", {"kind": kind, **settings})
         plan = _plan(self.run._settings | chosen)
@@ -338,7 +339,7 @@ class Layer:
         return self._reading.sheet(self._layer, plan.montage, _units(units), page)
 
     def __getitem__(self, channel: SupportsIndex) -> Unit:
-        """Unit number `channel`; raises `UsageError` for one that there is not."""
+        """Return unit number `channel`; raise `UsageError` if it does not exist."""
         number = operator.index(channel)
         if not 0 <= number < self.channels:
             raise UsageError(f"{self.alias} has no unit {number}; it has 0 to {self.channels - 1}")
@@ -365,66 +366,66 @@ class Layer:
 
 
 class Unit:
-    """One unit of a layer. In a notebook it shows itself; ``str(unit)`` is ``conv5/0042``."""
+    """One unit of a layer. A notebook displays it; ``str(unit)`` is ``conv5/0042``."""
 
     def __init__(self, layer: Layer, channel: int) -> None:
         self.layer, self.channel = layer, channel
 
     @property
     def label(self) -> str:
-        """Its number, and its class where its layer is the network's last: ``7 car``."""
+        """Its number, and its class if its layer is the network's last: ``7 car``."""
         return self._reading.label(*self._at)
 
     @property
     def strongest(self) -> list[Strongest]:
-        """The places that it answers most strongly, the strongest first; up to k.
+        """The places that activate it most, the strongest first; up to k.
 
-        Raises `UsageError` before `Run.topk`.
+        Raise `UsageError` before `Run.topk`.
         """
         return self._reading.strongest(*self._at)
 
     def patches(self, scale: float = 1) -> list[Picture]:
-        """What those places see, a picture each, grey outside the image; `scale` enlarges.
+        """Return the image patches of those places, grey outside the image; `scale` enlarges.
 
-        Raises `UsageError` before `Run.topk`, and `CnnvisError` for an image that is not where it
-        was, or has changed since.
+        Raise `UsageError` before `Run.topk`, and `CnnvisError` for an image that has been moved or
+        changed since.
         """
         return [as_picture(each, scale) for each in self._reading.patches(*self._at)]
 
     def optimized(self, style: str | None = None) -> Floats:
-        """The images that it prefers (R, h, w, 3), a run each, the best first.
+        """Return its preferred images (R, h, w, 3), one per run, the best first.
 
         RGB, mean-subtracted, in 0..255 units. `style` is by default the planned one, or the first
-        that there is. Raises `UsageError` where there are none.
+        available. Raise `UsageError` if there are none.
         """
         return self._reading.images_of(*self._at, style)[0]
 
     def reached(self, style: str | None = None) -> Floats:
-        """The unit's values for `optimized`, in the same order: (R,)."""
+        """Return the unit's values for `optimized`, in the same order: (R,)."""
         return self._reading.images_of(*self._at, style)[1]
 
     def picture(self, style: str | None = None, scale: float = 1) -> Picture:
-        """The best of `optimized` as figures show it; `scale` enlarges."""
+        """Return the best of `optimized` as figures show it; `scale` enlarges."""
         best = self.optimized(style)[:1]
         return as_picture(self._reading.tones(best)[0], scale)
 
     def projections(self, method: str | None = None) -> Floats:
-        """What in each of the strongest places caused it: (k, h, w, 3), RGB, signed.
+        """Return what caused each of the strongest places: (k, h, w, 3), RGB, signed.
 
         0 outside the image. `method` is ``deconv``, ``guided`` or ``gradient``, by default the
-        first that there is. Raises `UsageError` where there are none.
+        first available. Raise `UsageError` if there are none.
         """
         return self._reading.projections_of(*self._at, method)
 
     def projected(self, method: str | None = None, scale: float = 1) -> list[Picture]:
-        """`projections` as figures show them, a picture each; `scale` enlarges."""
+        """Return `projections` as figures show them, one picture each; `scale` enlarges."""
         tiles = self.projections(method)
         return (
             [as_picture(each, scale) for each in self._reading.tones(tiles)] if len(tiles) else []
         )
 
     def histogram(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Bounds of the bins (B + 1,), and how many places lie in each (B,); see `Layer`."""
+        """Return the bin edges (B + 1,), and the number of places in each bin (B,); see `Layer`."""
         edges, counts = self.layer.histogram()
         return edges, counts[self.channel]
 
@@ -432,7 +433,7 @@ class Unit:
     def stats(self) -> dict[str, Any]:
         """Its statistics, as plain numbers (``quantiles``: (Q,)); see `Layer.stats`.
 
-        ``class_name`` is what its class is called, empty for none.
+        ``class_name`` is the name of its class, empty for none.
         """
         found: dict[str, Any] = {}
         for name, values in self.layer.stats.items():
@@ -443,7 +444,7 @@ class Unit:
         return found
 
     def portrait(self, style: str | None = None, method: str | None = None) -> Picture | None:
-        """Preferred images, patches and projections side by side, as far as there are any."""
+        """Return preferred images, patches and projections side by side, as far as available."""
         canvas = self._reading.portrait(*self._at, style, method)
         return None if canvas is None else as_picture(canvas.pixels)
 
@@ -496,7 +497,7 @@ class _Layers(Mapping[str, Layer]):
 
 
 class _Spoken(Report):
-    """A report that signals stop only where they can: in the main thread."""
+    """A report whose signals stop the work only where possible: in the main thread."""
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
@@ -506,7 +507,7 @@ class _Spoken(Report):
 
 
 class _Kept(_Spoken):
-    """A report that keeps what it is told, and says nothing."""
+    """A report that keeps the results and prints nothing."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -522,7 +523,7 @@ _FIGURE = {field.name for field in fields(FigurePlan)} - {
 
 
 def _named(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by the names of the plan: the stage's own go into its table."""
+    """Return settings by the names of the plan: the stage's own go into its table."""
 
     def name(key: str) -> str:
         if "__" in key or (key in _WHOLE and key != stage):
@@ -534,13 +535,13 @@ def _named(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plan(settings: Mapping[str, Any]) -> Plan:
     try:
-        return Plan.make(None, deepcopy(dict(settings)))  # it fills the tables that it is given
+        return Plan.make(None, deepcopy(dict(settings)))  # it modifies the tables that it is given
     except UsageError as error:
         raise UsageError(str(error).removeprefix("the command line: ")) from None
 
 
 def _units(units: Units) -> str:
-    """A choice of units as the plan has it: ``1,2,3``; empty for all."""
+    """Return a choice of units in the plan's form: ``1,2,3``; empty for all."""
     if isinstance(units, str):
         return units
     if isinstance(units, SupportsIndex):
@@ -561,7 +562,7 @@ _COLUMNS: dict[str, Callable[[Layer], str]] = {
 
 
 def _table(layers: Iterable[Layer]) -> str:
-    """Layers as a table in HTML, with how many units are done."""
+    """Return layers as an HTML table, with the number of finished units."""
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     rows = (
         "".join(f"<td>{escape(cell(layer))}</td>" for cell in _COLUMNS.values()) for layer in layers

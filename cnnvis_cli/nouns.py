@@ -1,4 +1,4 @@
-"""The words that every floor shares: units, layers, boxes and receptive fields."""
+"""The types shared by all floors: units, layers, boxes and receptive fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Unit:
 
     @classmethod
     def parse(cls, text: str) -> Unit:
-        """Read ``conv5/0042`` or ``conv5/42``; raises `UsageError` for anything else."""
+        """Read ``conv5/0042`` or ``conv5/42``; raise `UsageError` for anything else."""
         layer, slash, channel = text.rpartition("/")
         if not (layer and slash and channel.isascii() and channel.isdigit()):
             raise UsageError(f"{text!r} is not a unit; write it as layer/channel, like conv5/0042")
@@ -43,32 +43,32 @@ class Box(NamedTuple):
         return self.bottom - self.top, self.right - self.left
 
     def clip(self, size: Size) -> Box:
-        """The part of this box that lies inside an image of `size` (height, width)."""
+        """Return the part of this box that lies inside an image of `size` (height, width)."""
         height, width = size
         return Box(
             max(self.top, 0), max(self.left, 0), min(self.bottom, height), min(self.right, width)
         )
 
     def inside(self, size: Size) -> bool:
-        """Whether the whole box lies in an image of `size` (height, width)."""
+        """Return whether the whole box lies in an image of `size` (height, width)."""
         return self == self.clip(size)
 
     @classmethod
     def whole(cls, size: Size) -> Box:
-        """The box that is the image itself."""
+        """Return the box that is the image itself."""
         return cls(0, 0, *size)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Along one axis: output index i sees input pixels ``start + stride i`` to ``+ size``."""
+    """One axis of a field: output i sees input pixels ``start + stride i`` to ``+ size``."""
 
     size: int = 1
     stride: int = 1
     start: int = 0
 
     def then(self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Axis:
-        """What the output of a sliding window over this axis sees.
+        """Return the field of the output of a sliding window over this axis.
 
         The recursion of Dumoulin & Visin 2016 (arXiv:1603.07285): a window widens the field by
         its extent times the stride so far, and multiplies the stride.
@@ -80,7 +80,7 @@ class Axis:
         )
 
     def join(self, other: Axis) -> Axis:
-        """What is seen through two branches that meet: the smallest interval that covers both."""
+        """Return the field through two branches that meet: the smallest interval covering both."""
         if self.stride != other.stride:
             raise ValueError(f"branches of strides {self.stride} and {other.stride} cannot meet")
         start = min(self.start, other.start)
@@ -88,21 +88,21 @@ class Axis:
         return Axis(end - start, self.stride, start)
 
     def interval(self, index: int) -> tuple[int, int]:
-        """Input pixels from (inclusive) and to (exclusive) that output `index` sees."""
+        """Return the input pixels, from (inclusive) to (exclusive), that output `index` sees."""
         begin = self.start + self.stride * index
         return begin, begin + self.size
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Which input pixels each place of a map can see."""
+    """The input pixels that each place of a map sees."""
 
     rows: Axis = Axis()
     columns: Axis = Axis()
 
     @classmethod
     def whole(cls, size: Size) -> ReceptiveField:
-        """Every place sees the whole input of `size` (height, width)."""
+        """Return the field of a map whose every place sees the whole input of `size`."""
         return cls(Axis(size[0], 0, 0), Axis(size[1], 0, 0))
 
     @property
@@ -117,7 +117,7 @@ class ReceptiveField:
         return ReceptiveField(self.rows.join(other.rows), self.columns.join(other.columns))
 
     def box(self, row: int, column: int) -> Box:
-        """The input window of one place of the map, not clipped to the image."""
+        """Return the input window of one place of the map, not clipped to the image."""
         top, bottom = self.rows.interval(row)
         left, right = self.columns.interval(column)
         return Box(top, left, bottom, right)
@@ -133,18 +133,18 @@ class Layer:
     channels: int
     map: Size
     field: ReceptiveField
-    calls: int = 1  # how often it runs in one forward pass
+    calls: int = 1  # number of runs in one forward pass
 
     @property
     def centre(self) -> tuple[int, int]:
-        """Row and column of the map's centre unit; (0, 0) for a fully connected layer."""
+        """The row and column of the map's centre unit; (0, 0) for a fully connected layer."""
         return self.map[0] // 2, self.map[1] // 2
 
 
 def parse_units(text: str, channels: int, layer: str) -> tuple[int, ...]:
-    """Channels of a selection like ``0-63,151``, sorted; an empty text selects all.
+    """Return the channels of a selection like ``0-63,151``, sorted; an empty text selects all.
 
-    Raises `UsageError` for a malformed selection or a channel that the layer does not have.
+    Raise `UsageError` for a malformed selection or a channel that the layer does not have.
     """
     if not text:
         return tuple(range(channels))
@@ -169,11 +169,11 @@ Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photograph becomes a network's input.
+    """How an image becomes a network's input.
 
     `resize` is the length of the shorter side in pixels, or (height, width) to change the shape
     too; then the centre `crop` (height, width) is cut. `mean` and `std` are per channel in RGB
-    order and 0..255 units; `bgr` turns the channels round for networks trained in Caffe.
+    order and 0..255 units; `bgr` reverses the channels for networks trained in Caffe.
     """
 
     resize: int | Size = 256

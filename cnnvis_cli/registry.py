@@ -1,4 +1,4 @@
-"""Names for things: what can grow is an entry, and a wrong name is answered with the nearest."""
+"""Tables of names: extensions are entries, and an unknown name is an error with the nearest one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ F = TypeVar("F")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], place: str = "") -> UsageError:
-    """The error for a name that does not exist, with the nearest one that does.
+    """Return the error for a name that does not exist, with the nearest one that does.
 
     >>> print(unknown("layer", "cnv5", ["conv4", "conv5"], place="alexnet"))
     alexnet has no layer 'cnv5'; did you mean 'conv5'?
@@ -29,15 +29,15 @@ def remedy(name: str, known: list[str]) -> str:
 
 
 def _some(names: list[str], most: int = 12) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and the number of all if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 class Registry(Mapping[str, T]):
-    """A table from name to thing that knows what its things are called.
+    """A table from names to things that knows their kind.
 
-    Looking up a name that is not there raises `UsageError` with the nearest right one.
+    Looking up an unknown name raises `UsageError` with the nearest one.
     """
 
     def __init__(self, kind: str) -> None:
@@ -45,7 +45,7 @@ class Registry(Mapping[str, T]):
         self._things: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Decorate the thing that goes by `name`."""
+        """Register the decorated thing under `name`."""
 
         def keep(thing: F) -> F:
             self._things[name] = thing  # type: ignore[assignment]

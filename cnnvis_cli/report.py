@@ -1,4 +1,4 @@
-"""What a command tells while it works, and how it ends."""
+"""A command's output while it works, and how it ends."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-# What moves the cursor, turns lines round or cannot be encoded: the control characters C0 and C1,
-# line separators, the marks and brackets of Unicode's bidirectional algorithm (UAX 9), lone
-# surrogates as `os.fsdecode` gives them, and the byte order mark.
+# Characters that move the cursor, change the direction or cannot be encoded: the control
+# characters C0 and C1, line separators, the marks and brackets of Unicode's bidirectional
+# algorithm (UAX 9), lone surrogates as from `os.fsdecode`, and the byte order mark.
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
 
 
 def printable(text: str) -> str:
-    """The text on one line that a terminal shows as it is, whatever files are called.
+    """Return the text as one line that a terminal shows unchanged, whatever the names of files.
 
     Control characters become ``\\x1b``, those beyond Latin-1 ``\\u202e``; letters of all languages
     stay.
@@ -49,19 +49,20 @@ def leave_signals_to_the_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-BEAT = 10  # seconds from one word for `cnnvis status` to the next
-LOG_SIZE, LOGS = 1 << 20, 5  # bytes of a log file, and how many older ones are kept
+BEAT = 10  # seconds between two progress notes for `cnnvis status`
+LOG_SIZE, LOGS = 1 << 20, 5  # bytes of a log file, and the number of older ones kept
 
 
 class Report:
-    """Progress on stderr, results on stdout, and the wish to stop from outside.
+    """Progress on stderr, results on stdout, and requests to stop.
 
-    On a terminal progress is one line that is redrawn; elsewhere it is a line a minute.
+    On a terminal, progress is one line that is redrawn; elsewhere it is one line per minute.
     """
 
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.said: list[str] = []  # the results
+        self._told: set[str] = set()
         self.beat: Callable[[str, float | None], None] | None = None  # a line, seconds left
         self._log: RotatingFileHandler | None = None
         self._beaten = time.monotonic()
@@ -83,13 +84,13 @@ class Report:
                 signal.signal(number, handler)
 
     def breathe(self) -> None:
-        """A safe moment: raises `Stopped` if a signal has asked for it."""
+        """Raise `Stopped` here, at a safe moment, if a signal has asked for it."""
         if self._signal is not None:
             name = signal.Signals(self._signal).name
-            raise Stopped(f"stopped by {name}; what was finished is saved, run again to carry on")
+            raise Stopped(f"stopped by {name}; finished work is saved, run again to continue")
 
     def result(self, text: str) -> None:
-        """A line of the command's result, or a table of several."""
+        """Print a line of the command's result, or a table of several."""
         self.said.append(text)
         text = "\n".join(map(printable, text.split("\n")))
         self.clear()
@@ -97,24 +98,30 @@ class Report:
         self._write_log(text)
 
     def note(self, text: str) -> None:
-        """A line about the work."""
+        """Print a line about the work."""
         text = printable(text)
         if not self.quiet:
             self.clear()
             _say(text, sys.stderr)
         self._write_log(text)
 
+    def once(self, text: str) -> None:
+        """A line about the work, however often it is asked for."""
+        if text not in self._told:
+            self._told.add(text)
+            self.note(text)
+
     def detail(self, text: str) -> None:
-        """A line for those who asked for more."""
+        """Print a line if more detail is wanted."""
         if self.verbose:
             self.note(text)
 
     def failed(self, text: str) -> None:
-        """The line that a command fails with, for the log file."""
+        """Write the message that a command fails with to the log file."""
         self._write_log(printable(text))
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass the items on, each at a safe moment."""
+        """Yield the items, each at a safe moment."""
         for item in items:
             self.breathe()
             yield item
@@ -122,7 +129,7 @@ class Report:
     def track(
         self, items: Iterable[T], what: str, total: int, unit: str, size: int = 1
     ) -> Iterator[T]:
-        """Pass the items on, telling how far the work is; each counts as `size` units."""
+        """Yield the items and report progress; each counts as `size` units."""
         meter = Meter(self, what, total, unit)
         for item in items:
             self.breathe()
@@ -131,13 +138,13 @@ class Report:
         meter.end()
 
     def meter(self, what: str, total: int, unit: str) -> Meter:
-        """For work that tells by itself how far it is."""
+        """Return a meter for work that reports its progress itself."""
         return Meter(self, what, total, unit)
 
     def progress(self, line: str, left: float | None = None) -> None:
-        """Show how far the work is, if it is time to; off a terminal not at the very beginning.
+        """Show the progress line if it is due; off a terminal, not at the very beginning.
 
-        `left` is how many seconds it may still take.
+        `left` is the estimated number of seconds left.
         """
         line, terminal = printable(line), sys.stderr.isatty()
         now = time.monotonic()
@@ -153,8 +160,8 @@ class Report:
         self._spoken = now
 
     def log_to(self, path: Path) -> None:
-        """Also write every line to a file; raises `UsageError` where that cannot be."""
-        from logging.handlers import RotatingFileHandler  # here: few commands need it
+        """Also write every line to a file; raise `UsageError` if that is impossible."""
+        from logging.handlers import RotatingFileHandler  # imported here: few commands need it
 
         try:
             self._log = RotatingFileHandler(path, "a", LOG_SIZE, LOGS, encoding="utf-8")
@@ -170,16 +177,16 @@ class Report:
 
             with suppress(OSError):  # a full disk there never ends the work
                 self._log.handle(logging.makeLogRecord({"msg": line}))
-                self._log.close()  # it opens itself again
+                self._log.close()  # it reopens itself
 
     def clear(self) -> None:
-        """Wipe the progress off the terminal's line."""
+        """Clear the progress line from the terminal."""
         if not self.quiet and sys.stderr.isatty():
             _say("\r\033[K", sys.stderr, end="")
 
 
 class Meter:
-    """How far some work is, at what speed, and until when."""
+    """The progress of some work, its speed, and the time left."""
 
     def __init__(self, report: Report, what: str, total: int, unit: str) -> None:
         self._report, self._what, self._total, self._unit = report, what, total, unit
@@ -187,13 +194,13 @@ class Meter:
         self._done = 0
 
     def add(self, units: int, note: str = "") -> None:
-        """`units` more are done; the `note` is told beside the figures."""
+        """Record `units` more as done; the `note` is shown beside the figures."""
         self._done = min(self._done + units, self._total)
         seconds = time.monotonic() - self._start
         if not seconds or not self._done:
             return
         rate = self._done / seconds
-        figures = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f} a second"
+        figures = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f} per second"
         left = (self._total - self._done) / rate
         parts = (figures, note, f"{_duration(left)} left")
         self._report.progress(", ".join(part for part in parts if part), left)
@@ -211,7 +218,7 @@ def _duration(seconds: float) -> str:
 def _say(text: str, stream: object, end: str = "\n") -> None:
     """Print; a closed terminal or pipe never ends the work.
 
-    A letter that the stream's encoding lacks is written as its number.
+    A character missing in the stream's encoding is written as its number.
     """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = text.encode(encoding, "backslashreplace").decode(encoding)

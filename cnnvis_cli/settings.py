@@ -132,13 +132,13 @@ class PreprocessingPlan:
         None, help="Length of the image's shorter side, or [height, width]."
     )
     crop: int | Several[int] | None = setting(
-        None, help="Size of the centre that is cut out, the network's input: [height, width]."
+        None, help="Size of the centre crop, the network's input: one number, or [height, width]."
     )
     mean: Several[float] | str | None = setting(
         None, help="Three numbers, RGB from 0 to 255, or a .npy or .binaryproto file."
     )
     std: Several[float] | None = setting(None, help="Three numbers, RGB from 0 to 255.")
-    bgr: bool | None = setting(None, help="Whether the network takes blue first, as Caffe's do.")
+    bgr: bool | None = setting(None, help="Whether the network takes BGR images, as Caffe's do.")
     interpolation: Interpolation | None = setting(None, help="Filter that resizes images.")
 
 
@@ -217,7 +217,9 @@ class OptimizePlan:
         "--start",
         "First image: noise (about the mean colour), uniform, mean, or an image file.",
     )
-    precision: Precision = setting("float32", "--precision", "Arithmetic of the network.")
+    precision: Precision | None = setting(
+        None, "--precision", "Arithmetic of the network.", "tf32 on a GPU, float32 on a CPU"
+    )
     history: int = setting(  # two of the blur's periods, so that the curve does not zigzag
         8, "--history", "Record the activation every this many steps.", ge=1
     )
@@ -311,7 +313,7 @@ class MontagePlan:
     best: int | None = setting(
         None,
         "--best",
-        "Show only the first this many units in the order of --sort, which is then max by default.",
+        "Show only this many units, the first by --sort, which is then max by default.",
         ge=1,
     )
     together: bool = setting(
@@ -497,7 +499,7 @@ class Plan:
     dataset: Text | None = setting(
         None,
         "DATASET --dataset",
-        "A folder, tar, zip or list of images; demo for images that are drawn.",
+        "A folder, tar, zip or list of images; demo for generated images.",
     )
     run: Text | None = setting(None, "-r --run", "The run directory.", "outputs/<model>")
     layer: Several[Text] = setting(

@@ -1,4 +1,4 @@
-"""Small things to look at: folders of photographs, networks with exact numbers, runs to resume."""
+"""Small test objects: folders of photographs, networks with exact numbers, runs to resume."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ EXACT: dict[str, Any] = {
 
 
 def photograph(seed: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
-    """Blobs of dark colours, (width, height) pixels, no two alike."""
+    """Return blobs of dark colours, (width, height) pixels, all different."""
     coarse = np.random.default_rng(seed).integers(0, 200, (7, 7, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -102,7 +102,7 @@ def exact() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def tinynet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in an empty folder that holds the module `tinynet`."""
+    """Change to an empty folder that contains the module `tinynet`."""
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "tinynet.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path / "cwd")
@@ -136,7 +136,7 @@ def do() -> Callable[..., None]:
 
 
 class Interrupted(Report):
-    """A report that is told to stop at its n-th safe moment."""
+    """A report that asks to stop at its n-th safe moment."""
 
     def __init__(self, moments: int) -> None:
         super().__init__(quiet=True)
@@ -150,15 +150,15 @@ class Interrupted(Report):
 
 @pytest.fixture
 def interrupted() -> Callable[[int], Report]:
-    """A function that gives a report which stops the work after so many safe moments."""
+    """A function that returns a report which stops the work after so many safe moments."""
     return Interrupted
 
 
 @pytest.fixture
 def snapshot() -> Callable[..., dict[str, tuple[str, int]]]:
-    """A function from a folder to the digest and time of change of each of its files.
+    """A function from a folder to the digest and modification time of each of its files.
 
-    Of a lock file only the content counts: whoever works there opens it.
+    Of a lock file only the content counts, since every process there opens it.
     """
 
     def look(folder: Path) -> dict[str, tuple[str, int]]:

@@ -5,7 +5,7 @@
 
 For each layer's group in the run directory whose units are the network's classes: the share of
 images that are classified as their class, and that still are after a shift of 4 pixels and a blur
-of 1 pixel together. `make meaning` trains a second demo network from another seed and asks it.
+of 1 pixel together. `make meaning` trains a second demo network from another seed and uses it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def class_images(file: OptimizedFile, group: str, network: Network) -> tuple[Ten
 
 
 def right(network: Network, images: Tensor, classes: Tensor) -> Tensor:
-    """Which images are classified as their class: (N,) bool."""
+    """Return which images are classified as their class: (N,) bool."""
     with torch.inference_mode():
         found = [
             network.module(network.normalise(part.to(network.device))).argmax(dim=1).cpu()

@@ -17,7 +17,7 @@ from cnnvis_cli.store.files import OptimizedFile
 
 
 def lines(path: Path) -> list[str]:
-    """One line a style of a layer's file."""
+    """Return one line a style of a layer's file."""
     file, found = OptimizedFile(path), []
     with h5py.File(path) as hdf5:
         mean = np.asarray(hdf5.attrs["mean"], np.float32)

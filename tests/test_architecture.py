@@ -46,8 +46,8 @@ DOORS = {  # a library, and the only places that may use it
     "multiprocessing": ("stages/engine/",),
     "distributed": ("stages/engine/cluster.py",),
     "dask": ("stages/engine/cluster.py",),
-    "concurrent": ("stages/engine/threads.py",),
-    "subprocess": (),
+    "concurrent": ("stages/engine/threads.py", "store/chunks.py"),
+    "subprocess": ("stages/engine/devices.py",),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -57,7 +57,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, at the top or inside a function, by its full name."""
+    """Yield every module that a file imports, at the top or inside a function, by its full name."""
     package = ("cnnvis_cli", *path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -70,7 +70,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    """The first name below the package: the room, or the module of the ground floor."""
+    """Return the first name below the package: the room, or the module of the ground floor."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in FLOORS else "__init__"
 

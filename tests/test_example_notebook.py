@@ -47,7 +47,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
-            patch.setenv(name, str(own / name))  # nothing of a person's own
+            patch.setenv(name, str(own / name))  # nothing of the user's own
         where = {"metadata": {"path": str(work)}}
         nbclient.NotebookClient(notebook, timeout=60 * MINUTES, resources=where).execute()
     found: list[dict[str, Any]] = notebook.cells
@@ -74,7 +74,7 @@ def test_it_runs_and_shows_pictures(executed: list[dict[str, Any]]) -> None:
 
 
 def test_it_says_what_its_text_promises(executed: list[dict[str, Any]]) -> None:
-    """The preferred image outdoes all photographs, and three more units are there in the end."""
+    """The preferred image exceeds all photographs, and there are three more units at the end."""
     text = "".join(each["text"] for each in outputs(executed) if each["output_type"] == "stream")
     line = next(line for line in text.splitlines() if line.startswith("preferred:"))
     preferred, strongest = (float(part.split(":")[1]) for part in line.split("  ", 1))

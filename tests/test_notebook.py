@@ -195,7 +195,7 @@ def test_looking_changes_nothing_and_waits_for_nobody(run: Run, made: Path, snap
 
 
 def test_it_makes_more_of_a_run(made: Path, tmp_path: Path, capfd: Any, run: Run) -> None:
-    """All of it without a word; what was done before is left as it was."""
+    """It is silent, and existing results are left as they are."""
     mine = begin("demo", tmp_path / "mine", **SETTINGS)
     assert run.dataset is not None
     assert mine.topk(run.dataset, layers=("conv4", "fc8"), k=4) is mine
@@ -241,7 +241,7 @@ WRONG: dict[str, tuple[Callable[[Run], Any], str]] = {
     "other plan": (lambda run: run.optimize("conv4", runs=3), "runs is 2 there, 3 here"),
     "other model": (lambda run: begin("alexnet", run.path, weights="random"), "belongs to another"),
     "no run": (lambda run: open_run(run.path / "figures"), "begin one with"),
-    "its own": (lambda run: open_run(run.path, weights="x.pth"), "the run's own"),
+    "its own": (lambda run: open_run(run.path, weights="x.pth"), "belongs to the run"),
 }
 
 
@@ -274,7 +274,7 @@ def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
     """They are an error where they are asked for, grey where they are shown, or found again."""
     assert run.dataset is not None
     lost = open_run(run.path, dataset=str(tmp_path))
-    with pytest.raises(CnnvisError, match="cannot be read"):
+    with pytest.raises(CnnvisError, match="can no longer be read"):
         lost["conv4"][5].patches()
     assert lost["conv4"][5]._repr_png_() != run["conv4"][5]._repr_png_()
     lost.topk(run.dataset, layers=("conv4", "fc8"), k=4)  # done, but now it says where they are

@@ -19,7 +19,7 @@ AXES = st.builds(Axis, st.integers(1, 40), st.integers(1, 8), st.integers(-30, 3
 
 
 def seen(windows: list[tuple[int, int, int, int]], index: int) -> set[int]:
-    """The input pixels of one output, found by walking back from it, tap by tap."""
+    """Return the input pixels of one output, found by walking back from it, tap by tap."""
     pixels = {index}
     for kernel, stride, padding, dilation in reversed(windows):
         pixels = {

@@ -109,7 +109,7 @@ def test_progress_is_a_line_a_minute_and_not_on_a_short_night(
     lines = err.splitlines()
     assert 8 <= len(lines) <= 10
     assert all(
-        "topk" in line and "/600 images" in line and "1.0 a second" in line for line in lines
+        "topk" in line and "/600 images" in line and "1.0 per second" in line for line in lines
     )
     for _ in Report().track(range(30), "topk", 30, "images"):
         clock[0] += 1.0

@@ -24,7 +24,7 @@ SETUPTOOLS = 77  # the first that reads the licence of pyproject.toml
 
 
 def _setuptools() -> int:
-    """Its major version; 0 where it is not installed."""
+    """Return its major version; 0 where it is not installed."""
     try:
         return int(version("setuptools").partition(".")[0])
     except PackageNotFoundError:
@@ -40,7 +40,7 @@ pytestmark = [
 
 
 def call(*words: object, folder: Path) -> str:
-    """What a program prints; it finds nothing of this checkout, and no index of packages."""
+    """Return what a program prints; it finds nothing of this checkout, and no index of packages."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
     done = subprocess.run(
         list(map(str, words)),
@@ -82,7 +82,7 @@ def held(wheel: Path) -> dict[str, str]:
 
 
 def said(held: dict[str, str], ending: str) -> str:
-    """The text of the one file of the wheel with this ending."""
+    """Return the text of the one file of the wheel with this ending."""
     (name,) = (name for name in held if name.endswith(ending))
     return held[name]
 

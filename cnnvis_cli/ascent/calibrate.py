@@ -1,22 +1,22 @@
 """The step of a layer, found from a short probe.
 
 The paper's rates belong to CaffeNet's gradients: on another network or layer the same rate gives
-grey or saturated pictures. Larger rates also make harder, less natural ones. So the rule is the
-smallest rate whose pictures stand out from what is left of the noise that they started from, and
-mean their unit:
+grey or saturated pictures. Larger rates also make harsher, less natural ones. So the rule takes the
+smallest rate whose pictures stand out from the remaining noise of their start and activate their
+unit most:
 
 - What an ascent *adds* is the difference between its image and that of the same ascent at rate 0.
   In three quarters of eight probe units it must have a standard deviation of 0.4 grey levels, or
   of 2.5 times what the regularizers leave of the noise in all iterations, if that is more.
-- Every probe unit must be the largest of its layer at its best image. Where one is not, the rate
-  is doubled, until what is added reaches 8 grey levels. (Of the images of the demo network's
-  classes another network recognizes 92 % so, and 51 % if only three quarters of the probe units
-  have to lead: docs/measurements.md.)
+- Every probe unit must be the largest of its layer at its best image. Otherwise the rate is
+  doubled, until what is added reaches 8 grey levels. (With this rule another network recognizes
+  92 % of the images of the demo network's classes, and 51 % if only three quarters of the probe
+  units have to lead: docs/measurements.md.)
 - No more than 0.5 % of the probe's values may be clipped to 0..255.
-- It is measured after 300 iterations, or after all where the canvas is small and that is cheap.
+- The probe runs 300 iterations, or all of them where the canvas is small and that is cheap.
 
-The rate is rounded to two digits. It is the same for every unit of the layer, and a function of
-network, layer, style and seed alone.
+The rate is rounded to two digits. It is the same for every unit of the layer, and depends only on
+network, layer, style and seed.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from cnnvis_cli.ascent.styles import Style
 FAINTEST = 0.4  # grey levels; the authors' images of whole classes have about 1.6 in all
 ABOVE_NOISE = 2.5
 SLOWEST = 0.25  # the share of probe units whose images may be fainter
-STRONGEST = 8.0  # grey levels; more is not tried for the sake of leading
+STRONGEST = 8.0  # grey levels; larger additions are not tried just to make a unit lead
 CLIPPED = 0.005
 ITERATIONS = 300
 SMALL = 32  # pixels; canvases up to this side are probed for all iterations
 UNITS = 8
 ROUNDS = 10
-TOLERANCE = 1.2  # what is added need not be met closer than this factor
+TOLERANCE = 1.2  # how closely the required addition must be met, as a factor
 
 
 def probe_channels(channels: int, most: int = UNITS) -> list[int]:
-    """Evenly spaced channels of a layer for the probe."""
+    """Return evenly spaced channels of a layer for the probe."""
     count = min(most, channels)
     return [i * channels // count for i in range(count)]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few ascents of a layer: where they start, and how to run them in any style."""
+    """A few ascents of a layer: their start, and how to run them in any style."""
 
     start: Tensor  # (B, 3, H, W) mean-subtracted
     mean: Tensor  # (1, 3, 1, 1)
@@ -61,9 +61,9 @@ class Probe:
 
 
 def calibrate(style: Style, probe: Probe) -> Style:
-    """The style with the constant rate that suits the layer.
+    """Return the style with the constant rate that suits the layer.
 
-    A layer that no gradient gets through keeps the style's own step.
+    A layer without a gradient keeps the style's own step.
     """
     iterations = style.iterations
     if max(probe.start.shape[2:]) > SMALL:
@@ -97,9 +97,9 @@ def calibrate(style: Style, probe: Probe) -> Style:
 
 @dataclass(frozen=True)
 class _Finding:
-    """What a probe at some rate gave."""
+    """The result of a probe at some rate."""
 
-    added: float  # grey levels that the slowest quarter of the units falls short of
+    added: float  # grey levels that three quarters of the units reach or exceed
     leading: float  # the share of units that are the largest of their layer
     clipped: float  # the share of values outside 0..255
 
@@ -108,25 +108,30 @@ def _measure(found: Sequence[Ascent], still: Tensor, mean: Tensor) -> _Finding |
     live = [i for i, ascent in enumerate(found) if ascent.outcome is not Outcome.NO_GRADIENT]
     if not live:
         return None
-    last = torch.stack([found[i].last for i in live])
+    last = _last([found[i] for i in live])
     added = last - still[live].to(last)
     slowest = added.flatten(1).std(dim=1).quantile(SLOWEST)
     leading = sum(found[i].outcome is Outcome.LARGEST for i in live) / len(live)
     return _Finding(float(slowest), leading, _clipped(last, mean))
 
 
-def _without_steps(style: Style, probe: Probe) -> Tensor:
-    """The images that the ascents would end with at rate 0, on the CPU: (B, 3, H, W).
+def _last(found: Sequence[Ascent]) -> Tensor:
+    """Where ascents ended, (N, 3, H, W); they are made so that this is kept."""
+    return torch.stack([ascent.last for ascent in found])
 
-    The network is asked only where a regularizer looks at gradients.
+
+def _without_steps(style: Style, probe: Probe) -> Tensor:
+    """Return the final images of the ascents at rate 0, on the CPU: (B, 3, H, W).
+
+    The network is run only where a regularizer needs gradients.
     """
     if any(isinstance(r, ClipContribution) and r.percentile for r in style.regularizers):
-        return torch.stack([one.last for one in probe.ascend(style.with_step(Constant(0.0)))])
+        return _last(probe.ascend(style.with_step(Constant(0.0))))
     return _regularized(style, probe.start).cpu()
 
 
 def _regularized(style: Style, x: Tensor) -> Tensor:
-    """Images after all iterations without any steps."""
+    """Return the images after all iterations without any steps."""
     nothing = torch.zeros_like(x)
     for i in range(style.iterations - 1):
         for regularizer in style.regularizers:
@@ -135,11 +140,11 @@ def _regularized(style: Style, x: Tensor) -> Tensor:
 
 
 def remaining_noise(style: Style, probe: Probe) -> float:
-    """Standard deviation, in grey levels, of the start after all iterations without any steps."""
+    """Return the deviation, in grey levels, of the start after all iterations without steps."""
     return float(_regularized(style, probe.start[:2]).std())
 
 
 def _clipped(image: Tensor, mean: Tensor) -> float:
-    """The share of values outside 0..255."""
+    """Return the share of values outside 0..255."""
     shown = image + mean.to(image)
     return float(((shown <= 0) | (shown >= 255)).float().mean())

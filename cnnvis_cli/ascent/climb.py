@@ -3,14 +3,19 @@
 Yosinski et al. 2015, section 3, equation (2), in the order in which the authors' toolbox does it,
 for a batch of slots at a time. A slot holds one ascent, of whatever channel, start and style; where
 ascents end, others take their place. An ascent's result does not depend on what shares its batch.
+
+On a GPU all slots begin and end together: then a step works on the same tensors in the same order
+each time, can be replayed as one launch, and the host waits for the device once in `CHECK` steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from itertools import islice
+from functools import partial
+from itertools import chain, groupby, islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +27,20 @@ from cnnvis_cli.ascent.styles import Brush, Style
 Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Images (B, 3, h, w), mean-subtracted, and targets (B,): what each image's value is (B,), whether
 its target is the largest of its layer (B,), and the gradient to follow (B, 3, h, w)."""
+
+
+class Run(Protocol):
+    """Does work that changes nothing but the tensors of `state`, each time the same for a `key`."""
+
+    def __call__(
+        self, key: Hashable, work: Callable[[], None], state: Sequence[Tensor]
+    ) -> None: ...
+
+
+def directly(key: Hashable, work: Callable[[], None], state: Sequence[Tensor]) -> None:
+    """Do the work as it is."""
+    work()
+
 
 CHECK = 32  # steps from one look at which ascents have no gradient to the next: it waits for a GPU
 REFILL = 8  # a batch is filled up when this fraction of it is free
@@ -57,35 +76,76 @@ class Ascent:
     start: float  # the value for the first image
     best_step: int
     outcome: Outcome
-    last: Tensor  # (3, h, w) the image where the ascent ended
+    last: Tensor  # (3, h, w) the image where the ascent ended; (0,) unless it is asked for
     history: NDArray[np.float32]  # (steps,) the value shown at each, while there was a gradient
 
 
+@dataclass(frozen=True)
+class Batch:
+    """How ascents are made side by side.
+
+    `size` is the number of slots, of which at most `room` are used where there is less to do than
+    would fill them. In a `steady` batch all slots begin and end together and no tensor moves, so
+    that `run` can make one launch of a step on a GPU. With `half` the best images are kept in half
+    precision, as files have them; with `last` the last ones are kept as well.
+    """
+
+    size: int
+    room: int | None = None
+    steady: bool = False
+    run: Run = directly
+    half: bool = False
+    last: bool = False
+
+    @property
+    def used(self) -> int:
+        return min(self.size, self.room or self.size)
+
+
 def climb(
-    look: Look, teams: Iterable[Sequence[Task]], size: int, mean: Tensor, room: int | None = None
+    look: Look, teams: Iterable[Sequence[Task]], batch: Batch, mean: Tensor
 ) -> Iterator[Ascent]:
-    """Make these ascents, `size` at a time, and give each when it has ended.
+    """Make these ascents, a batch at a time, and give each when it has ended.
 
     Parameters
     ----------
     teams : ascents that have to go side by side, in neighbouring slots; mostly of one each, and
         all of one length.
     mean : (1, 3, 1, 1) the mean colour, which the clipping to 0..255 needs; on the look's device.
-    room : at most so many slots are used, where there is less to do than would fill a batch.
     """
     waiting = iter(teams)
     first = next(waiting, None)
     if first is None:
         return
-    slots = _Slots(size, first[0].start.shape[1:], mean)
-    room = min(size, room or size) // len(first)
-    slots.fill([first, *islice(waiting, room - 1)])
+    slots = _Slots(batch, first[0].start.shape[1:], mean)
+    ascend = _together if slots.steady else _one_after_another
+    yield from ascend(look, chain([first], waiting), slots, len(first))
+
+
+def _one_after_another(
+    look: Look, teams: Iterator[Sequence[Task]], slots: _Slots, length: int
+) -> Iterator[Ascent]:
+    """Fill slots again while others are still at work; teams have `length` ascents each."""
+    room = slots.batch.used // length
+    slots.fill(list(islice(teams, room)))
     while slots.cohorts:
         slots.step(look)
         yield from slots.ended()
-        free = room - slots.busy // len(first)
+        free = room - slots.busy // length
         if not slots.cohorts or free >= max(1, room // REFILL):
-            slots.fill(list(islice(waiting, free)))
+            slots.fill(list(islice(teams, free)))
+
+
+def _together(
+    look: Look, teams: Iterator[Sequence[Task]], slots: _Slots, length: int
+) -> Iterator[Ascent]:
+    """Begin ascents of one style at a time, and others when all of them have ended."""
+    for _, alike in groupby(teams, key=lambda team: team[0].style):
+        while chosen := list(islice(alike, slots.batch.used // length)):
+            slots.fill(chosen)
+            while slots.cohorts:
+                slots.step(look)
+                yield from slots.ended()
 
 
 @dataclass(eq=False)
@@ -104,37 +164,47 @@ class _Cohort:
 class _Slots:
     """A batch of ascents on their way: B of each."""
 
-    size: int
+    batch: Batch
     canvas: Sequence[int]
     mean: Tensor
     cohorts: list[_Cohort] = field(default_factory=list)
     now: int = 0  # steps made so far
 
     def __post_init__(self) -> None:
-        device = self.mean.device
-        self.x = torch.zeros(self.size, 3, *self.canvas, device=device, dtype=self.mean.dtype)
+        self.device, size = self.mean.device, self.batch.size
+        self.steady = self.batch.steady
+        zeros = partial(torch.zeros, size, device=self.device)
+        shape = (size, 3, *self.canvas)
+        self.x = torch.zeros(shape, device=self.device, dtype=self.mean.dtype)
         self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.best = torch.zeros_like(self.x)
-        self.targets = torch.zeros(self.size, dtype=torch.long, device=device)
-        self.best_value = torch.zeros(self.size, device=device, dtype=self.mean.dtype)
-        self.first = torch.zeros_like(self.best_value)
-        self.age = torch.zeros(self.size, dtype=torch.int32, device=device)
-        self.best_age, self.lived = torch.zeros_like(self.age), torch.zeros_like(self.age)
-        self.leads = torch.zeros(self.size, dtype=torch.bool, device=device)
-        self.alive, self.moved = torch.zeros_like(self.leads), torch.zeros_like(self.leads)
-        self._values: list[Tensor] = []  # of the steps since the last time they were fetched
-        self._history = np.empty((0, self.size), np.float32)  # of the steps before those
+        self.targets = zeros(dtype=torch.long)
+        self.best_value, self.first = zeros(dtype=self.mean.dtype), zeros(dtype=self.mean.dtype)
+        self.age, self.best_age, self.lived = (zeros(dtype=torch.int32) for _ in range(3))
+        self.leads, self.alive, self.moved = (zeros(dtype=torch.bool) for _ in range(3))
+        # The values of the steps since the last look at them, and in the last row who is alive.
+        self._values = torch.zeros(CHECK + 1, size, device=self.device, dtype=self.mean.dtype)
+        self._next = torch.zeros(1, dtype=torch.long, device=self.device)  # the row to write
+        self._written = 0
+        self._history = np.empty((0, size), np.float32)  # of the steps before those
         self._since = 0  # the step that the history begins with
+        self._kept: dict[Style, Brush] = {}  # whose tensors are used again
 
     @property
     def busy(self) -> int:
         return sum(len(cohort.rows) for cohort in self.cohorts)
 
+    @property
+    def _state(self) -> list[Tensor]:
+        """All that a step changes but the brushes' own."""
+        about = (self.best_value, self.age, self.best_age, self.lived, self.leads, self.alive)
+        return [self.x, self.best, self._values, self._next, *about]
+
     def fill(self, teams: Sequence[Sequence[Task]]) -> None:
         """Begin these ascents in free slots."""
         length = len(teams[0]) if teams else 1
         taken = {row for cohort in self.cohorts for row in cohort.rows}
-        places = range(0, self.size - length + 1, length)
+        places = range(0, self.batch.size - length + 1, length)
         free = (place for place in places if taken.isdisjoint(range(place, place + length)))
         begun: dict[Style, tuple[list[Task], list[int]]] = {}
         for team, place in zip(teams, free, strict=False):
@@ -146,44 +216,110 @@ class _Slots:
             self._begin(style, tasks, rows, length == 1)
 
     def _begin(self, style: Style, tasks: list[Task], rows: list[int], alone: bool) -> None:
-        device = self.mean.device
-        start = torch.stack([task.start for task in tasks]).to(device)
-        images, brush = style.image.begin(style, start, self.mean, [task.seed for task in tasks])
-        index = torch.tensor(rows, device=device)
-        self.x[index] = images
-        self.best[index] = images  # until there is a better one
-        self.targets[index] = torch.tensor([task.target for task in tasks], device=device)
+        drawn = self._padded(tasks) if self.steady else tasks
+        seeds = [task.seed for task in drawn]
+        images, brush = style.image.begin(style, self._starts(drawn), self.mean, seeds)
+        whole = self.steady or rows == list(range(self.batch.size))
+        index = torch.tensor(rows, device=self.device)
+        shown = slice(None) if whole else index
+        self.x[shown] = images
+        self.best[shown] = images  # until there is a better one
+        self.targets[index] = torch.tensor([task.target for task in tasks], device=self.device)
         self.best_value[index] = float("-inf")
         self.age[index], self.best_age[index], self.lived[index] = 0, 0, 0
         self.leads[index], self.alive[index] = False, True
-        whole = rows == list(range(self.size))
+        if self.steady:
+            brush = self._again(style, brush)
         cohort = _Cohort(tasks, rows, self.now, brush, alone, None if whole else index)
         self.cohorts.append(cohort)
 
+    def _padded(self, tasks: list[Task]) -> list[Task]:
+        """A full batch, so that every step is of the same shape; the rest is not alive."""
+        self.alive.zero_()
+        return [*tasks, *[tasks[-1]] * (self.batch.size - len(tasks))]
+
+    def _starts(self, tasks: Sequence[Task]) -> Tensor:
+        """The first images on the device, (N, 3, h, w); copied while it works on."""
+        if not self.steady:
+            return torch.stack([task.start for task in tasks])
+        shape = len(tasks), 3, *self.canvas
+        starts = torch.empty(shape, device=self.device, dtype=self.mean.dtype)
+        for row, task in enumerate(tasks):
+            starts[row].copy_(task.start, non_blocking=True)
+        return starts
+
+    def _again(self, style: Style, brush: Brush) -> Brush:
+        """The style's brush whose tensors the steps are captured with, as the new one begins."""
+        kept = self._kept.setdefault(style, brush)
+        for old, new in zip(kept.state, brush.state, strict=True):
+            if old is not new:
+                old.copy_(new)
+        return kept
+
     def step(self, look: Look) -> None:
         """Look at every image, keep what is better than before, and go on to the next ones."""
-        value, leads, gradient = look(self.x, self.targets)
-        self._values.append(value.clone())
-        better = self.alive & (value > self.best_value)
-        lost = gradient.permute(0, 2, 3, 1).flatten(1).abs().amax(dim=1) == 0
+        if self.steady:
+            self._replayed(look)
+        else:
+            value, gradient = self._seen(look, plain=True)
+            for cohort in self.cohorts:
+                self._advance(cohort, value, gradient)
+            self._ended_step()
         for cohort in self.cohorts:
-            if not cohort.brush.plain(self.now - cohort.born):
-                better[_rows(cohort)] = lost[_rows(cohort)] = False  # of a jittered picture
-        torch.where(better[:, None, None, None], self.x, self.best, out=self.best)
-        self.best_value = torch.where(better, value, self.best_value)
-        self.best_age = torch.where(better, self.age, self.best_age)
-        self.leads = torch.where(better, leads, self.leads)
-        self.lived = torch.where(self.alive, self.age + 1, self.lived)
-        self.alive &= ~lost
-        for cohort in self.cohorts:
-            self._advance(cohort, value, gradient)
-        self.age += 1
+            if cohort.born == self.now:
+                rows = _rows(cohort)
+                self.first[rows] = self._values[self._written][rows]
+                self.moved[rows] = self.alive[rows]
+        self._written += 1
         self.now += 1
+
+    def _replayed(self, look: Look) -> None:
+        """A step of the one cohort there is, as a function of its phase."""
+        (cohort,) = self.cohorts
+        age = self.now - cohort.born
+        plain, last = cohort.brush.plain(age), age == cohort.brush.style.iterations - 1
+
+        def work() -> None:
+            value, gradient = self._seen(look, plain)
+            if not last:
+                moved = cohort.brush.advance(self.x, value, gradient, age)
+                if moved is not self.x:
+                    self.x.copy_(moved)
+            self._ended_step()
+
+        key = (id(self), cohort.brush.style, plain, last, cohort.brush.phase(age))
+        self.batch.run(key, work, [*self._state, *cohort.brush.state])
+
+    def _seen(self, look: Look, plain: bool) -> tuple[Tensor, Tensor]:
+        """Values and gradients of all images; what is better than before is kept.
+
+        Jittered pictures, those that are not `plain`, are neither kept nor found without gradient.
+        """
+        value, leads, gradient = look(self.x, self.targets)
+        self._values.index_copy_(0, self._next, value[None].to(self._values.dtype))
+        torch.where(self.alive, self.age + 1, self.lived, out=self.lived)
+        if plain:
+            self._keep(value, leads, gradient)
+        return value, gradient
+
+    def _keep(self, value: Tensor, leads: Tensor, gradient: Tensor) -> None:
+        better = self.alive & (value > self.best_value)
+        lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
+        for cohort in self.cohorts:
+            if not self.steady and not cohort.brush.plain(self.now - cohort.born):
+                better[_rows(cohort)] = lost[_rows(cohort)] = False
+        torch.where(better[:, None, None, None], self.x, self.best, out=self.best)
+        torch.where(better, value, self.best_value, out=self.best_value)
+        torch.where(better, self.age, self.best_age, out=self.best_age)
+        torch.where(better, leads, self.leads, out=self.leads)
+        self.alive &= ~lost
+
+    def _ended_step(self) -> None:
+        self.age += 1
+        self._next += 1
 
     def _advance(self, cohort: _Cohort, value: Tensor, gradient: Tensor) -> None:
         age, rows = self.now - cohort.born, _rows(cohort)
-        if age == 0:
-            self.first[rows], self.moved[rows] = value[rows], self.alive[rows]
         if age < cohort.brush.style.iterations - 1:
             # One layout for whole and partial batches: sums over channels depend on it.
             x, slope = (
@@ -198,16 +334,15 @@ class _Slots:
 
     def ended(self) -> Iterator[Ascent]:
         """Those that have made all their steps, or have no gradient to follow."""
+        over = [c for c in self.cohorts if self.now - c.born == c.brush.style.iterations]
+        if not over and self._written < CHECK:
+            return
+        alive = self._fetch()
+        for cohort in over:
+            self.cohorts.remove(cohort)
+            yield from self._give(cohort, list(range(len(cohort.rows))))
         for cohort in list(self.cohorts):
-            if self.now - cohort.born == cohort.brush.style.iterations:
-                self._fetch()
-                self.cohorts.remove(cohort)
-                yield from self._give(cohort, list(range(len(cohort.rows))))
-        if self.now % CHECK == 0:
-            self._fetch()
-            alive = self.alive.tolist()
-            for cohort in list(self.cohorts):
-                yield from self._without_gradient(cohort, alive)
+            yield from self._without_gradient(cohort, alive)
 
     def _without_gradient(self, cohort: _Cohort, alive: list[bool]) -> Iterator[Ascent]:
         gone = [i for i, row in enumerate(cohort.rows) if not alive[row]]
@@ -216,21 +351,28 @@ class _Slots:
         left = [i for i in range(len(cohort.rows)) if i not in gone]
         self.cohorts.remove(cohort)
         if left:
-            rows = [cohort.rows[i] for i in left]
-            tasks = [cohort.tasks[i] for i in left]
-            index = torch.tensor(rows, device=self.mean.device)
-            brush = cohort.brush.keep(left)
-            self.cohorts.append(_Cohort(tasks, rows, cohort.born, brush, True, index))
+            self.cohorts.append(self._rest(cohort, left))
         yield from self._give(cohort, gone)
+
+    def _rest(self, cohort: _Cohort, left: list[int]) -> _Cohort:
+        """The cohort of some of its ascents."""
+        rows, tasks = [cohort.rows[i] for i in left], [cohort.tasks[i] for i in left]
+        if self.steady:  # the slots of the others go on idly
+            return replace(cohort, rows=rows, tasks=tasks)
+        index = torch.tensor(rows, device=self.device)
+        return replace(cohort, rows=rows, tasks=tasks, index=index, brush=cohort.brush.keep(left))
 
     def _give(self, cohort: _Cohort, which: list[int]) -> Iterator[Ascent]:
         rows = [cohort.rows[i] for i in which]
-        index = torch.tensor(rows, device=self.mean.device)
+        index = torch.tensor(rows, device=self.device)
         done = torch.where(self.leads, int(Outcome.LARGEST), int(Outcome.NOT_LARGEST))
         outcome = torch.where(self.moved, done, int(Outcome.NO_GRADIENT))
-        images, last = self.best[index].cpu(), self.x[index].cpu()
+        best = self.best[index]
+        images = (best.half() if self.batch.half else best).cpu()
+        last = self.x[index].cpu() if self.batch.last else torch.empty(len(rows), 0)
         columns = (self.best_value, self.first, self.best_age, outcome, self.lived)
-        values, firsts, ages, outcomes, lived = (column[index].tolist() for column in columns)
+        about = torch.stack([column.double() for column in columns])[:, index].tolist()
+        values, firsts, ages, outcomes, lived = about
         steps = self._history[cohort.born - self._since :]
         for i, row in enumerate(rows):
             yield Ascent(
@@ -238,21 +380,26 @@ class _Slots:
                 images[i],
                 values[i],
                 firsts[i],
-                ages[i],
-                Outcome(outcomes[i]),
+                int(ages[i]),
+                Outcome(int(outcomes[i])),
                 last[i],
-                steps[: lived[i], row].copy(),
+                steps[: int(lived[i]), row].copy(),
             )
 
-    def _fetch(self) -> None:
-        """Bring the values of the last steps over, and forget those that no cohort needs."""
-        if self._values:
-            fresh = torch.stack(self._values).cpu().numpy()
-            self._values = []
-            self._history = np.concatenate([self._history, fresh])
+    def _fetch(self) -> list[bool]:
+        """Bring the values of the last steps over, and forget those that no cohort needs.
+
+        Returns which slots are alive.
+        """
+        self._values[CHECK] = self.alive
+        fresh = self._values.cpu()
+        self._history = np.concatenate([self._history, fresh[: self._written].numpy()])
+        self._next.zero_()
+        self._written = 0
         oldest = min((cohort.born for cohort in self.cohorts), default=self._since)
         self._history = self._history[oldest - self._since :]
         self._since = oldest
+        return fresh[CHECK].bool().tolist()
 
 
 def _rows(cohort: _Cohort) -> Tensor | slice:

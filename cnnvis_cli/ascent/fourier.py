@@ -7,8 +7,8 @@ optvis/transform.py. All that is random is drawn beforehand, from each ascent's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,8 @@ import scipy.fft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from cnnvis_cli.ascent.regularizers import phase_of
 
 if TYPE_CHECKING:
     from cnnvis_cli.ascent.styles import Brush, Style
@@ -60,9 +62,8 @@ class Fourier:
         drawn = [self._drawn(seed, style.iterations, canvas) for seed in seeds]
         spectra, moves = (torch.stack(part).to(mean) for part in zip(*drawn, strict=True))
         model = PictureModel(canvas, self.decay, mean)
-        zeros = torch.zeros_like(spectra)
-        brush = FourierBrush(style, self, model, moves, spectra, zeros, zeros.clone())
-        return brush.shown(), brush
+        brush = FourierBrush.begun(style, self, model, moves, spectra)
+        return brush.shown(0), brush
 
     def _drawn(self, seed: int, steps: int, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """One ascent's first spectrum (3, h, w // 2 + 1, 2) and all its moves (steps, 5)."""
@@ -173,59 +174,81 @@ class FourierBrush:
     spectra: Tensor  # (N, 3, h, w // 2 + 1, 2)
     first: Tensor  # Adam's moments, alike
     second: Tensor
-    age: int = 0  # the step that is shown
-    picture: Tensor = field(init=False)  # (N, 3, h, w)
-    motion: Motion | None = field(init=False)  # None: the picture itself is shown
+    picture: Tensor  # (N, 3, h, w)
+    step: Tensor  # (1,) the number of the step that is shown
+    rates: Tensor  # (steps, 2) of Adam: see `adam_rates`
 
-    def __post_init__(self) -> None:
-        self._paint()
+    @classmethod
+    def begun(
+        cls, style: Style, image: Fourier, model: PictureModel, moves: Tensor, spectra: Tensor
+    ) -> FourierBrush:
+        """The brush of ascents that begin."""
+        first, second = torch.zeros_like(spectra), torch.zeros_like(spectra)
+        step = torch.zeros(1, dtype=torch.long, device=spectra.device)
+        rates = adam_rates(image.rate, style.iterations).to(spectra)
+        picture = model(spectra)
+        return cls(style, image, model, moves, spectra, first, second, picture, step, rates)
 
-    def _paint(self) -> None:
-        self.picture = self.model(self.spectra)
-        self.motion = None
-        if not self.plain(self.age):
-            self.motion = Motion.of(self.moves[:, self.age], self.model.canvas)
+    @property
+    def state(self) -> Sequence[Tensor]:
+        return self.moves, self.spectra, self.first, self.second, self.picture, self.step
 
-    def shown(self) -> Tensor:
+    def phase(self, age: int) -> Hashable:
+        return self.plain(age), self.plain(age + 1), phase_of(self.style.regularizers, age)
+
+    def shown(self, age: int) -> Tensor:
         """The pictures as this step shows them."""
-        shown = self.motion.forth(self.picture) if self.motion else self.picture
+        shown = self.picture if self.plain(age) else self.motion().forth(self.picture)
         return shown.contiguous(memory_format=torch.channels_last)
+
+    def motion(self) -> Motion:
+        """How this step moves the pictures."""
+        return Motion.of(self.moves.index_select(1, self.step)[:, 0], self.model.canvas)
 
     def plain(self, age: int) -> bool:
         return age % self.image.every == 0 or age == self.style.iterations - 1
 
     def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
         pull = self._pull(gradient.contiguous(), age)
-        self._adam(self.model.back(self.picture, pull), age + 1)
-        self.age = age + 1
-        self._paint()
-        return self.shown()
+        self._adam(self.model.back(self.picture, pull))
+        self.step += 1
+        self.picture.copy_(self.model(self.spectra))
+        return self.shown(age + 1)
 
     def _pull(self, gradient: Tensor, age: int) -> Tensor:
         """Where the picture's pixels are to go: see `Fourier`."""
-        if self.motion:
-            gradient = self.motion.back(gradient)
+        if not self.plain(age):
+            gradient = self.motion().back(gradient)
         pull = unit_rms(gradient)
         for regularizer in self.style.regularizers:
             pull = pull + (regularizer(self.picture, gradient, age) - self.picture)
         return pull
 
-    def _adam(self, uphill: Tensor, count: int) -> None:
+    def _adam(self, uphill: Tensor) -> None:
         """Kingma & Ba 2015, algorithm 1, upwards."""
         one, two = BETAS
+        rate, scale = self.rates.index_select(0, self.step)[0].unbind()
         self.first.mul_(one).add_(uphill, alpha=1 - one)
         self.second.mul_(two).addcmul_(uphill, uphill, value=1 - two)
-        spread = (self.second / (1 - two**count)).sqrt_().add_(EPSILON)
-        rate = self.image.rate / (1 - one**count)
-        self.spectra = self.spectra + (self.first / spread).mul_(rate)
+        spread = (self.second / scale).sqrt_().add_(EPSILON)
+        self.spectra.add_((self.first / spread).mul_(rate))
 
     def keep(self, which: Sequence[int]) -> Brush:
         rows = torch.tensor(which, device=self.spectra.device)
-        state = (self.moves, self.spectra, self.first, self.second)
-        moves, spectra, first, second = (part[rows] for part in state)
-        return FourierBrush(
-            self.style, self.image, self.model, moves, spectra, first, second, self.age
-        )
+        moves, spectra, first, second, picture = (part[rows] for part in self.state[:-1])
+        about = self.style, self.image, self.model
+        kept = (moves, spectra, first, second, picture, self.step.clone(), self.rates)
+        return FourierBrush(*about, *kept)
+
+
+def adam_rates(rate: float, steps: int) -> Tensor:
+    """Return, for each step, Adam's rate and what its second moment is divided by: (steps, 2).
+
+    Both make up for moments that begin with zeros (algorithm 1 of Kingma & Ba 2015).
+    """
+    counts = range(1, steps + 1)
+    rows = [(rate / (1 - BETAS[0] ** count), 1 - BETAS[1] ** count) for count in counts]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def unit_rms(gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is climbed: a layer's activations to one number for each image."""
+"""What is maximised: from a layer's activations to one number per image."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cnnvis_cli.errors import UsageError
 class Objective:
     """The value of a layer's unit, or along a direction in the space of its channels.
 
-    A target is the number of a channel, or of a row of `directions` (n, C). Values to be minimised
-    are climbed with their sign turned.
+    A target is the number of a channel, or of a row of `directions` (n, C). To minimise a value,
+    its negative is maximised.
     """
 
     mean: bool = False  # over the whole map, instead of one place
     minimise: bool = False
     softmax: bool = False  # over the layer's channels
     directions: Tensor | None = None
-    diversity: float = 0.0  # how much the runs of a unit shun each other
-    team: int = 1  # so many neighbouring images are runs of one unit
+    diversity: float = 0.0  # weight of the penalty on runs of a unit that look alike
+    team: int = 1  # number of neighbouring images that are runs of one unit
 
     @property
     def sign(self) -> float:
@@ -33,11 +33,11 @@ class Objective:
     def __call__(
         self, maps: Tensor, targets: Tensor, place: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What to climb, the value with its sign, and whether the target leads: (B,) each.
+        """Return the objective, the signed value, and whether the target leads: (B,) each.
 
-        `maps` are (B, C, h, w), `place` the row and column that count in them. A unit leads where
-        no channel is larger there (smaller, when minimising). A direction leads where the
-        activations reach further along it than along any channel.
+        `maps` are (B, C, h, w), `place` the row and column that count. A unit leads where no
+        channel is larger there (smaller, when minimising). A direction leads where the activations
+        reach further along it than along any channel.
         """
         found = maps.mean(dim=(2, 3)) if self.mean else maps[:, :, place[0], place[1]]
         if self.softmax:
@@ -53,7 +53,7 @@ class Objective:
         return signed - self.diversity * signed.detach().abs() * shared, signed, leads
 
     def _along(self, found: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The activations (B, C) along each target, and the target's length."""
+        """Return the activations (B, C) along each target, and the target's length."""
         if self.directions is None:
             return found.gather(1, targets[:, None])[:, 0], 1.0
         wanted = self.directions.to(found)[targets]
@@ -61,12 +61,12 @@ class Objective:
 
 
 def likeness(maps: Tensor, team: int) -> Tensor:
-    """How alike each image's maps are to those of its team, 0 to 1: (B, C, P) -> (B,).
+    """Return how similar each image's maps are to those of its team, 0 to 1: (B, C, P) -> (B,).
 
-    The mean cosine of Gram matrices, channels by channels: the "style" that Olah et al. 2017
-    ("Feature Visualization", section Diversity) push apart. Where there are fewer places than
-    channels, the inner product of two Gram matrices is taken as the squared sum of the products
-    of all pairs of places, which is the same.
+    This is the mean cosine of Gram matrices, channels by channels: the "style" that Olah et al.
+    2017 ("Feature Visualization", section Diversity) penalise. With fewer places than channels, the
+    inner product of two Gram matrices is computed as the sum of squares of the products of all
+    pairs of places, which is the same.
     """
     if team == 1:
         return maps.new_zeros(len(maps))
@@ -85,16 +85,16 @@ def likeness(maps: Tensor, team: int) -> Tensor:
     return (others / (team - 1)).flatten()
 
 
-TINY = 1e-12  # beside products of which each map's largest value gives at least 1
+TINY = 1e-12  # small beside the products, of which each map's largest value gives at least 1
 
 
 _TERM = re.compile(r"\s*([+-]?)\s*(?:(\d*\.?\d+(?:e[+-]?\d+)?)\s*\*\s*)?(\d+)\s*")
 
 
 def parse_sum(text: str, channels: int, layer: str) -> list[float]:
-    """The direction of a weighted sum of units, ``12 + 0.5*31 - 7``: one weight a channel.
+    """Return the direction of a weighted sum of units, ``12 + 0.5*31 - 7``: one weight per channel.
 
-    Raises `UsageError` for a text that is none, or a channel that the layer does not have.
+    Raise `UsageError` for a text that is not such a sum, or a channel that the layer does not have.
     """
     weights, position = [0.0] * channels, 0
     while position < len(text):
@@ -116,7 +116,7 @@ def parse_sum(text: str, channels: int, layer: str) -> list[float]:
 
 
 def check_directions(found: Tensor, channels: int, place: str) -> Tensor:
-    """Directions as a tensor (n, C), from (n, C) or (C,); raises `UsageError` for what is none."""
+    """Return directions as a tensor (n, C), from (n, C) or (C,); raise `UsageError` if invalid."""
     rows = found[None] if found.dim() == 1 else found
     if rows.dim() != 2 or not len(rows) or rows.shape[1] != channels:
         raise UsageError(f"{place}: needs numbers (n, {channels}), has {tuple(found.shape)}")

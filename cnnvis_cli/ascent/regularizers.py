@@ -6,11 +6,13 @@ regular one. `gradient` is that of the step just made, taken before it; `iterati
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy.ndimage import gaussian_filter1d
@@ -25,13 +27,28 @@ class Regularizer(Protocol):
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor: ...
 
+    def phase(self, iteration: int) -> Hashable:
+        """All that it takes from the iteration's number: in equal phases it does the same."""
+
+
+class Unvarying:
+    """A regularizer that does the same in every iteration."""
+
+    def phase(self, iteration: int) -> Hashable:
+        return None
+
+
+def phase_of(regularizers: Sequence[Regularizer], iteration: int) -> Hashable:
+    """Return the phases of several regularizers."""
+    return tuple(each.phase(iteration) for each in regularizers)
+
 
 REGULARIZERS: Registry[type[Regularizer]] = Registry("regularizer")
 
 
 @REGULARIZERS.register("decay")
 @dataclass(frozen=True, config=STRICT)
-class Decay:
+class Decay(Unvarying):
     """L2 decay: x (1 - rate), against a few extreme pixels (section 3)."""
 
     rate: Number = Field(ge=0, le=1)
@@ -52,13 +69,34 @@ class Blur:
     width: Number = Field(ge=0, le=1000)
     every: Whole = Field(ge=0)
 
+    def phase(self, iteration: int) -> Hashable:
+        return bool(self.width and self.every) and iteration % self.every == 0
+
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
-        if not (self.width and self.every) or iteration % self.every:
+        if not self.phase(iteration):
             return x
+        if x.device.type == "cuda":
+            return _convolved(x, self.width)
         pixels = x.permute(0, 2, 3, 1).contiguous()  # (B, H, W, 3)
         for dim in (1, 2):
             pixels = _filtered(pixels, dim, self.width)
         return pixels.permute(0, 3, 1, 2)  # channels last
+
+
+def _convolved(x: Tensor, width: float) -> Tensor:
+    """The same as two depthwise convolutions, which move a fifth of the bytes on a GPU."""
+    kernel = _kernel(width, x.device, x.dtype)
+    for dim in (2, 3):
+        padded = x.index_select(dim, _reflected(x.shape[dim], kernel.shape[2] // 2, x.device))
+        x = F.conv2d(padded, kernel if dim == 2 else kernel.mT, groups=3)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=256)
+def _kernel(width: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The Gaussian filter down the rows of each colour: (3, 1, 2 radius + 1, 1)."""
+    weights = torch.tensor(gaussian(width), dtype=dtype).to(device)
+    return weights.view(1, 1, -1, 1).repeat(3, 1, 1, 1)
 
 
 def _filtered(x: Tensor, dim: int, width: float) -> Tensor:
@@ -96,7 +134,7 @@ def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
 
 @REGULARIZERS.register("norm")
 @dataclass(frozen=True, config=STRICT)
-class ClipNorm:
+class ClipNorm(Unvarying):
     """Zero the pixels whose norm over the channels is below a percentile (section 3)."""
 
     percentile: Number = Field(ge=0, le=100)
@@ -109,7 +147,7 @@ class ClipNorm:
 
 @REGULARIZERS.register("contribution")
 @dataclass(frozen=True, config=STRICT)
-class ClipContribution:
+class ClipContribution(Unvarying):
     """Zero the pixels that matter least: |sum over channels of x g| below a percentile (section 3).
 
     The sum estimates, to first order, what the activation loses without the pixel.
@@ -126,7 +164,7 @@ class ClipContribution:
 
 @REGULARIZERS.register("tv")
 @dataclass(frozen=True, config=STRICT)
-class TotalVariation:
+class TotalVariation(Unvarying):
     """A step down the total variation: noise goes, edges stay (Mahendran & Vedaldi 2015, beta 1).
 
     x - rate dTV/dx, with TV the sum over places of |difference to the neighbours below and right|,

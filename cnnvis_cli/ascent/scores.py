@@ -1,7 +1,7 @@
-"""Numbers for what the eye judges in optimized images, to sort many of them by.
+"""Scores of optimized images, to sort many of them by.
 
-None of them knows what a picture shows; they put the hopeless ones last, and the rest is for the
-eye. All are of images x, mean-subtracted in 0..255 units (N, 3, h, w).
+No score knows what a picture shows; they put the hopeless ones last, and the rest is for the eye.
+All take images x, mean-subtracted in 0..255 units (N, 3, h, w).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from cnnvis_cli.ascent.regularizers import Blur
 from cnnvis_cli.registry import Registry
 
 Leads = Callable[[Tensor], Tensor]
-"""Images (B, 3, h, w), mean-subtracted: for which the unit is the largest of its layer, (B,)."""
+"""From images (B, 3, h, w), mean-subtracted: whether the unit is the largest of its layer, (B,)."""
 
 SHIFT = 4  # pixels at most; the unit's own class survived it on seven of eight SqueezeNet images
-SHIFTED = 8  # a shift is at most one in so many pixels of the shorter side
+SHIFTED = 8  # a shift is at most this fraction (1/8) of the shorter side
 BLUR = 1.0  # pixels, sigma
 SCALES = (0.9, 1.1)
 GREY = 0.1  # of the picture's largest deviation: hardly seen when that is stretched to black, white
@@ -28,28 +28,29 @@ FAINT = 0.1  # grey levels; a quarter of the faintest picture that the calibrati
 
 @dataclass(frozen=True)
 class Scores:
-    """What can be measured of N images, and what it can and cannot tell; all are (N,).
+    """The scores of N images, and what each can and cannot tell; all are (N,).
 
-    `activation`: what the ascent was for. It compares images of one unit only, and is largest for
-    the hard, unnatural pictures that regularization is there to avoid.
+    `activation`: what the ascent maximises. It compares images of one unit only, and is largest for
+    the harsh, unnatural pictures that regularization avoids.
 
     `robustness`: the share of `disturbances` after which the unit is still the largest of its
-    layer. It tells images that show something to the unit from noise that happens to excite it. It
-    cannot tell whether a person sees it too, and cannot rank those that all disturbances spare.
+    layer. It separates images that show the unit something from noise that happens to activate it.
+    It does not tell whether a person sees it too, and cannot rank images that survive all
+    disturbances.
 
-    `variation`: the mean difference between neighbouring pixels, in grey levels. It tells noise
-    from smooth pictures of the same contrast, but a fainter picture always has less of it, and one
-    with nothing on it has none; `roughness` is without the contrast.
+    `variation`: the mean difference between neighbouring pixels, in grey levels. It separates noise
+    from smooth pictures of the same contrast, but fainter pictures always have less of it, and
+    blank ones none; `roughness` is independent of contrast.
 
     `grey`: the share of pixels that hardly differ from the mean colour. It tells how much of the
-    picture is empty, which is a fault of failed pictures and the very aim of sparse ones.
+    picture is empty, a fault of failed pictures but the aim of sparse ones.
 
-    `clipped`: the share of values at black or white. Many mean that the step was too large; a few
-    tell nothing.
+    `clipped`: the share of values at black or white. A high share means that the step was too
+    large; a low one says nothing.
 
     `deviation`: the standard deviation of all values, in grey levels. It tells whether there is
-    anything to be seen. It is no measure of quality: images of whole classes that were plain to see
-    had from 0.6 to 1.1 at the paper's step, and failed ones have any.
+    anything to see. It does not measure quality: images of whole classes that were plain to see had
+    0.6 to 1.1 at the paper's step, and failed ones may have any value.
     """
 
     activation: Tensor
@@ -61,16 +62,16 @@ class Scores:
 
     @property
     def roughness(self) -> Tensor:
-        """Variation per deviation, as the eye sees it in pictures stretched to one contrast: (N,).
+        """Return variation per deviation, as seen in pictures stretched to one contrast: (N,).
 
-        White noise has about 1.9, smooth pictures well below 1. It cannot tell noise from a fine
-        texture that the unit does look for. Infinite where there is nothing to stretch.
+        White noise has about 1.9, smooth pictures well below 1. It cannot separate noise from a
+        fine texture that the unit responds to. It is infinite for blank pictures.
         """
         return torch.where(self.deviation > 0, self.variation / self.deviation, torch.inf)
 
 
 def score(images: Tensor, activation: Tensor, leads: Leads, mean: Tensor) -> Scores:
-    """All scores of some images, on the CPU.
+    """Return all scores of some images, on the CPU.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def score(images: Tensor, activation: Tensor, leads: Leads, mean: Tensor) -> Sco
 
 @dataclass(frozen=True)
 class Disturbance:
-    """A change of pictures that leaves what they show: (B, 3, h, w) -> the same shape."""
+    """A change of pictures that keeps what they show: (B, 3, h, w) -> the same shape."""
 
     name: str
     change: Callable[[Tensor], Tensor]
@@ -102,11 +103,11 @@ class Disturbance:
 
 
 def disturbances() -> tuple[Disturbance, ...]:
-    """Eight small changes of a picture; what enters at the border repeats its edge.
+    """Return eight small changes of a picture; the border is filled by repeating the edge.
 
-    Shifts go by 4 pixels, or an eighth of the shorter side where that is less (at least 1); the
-    blur has a sigma of 1 pixel; scaling is about the centre and interpolates linearly. On canvases
-    of up to 3 pixels making it smaller changes nothing, and stands for the picture itself.
+    Shifts are by 4 pixels, or an eighth of the shorter side where that is less (at least 1); the
+    blur has a sigma of 1 pixel; scaling is about the centre with linear interpolation. On canvases
+    of up to 3 pixels, reduction changes nothing and stands for the picture itself.
     """
     smaller, larger = SCALES
     return (
@@ -122,12 +123,12 @@ def disturbances() -> tuple[Disturbance, ...]:
 
 
 def reach(images: Tensor) -> int:
-    """How many pixels images of this size are shifted by."""
+    """Return by how many pixels images of this size are shifted."""
     return min(SHIFT, max(1, min(images.shape[2:]) // SHIFTED))
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
-    """The pictures moved by whole pixels; what enters repeats the edge."""
+    """Return the pictures moved by whole pixels; the border is filled by repeating the edge."""
     rows, columns = (
         (torch.arange(size, device=images.device) - by).clamp(0, size - 1)
         for size, by in zip(images.shape[2:], (down, right), strict=True)
@@ -136,22 +137,22 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def blur(images: Tensor) -> Tensor:
-    """The pictures blurred as the regularizer blurs them."""
+    """Return the pictures blurred as the regularizer blurs them."""
     return Blur(BLUR, 1)(images, images, 0)
 
 
 def rescale(images: Tensor, factor: float) -> Tensor:
-    """The pictures enlarged by a factor about their centre, cut or continued to the same size.
+    """Return the pictures scaled about their centre, cropped or extended to the same size.
 
-    As two matrix products, which stay centred on any size and are deterministic on any device;
-    resizing to whole pixels and cropping is off by up to half a pixel.
+    Two matrix products stay centred for any size and are deterministic on any device; resizing to
+    whole pixels and cropping is off by up to half a pixel.
     """
     rows, columns = (_scaling(size, factor).to(images) for size in images.shape[2:])
     return rows @ images @ columns.T
 
 
 def _scaling(size: int, factor: float) -> Tensor:
-    """Linear interpolation at the places that a scaled line comes from: (size, size)."""
+    """Return the linear interpolation from a line to its scaled version: (size, size)."""
     line = torch.arange(size, dtype=torch.float64)
     centre = (size - 1) / 2
     places = ((line - centre) / factor + centre).clamp(0, size - 1)
@@ -159,19 +160,19 @@ def _scaling(size: int, factor: float) -> Tensor:
 
 
 def robustness(leads: Leads, images: Tensor) -> Tensor:
-    """The share of disturbances after which the unit still leads its layer: (N, 3, h, w) -> (N,).
+    """Return the share of disturbances after which the unit still leads: (N, 3, h, w) -> (N,).
 
-    The pictures themselves do not count.
+    The undisturbed pictures do not count.
     """
     held = torch.stack([leads(disturbance(images)) for disturbance in disturbances()])
     return held.float().mean(dim=0)
 
 
 def variation(images: Tensor) -> Tensor:
-    """The mean total variation per pixel, in grey levels: (N, 3, h, w) -> (N,).
+    """Return the mean total variation per pixel, in grey levels: (N, 3, h, w) -> (N,).
 
-    Of each pixel the length of the difference to the neighbours below and right, as the root mean
-    square over the channels; beyond the last row and column there is no difference.
+    Per pixel it is the length of the difference to the neighbours below and right, as the root mean
+    square over the channels; beyond the last row and column the difference is 0.
     """
     down, right = torch.zeros_like(images), torch.zeros_like(images)
     down[:, :, :-1] = images.diff(dim=2)
@@ -180,10 +181,10 @@ def variation(images: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """The share of pixels that look like the mean colour: (N, 3, h, w) -> (N,).
+    """Return the share of pixels that look like the mean colour: (N, 3, h, w) -> (N,).
 
-    Those of which every channel differs from it by less than a tenth of the picture's largest
-    deviation, since pictures are stretched to be shown, or by less than 0.1 grey levels.
+    Every channel of such a pixel differs from it by less than a tenth of the picture's largest
+    deviation, since pictures are stretched for display, or by less than 0.1 grey levels.
     """
     size = images.abs().amax(dim=1)  # (N, h, w)
     threshold = (GREY * size.amax(dim=(1, 2))).clamp(min=FAINT)
@@ -191,20 +192,20 @@ def grey(images: Tensor) -> Tensor:
 
 
 def clipped(images: Tensor, mean: Tensor) -> Tensor:
-    """The share of values at 0 or 255, where the ascent clips them: (N, 3, h, w) -> (N,)."""
+    """Return the share of values at 0 or 255, where the ascent clips: (N, 3, h, w) -> (N,)."""
     return ((images <= -mean) | (images >= 255 - mean)).float().mean(dim=(1, 2, 3))
 
 
 SCORES: Registry[Callable[[Scores], Tensor]] = Registry("score")
-"""What images can be sorted by: from scores to numbers (N,) of which the larger is the better."""
+"""The ways to sort images: from scores to numbers (N,), where larger is better."""
 
 
 @SCORES.register("balanced")
 def _balanced(scores: Scores) -> Tensor:
-    """The most robust first; of equally robust ones those that are both strong and smooth.
+    """Put the most robust first, and among equally robust ones those both strong and smooth.
 
     Strong and smooth is the sum of two ranks among these images, by activation and by low
-    roughness. Not by variation: that would put the faintest pictures first.
+    roughness. Variation would put the faintest pictures first.
     """
     merit = _beaten(scores.activation) + _beaten(-scores.roughness)
     return _beaten(scores.robustness) + merit / (2 * len(merit))  # merit only breaks ties
@@ -212,42 +213,42 @@ def _balanced(scores: Scores) -> Tensor:
 
 @SCORES.register("activation")
 def _activation(scores: Scores) -> Tensor:
-    """The strongest first."""
+    """Put the strongest first."""
     return scores.activation
 
 
 @SCORES.register("robustness")
 def _robustness(scores: Scores) -> Tensor:
-    """Those first that mean their unit whatever is done to them."""
+    """Put those first that still activate their unit most after any disturbance."""
     return scores.robustness
 
 
 @SCORES.register("variation")
 def _variation(scores: Scores) -> Tensor:
-    """Those first whose neighbouring pixels differ least: the smoothest, and the faintest."""
+    """Put those first whose neighbouring pixels differ least: the smoothest and the faintest."""
     return -scores.variation
 
 
 @SCORES.register("roughness")
 def _roughness(scores: Scores) -> Tensor:
-    """The smoothest first, whatever their contrast."""
+    """Put the smoothest first, whatever their contrast."""
     return -scores.roughness
 
 
 @SCORES.register("grey")
 def _grey(scores: Scores) -> Tensor:
-    """Those first that fill the picture."""
+    """Put those first that fill the picture."""
     return -scores.grey
 
 
 def order(scores: Scores, by: str = "balanced") -> list[int]:
-    """The images from the best to the worst; of equal ones the earlier, and NaN last."""
+    """Return the images from the best to the worst; equal ones in their order, and NaN last."""
     merit = _without_nan(SCORES[by](scores))
     return torch.argsort(merit, descending=True, stable=True).tolist()
 
 
 def _beaten(values: Tensor) -> Tensor:
-    """How many of the others each value is larger than: (N,) -> (N,)."""
+    """Return how many of the others each value is larger than: (N,) -> (N,)."""
     values = _without_nan(values)
     return (values[:, None] > values[None]).sum(dim=1).double()
 

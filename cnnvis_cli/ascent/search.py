@@ -1,8 +1,7 @@
 """Random search and sweeps over the regularizers' parameters: which settings give good images?
 
 Yosinski et al. 2015, section 3, drew 300 combinations at random and kept four by eye: Table 1. A
-`Row` is one such combination; it becomes a style, and a style that is kept becomes a few lines of
-a plan.
+`Row` is one such combination; it becomes a style, and a saved style becomes a few lines of a plan.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from cnnvis_cli.validation import STRICT
 
 Scale = Literal["log", "even", "whole"]
 
-DRAWN_DIGITS = 2  # of a drawn value: more is not to be seen in a picture
-SWEPT_DIGITS = 3  # of the values of a sweep and of a rate: neighbours must stay apart
+DRAWN_DIGITS = 2  # of a drawn value: more would not be visible in a picture
+SWEPT_DIGITS = 3  # of the values of a sweep and of a rate: neighbours must stay distinct
 SWEPT = ("decay", "blur_width", "norm", "contribution", "tv")  # one sweep per regularizer
 
 
@@ -33,14 +32,14 @@ SWEPT = ("decay", "blur_width", "norm", "contribution", "tv")  # one sweep per r
 class Parameter:
     """One number of a row: how its values are spread over a range.
 
-    Parameters of one part, as the two of the blur, are present or absent together.
+    Parameters of one part, such as the two of the blur, are present or absent together.
     """
 
     part: str
     scale: Scale
 
     def between(self, low: float, high: float, share: float, digits: int) -> float:
-        """The value at this share, 0..1, of the way from low to high, rounded."""
+        """Return the value at this share, 0..1, of the way from low to high, rounded."""
         if self.scale == "whole":
             return min(int(low) + int(share * (high - low + 1)), int(high))
         value = low * (high / low) ** share if self.scale == "log" else low + (high - low) * share
@@ -86,23 +85,23 @@ LogRange = Annotated[Range[T], AfterValidator(_above_zero)]
 
 @checked(frozen=True, config=STRICT)
 class Ranges:
-    """Where a search looks: the lowest and the highest value of each parameter.
+    """The ranges of a search: the lowest and the highest value of each parameter.
 
-    The ranges hold Table 1 with room on both sides. What acts in proportion, as decay, total
-    variation and the rate, is drawn by its logarithm, so that each power of ten comes up equally
-    often; widths and percentiles are drawn evenly. The rate is a factor on the step that was found
-    for the layer, and reaches further up than down: that step is the smallest that shows
-    something, and strong regularizers need a larger one. Widths below 0.3 pixels hardly blur.
+    The ranges contain Table 1 with a margin on both sides. Decay, total variation and the rate act
+    in proportion, so they are drawn log-uniformly; widths and percentiles are drawn uniformly. The
+    rate is a factor on the layer's calibrated step, and reaches further up than down: that step is
+    the smallest that shows something, and strong regularizers need a larger one. Widths below 0.3
+    pixels hardly blur.
 
-    Each regularizer is absent with the chance `absent`: every row of Table 1 has one to three of
-    the four, and where all of them act at once, no picture says what any of them does. One row in
-    sixteen has none at all, to compare with. Total variation is not the paper's and stays away
-    unless `tv_absent` is below 1; its range also says where a sweep goes.
+    Each regularizer is absent with probability `absent`: every row of Table 1 has one to three of
+    the four, and when all of them act at once, no picture shows the effect of any one. One row in
+    sixteen has none at all, for comparison. Total variation is not from the paper and is absent
+    unless `tv_absent` is below 1; its range also applies to sweeps.
 
-    Raise ValueError for a range or a chance that makes no sense.
+    Raise ValueError for an invalid range or probability.
     """
 
-    decay: LogRange[Share] = (1e-5, 0.5)  # above 1 it would turn the picture over
+    decay: LogRange[Share] = (1e-5, 0.5)  # above 1 it would invert the picture
     blur_width: Range[Upward] = (0.3, 1.5)  # pixels, sigma
     blur_every: Range[Annotated[int, Field(ge=1)]] = (1, 8)  # iterations
     norm: Range[Percentile] = (0, 80)
@@ -113,11 +112,11 @@ class Ranges:
     tv_absent: Share = 1.0
 
     def absence(self, part: str) -> float:
-        """The chance that a part of a row is absent; a row always has a rate."""
+        """Return the probability that a part of a row is absent; a row always has a rate."""
         return {"tv": self.tv_absent, "rate": 0.0}.get(part, self.absent)
 
 
-TEXTS = {  # what a label says of a parameter that is not as in plain ascent
+TEXTS = {  # the label of a parameter that differs from plain ascent
     "decay": "decay {decay:g}",
     "blur_width": "blur {blur_width:g}/{blur_every}",
     "norm": "norm {norm:g}",
@@ -129,9 +128,9 @@ TEXTS = {  # what a label says of a parameter that is not as in plain ascent
 
 @checked(frozen=True, config=STRICT)
 class Row:
-    """One combination of parameters, as a row of Table 1: a number and what it sets.
+    """One combination of parameters, as a row of Table 1: its number and settings.
 
-    0 is absent. Without any settings it is plain ascent at the layer's own step.
+    0 means absent. Without any settings it is plain ascent at the layer's own step.
     """
 
     number: int = 0
@@ -151,11 +150,11 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What its style is called."""
+        """The name of its style."""
         return f"row{self.number:03d}"
 
     def style(self, iterations: int, rate: float) -> Style:
-        """The row as a style; `rate` is the layer's own step, which the row multiplies."""
+        """Return the row as a style; its `rate` multiplies the layer's own step, `rate`."""
         regularizers = table_1(
             self.decay, self.blur_width, self.blur_every, self.norm, self.contribution
         )
@@ -165,7 +164,7 @@ class Row:
         return Style(self.name, regularizers, step, iterations)
 
     def label(self) -> str:
-        """What it sets, short enough for under a picture; "plain" where that is nothing.
+        """Return its settings, short enough to go under a picture; "plain" if there are none.
 
         >>> Row(decay=0.003, blur_width=0.8, norm=30, rate=2.5).label()
         'decay 0.003 · blur 0.8/4 · norm 30 · rate 2.5x'
@@ -176,15 +175,15 @@ class Row:
 
 
 def draw(ranges: Ranges, count: int, seed: int) -> tuple[Row, ...]:
-    """Random rows, numbered from 0, each a function of ranges, seed and its number alone.
+    """Return random rows, numbered from 0, each a function of ranges, seed and its number alone.
 
-    So a longer search begins with the rows of a shorter one, and any of them can be made again.
+    So a longer search begins with the rows of a shorter one, and any row can be reproduced.
     """
     return tuple(_drawn(ranges, seed, number) for number in range(count))
 
 
 def _drawn(ranges: Ranges, seed: int, number: int) -> Row:
-    """All is drawn whether it is used or not: a range changes no other parameter's values."""
+    """Return a random row; all numbers are drawn, used or not, so ranges stay independent."""
     random = Random(f"{seed} row {number}")  # Python keeps this sequence across its versions
     parts = dict.fromkeys(parameter.part for parameter in PARAMETERS.values())
     present = {part: random.random() >= ranges.absence(part) for part in parts}
@@ -197,9 +196,9 @@ def _drawn(ranges: Ranges, seed: int, number: int) -> Row:
 
 
 def spread(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
-    """So many values over a parameter's whole range, geometric where it is drawn by its logarithm.
+    """Return `count` values over a parameter's range, geometric if it is drawn log-uniformly.
 
-    There are fewer where the range has not so many whole numbers.
+    There are fewer if the range does not contain enough whole numbers.
     """
     if count < 1:
         raise UsageError(f"a sweep over {count} values: give at least 1")
@@ -210,7 +209,7 @@ def spread(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
 
 
 def sweep(parameter: str, values: Sequence[float], base: Row) -> tuple[Row, ...]:
-    """Rows that differ in one parameter only, numbered from the base row's number on."""
+    """Return rows that differ in one parameter only, numbered from the base row's number on."""
     PARAMETERS.require(parameter)
     if parameter == "blur_every" and not base.blur_width:
         raise UsageError("a sweep of blur_every needs a base row with a blur_width above 0")
@@ -222,10 +221,10 @@ def sweep(parameter: str, values: Sequence[float], base: Row) -> tuple[Row, ...]
 
 
 def every_sweep(ranges: Ranges, values: int) -> dict[str, tuple[Row, ...]]:
-    """Every regularizer by itself, from none to strong, as in the paper's figure 3.
+    """Return a sweep of each regularizer alone, from none to strong, as in the paper's figure 3.
 
-    Each sweep has so many rows, of which the first is without any regularizer; the numbers run
-    through all of them.
+    Each sweep has `values` rows, the first without any regularizer; the numbers run through all of
+    them.
     """
     if values < 2:
         raise UsageError(f"sweeps over {values} values: give at least 2, none and some")
@@ -241,7 +240,7 @@ def every_sweep(ranges: Ranges, values: int) -> dict[str, tuple[Row, ...]]:
 
 
 def _distinct(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
-    """`spread`, where a sheet has to be full."""
+    """Return `spread`, or raise `UsageError` if it has fewer values."""
     found = spread(parameter, ranges, count)
     if len(found) < count:
         raise UsageError(f"the range of {parameter} is too narrow for {count} different values")
@@ -249,7 +248,7 @@ def _distinct(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
 
 
 def toml(name: str, style: Style) -> str:
-    """The lines of a plan that keep a style under a name, for `read_style` to read back."""
+    """Return the lines of a plan that define a style, for `read_style` to read back."""
     if style.image != Pixels():
         kind = type(style.image).__name__
         raise UsageError(f"style {style.name}: a plan keeps styles of pixels, not of {kind}")
@@ -263,7 +262,7 @@ def toml(name: str, style: Style) -> str:
 
 
 def _inline(registry: Registry[Any], part: Any) -> str:
-    """A registered dataclass as an inline table: its kind and its numbers."""
+    """Return a registered dataclass as an inline table: its kind and its numbers."""
     kind = next(kind for kind, cls in registry.items() if cls is type(part))
     numbers = ((field.name, getattr(part, field.name)) for field in fields(part))
     settings = ", ".join(f"{key} = {_number(value)}" for key, value in numbers)
@@ -271,7 +270,7 @@ def _inline(registry: Registry[Any], part: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """Exactly the same number in TOML."""
+    """Return exactly the same number in TOML."""
     return str(value) if isinstance(value, int) else repr(float(value))
 
 

@@ -69,5 +69,8 @@ class Progress01:
 
 
 def _squared(gradient: Tensor) -> Tensor:
-    """|g|^2 of each image: (N, 3, h, w) -> (N,)."""
-    return gradient.flatten(1).pow(2).sum(dim=1)
+    """|g|^2 of each image: (N, 3, h, w) -> (N,).
+
+    Summed in double precision: on a GPU the order of a sum depends on where a row lies in memory.
+    """
+    return gradient.double().square().sum(dim=(1, 2, 3)).to(gradient.dtype)

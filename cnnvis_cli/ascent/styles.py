@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from cnnvis_cli.ascent.regularizers import (
     ClipNorm,
     Decay,
     Regularizer,
+    phase_of,
 )
 from cnnvis_cli.ascent.steps import STEPS, Constant, Progress, StepPolicy
 from cnnvis_cli.errors import UsageError
@@ -30,6 +31,13 @@ class Brush(Protocol):
 
     @property
     def style(self) -> Style: ...
+
+    @property
+    def state(self) -> Sequence[Tensor]:
+        """The tensors that it changes, in place."""
+
+    def phase(self, age: int) -> Hashable:
+        """All that its next `advance` takes from the step's number: equal ones do the same."""
 
     def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
         """The images to show next, (N, 3, h, w), from those just shown and what became of them.
@@ -76,6 +84,13 @@ class PixelBrush:
     style: Style
     low: Tensor  # (1, 3, h, w) black, mean-subtracted
     high: Tensor  # white
+
+    @property
+    def state(self) -> Sequence[Tensor]:
+        return ()
+
+    def phase(self, age: int) -> Hashable:
+        return phase_of(self.style.regularizers, age)
 
     def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
         x = self.style.step.along(x, value, gradient)

@@ -1,4 +1,4 @@
-"""The command line: one module a command, each from options to a stage to a report."""
+"""The command line: one module per command, each from options to a stage to a report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = (
 
 
 class _Commands(click.Group):
-    """Each command is a module of its name, loaded when it is asked for."""
+    """The commands: each is a module of its name, loaded when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -42,7 +42,7 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="cnnvis")
 def cli() -> None:
-    """See what each unit of a trained convnet has learned.
+    """Show what each unit of a trained convnet has learned.
 
     Top images, deconvnet projections and regularized activation maximization for every unit of
     every layer, as figures to print. Start with `cnnvis demo`.
@@ -50,9 +50,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command; every failure is one line on stderr and the documented exit code."""
+    """Run a command; a failure is one line on stderr and the documented exit code."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed; else the next file that is opened would be it
+        if getattr(sys, name) is None:  # closed; the next file to be opened would take its number
             setattr(sys, name, open(os.devnull, "r+" if number else "r"))  # noqa: PTH123, SIM115
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Before there is any work to save, a signal ends the command at once."""
+    """End the command at once: there is no work to save yet."""
     raise Stopped(f"stopped by {signal.Signals(number).name} before it began")
 
 
@@ -82,7 +82,7 @@ def _code() -> int:
         return _fail(f"{type(error).__name__}: {error or 'no message'} (-v shows where)", 1)
 
 
-LONGEST = 2000  # letters of a message
+LONGEST = 2000  # characters of a message
 
 
 def _fail(message: str, code: int) -> int:

@@ -19,25 +19,25 @@ from cnnvis_cli.settings import Plan
 )
 @takes(*section("activations"), "topk.max_unreadable", *PRINTING, *WORKING)
 def command(**flags: Any) -> None:
-    """Show what every layer makes of an image, or of each frame of a video.
+    """Show every layer's activations for an image, or for each frame of a video.
 
     Each layer is a sheet of its channels, row by row in a square, or bars where a channel has one
-    value; above it are the five likeliest classes. all.png has all layers, a walk through the
-    network. --layer takes any module, by alias or path; by default it is every module that
-    computes something (not containers, dropout or flattening), and prob, the softmax of the
-    output. One that runs several times gives name, name#2, ...; functional rectifiers are no
-    modules and cannot be shown. With --unit alone only that channel is drawn.
+    value, below the five most probable classes. all.png shows all layers, one after the other.
+    --layer takes any module, by alias or path; the default is every module that computes
+    something (not containers, dropout or flattening), and prob, the softmax of the output. A
+    module that runs several times gives name, name#2, ...; functional rectifiers are not modules
+    and cannot be shown. With --unit alone, only that channel is drawn.
 
     Where nothing is negative the tone is x / max with 0 black, otherwise x / max(2 max, -2 min) +
     0.5 with 0 mid-grey.
 
-    A video (.mp4, .webm, .gif, ..., or a folder with --frames) gives a video for each layer (by
-    default for all convolutions and fully connected layers), the frame and its classes beside the
-    sheet, on one scale that only grows; and strongest.tsv, the strongest unit of each layer in each
-    frame, with a plot. Frames that cannot be decoded are told and left out. It needs PyAV.
+    A video (.mp4, .webm, .gif, ..., or a folder with --frames) gives one video per layer (by
+    default all convolutions and fully connected layers), with the frame and its classes beside the
+    sheet, on a scale that only grows; and strongest.tsv, the strongest unit of each layer in each
+    frame, with a plot. Frames that cannot be decoded are reported and skipped. Videos need PyAV.
 
-    Images are as in topk: transparency is dropped, 16 bits become 8, CMYK becomes RGB, an image
-    that cannot be read is told and left out.
+    Images are read as in topk: transparency is dropped, 16 bits become 8, CMYK becomes RGB.
+    Unreadable images are reported and skipped.
 
     Example: cnnvis activations outputs/demo-images --model demo --layer conv1 (after cnnvis demo)
     """

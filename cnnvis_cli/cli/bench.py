@@ -20,13 +20,13 @@ def command() -> None:
 
 @command.command("topk")
 @click.argument("dataset")
-@click.option("--seconds", default=3.0, show_default=True, help="For each measurement.")
-@click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
+@click.option("--seconds", default=3.0, show_default=True, help="Seconds per measurement.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
 @takes(JSON, *WORKING)
 def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
-    """Decoding alone, the forward pass alone, their combined limit, and topk.
+    """Measure decoding alone, the forward pass alone, their combined limit, and topk.
 
-    DATASET is as in `cnnvis topk`. Take at least 500 images, better a multiple of the batch size;
+    DATASET is as in `cnnvis topk`. Use at least 500 images, ideally a multiple of the batch size;
     each round goes through all of them.
 
     Example: cnnvis bench topk demo --model demo --rounds 1
@@ -39,15 +39,18 @@ def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None
 
 
 @command.command("optimize")
-@takes(setting("optimize.style", help="Repeatable.", shown="1, 2, 3 and 4"), "optimize.precision")
-@click.option("--seconds", default=3.0, show_default=True, help="For each measurement.")
-@click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
+@takes(
+    setting("optimize.style", help="A style; repeatable.", shown="1, 2, 3, 4"),
+    "optimize.precision",
+)
+@click.option("--seconds", default=3.0, show_default=True, help="Seconds per measurement.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
 @takes(JSON, *WORKING_ON_UNITS)
 def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
-    """Each layer's forward and backward pass alone, optimize, and the toolbox's way.
+    """Measure each layer's forward and backward pass alone, optimize, and the toolbox's way.
 
-    In steps of one unit a second, on the same canvas and batch. The toolbox's way is the whole
-    network on the whole input, one unit at a time.
+    In unit steps per second, on the same canvas and batch. The toolbox's way is the whole network
+    on the whole input, one unit at a time.
 
     Example: cnnvis bench optimize --model demo --layer conv2 --rounds 1 --seconds 0.5
     """
@@ -61,13 +64,13 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
 
 @command.command("occlude")
 @takes(setting("occlude.size", metavar=None), setting("occlude.stride", metavar=None))
-@click.option("--rounds", default=5, show_default=True, help="Of all measurements.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds of all measurements.")
 @takes(JSON, *WORKING)
 def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
-    """Positions of a square a second, and the forward pass alone.
+    """Measure occlude, in positions of the square per second, and the forward pass alone.
 
-    The forward pass has the same batch size, of images that are on the device already. With whole
-    images, nothing of the first maps is taken over from the image without a square.
+    The forward pass has the same batch size, with the images already on the device. "Whole images"
+    reuses nothing of the first maps from the image without a square.
 
     Example: cnnvis bench occlude --model demo --rounds 3
     """
@@ -80,14 +83,14 @@ def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
 
 @command.command("project")
 @takes(*section("project"), setting("topk.k", help="Places per channel."))
-@click.option("--seconds", default=3.0, show_default=True, help="Of one image at a time, a round.")
-@click.option("--rounds", default=3, show_default=True, help="Of all measurements.")
+@click.option("--seconds", default=3.0, show_default=True, help="For one image at a time.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
 @takes(JSON, *WORKING_ON_UNITS)
 def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
-    """Each layer's projections, and one image at a time through the whole network.
+    """Measure each layer's projections, and one image at a time through the whole network.
 
-    In places a second, of random places in random images that are decoded already. A round
-    projects as many of the layer's units as one batch of work has; with --units fewer.
+    In places per second, for random places in random images that are already decoded. A round
+    projects as many of the layer's units as one batch of work has; --units makes it fewer.
 
     Example: cnnvis bench project --model demo --layer conv2 --rounds 1 --seconds 0.5
     """
@@ -99,14 +102,16 @@ def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> N
 
 
 @command.command("activations")
-@click.option("--frames", default=300, show_default=True, help="Of the video, 320x240 pixels.")
-@click.option("--rounds", default=3, show_default=True, help="Of both measurements.")
+@click.option(
+    "--frames", default=300, show_default=True, help="Frames of the video, 320x240 pixels."
+)
+@click.option("--rounds", default=3, show_default=True, help="Rounds of both measurements.")
 @takes(JSON, *WORKING)
 def bench_activations(frames: int, rounds: int, as_json: bool, **flags: Any) -> None:
-    """A video through some layers' view, and the bare forward pass.
+    """Measure activations of a video, and the bare forward pass.
 
-    In frames a second, in turns. The video is drawn and decoded, and its films are encoded, while
-    the network looks; the forward pass is that of the whole network on the same batch.
+    In frames per second, in turns. The video is drawn and decoded, and its films are encoded,
+    while the network runs; the forward pass is that of the whole network on the same batch.
 
     Example: cnnvis bench activations --model demo --layer conv5 --rounds 1 --frames 64
     """

@@ -1,6 +1,6 @@
-"""What a shell offers for a value when Tab is pressed; quick, so nothing heavy is imported.
+"""Shell completion of values; it must be quick, so nothing heavy is imported.
 
-Commands, options and choices are completed by click itself, once the shell has been told to::
+Click completes commands, options and choices itself, once the shell is set up by::
 
     eval "$(_CNNVIS_COMPLETE=bash_source cnnvis)"    # or zsh_source; fish_source for fish
 """
@@ -21,22 +21,22 @@ Items = list[CompletionItem]
 
 
 def models(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
-    """Names of models that begin so."""
+    """Return the models whose names begin with `begun`."""
     return _beginning(begun, (*OWN, *_builders()))
 
 
 def kinds(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
-    """Kinds of figures that begin so."""
+    """Return the kinds of figures whose names begin with `begun`."""
     return _beginning(begun, KINDS)
 
 
 def files(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
-    """The shell's own choice of files and folders."""
+    """Leave the choice of files and folders to the shell."""
     return [CompletionItem(begun, type="file")]
 
 
 def folders(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
-    """The shell's own choice of folders."""
+    """Leave the choice of folders to the shell."""
     return [CompletionItem(begun, type="dir")]
 
 
@@ -48,7 +48,7 @@ _BUILDER = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", re.MULTILINE
 
 
 def _builders() -> list[str]:
-    """torchvision's classification builders, read off its source: importing it takes seconds."""
+    """Return torchvision's model names, read from its source: importing it takes seconds."""
     found: list[str] = []
     with suppress(ImportError, OSError):
         spec = find_spec("torchvision")

@@ -17,7 +17,7 @@ from cnnvis_cli.settings import Plan
 def command(**flags: Any) -> None:
     """Run the whole pipeline on the bundled network and generated images.
 
-    No download and no GPU; it ends by naming the pictures to open.
+    It needs no download and no GPU, and ends by naming the pictures to open.
 
     Example: cnnvis demo
     """

@@ -17,18 +17,17 @@ from cnnvis_cli.settings import Plan
 def command(**flags: Any) -> None:
     """Show first-layer filters: which dominate, which are dead, how fine they are.
 
-    One figure has the filters in RGB as they are and clipped: those whose RMS exceeds the radius
-    are framed, and scaled down to it (Zeiler & Fergus 2013, Fig. 6 and section 3). Dead filters,
-    never active over the images of topk.h5, are crossed out. The other figure has the mean
-    activation against the filters' spatial frequency (Yosinski et al. 2015, supplement S1). All
-    numbers are in a table beside them. Dead filters and activations need topk.h5, the rest does
-    not.
+    One figure shows the filters in RGB, raw and clipped: those whose RMS exceeds the radius are
+    framed, and scaled down to it (Zeiler & Fergus 2013, Fig. 6 and section 3). Dead filters, never
+    active over the images of topk.h5, are crossed out. The other figure plots mean activation
+    against the filters' spatial frequency (Yosinski et al. 2015, supplement S1). All numbers are
+    in a table beside them. Dead filters and activations need topk.h5, the rest does not.
 
-    The RMS is of the weights as they are, for the network's own normalised input. The paper's 0.1
-    is for pixels of about -128 to 128; of a network whose input is divided by a standard deviation
-    of 57 or so, as torchvision's is, the same filters are that many times larger.
+    The RMS is that of the raw weights, for the network's own normalised input. The paper's 0.1 is
+    for pixels of about -128 to 128; in a network whose input is divided by a standard deviation of
+    about 57, as torchvision's is, the same filters are that many times larger.
 
-    Without --layer it is the first convolution that takes the image.
+    Without --layer, the first convolution that takes the image is shown.
 
     Example: cnnvis filters --model demo
     """

@@ -18,8 +18,8 @@ def command(**flags: Any) -> None:
     """Make a web page to browse every unit of the run: <run>/gallery/index.html.
 
     It shows what the run directory holds: optimized images, the strongest patches, projections,
-    histograms, classes and neighbours. It opens from a disk and can be put on any web server;
-    nothing in it asks for anything outside its folder.
+    histograms, classes and neighbours. It opens from disk or from any web server, and requests
+    nothing from outside its folder.
 
     Example: cnnvis gallery --run outputs/demo (after cnnvis demo)
     """

@@ -10,7 +10,7 @@ from cnnvis_cli.cli.options import DESCRIBING, planned, takes
 
 
 @click.command("layers")
-@click.option("--json", "as_json", is_flag=True, help="For programs: a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a list of objects.")
 @takes(*DESCRIBING)
 def command(as_json: bool, **flags: Any) -> None:
     """List a network's layers.

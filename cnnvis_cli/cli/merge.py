@@ -16,8 +16,8 @@ from cnnvis_cli.cli.options import JOINING, planned, takes
 def command(runs: tuple[Path, ...], **flags: Any) -> None:
     """Join runs made with --shard i/n into one.
 
-    RUNS are the run directories of all shards; the result goes to --run. It is the same, bit for
-    bit, as that of a run in one piece.
+    RUNS are the run directories of all shards; the result goes to --run. It is bit for bit the
+    same as that of an undivided run.
 
     Example: cnnvis merge outputs/part1 outputs/part2 --run outputs/whole
     """

@@ -17,19 +17,19 @@ from cnnvis_cli.settings import Plan
 @click.argument("montage__kind", metavar="[KIND]...", nargs=-1, shell_complete=completing.kinds)
 @takes(*section("montage"), MOVED, *DRAWING, *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
-    """Draw figures from what the run directory holds, as PNG.
+    """Draw figures as PNG from the results in the run directory.
 
     \b
     KIND, repeatable; by default optimized and top:
-      optimized  one tile a channel (Yosinski et al. 2015, Fig. S1)
+      optimized  one tile per channel (Yosinski et al. 2015, Fig. S1)
       top        projections beside image patches (Zeiler & Fergus 2013, Fig. 2)
-      styles     3x3 runs in each of four styles, a unit (Yosinski et al., Fig. 4)
-      layers     all layers at true size, four runs a channel (Fig. 5)
+      styles     3x3 runs in each of four styles, per unit (Yosinski et al., Fig. 4)
+      layers     all layers at true size, four runs per channel (Fig. 5)
       unit       optimized, patches, projections, 3x3 each (panes of Fig. 1)
       toolbox    JPEGs in the folders that the deep-visualization-toolbox reads
       history    the activation during each ascent
 
-    Example: cnnvis montage optimized --model demo --layer conv1 (after that of optimize)
+    Example: cnnvis montage optimized --model demo --layer conv1 (after the example of optimize)
     """
     carry_out("montage", flags, _work)
 

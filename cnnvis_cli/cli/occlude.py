@@ -33,21 +33,21 @@ from cnnvis_cli.settings import Plan
     *EXPLAINING,
 )
 def command(**flags: Any) -> None:
-    """Show which parts of an image a network's decision hangs on (Zeiler & Fergus 2013, Fig. 7).
+    """Show which parts of an image a prediction depends on (Zeiler & Fergus 2013, Fig. 7).
 
-    IMAGE is a file, or a folder, list, tar or zip of them. A grey square hides one place of it
-    after the other. Each image gets figures/occlude/<image>_<layer>.png and its numbers,
+    IMAGE is a file, or a folder, list, tar or zip of them. A grey square covers one part of the
+    image after the other. Each image gets figures/occlude/<image>_<layer>.png and its numbers,
     occluded/<image>_<layer>.h5. The panels:
 
     \b
-      (a)  the image, as the network is shown it
+      (a)  the image, as the network sees it
       (b)  total activation of the layer's strongest map, by the square's position
       (c)  that map, projected to the pixels; also for its strongest images, where the run has them
       (d)  probability of the class, by the square's position
       (e)  the most probable class, by the square's position
 
-    The square has the mean colour, which is 0 to the network. Its centre goes over the whole
-    image, so that it hangs over the border there.
+    The square has the mean colour, which is 0 to the network. Its centre visits the whole image,
+    so at the border the square extends beyond it.
 
     Example: cnnvis occlude outputs/demo-images/cat/000.png --model demo (after topk demo --model
     demo)

@@ -84,7 +84,7 @@ CONFIG = click.option(
     type=click.Path(path_type=Path),
     help="A TOML file of settings; flags override it.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 MOVED = setting("dataset", help="Where the images are now, if they have moved.")
 
 TALKING = (QUIET, VERBOSE, setting("log", type=click.Path(path_type=Path, dir_okay=False)))

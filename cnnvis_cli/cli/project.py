@@ -15,11 +15,11 @@ from cnnvis_cli.settings import Plan
 @click.command("project")
 @takes(*section("project"), MOVED, *SHARING, *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
-    """Project the strongest activations back to pixels: what in the image caused them.
+    """Project the strongest activations back to the pixels that caused them.
 
     Works on the places that `cnnvis topk` stored in the run directory. The result is
-    projected/<layer>.h5, where other starts and ways through normalisation have groups of their
-    own, such as deconv-map and guided-lrn.
+    projected/<layer>.h5, with separate groups for other values of --start and --lrn, such as
+    deconv-map and guided-lrn.
 
     Example: cnnvis project --model demo --layer conv1 (after cnnvis topk demo --model demo)
     """

@@ -17,9 +17,9 @@ from cnnvis_cli.settings import Plan
 @click.argument("config", type=click.Path(path_type=Path))
 @takes(setting("dataset", help="Images to use instead of the plan's dataset."), *SHARING, *RUNNING)
 def command(**flags: Any) -> None:
-    """Do all stages of a TOML file, in order; started again, carry on where it stopped.
+    """Run all stages of a TOML file, in order; when run again, continue where it stopped.
 
-    This is what cron starts. A finished run returns at once.
+    This is the command for cron. A finished run returns at once.
 
     Example: cnnvis run configs/demo.toml
     """

@@ -27,23 +27,23 @@ from cnnvis_cli.settings import Plan
     *EXPLAINING,
 )
 def command(**flags: Any) -> None:
-    """Show what in an image a class or a unit looks at.
+    """Show what in an image a class or a unit depends on.
 
-    IMAGE is a file, or a folder, list, tar or zip of them. Each gets one figure,
+    IMAGE is a file, or a folder, list, tar or zip of them. Each image gets one figure,
     figures/saliency/<image>_<target>.png, where the target is `predicted`, `class0013` or
-    `conv5_0151`: the image with its likeliest classes, and each method's map on its own and over
+    `conv5_0151`: the image with its most probable classes, and each method's map alone and over
     the image.
 
     \b
-      gradient    of the class's score by the pixels (Simonyan et al. 2013)
+      gradient    gradient of the class's score (Simonyan et al. 2013)
       guided      guided backpropagation (Springenberg et al. 2014)
       deconv      deconvnet (Zeiler & Fergus 2013)
       gradcam     Grad-CAM (Selvaraju et al. 2017)
       smoothgrad  SmoothGrad (Smilkov et al. 2017), 50 passes
       integrated  integrated gradients (Sundararajan et al. 2017), 50 passes
 
-    A class is explained by the network's output for it, before any softmax that comes after; a
-    unit by its layer's own output at its strongest place in the image.
+    A class is explained by the network's output for it, before any final softmax; a unit by its
+    layer's own output at its strongest place in the image.
 
     Example: cnnvis saliency outputs/demo-images/cat --model demo (after topk demo --model demo)
     """

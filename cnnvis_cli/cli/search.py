@@ -24,9 +24,9 @@ from cnnvis_cli.settings import Plan
 def command(**flags: Any) -> None:
     """Search for regularization parameters that give good pictures.
 
-    As the paper found its four styles: random rows of parameters, the same few units under each,
-    one contact sheet with the parameters under the pictures, sorted by a score. Without --units,
-    four units are spread over the layer. The numbers are in search/<layer>.h5.
+    This is how the paper found its four styles: random rows of parameters, the same few units for
+    each, and a contact sheet with the parameters under the pictures, sorted by a score. Without
+    --units, four units spread over the layer are used. The numbers are in search/<layer>.h5.
 
     Example: cnnvis search --model demo --layer conv2 --trials 6 --iterations 30
     """

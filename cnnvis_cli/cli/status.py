@@ -15,10 +15,9 @@ from cnnvis_cli.cli.options import JSON, TALKING, planned, takes
 @click.argument("run", type=click.Path(path_type=Path))
 @takes(JSON, *TALKING)
 def command(run: Path, as_json: bool, **flags: Any) -> None:
-    """Tell what a run has done, what is left and skipped, how fast, and until when.
+    """Show what a run has done, what is left and skipped, its speed and the time left.
 
-    RUN is a run directory, also one that is being worked on, by any number of shards. Nothing in
-    it is changed.
+    RUN is a run directory; it may be in use by any number of shards. Nothing in it is changed.
 
     Example: cnnvis status outputs/demo
     """

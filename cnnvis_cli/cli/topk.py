@@ -17,11 +17,11 @@ from cnnvis_cli.settings import Plan
 @click.argument("dataset", required=False, shell_complete=completing.files)
 @takes(*section("topk"), *SHARING, *WORKING)
 def command(**flags: Any) -> None:
-    """Find the images, and the places in them, that each channel answers most strongly.
+    """Find the images, and the places in them, that activate each channel most strongly.
 
-    DATASET is a folder of images, best with one folder a class as ImageNet has it; or of tar
-    shards; or one .tar or .zip file; or a text file of paths; or `demo` for images that are drawn.
-    The result is topk.h5 in the run directory, with statistics of every channel.
+    DATASET is a folder of images, ideally with one folder per class as in ImageNet; a folder of
+    tar shards; a .tar or .zip file; a text file of paths; or `demo` for generated images. The
+    result is topk.h5 in the run directory, with statistics of every channel.
 
     Example: cnnvis topk demo --model demo
     """

@@ -19,16 +19,16 @@ from cnnvis_cli.errors import CnnvisError
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Places, optimized images and files of the dataset to look at again.",
+    help="Number of places, optimized images and dataset files to check again.",
 )
 @click.option("--all", "everything", is_flag=True, help="Read every image of the dataset.")
 @takes(JSON, *VERIFYING)
 def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
-    """Check that a run is whole, and that its numbers come out again.
+    """Check that a run is complete, and that its numbers can be reproduced.
 
-    Every sealed file and every picture is read to its last bit; the dataset's list is compared
-    with the one that was looked at; a sample of stored places, optimized images and projections is
-    computed anew. Nothing is changed. Whatever is wrong is named, and makes the exit code 1.
+    Every sealed file and every picture is read completely; the dataset's list is compared with the
+    one that was used; a sample of stored places, optimized images and projections is recomputed.
+    Nothing is changed. Whatever is wrong is listed, and gives exit code 1.
 
     Example: cnnvis verify outputs/demo
     """

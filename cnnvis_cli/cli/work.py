@@ -1,4 +1,4 @@
-"""From a command's options to its work."""
+"""The step from a command's options to its work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cnnvis_cli.stages import receipt
 def carry_out(command: str, flags: dict[str, Any], work: receipt.Work) -> None:
     """Do a command's work, alone in the run directory, unless it has been done.
 
-    What is heavy is imported by `work`: whoever finds the directory in use (exit 75), or all done,
-    is told at once.
+    Heavy modules are imported by `work`, so that a directory in use (exit code 75) or a finished
+    run is reported at once.
     """
     plan, report = planned(flags)
     receipt.carry_out(command, plan, report, work)

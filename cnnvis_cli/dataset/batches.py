@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cnnvis_cli.dataset.containers import Unreadable
-from cnnvis_cli.dataset.decode import decode
-from cnnvis_cli.dataset.decode_there import decode_there
+from cnnvis_cli.dataset.decode import decode, is_plain_jpeg
+from cnnvis_cli.dataset.decode_on_gpu import decode_plain
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import Died
 from cnnvis_cli.nouns import Preprocessing
@@ -40,11 +40,11 @@ class Batch:
     crcs: NDArray[np.uint32]  # (B,) of the images' bytes as they were read; 0 where none were
     failures: dict[int, str]  # image index -> why it could not be used
     labels: NDArray[np.int32]  # (B,) class index; -1 in padding, or where there is no class
-    contents: tuple[bytes, ...] = ()  # files that are still to be decoded
+    contents: tuple[bytes, ...] = ()  # plain JPEGs that are still to be decoded; empty: none
 
     def pin_memory(self) -> Batch:
         """The batch with page-locked pixels; the DataLoader calls it."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        return replace(self, pixels=torch.as_tensor(self.pixels).pin_memory())
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Batches(Dataset[Batch]):
     """Batches `size` images long of a manifest, decoded by `workers` processes (0: in this one).
 
     `fast` is that of `decode`; `pin` puts pixels where a CUDA device fetches them directly; with
-    `there` the workers only read files, which are decoded on that device.
+    `gpu` the workers only read plain JPEGs, which are decoded on that device. Pixels come from the
+    workers in shared memory, or through `pipes`, which costs a copy.
     """
 
     manifest: Manifest
@@ -61,10 +62,17 @@ class Batches(Dataset[Batch]):
     workers: int = 0
     fast: bool = False
     pin: bool = False
-    there: torch.device | None = None
+    gpu: torch.device | None = None
+    pipes: bool = False
 
     def __len__(self) -> int:
         return -(-len(self.manifest) // self.size)
+
+    @property
+    def ahead(self) -> int:
+        """Bytes of the batches that each worker has decoded before they are asked for."""
+        height, width = self.preprocessing.crop
+        return AHEAD * self.size * height * width * 3
 
     def read(self, numbers: Iterable[int]) -> Iterator[Batch]:
         """The batches of these numbers, in their order.
@@ -77,8 +85,8 @@ class Batches(Dataset[Batch]):
             batch_size=None,  # an item is a batch already, put together in the worker
             sampler=numbers,
             num_workers=self.workers,
-            prefetch_factor=2 if self.workers else None,
-            collate_fn=_as_it_is,
+            prefetch_factor=AHEAD if self.workers else None,
+            collate_fn=_unshared if self.pipes else _as_it_is,
             worker_init_fn=_begin,
             # Whatever has started this process: they need what it has, and no device.
             multiprocessing_context="fork" if self.workers else None,
@@ -87,7 +95,8 @@ class Batches(Dataset[Batch]):
         with _deaths_found_when_asking():
             batches = iter(loader)
         while (batch := _next(batches)) is not None:
-            yield batch if self.there is None else self._decoded_there(batch, self.there)
+            batch = replace(batch, pixels=torch.as_tensor(batch.pixels))
+            yield batch if self.gpu is None else self._decoded(batch, self.gpu)
 
     def __getitem__(self, number: int) -> Batch:
         """Read and decode one batch here."""
@@ -95,8 +104,8 @@ class Batches(Dataset[Batch]):
             raise ValueError(f"batch {number}: there are {len(self)}")
         first = number * self.size
         images = range(first, min(first + self.size, len(self.manifest)))
-        shape = (self.size, *self.preprocessing.crop, 3) if self.there is None else (0,)
-        pixels, contents = np.zeros(shape, np.uint8), [b""] * self.size
+        pixels = np.zeros((self.size, *self.preprocessing.crop, 3), np.uint8)
+        contents = [b""] * self.size
         used, crcs = np.zeros(self.size, np.bool_), np.zeros(self.size, np.uint32)
         labels, failures = np.full(self.size, -1, np.int32), {}
         labels[: len(images)] = self.manifest.labels[first : images.stop]
@@ -104,22 +113,27 @@ class Batches(Dataset[Batch]):
             try:
                 content = self.manifest.read(index)
                 crcs[slot] = zlib.crc32(content)
-                contents[slot] = content
-                if self.there is None:
+                if self.gpu is not None and is_plain_jpeg(content):
+                    contents[slot] = content
+                else:
                     pixels[slot] = decode(content, self.preprocessing, self.fast)
                 used[slot] = True
             except Unreadable as reason:
                 failures[index] = str(reason)
-        decoded = Batch(number, first, torch.from_numpy(pixels), used, crcs, failures, labels)
-        return decoded if self.there is None else replace(decoded, contents=tuple(contents))
+        shown = torch.from_numpy(pixels)
+        if self.gpu is not None and all(contents[slot] for slot in np.flatnonzero(used)):
+            shown = shown[:0].clone()  # nothing to send
+        return Batch(number, first, shown, used, crcs, failures, labels, tuple(contents))
 
-    def _decoded_there(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch with its files decoded on the device."""
-        pixels = torch.zeros(self.size, *self.preprocessing.crop, 3, dtype=torch.uint8)
-        pixels, used, failures = pixels.to(device), batch.used.copy(), dict(batch.failures)
-        slots = np.flatnonzero(used).tolist()
+    def _decoded(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch with its plain JPEGs decoded on the device."""
+        shape = (self.size, *self.preprocessing.crop, 3)
+        pixels, used, failures = batch.pixels.to(device), batch.used.copy(), dict(batch.failures)
+        if not len(pixels):
+            pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
+        slots = [slot for slot, content in enumerate(batch.contents) if content]
         files = [batch.contents[slot] for slot in slots]
-        for slot, found in zip(slots, decode_there(files, self.preprocessing, device), strict=True):
+        for slot, found in zip(slots, decode_plain(files, self.preprocessing, device), strict=True):
             if isinstance(found, Unreadable):
                 used[slot], failures[batch.first + slot] = False, str(found)
             else:
@@ -136,6 +150,8 @@ def _next(batches: Iterator[Batch]) -> Batch | None:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # as torch names no class for it
             raise
+        if "Bus error" in str(error):
+            raise Died("a decoding process died: shared memory (/dev/shm) is full") from None
         raise Died(
             f"a decoding process died ({error}); is memory short? use fewer --workers"
         ) from None
@@ -157,8 +173,16 @@ def _deaths_found_when_asking() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
+AHEAD = 2  # batches a worker
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _unshared(batch: Any) -> Any:
+    """A batch whose pixels travel like any other bytes: those of tensors lie in shared memory."""
+    return replace(batch, pixels=batch.pixels.numpy())
 
 
 def _begin(_worker: int) -> None:

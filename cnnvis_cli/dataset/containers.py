@@ -1,4 +1,4 @@
-"""Where an image's bytes lie: in a file of its own, or in a tar or zip that is never extracted."""
+"""The bytes of an image: in a plain file, or in a tar or zip that is never extracted."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any, BinaryIO
 from cnnvis_cli.errors import UsageError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-LARGEST = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of it
+LARGEST = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of this
 OPEN = 16  # containers that a process keeps open
-INDEX = 1 << 30  # bytes that a zip's list of members may take: some ten million of them
-ENTRY = 1 << 20  # bytes of a tar's header with a long name; of a path Linux takes 4096
+INDEX = 1 << 30  # bytes of a zip's list of members: about ten million of them
+ENTRY = 1 << 20  # bytes of a tar's header with a long name; Linux allows paths of 4096
 FURTHEST = (1 << 63) - 1  # bytes: what a file system, and our arrays, can count to
 BLOCK = 512  # bytes of a tar's headers and end marks
 HEADER = struct.Struct("<4s5H3I2H")  # of a zip's member; 4.3.7 of PKWARE's APPNOTE.TXT
 DESCRIPTOR = struct.Struct("<4s2I")  # the start of what may follow a zip's member (4.3.9)
 ENCRYPTED, CRC_FOLLOWS = 1 << 0, 1 << 3  # bits of a zip member's flags (4.4.4)
-BROKEN = (  # what tarfile and zipfile raise for files that are none
+BROKEN = (  # what tarfile and zipfile raise for invalid files
     tarfile.TarError,
     zipfile.BadZipFile,
     OSError,
@@ -37,7 +37,7 @@ BROKEN = (  # what tarfile and zipfile raise for files that are none
     struct.error,
 )
 
-Member = tuple[str, int, int]  # name, bytes when read, where it is in its container
+Member = tuple[str, int, int]  # name, size in bytes, and place in its container
 
 
 class Unreadable(Exception):
@@ -45,7 +45,7 @@ class Unreadable(Exception):
 
 
 def is_image(name: str) -> bool:
-    """Whether a file or member is named like an image, and neither it nor a folder is hidden."""
+    """Return whether a file or member has an image's name, and no part of it is hidden."""
     return name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, name.split("/")))
 
 
@@ -54,9 +54,9 @@ def _is_hidden(part: str) -> bool:
 
 
 def members(container: Path) -> Iterator[Member]:
-    """The images of a tar or a zip, in its order; of equal names the last one is meant.
+    """Yield the images of a tar or a zip, in its order; of equal names the last one counts.
 
-    Raises `UsageError` for a container that is broken: half a list would be another dataset.
+    Raise `UsageError` for a broken container: half a list would be another dataset.
     """
     if not container.is_file():
         raise UsageError(f"{container}: is not a regular file; take it out of the dataset")
@@ -67,9 +67,9 @@ def members(container: Path) -> Iterator[Member]:
 
 
 class _Frugal:
-    """An open file that is never read in large pieces, whatever lengths its headers tell.
+    """An open file that is never read in large pieces, whatever lengths its headers state.
 
-    tarfile and zipfile read a long name or a list of members at once, however long it says it is.
+    tarfile and zipfile read a long name or a list of members at once, whatever its stated length.
     """
 
     def __init__(self, file: BinaryIO, largest: int) -> None:
@@ -86,7 +86,7 @@ class _Frugal:
 
 
 def _tar(path: Path) -> Iterator[Member]:
-    """The regular files of a tar, by seeking from header to header."""
+    """Yield the regular files of a tar, by seeking from header to header."""
     place = 0  # of the next header
     try:
         with (
@@ -100,7 +100,7 @@ def _tar(path: Path) -> Iterator[Member]:
         ):
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # it would keep a million
-                if tar.offset <= place:  # a negative size, which leads round for ever
+                if tar.offset <= place:  # a negative size, which would loop for ever
                     raise tarfile.ReadError("a member has no end")
                 place = tar.offset
                 if member.issparse() and is_image(member.name):
@@ -116,7 +116,7 @@ def _tar(path: Path) -> Iterator[Member]:
 
 
 def _require_end(path: Path, place: int) -> None:
-    """Raise where a tar does not end in zeros: tarfile takes most damage for the end."""
+    """Raise if a tar does not end in zeros: tarfile takes most damage for the end."""
     with path.open("rb") as stream:
         stream.seek(place)
         mark = stream.read(BLOCK)
@@ -128,7 +128,7 @@ def _require_end(path: Path, place: int) -> None:
 
 
 def _zip(path: Path) -> Iterator[Member]:
-    """The regular files of a zip, from its central directory."""
+    """Yield the regular files of a zip, from its central directory."""
     try:
         with (
             path.open("rb") as file,
@@ -136,13 +136,17 @@ def _zip(path: Path) -> Iterator[Member]:
         ):
             found = archive.infolist()
     except BROKEN as error:
-        raise UsageError(f"{path}: is no whole zip ({error}); copy it again") from None
+        raise UsageError(f"{path}: is not a complete zip ({error}); copy it again") from None
     for info in found:
         if info.header_offset < 0:
-            raise UsageError(f"{path}: is no whole zip (its beginning is missing); copy it again")
+            raise UsageError(
+                f"{path}: is not a complete zip (its beginning is missing); copy it again"
+            )
         if max(info.file_size, info.header_offset) > FURTHEST:
-            raise UsageError(f"{path}: is no whole zip (it tells absurd sizes); copy it again")
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not written on Unix
+            raise UsageError(
+                f"{path}: is not a complete zip (it states absurd sizes); copy it again"
+            )
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if it was not written on Unix
         if kind in (0, stat.S_IFREG):
             yield info.filename, info.file_size, info.header_offset
 
@@ -151,18 +155,18 @@ INDEXES: dict[str, Callable[[Path], Iterator[Member]]] = {".tar": _tar, ".zip": 
 
 
 def is_container(name: str) -> bool:
-    """Whether a file is named like a tar or a zip."""
+    """Return whether a file has a tar's or a zip's name."""
     return name.lower().endswith(tuple(INDEXES))
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file; raises `Unreadable`, also for a FIFO, which would block for ever."""
+    """Return a file's bytes; raise `Unreadable`, also for a FIFO, which would block for ever."""
     try:
-        _readable_size(path.stat())  # before it is opened: to open a device may do something
+        _readable_size(path.stat())  # before opening: opening a device may have side effects
         with os.fdopen(_without_waiting(path), "rb") as file:
             size = _readable_size(os.fstat(file.fileno()))
             content = file.read(size + 1)
-        if content is None or len(content) != size:  # files of /proc are longer than they say
+        if content is None or len(content) != size:  # files of /proc are longer than they state
             raise Unreadable("changes while it is read")
         return content
     except (OSError, ValueError) as error:
@@ -170,12 +174,12 @@ def read_file(path: Path) -> bytes:
 
 
 def _without_waiting(path: str | Path) -> int:
-    """Open a file, which may have become a FIFO just now, or may be one of /proc that waits."""
+    """Open a file that may just have become a FIFO, or is one of /proc that blocks."""
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
 def _readable_size(status: os.stat_result) -> int:
-    """The bytes of a regular file; raises `Unreadable` for what is none, or too large."""
+    """Return the size of a regular file; raise `Unreadable` for anything else, or if too large."""
     if not stat.S_ISREG(status.st_mode):
         raise Unreadable("not a regular file")
     _check_size(status.st_size)
@@ -183,7 +187,7 @@ def _readable_size(status: os.stat_result) -> int:
 
 
 def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
-    """The bytes of a member, `path` being ``some/shard.tar/name``; raises `Unreadable`."""
+    """Return the bytes of a member, where `path` is ``some/shard.tar/name``; raise `Unreadable`."""
     _check_size(size)
     try:
         container, status = _container(root, path)
@@ -201,14 +205,14 @@ def _check_size(size: int) -> None:
 
 
 def _why(error: OSError | ValueError) -> str:
-    """The system's words, without the path."""
+    """Return the system's message, without the path."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return ((isinstance(error, OSError) and error.strerror) or str(error)).lower()
 
 
 def _container(root: Path, path: str) -> tuple[str, os.stat_result]:
-    """The shortest beginning of a path that is a tar or zip file: a folder may be named so too."""
+    """Return the shortest prefix of a path that is a tar or zip file, not a folder named so."""
     end = path.find("/")
     while end > 0:
         if is_container(path[:end]):
@@ -221,7 +225,7 @@ def _container(root: Path, path: str) -> tuple[str, os.stat_result]:
 
 
 class _Handle:
-    """An open file that closes itself once nobody holds it any more."""
+    """An open file that closes itself when it is no longer referenced."""
 
     def __init__(self, path: str) -> None:
         self.number = _without_waiting(path)
@@ -233,12 +237,12 @@ class _Handle:
 
 @lru_cache(maxsize=OPEN)
 def _opened(path: str, device: int, inode: int) -> _Handle:
-    """A container kept open; `pread` has no position that forked processes could share."""
+    """Return a container kept open; `pread` has no position, which forked processes would share."""
     return _Handle(path)
 
 
 def _exactly(file: int, size: int, offset: int) -> bytes:
-    """So many bytes from there; raises `Unreadable` where the file ends before."""
+    """Return exactly `size` bytes from there; raise `Unreadable` if the file ends before."""
     pieces = []
     while size:
         piece = os.pread(file, size, offset)
@@ -250,7 +254,7 @@ def _exactly(file: int, size: int, offset: int) -> bytes:
 
 
 def _from_zip(file: int, size: int, offset: int) -> bytes:
-    """A member whose header is there, of that size when unpacked; raises `Unreadable`."""
+    """Return the member whose header is there, of that unpacked size; raise `Unreadable`."""
     fields = HEADER.unpack(_exactly(file, HEADER.size, offset))
     signature, _, flags, method, _, _, crc, _, _, name, extra = fields
     if signature != b"PK\3\4":
@@ -271,9 +275,9 @@ def _stored(file: int, size: int, start: int) -> tuple[bytes, int]:
 
 
 def _inflated(file: int, size: int, place: int) -> tuple[bytes, int]:
-    """A deflated member and where it ends; never more than a byte beyond the listed size."""
+    """Return a deflated member and where it ends; at most one byte more than its listed size."""
     stream, content = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
-    furthest = place + 2 * size + (1 << 20)  # packing adds a little, unless it means to go on
+    furthest = place + 2 * size + (1 << 20)  # packing adds a little, unless it is malicious
     try:
         while not stream.eof:
             packed = stream.unconsumed_tail
@@ -295,7 +299,7 @@ def _inflated(file: int, size: int, place: int) -> tuple[bytes, int]:
 
 
 def _crcs_behind(file: int, end: int) -> tuple[int, ...]:
-    """What may be the CRC after a member; the signature before it is left out by some writers."""
+    """Return the possible CRCs after a member; some writers leave out the signature before it."""
     signature, second, _ = DESCRIPTOR.unpack(_exactly(file, DESCRIPTOR.size, end))
     (first,) = struct.unpack("<I", signature)
     return (first, second) if signature == b"PK\7\10" else (first,)

@@ -1,4 +1,4 @@
-"""From an image file to the pixels that a network is shown; the only reader of image files."""
+"""From an image file to the network's input pixels; the only reader of image files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["FORMATS", "Pixels", "Unreadable", "decode", "prepare", "write_png"]
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 SCANNED = 4 << 30  # pixels times scans of a JPEG: some seconds; a photograph has 1 to 12 scans
-TEXT = 32 << 20  # bytes of an image whose numbers are written out, which take a second for 6 MB
-HEADER = 4096  # bytes in which the sizes of a portable bitmap stand; comments lie between them
-LONGEST = 200  # letters of a reason
+TEXT = 32 << 20  # bytes of an image in text form; 6 MB take a second
+HEADER = 4096  # bytes that must contain the sizes of a portable bitmap; comments lie between them
+LONGEST = 200  # characters of a reason
 TILE = (322, 323)  # a TIFF's TileWidth and TileLength
 Pixels = NDArray[np.uint8]
 
@@ -35,10 +35,10 @@ Pixels = NDArray[np.uint8]
 def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> Pixels:
     """Decode, resize and centre-crop one image file: uint8 RGB of (height, width, 3).
 
-    As in torchvision's evaluation transforms. Transparency is dropped, 16-bit grey is scaled to
-    8 bits, an animation gives its first frame, EXIF rotation is ignored, as in training.
-    `fast` lets the JPEG decoder do most of the shrinking: other pixels, in a fraction of the time.
-    Raises `Unreadable` with the reason.
+    As in torchvision's evaluation transforms. Transparency is dropped, 16-bit grey is scaled to 8
+    bits, an animation gives its first frame, and EXIF rotation is ignored, as in training. `fast`
+    lets the JPEG decoder do most of the reduction: slightly different pixels, in a fraction of the
+    time. Raise `Unreadable` with the reason.
     """
     if not content:
         raise Unreadable("is empty")
@@ -47,13 +47,13 @@ def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> 
             if fast:
                 _shrink_early(image, preprocessing.resize)
             return prepare(_rgb(image), preprocessing)
-    except Exception as error:  # Pillow raises many kinds for broken files (facts of its fuzzing)
+    except Exception as error:  # Pillow raises many kinds for broken files, as fuzzing showed
         raise Unreadable(_reason(error)) from None
 
 
 @contextmanager
 def _opened(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """A file's header, its pixels not yet decoded; raises for one that would take too much."""
+    """Return an image with only its header read; raise if decoding it would take too much."""
     _check_text(content)
     with _SILENCE, Image.open(io.BytesIO(content), formats=formats) as image:
         _check_work(image, content)
@@ -61,9 +61,9 @@ def _opened(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
 
 class _Silence:
-    """While anybody is within, Pillow's warnings are not told.
+    """Silences Pillow's warnings while any thread is inside.
 
-    Python's filters belong to all threads at once: the first sets them, the last puts them back.
+    Python's filters are shared by all threads: the first one sets them, the last one restores them.
     """
 
     def __init__(self) -> None:
@@ -85,13 +85,13 @@ class _Silence:
 
 
 _SILENCE = _Silence()
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else some of it goes to stderr
-with suppress(OSError, AttributeError):  # where Pillow brings its libtiff, which prints by itself
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise some of it goes to stderr
+with suppress(OSError, AttributeError):  # if Pillow bundles its libtiff, which prints by itself
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def _check_text(content: bytes) -> None:
-    """Raise `Unreadable` for a portable bitmap that Pillow would read letter by letter for long."""
+    """Raise `Unreadable` for a portable bitmap in text form that would take Pillow long to read."""
     kind = content[:2]
     if not re.fullmatch(rb"P[1-6]", kind):
         return
@@ -105,7 +105,7 @@ def _check_text(content: bytes) -> None:
 def _check_work(image: Any, content: bytes) -> None:
     """Raise `Unreadable` for a small file that takes very much memory or time to decode.
 
-    Of many pixels; in tiles of many more, which are unpacked whole; or in very many scans.
+    It has too many pixels, tiles of many more (unpacked whole), or too many scans.
     """
     largest = Image.MAX_IMAGE_PIXELS or float("inf")
     width, height = image.size
@@ -121,9 +121,9 @@ def _check_work(image: Any, content: bytes) -> None:
 
 
 def _shrink_early(image: Image.Image, resize: int | Size) -> None:
-    """Have a JPEG decoded at 1/1, 1/2, 1/4 or 1/8: the least that covers `resize`, both sides.
+    """Decode a JPEG at 1/1, 1/2, 1/4 or 1/8: the smallest that covers `resize` on both sides.
 
-    Other formats have no such decoder, and `draft` leaves them alone.
+    Other formats have no such decoder, and `draft` leaves them unchanged.
     """
     height, width = (resize, resize) if isinstance(resize, int) else resize
     image.draft(None, (width, height))
@@ -132,7 +132,7 @@ def _shrink_early(image: Image.Image, resize: int | Size) -> None:
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """Resize and centre-crop an RGB picture: uint8 (height, width, 3).
 
-    Raises `Unreadable` for one so thin that its shorter side could only be resized in a bomb.
+    Raise `Unreadable` for one so thin that resizing its shorter side would need huge memory.
     """
     from torchvision.transforms import InterpolationMode  # takes two seconds
     from torchvision.transforms import functional as transforms
@@ -145,7 +145,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
 
 def check_shape(size: tuple[int, int], resize: int | Size) -> None:
-    """Raise `Unreadable` for a picture (width, height) that resizing would make a bomb of."""
+    """Raise `Unreadable` for a picture (width, height) that would be huge when resized."""
     width, height = size
     if isinstance(resize, int):
         enlarged = width * height * (resize / min(size)) ** 2
@@ -153,34 +153,42 @@ def check_shape(size: tuple[int, int], resize: int | Size) -> None:
             raise Unreadable(f"too thin: {width}x{height} pixels")
 
 
+END, TAIL = b"\xff\xd9", 1 << 10  # of a JPEG, and bytes that may follow: cameras add some
+
+
 def is_plain_jpeg(content: bytes) -> bool:
-    """Whether it begins like a JPEG in RGB or grey, of a size that is no bomb."""
+    """Return whether it begins like a JPEG in RGB or grey, of an acceptable size, and has an end.
+
+    Decoders on GPUs fill up with grey what a truncated file lacks.
+    """
+    if END not in content[-TAIL:]:
+        return False
     try:
         with _opened(content, ("JPEG",)) as image:
             return image.mode in ("RGB", "L")
-    except Exception:  # whatever is wrong with it, `decode` will say
+    except Exception:  # `decode` will report whatever is wrong
         return False
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB."""
+    """Return an image of any mode as RGB."""
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy it
 
 
 def _reason(error: Exception) -> str:
-    """A short line without tabs for skipped.tsv; a stream's address would differ in every run."""
+    """Return a short line for skipped.tsv, without tabs or addresses, which vary between runs."""
     text = re.sub(r"<_io\.BytesIO[^>]*>", "the file", str(error))
     return printable(" ".join(text.split()))[:LONGEST] or type(error).__name__
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """Write an RGB image, uint8 (height, width, 3); whole or not at all."""
+    """Write an RGB image, uint8 (height, width, 3), atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     Image.fromarray(pixels).save(temporary, "PNG")

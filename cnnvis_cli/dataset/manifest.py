@@ -1,4 +1,4 @@
-"""The frozen, sorted list of images that a run is about."""
+"""The frozen, sorted list of a run's images."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from cnnvis_cli.errors import UsageError
 LISTS = (".txt", ".lst")
 ACCEPTED = f"a folder, a list ({', '.join(LISTS)}) or a file {' or '.join(INDEXES)}"
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
-LONGEST = 4096  # bytes of a path, PATH_MAX of Linux; one of a megabyte would widen every row
-NAMELESS = ("", ".", "..")  # parts of a path that are no class
-ROWS = 1 << 16  # that are turned into arrays at a time
+LONGEST = 4096  # bytes of a path, PATH_MAX of Linux; a longer one would widen every row
+NAMELESS = ("", ".", "..")  # parts of a path that are not a class
+ROWS = 1 << 16  # number of rows that are turned into arrays at a time
 
 Row = tuple[str, int, int, str]  # path, bytes, place in its container or -1, class or ""
 Paths = NDArray[np.bytes_]
@@ -41,21 +41,21 @@ class Manifest:
     """N images in the order of ``sorted()``, in arrays that processes share without a copy.
 
     Paths are `os.fsencode`d, ``/``-separated and relative to `root`; a container's member is
-    ``shard.tar/member.jpg``. The label is the index among the sorted `classes`: of the first
-    folder below the root or inside the container; of the image's own folder in a list; -1 where
-    there is no folder.
+    ``shard.tar/member.jpg``. The label is the index, among the sorted `classes`, of the first
+    folder below the root or inside the container, or of the image's own folder in a list; -1
+    without a folder.
     """
 
     root: Path
     paths: Paths  # (N,)
-    sizes: NDArray[np.int64]  # (N,) bytes of the image as it is read; 0 for a missing file
-    offsets: NDArray[np.int64]  # (N,) tar: the first byte, zip: the header; -1: a file of its own
+    sizes: NDArray[np.int64]  # (N,) bytes of the image; 0 for a missing file
+    offsets: NDArray[np.int64]  # (N,) tar: the first byte, zip: the header; -1: a plain file
     labels: NDArray[np.int32]  # (N,)
     classes: tuple[str, ...]
 
     @classmethod
     def scan(cls, dataset: Path) -> Manifest:
-        """List a dataset's images; raises `UsageError` where it is none, broken or empty."""
+        """List a dataset's images; raise `UsageError` if it is invalid, broken or empty."""
         try:
             root = root_of(dataset)
             columns, classes = _arranged(_rows(dataset))
@@ -71,11 +71,11 @@ class Manifest:
         return len(self.paths)
 
     def path(self, index: int) -> str:
-        """The path of an image, relative to the root."""
+        """Return the path of an image, relative to the root."""
         return os.fsdecode(self.paths[index])
 
     def read(self, index: int) -> bytes:
-        """An image's file, undecoded; raises `Unreadable` with the reason."""
+        """Return an image's undecoded file; raise `Unreadable` with the reason."""
         path, offset = self.path(index), int(self.offsets[index])
         if offset < 0:
             return read_file(self.root / path)
@@ -83,9 +83,9 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over paths, sizes and labels, in order: another state is another dataset."""
+        """The SHA-256 of paths, sizes and labels, in order: any change is another dataset."""
         digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
-        width = int(np.char.str_len(self.paths).max(initial=1))  # a wider column is the same
+        width = int(np.char.str_len(self.paths).max(initial=1))  # a wider column is equivalent
         paths = self.paths.astype(f"S{width}")
         for column in (paths, self.sizes.astype("<i8"), self.labels.astype("<i4")):
             digest.update(f"{column.shape} {column.itemsize}\n".encode())
@@ -94,7 +94,7 @@ class Manifest:
 
 
 def _refuse_where_nothing_is_there(dataset: Path, paths: Paths, sizes: NDArray[np.int64]) -> None:
-    """Raise `UsageError` for a list that speaks of other files, or has more on a line than one."""
+    """Raise `UsageError` if a list names no existing file, or has more than one per line."""
     names = [os.fsdecode(path) for path in paths[:100]]
     if (
         len(names) > 1
@@ -103,18 +103,18 @@ def _refuse_where_nothing_is_there(dataset: Path, paths: Paths, sizes: NDArray[n
     ):
         raise UsageError(
             f"dataset {dataset}: none of its {len(paths)} images is there, such as {names[0]!r}; "
-            "a list has one path a line, relative to the list or absolute"
+            "a list has one path per line, relative to the list or absolute"
         )
 
 
 def root_of(dataset: Path) -> Path:
-    """What a dataset's paths are relative to: the folder itself, or the one that holds the file."""
+    """Return the folder that a dataset's paths are relative to: itself, or the file's folder."""
     is_file = dataset.suffix.lower() in (*LISTS, *INDEXES) and not dataset.is_dir()
     return dataset.parent if is_file else dataset
 
 
 def _rows(dataset: Path) -> Iterator[Row]:
-    """The images of any dataset, in any order; raises `UsageError` for what is none."""
+    """Return the images of any dataset, in any order; raise `UsageError` for anything else."""
     if dataset.is_dir():
         return _of_folder(dataset)
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -132,9 +132,9 @@ def _rows(dataset: Path) -> Iterator[Row]:
 
 
 def _of_folder(root: Path) -> Iterator[Row]:
-    """Files and members named like images; linked folders once each.
+    """Yield files and members with image names; linked folders once each.
 
-    Hidden names and run directories are passed over.
+    Hidden names and run directories are skipped.
     """
     seen: set[tuple[int, int]] = set()
     pending = [""]  # folders as prefixes of paths
@@ -151,7 +151,7 @@ def _of_folder(root: Path) -> Iterator[Row]:
 
 
 def _of_one_folder(place: Path, prefix: str) -> Generator[Row, None, list[str]]:
-    """The images of a folder and of the containers in it; returns its subfolders."""
+    """Yield the images of a folder and of the containers in it; return its subfolders."""
     folders, containers, label = [], [], prefix.partition("/")[0]
     with _opened(place) as number, os.scandir(number) as entries:
         for entry in entries:
@@ -172,7 +172,7 @@ def _of_one_folder(place: Path, prefix: str) -> Generator[Row, None, list[str]]:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """A folder's descriptor: to look up names from there is faster than whole paths."""
+    """Open a folder's descriptor: looking up names from there is faster than whole paths."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield number
@@ -181,7 +181,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _look(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a file, 0 for a dangling link, which reading will report; None for a folder."""
+    """Return a file's size, 0 for a dangling link (reading will report it), None for a folder."""
     try:
         return None if entry.is_dir() else entry.stat().st_size
     except OSError:
@@ -189,7 +189,7 @@ def _look(entry: os.DirEntry[str]) -> int | None:
 
 
 def _of_list(file: Path) -> Iterator[Row]:
-    """The images that a text file names, one path a line; # begins a comment line."""
+    """Yield the images that a text file names, one path per line; # begins a comment line."""
     with (
         _opened(file.parent) as folder,
         file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines,
@@ -197,7 +197,7 @@ def _of_list(file: Path) -> Iterator[Row]:
         while line := lines.readline(LONGEST + 1):
             if len(line) > LONGEST and not line.endswith("\n"):
                 raise UsageError(
-                    f"{file}: has a line of over {LONGEST} bytes; give one path a line"
+                    f"{file}: has a line of over {LONGEST} bytes; give one path per line"
                 )
             path = line.strip().removeprefix("./")
             if path and not path.startswith("#"):
@@ -206,7 +206,7 @@ def _of_list(file: Path) -> Iterator[Row]:
 
 
 def _size(path: str, folder: int) -> int:
-    """Bytes of a file as seen from a folder; 0 for one that is missing."""
+    """Return the size of a file as seen from a folder; 0 if it is missing."""
     try:
         return os.stat(path, dir_fd=folder).st_size
     except (OSError, ValueError):
@@ -214,7 +214,7 @@ def _size(path: str, folder: int) -> int:
 
 
 def _of_container(container: Path, prefix: str = "") -> Iterator[Row]:
-    """The images of a tar or zip in a folder whose paths begin with `prefix`."""
+    """Yield the images of a tar or zip in a folder whose paths begin with `prefix`."""
     start = f"{prefix}{container.name}/"
     for name, size, offset in members(container):
         folders = (part for part in name.split("/")[:-1] if part not in NAMELESS)
@@ -222,12 +222,12 @@ def _of_container(container: Path, prefix: str = "") -> Iterator[Row]:
 
 
 def _arranged(rows: Iterator[Row]) -> tuple[Columns, tuple[str, ...]]:
-    """Sorted paths, sizes, offsets and labels, each path once, and the sorted classes."""
-    codes: dict[str, int] = {}  # of the classes, as they are met
+    """Return sorted paths, sizes, offsets and labels, each path once, and the sorted classes."""
+    codes: dict[str, int] = {}  # of the classes, in the order of their appearance
     paths, sizes, offsets, labels = _columns(rows, codes)
     order = _order(paths)
     paths = paths[order]
-    last = np.append(paths[1:] != paths[:-1], True)[: len(paths)]  # of equal paths: as in a tar
+    last = np.append(paths[1:] != paths[:-1], True)[: len(paths)]  # the last of equals, as in a tar
     if not last.all():
         paths, order = paths[last], order[last]
     classes = tuple(sorted(codes.keys() - {""}))
@@ -237,7 +237,7 @@ def _arranged(rows: Iterator[Row]) -> tuple[Columns, tuple[str, ...]]:
 
 
 def _columns(rows: Iterator[Row], codes: dict[str, int]) -> Columns:
-    """Rows as arrays, a block at a time: a million strings never exist at once."""
+    """Return rows as arrays, built in blocks: a million strings never exist at once."""
     blocks = [_block([], codes)]
     while block := list(islice(rows, ROWS)):
         blocks.append(_block(block, codes))
@@ -251,7 +251,7 @@ def _columns(rows: Iterator[Row], codes: dict[str, int]) -> Columns:
 
 
 def _block(rows: list[Row], codes: dict[str, int]) -> Columns:
-    """Some rows as arrays; raises `UsageError` for a path that no file system has."""
+    """Return some rows as arrays; raise `UsageError` for a path that no file system allows."""
     paths = np.array(_encoded([row[0] for row in rows]), np.bytes_)
     if paths.itemsize > LONGEST:
         longest = max((row[0] for row in rows), key=len)
@@ -266,15 +266,15 @@ def _block(rows: list[Row], codes: dict[str, int]) -> Columns:
 
 
 def _encoded(paths: list[str]) -> list[bytes]:
-    """`os.fsencode` of each."""
+    """Return `os.fsencode` of each."""
     try:
         return [path.encode() for path in paths]
-    except UnicodeEncodeError:  # a name that is no UTF-8
+    except UnicodeEncodeError:  # a name that is not UTF-8
         return [os.fsencode(path) for path in paths]
 
 
 def _order(paths: Paths) -> NDArray[np.int64]:
-    """The rows in the order of `sorted()` of the paths as text; equal ones stay in order."""
+    """Return the rows in the order of `sorted()` of the paths as text; equal ones stay in order."""
     if all(_is_utf8(paths[i : i + ROWS]) for i in range(0, len(paths), ROWS)):
         return np.argsort(paths, kind="stable")  # bytes of UTF-8 sort as its characters do
     names = [os.fsdecode(path) for path in paths]

@@ -1,7 +1,7 @@
-"""The vocabulary of the drawn images: planes, shapes as distances, colours, painted sheets.
+"""The elements of the generated images: planes, shapes as distances, colours, painted sheets.
 
-A shape is a field of distances: for every pixel, how far it lies from the shape's outline, negative
-inside. Union is `np.minimum`, intersection `np.maximum`, complement a minus sign, and an outline is
+A shape is a distance field: for every pixel the distance from the shape's outline, negative inside.
+Union is `np.minimum`, intersection `np.maximum`, complement a minus sign, and an outline is
 `outline(distance, width)`. All lengths are in units of the plane, where an object fills [-1, 1].
 """
 
@@ -23,29 +23,29 @@ Colour = NDArray[
 Span = tuple[float, float]  # from, to
 Point = tuple[float, float]  # x to the right, y downwards
 
-WHEEL: Span = (0.0, 360.0)  # every hue there is, in degrees
+WHEEL: Span = (0.0, 360.0)  # every hue, in degrees
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where each pixel lies, seen from one object: x to the right, y downwards."""
+    """The position of each pixel relative to one object: x to the right, y downwards."""
 
     x: Field
     y: Field
     pixel: float  # side of a pixel, in units of the plane
 
     def at(self, x: float, y: float, degrees: float = 0.0) -> Plane:
-        """The plane with its origin moved to (x, y) and its axes turned clockwise."""
+        """Return the plane with its origin moved to (x, y) and its axes rotated clockwise."""
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         right, down = self.x - x, self.y - y
         return Plane(right * cos + down * sin, down * cos - right * sin, self.pixel)
 
     def mirrored(self) -> Plane:
-        """The plane folded along its vertical axis: what is drawn on the right shows twice."""
+        """Return the plane folded along its vertical axis: a drawing on the right appears twice."""
         return Plane(np.abs(self.x), self.y, self.pixel)
 
     def folded(self, times: int) -> Plane:
-        """The plane folded around its origin: what is drawn along +x shows `times` times."""
+        """Return the plane folded around its origin: a drawing along +x appears `times` times."""
         sector = 2 * math.pi / times
         angle = np.arctan2(self.y, self.x)
         angle -= sector * np.round(angle / sector)
@@ -54,28 +54,28 @@ class Plane:
 
 
 def length(x: Field, y: Field) -> Field:
-    """Distance from the origin."""
+    """Return the distance from the origin."""
     return np.sqrt(x * x + y * y)
 
 
 def disc(plane: Plane, radius: float) -> Field:
-    """A round spot."""
+    """Return a round spot."""
     return length(plane.x, plane.y) - radius
 
 
 def ellipse(plane: Plane, across: float, down: float) -> Field:
-    """An oval of the given half axes (the distance is exact on the outline only)."""
+    """Return an oval of the given half axes (the distance is exact on the outline only)."""
     return (length(plane.x / across, plane.y / down) - 1) * min(across, down)
 
 
 def box(plane: Plane, across: float, down: float, corner: float = 0.0) -> Field:
-    """A rectangle of the given half sides, with rounded corners."""
+    """Return a rectangle of the given half sides, with rounded corners."""
     x, y = np.abs(plane.x) - (across - corner), np.abs(plane.y) - (down - corner)
     return length(np.maximum(x, 0), np.maximum(y, 0)) + np.minimum(np.maximum(x, y), 0) - corner
 
 
 def line(plane: Plane, start: Point, end: Point, widths: Span) -> Field:
-    """A stroke with round ends; the half widths are those at its start and at its end."""
+    """Return a stroke with round ends; the half widths are those at its start and at its end."""
     along = (end[0] - start[0], end[1] - start[1])
     x, y = plane.x - start[0], plane.y - start[1]
     square = along[0] ** 2 + along[1] ** 2
@@ -84,7 +84,7 @@ def line(plane: Plane, start: Point, end: Point, widths: Span) -> Field:
 
 
 def arc(plane: Plane, radius: float, width: float, degrees: float) -> Field:
-    """Part of a ring around the origin, reaching `degrees` to both sides of straight down."""
+    """Return part of a ring around the origin, `degrees` to both sides of straight down."""
     sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     x, y = np.abs(plane.x), plane.y
     end = length(x - sin * radius, y - cos * radius)
@@ -92,7 +92,7 @@ def arc(plane: Plane, radius: float, width: float, degrees: float) -> Field:
 
 
 def convex(plane: Plane, *corners: Point) -> Field:
-    """A polygon without dents; its corners are given clockwise as seen on the screen."""
+    """Return a convex polygon; its corners are given clockwise as seen on the screen."""
     sides = []
     for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
         reach = math.hypot(x1 - x0, y1 - y0)
@@ -101,36 +101,36 @@ def convex(plane: Plane, *corners: Point) -> Field:
 
 
 def lens(plane: Plane, long: float, short: float) -> Field:
-    """A pointed oval along x, of given half length and width: where two equal discs overlap."""
+    """Return a pointed oval along x, of given half length and width: two equal discs overlap."""
     radius = (long**2 + short**2) / (2 * short)
     return length(plane.x, np.abs(plane.y) + (radius - short)) - radius
 
 
 def outline(distance: Field, width: float) -> Field:
-    """The line that runs along a shape's edge, `width` to both sides."""
+    """Return the line along a shape's edge, `width` to both sides."""
     return np.abs(distance) - width
 
 
 def stripes(position: Field, period: float, share: float) -> Field:
-    """Bands that return with a period, each as wide as the given share of it."""
+    """Return periodic bands, each as wide as the given share of the period."""
     distance: Field = (np.abs(position / period % 1 - 0.5) - share / 2) * period
     return distance
 
 
 def cell(position: Field, period: float) -> tuple[Field, Field]:
-    """Cuts an axis into equal cells: the way from the cell's centre, and the cell's number."""
+    """Cut an axis into equal cells; return the offset from the cell's centre and its number."""
     number = np.floor(position / period)
     return position - (number + 0.5) * period, number
 
 
 def lottery(column: Field, row: Field) -> Field:
-    """A number in [0, 1) for every cell that looks random and is always the same."""
+    """Return a number in [0, 1) per cell that looks random and is always the same."""
     return np.sin(column * 12.9898 + row * 78.233) * 437.585 % 1  # a customary shader hash
 
 
 @functools.lru_cache(maxsize=64)
 def spline(size: int, knots: int) -> Field:
-    """Cubic B-spline weights that spread `knots` values over `size` pixels: (size, knots)."""
+    """Return cubic B-spline weights from `knots` values to `size` pixels: (size, knots)."""
     away = np.linspace(0.5, knots - 1.5, size)[:, None] - np.arange(knots)[None, :]
     near, far = np.abs(away), np.maximum(2 - np.abs(away), 0)
     weights = np.where(near < 1, 2 / 3 - near**2 + near**3 / 2, far**3 / 6)
@@ -138,13 +138,13 @@ def spline(size: int, knots: int) -> Field:
 
 
 def spread(values: Field, size: int) -> Field:
-    """Smoothly enlarges a small grid to an image: (..., k, k) -> (..., size, size)."""
+    """Enlarge a small grid smoothly to an image: (..., k, k) -> (..., size, size)."""
     weights = spline(size, values.shape[-1])
     return weights @ values @ weights.T
 
 
 def gathered(values: Field, knots: int) -> Field:
-    """Smoothly shrinks an image to a small grid, the counterpart of `spread`."""
+    """Reduce an image smoothly to a small grid, the counterpart of `spread`."""
     weights = spline(values.shape[-1], knots)
     weights = weights / weights.sum(0)
     small: Field = weights.T @ values @ weights
@@ -152,7 +152,7 @@ def gathered(values: Field, knots: int) -> Field:
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> Colour:
-    """A colour by how light, how vivid and which hue (degrees) it looks: RGB, (3,).
+    """Return a colour by its lightness, chroma and hue (degrees): RGB, (3,).
 
     The matrices: Björn Ottosson, "A perceptual color space for image processing" (2020).
     """
@@ -169,28 +169,28 @@ def oklch(lightness: float, chroma: float, hue: float) -> Colour:
 
 
 def mixed(first: Colour, second: Colour, share: float) -> Colour:
-    """The first colour with a share of the second."""
+    """Return the first colour with a share of the second."""
     return first + (second - first) * np.float32(share)
 
 
 def lighter(colour: Colour, share: float = 0.4) -> Colour:
-    """The colour with some white."""
+    """Return the colour with some white."""
     return mixed(colour, np.ones_like(colour), share)
 
 
 def darker(colour: Colour, share: float = 0.4) -> Colour:
-    """The colour with some black."""
+    """Return the colour with some black."""
     return mixed(colour, np.zeros_like(colour), share)
 
 
 @dataclass
 class Sheet:
-    """A transparent sheet on which one object is painted, stroke over stroke."""
+    """A transparent sheet on which one object is painted, stroke by stroke."""
 
     plane: Plane
     rng: np.random.Generator
-    ground: float  # lightness of what lies behind, in [0, 1]
-    lit: Field  # (H, W), how far each pixel lies toward the light, in units of the plane
+    ground: float  # lightness of the background, in [0, 1]
+    lit: Field  # (H, W), each pixel's distance toward the light, in units of the plane
     ink: Field = field(init=False)  # (4, H, W): red, green, blue times cover, and cover
 
     def __post_init__(self) -> None:
@@ -199,7 +199,7 @@ class Sheet:
     def paint(
         self, distance: Field, colour: Colour, relief: float = 0.5, opacity: float = 1.0
     ) -> None:
-        """Fills a shape; with relief its edge darkens and the side toward the light brightens."""
+        """Fill a shape; with relief, its edge darkens and the side toward the light brightens."""
         cover = np.clip(0.5 - distance / self.plane.pixel, 0, 1) * opacity
         if colour.ndim == 1:
             colour = colour[:, None, None]
@@ -211,29 +211,29 @@ class Sheet:
         self.ink[3] += cover
 
     def glaze(self, distance: Field, colour: Colour, opacity: float, inside: Field) -> None:
-        """Tints, without relief, the part of a shape that lies inside another one."""
+        """Tint, without relief, the part of a shape that lies inside another one."""
         self.paint(np.maximum(distance, inside), colour, 0.0, opacity)
 
     def between(self, low: float, high: float) -> float:
-        """A number drawn evenly between two others."""
+        """Return a number drawn uniformly between two others."""
         return float(self.rng.uniform(low, high))
 
     def chance(self, probability: float) -> bool:
-        """True as often as asked for."""
+        """Return True with the given probability."""
         return bool(self.rng.random() < probability)
 
     def count(self, low: int, high: int) -> int:
-        """A whole number from low to high, both possible."""
+        """Return a whole number from low to high, inclusive."""
         return int(self.rng.integers(low, high + 1))
 
     def pick(self, spans: Sequence[Span]) -> Span:
-        """One of several spans."""
+        """Return one of several spans."""
         return spans[int(self.rng.integers(len(spans)))]
 
     def colour(
         self, hue: Span = WHEEL, chroma: Span = (0.05, 0.2), lightness: Span | None = None
     ) -> Colour:
-        """A random colour; where no lightness is asked for, one that stands out from the ground."""
+        """Return a random colour; without a lightness, one that stands out from the background."""
         if lightness is None:
             light, dark = (self.ground + 0.2, 0.92), (0.3, self.ground - 0.2)
             rooms = [span for span in (light, dark) if span[1] - span[0] > 0.05]
@@ -241,7 +241,7 @@ class Sheet:
         return oklch(self.between(*lightness), self.between(*chroma), self.between(*hue))
 
     def rippled(self, depth: float) -> Plane:
-        """The plane as cloth: its points pushed about smoothly, by about `depth` units."""
+        """Return the plane rippled like cloth: points moved smoothly, by about `depth` units."""
         size = self.plane.x.shape[-1]
         push = spread(self.rng.standard_normal((2, 5, 5), np.float32) * np.float32(depth), size)
         return Plane(self.plane.x + push[0], self.plane.y + push[1], self.plane.pixel)

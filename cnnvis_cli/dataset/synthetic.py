@@ -1,7 +1,7 @@
-"""Images drawn by code: 24 classes of patterns and objects, as many images of each as wanted.
+"""Images drawn by code: 24 classes of patterns and objects, any number of images per class.
 
-They train and feed the bundled network, so that everything can be tried without a download. An
-image is an object or a pattern before some clutter, lit from one side, seen by a noisy camera.
+The bundled network is trained and run on them, so that everything can be tried without a download.
+An image is an object or a pattern before some clutter, lit from one side, seen by a noisy camera.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLASSES: tuple[str, ...] = tuple(sorted(DRAWINGS))
 
 
 def draw(name: str, seed: int, size: int = 112) -> NDArray[np.uint8]:
-    """One image of a class, (size, size, 3) RGB: the same bits for the same name, seed and size."""
+    """Return an image of a class, (size, size, 3) RGB, determined by name, seed and size."""
     if name not in DRAWINGS:
         raise ValueError(f"no drawing is called {name!r}; there are {', '.join(CLASSES)}")
     digest = hashlib.sha256(f"{name}/{seed}".encode()).digest()
@@ -49,7 +49,7 @@ def draw(name: str, seed: int, size: int = 112) -> NDArray[np.uint8]:
 
 @functools.lru_cache(maxsize=8)
 def frame(size: int) -> Plane:
-    """The image's own plane: its edges are at -1 and 1."""
+    """Return the image's own plane: its edges are at -1 and 1."""
     ticks = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
     x, y = np.meshgrid(ticks, ticks)
     return Plane(x, y, 2 / size)
@@ -58,7 +58,7 @@ def frame(size: int) -> Plane:
 def posed(
     rng: np.random.Generator, drawing: Drawing, image: Plane, light: float
 ) -> tuple[Plane, Field]:
-    """An object's plane, moved, turned, slightly sheared, perhaps mirrored; and its light side."""
+    """Return an object's plane, moved, rotated, sheared, perhaps mirrored; and its lit side."""
     scale = float(rng.uniform(0.64, 1.02))
     room = 1.1 - scale * 0.85  # how far the centre may move while most of the object stays inside
     across, down = (float(rng.uniform(-0.7, 0.7)) * room for _ in "xy")
@@ -70,7 +70,7 @@ def posed(
 
 
 def backdrop(rng: np.random.Generator, size: int) -> tuple[Field, float]:
-    """What lies behind the object, (3, size, size), and how light it is on the whole."""
+    """Return the background, (3, size, size), and its mean lightness."""
     lightness = float(rng.uniform(0.35, 0.9))
     sheet = Sheet(frame(size), rng, lightness, frame(size).x)
     hue = float(rng.uniform(0, 360))
@@ -90,12 +90,12 @@ def backdrop(rng: np.random.Generator, size: int) -> tuple[Field, float]:
 
 
 def faint(sheet: Sheet, distance: Field, colour: Colour) -> None:
-    """A shape of the background: flat and half seen through."""
+    """Return a shape of the background: flat and half transparent."""
     sheet.paint(distance, colour, 0.0, sheet.between(0.15, 0.6))
 
 
 def clutter(sheet: Sheet, lightness: tuple[float, float]) -> None:
-    """Scatters a few faint things over the background: spots, strokes, blobs, stripes."""
+    """Scatter a few faint shapes over the background: spots, strokes, blobs, stripes."""
     if sheet.chance(0.25):
         plane = sheet.plane.at(0, 0, sheet.between(0, 180))
         bands = stripes(plane.x, sheet.between(0.1, 0.4), sheet.between(0.2, 0.6))
@@ -114,7 +114,7 @@ def clutter(sheet: Sheet, lightness: tuple[float, float]) -> None:
 
 
 def shadow(sheet: Sheet, light: float) -> Field:
-    """The soft shadow that the object casts away from the light: how much it darkens, (H, W)."""
+    """Return the object's soft shadow away from the light: how much it darkens, (H, W)."""
     size = sheet.plane.x.shape[-1]
     soft = spread(gathered(sheet.ink[3], max(size // 5, 4)), size)
     reach, angle = round(size * 0.04), math.radians(light)
@@ -125,7 +125,7 @@ def shadow(sheet: Sheet, light: float) -> Field:
 
 
 def illuminated(rng: np.random.Generator, picture: Field, light: float) -> Field:
-    """Light falling from one side, and the exposure: brightness, contrast, warmth."""
+    """Return an image with light from one side, and its exposure: brightness, contrast, warmth."""
     slope = frame(picture.shape[-1]).at(0, 0, light).x
     picture = picture * (1 + slope * np.float32(rng.uniform(0.0, 0.28)))
     warmth = float(rng.uniform(-0.06, 0.06))
@@ -135,7 +135,7 @@ def illuminated(rng: np.random.Generator, picture: Field, light: float) -> Field
 
 
 def seen(rng: np.random.Generator, picture: Field) -> Field:
-    """The camera: a little blur, a little noise, values cut to [0, 1]."""
+    """Return the camera's image: a little blur, a little noise, values clipped to [0, 1]."""
     side = float(rng.uniform(0, 0.22))  # weight of each neighbour
     padded = np.pad(picture, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = padded[:, 1:-1] * (1 - 2 * side) + (padded[:, :-2] + padded[:, 2:]) * side

@@ -1,4 +1,4 @@
-"""The frames of a video, one after the other; PyAV reads it."""
+"""The frames of a video, one after the other, read with PyAV."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing, Size
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
-RATE = Fraction(25)  # frames a second of a folder, and of a video that does not say
-WITHIN = {  # what FFmpeg may do: a playlist named .mp4 would lead it to other files
+RATE = Fraction(25)  # frames per second of a folder, and of a video that does not state them
+WITHIN = {  # formats that FFmpeg may open: a playlist named .mp4 would lead it to other files
     "protocol_whitelist": "file",
     "format_whitelist": "mov,matroska,webm,gif,avi,mpeg,mpegts,mpegvideo,ogg",
 }
 LARGEST = 1 << 26  # pixels of a frame: 8192 x 8192
-SHORT = 0.95  # of the length that a header says; less is told
+SHORT = 0.95  # of the length in the header; shorter videos are reported
 
 
 class Frame(NamedTuple):
-    """One frame as the network is shown it."""
+    """One frame as the network sees it."""
 
     number: int  # in the video, from 0
     seconds: float
@@ -34,7 +34,7 @@ class Frame(NamedTuple):
 
 
 def need_pyav() -> Any:
-    """The library that reads and writes videos; raises `UsageError` where it is not installed."""
+    """Return the library that reads and writes videos; raise `UsageError` if it is missing."""
     try:
         import av
     except ImportError:
@@ -44,9 +44,9 @@ def need_pyav() -> Any:
 
 @dataclass
 class Video:
-    """A video file: every n-th frame of what can be decoded, and what could not.
+    """A video file: every n-th decodable frame, and the problems found.
 
-    Rotation is ignored, as EXIF's is in images. `problems` is filled while frames are read.
+    Rotation is ignored, like EXIF's in images. `problems` is filled while frames are read.
     """
 
     path: Path
@@ -54,18 +54,18 @@ class Video:
     problems: list[str] = field(default_factory=list)
 
     def rate(self) -> Fraction:
-        """Frames a second of those that are given; raises `UsageError` for no video at all."""
+        """The rate of the yielded frames, per second; raise `UsageError` for an invalid video."""
         with self._opened() as container:
             own = container.streams.video[0].average_rate
             return Fraction(own or RATE) / self.every
 
     def expected(self) -> int:
-        """How many frames there should be, as far as the header knows; 0 if it does not."""
+        """The number of frames to expect, as far as the header knows; 0 if it does not."""
         with self._opened() as container:
             return -(-_expected(container) // self.every)
 
     def frames(self, preprocessing: Preprocessing) -> Iterator[Frame]:
-        """Every n-th frame, one at a time."""
+        """Yield every n-th frame, one at a time."""
         self.problems.clear()
         found, seconds = 0, 0.0
         converter = need_pyav().video.reformatter.VideoReformatter()  # kept: slow to set up
@@ -82,7 +82,7 @@ class Video:
 
     def _opened(self) -> Any:
         av = need_pyav()
-        if not self.path.is_file():  # a FIFO would wait for ever
+        if not self.path.is_file():  # a FIFO would block for ever
             raise UsageError(f"{self.path}: is not a regular file")
         try:
             container = av.open(str(self.path.absolute()), options=WITHIN)
@@ -99,7 +99,7 @@ class Video:
         return container
 
     def _pictures(self, container: Any) -> Iterator[Any]:
-        """Decoded pictures; a packet that cannot be decoded is counted and left out."""
+        """Yield decoded pictures; a packet that cannot be decoded is counted and skipped."""
         av = need_pyav()
         bad = 0
         packets = container.demux(container.streams.video[0])
@@ -128,13 +128,13 @@ FILTERS = {"bilinear": "BILINEAR", "bicubic": "BICUBIC", "nearest": "POINT", "la
 
 
 def _prepared(picture: Any, converter: Any, preprocessing: Preprocessing) -> Pixels:
-    """Resized and cropped as `dataset.decode.prepare` does it, but in the same go as its colours.
+    """Return a picture resized and cropped like `dataset.decode.prepare`, along with its colours.
 
-    FFmpeg resizes, in less time; values are on average a grey level or two apart.
+    FFmpeg resizes, in less time; values differ on average by a grey level or two.
     """
     height, width = resized(preprocessing.resize, (picture.height, picture.width))
     rows, columns = preprocessing.crop
-    if height < rows or width < columns:  # the rest is filled up
+    if height < rows or width < columns:  # the rest is padded
         return prepare(converter.reformat(picture, format="rgb24").to_image(), preprocessing)
     filter = FILTERS[preprocessing.interpolation]
     sized = converter.reformat(picture, width, height, "rgb24", interpolation=filter)
@@ -144,18 +144,18 @@ def _prepared(picture: Any, converter: Any, preprocessing: Preprocessing) -> Pix
 
 
 def resized(to: int | Size, size: Size) -> Size:
-    """Height and width after resizing: to a shorter side of so many pixels, or to both."""
+    """Return height and width after resizing: to a shorter side of so many pixels, or to both."""
     if not isinstance(to, int):
         return to
     longer = int(to * max(size) / min(size))
     return (to, longer) if size[0] <= size[1] else (longer, to)
 
 
-BROKEN = 10_000  # packets in all that may fail before the rest is given up
+BROKEN = 10_000  # failing packets in all before the rest is given up
 
 
 def _expected(container: Any) -> int:
-    """Frames in all, as far as the header knows; 0 if it does not."""
+    """Return the number of frames, as far as the header knows; 0 if it does not."""
     stream = container.streams.video[0]
     if stream.frames:
         return int(stream.frames)
@@ -180,11 +180,11 @@ class Folder:
         return -(-len(Manifest.scan(self.path)) // self.every)
 
     def digest(self) -> str:
-        """Of the names and sizes of all frames."""
+        """The digest of the names and sizes of all frames."""
         return Manifest.scan(self.path).digest
 
     def frames(self, preprocessing: Preprocessing) -> Iterator[Frame]:
-        """Every n-th frame, one at a time; one that cannot be read is left out."""
+        """Yield every n-th frame, one at a time; unreadable ones are skipped."""
         self.problems.clear()
         manifest = Manifest.scan(self.path)
         for number in range(0, len(manifest), self.every):
@@ -197,7 +197,7 @@ class Folder:
 
 
 def is_moving(path: Path) -> bool:
-    """Whether a file is a video by its name; a GIF only if it has more than one frame."""
+    """Return whether a file has a video's name; a GIF must have more than one frame."""
     suffix = path.suffix.lower()
     if suffix != ".gif":
         return suffix in SUFFIXES
@@ -205,7 +205,7 @@ def is_moving(path: Path) -> bool:
 
 
 def _second_picture(path: Path) -> bool:
-    """Whether a GIF has at least two pictures."""
+    """Return whether a GIF has at least two pictures."""
     video = Video(path)
     try:
         with video._opened() as container:
@@ -213,7 +213,7 @@ def _second_picture(path: Path) -> bool:
             return next(pictures, None) is not None and next(pictures, None) is not None
     except UsageError:
         need_pyav()
-        return False  # no picture at all: let it be said as of an image
+        return False  # no picture at all: report it as an image
 
 
 Frames = Video | Folder

@@ -1,4 +1,4 @@
-"""Figures of one image's way through a network: pure functions from arrays to a canvas."""
+"""Figures of one image's activations: pure functions from arrays to a canvas."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from cnnvis_cli.figure.grid import Floats, Grey, Grid, in_colour
 from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
 from cnnvis_cli.figure.sheets import LINE, MARGIN, PAGE, SMALL, TITLE, wrapped
 
-SIDE, SMALLER = 860, 640  # pixels that a sheet is enlarged to at most, alone and among others
+SIDE, SMALLER = 860, 640  # largest size of an enlarged sheet in pixels, alone and beside others
 APART = 28  # between sheets
 PICTURE = 150  # side of an image above its sheet
-LEAST = 560  # width that captions have at least
-CLASSES = 13  # height of the classes' letters
+LEAST = 560  # least width of captions
+CLASSES = 13  # height of the classes' text
 STRONG = INKS[1]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What stands above: what is shown, what the network takes it for, and how to read it."""
+    """The heading: what is shown, the predicted classes, and how to read it."""
 
     title: str
-    classes: tuple[str, ...]  # a line each
+    classes: tuple[str, ...]  # one line each
     note: str
 
 
 def headed(heading: Heading, width: int, height: int) -> tuple[Canvas, int]:
-    """A sheet with room for `height` x `width` pixels under a heading, and where that begins."""
+    """Return a sheet with `height` x `width` pixels under a heading, and where these begin."""
     title, _ = text_size(heading.title, TITLE)
     room = max(width, title, LEAST)
     notes = wrapped(heading.note, room)
@@ -60,7 +60,7 @@ def headed(heading: Heading, width: int, height: int) -> tuple[Canvas, int]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One image's tiles (C, h, w), already toned; among others under its name and picture."""
+    """One image's tiles (C, h, w), already toned; beside others, under its name and picture."""
 
     tiles: Grey
     name: str
@@ -68,12 +68,12 @@ class Panel:
 
 
 def fitting_scale(size: tuple[int, int], count: int = 1) -> int:
-    """The whole number that enlarges sheets of this size as far as they are easy to look at."""
+    """Return the largest whole number that enlarges sheets of this size to a convenient size."""
     return max(1, (SIDE if count == 1 else SMALLER) // max(size))
 
 
 def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
-    """Square sheets of the same channels beside each other, numbered row by row."""
+    """Return square sheets of the same channels side by side, numbered row by row."""
     tiles = panels[0].tiles
     grid = Grid(len(tiles), (tiles.shape[1], tiles.shape[2]))
     height, width = (scaled(side, scale) for side in grid.size)
@@ -94,7 +94,7 @@ def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
 
 
 def _numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, int]) -> None:
-    """The first channel of each row beside it, and what to add for each column above it."""
+    """Write the first channel of each row beside it, and each column's offset above it."""
     (top, left), (down, across) = place, (side * scale for side in grid.pitch)
     height, width = (side * scale for side in grid.tile)
     each = max(1, math.ceil((SMALL + 3) / down))
@@ -110,17 +110,17 @@ def _numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, int]) -
         canvas.text(text, top - SMALL - 5, round(x), SMALL, FAINT)
 
 
-# ---- one value a channel
+# ---- one value per channel
 
 BARS, FOOT = 190, SMALL + 8  # height of a plot, and of the numbers under it
-WIDE = 780  # of a plot; a bar takes at least a pixel
-LIST = 250  # width of the list of the strongest
+WIDE = 780  # width of a plot; a bar takes at least a pixel
+LIST = 250  # width of the list of the strongest channels
 GUTTER = 46  # for the numbers of the value axis
 
 
 @dataclass(frozen=True)
 class Values:
-    """One value a channel (C,), under a name; the strongest have labels, strongest first."""
+    """One value per channel (C,), under a name; the strongest have labels, strongest first."""
 
     name: str
     values: Floats
@@ -128,7 +128,7 @@ class Values:
 
 
 def bars(plots: Sequence[Values], heading: Heading, scale: float = 1) -> Canvas:
-    """Bars by channel number, all plots on one axis of values, each with its strongest named."""
+    """Return bars by channel number, all plots on one value axis, the strongest of each named."""
     height, width = scaled(BARS, scale), scaled(WIDE, scale)
     low = min(0.0, *(float(plot.values.min()) for plot in plots))
     ticks = round_numbers(low, max(0.0, *(float(plot.values.max()) for plot in plots)))
@@ -171,7 +171,7 @@ def _bars(canvas: Canvas, plot: Values, ticks: list[float], box: tuple[int, int,
 
 
 def _strongest(canvas: Canvas, plot: Values, top: int, left: int) -> None:
-    """The strongest channels with their values, as a list."""
+    """List the strongest channels with their values."""
     canvas.text("value", top - LINE, left + 44 - text_size("value", SMALL)[0], SMALL, FAINT)
     canvas.text("channel", top - LINE, left + 52, SMALL, FAINT)
     largest = float(plot.values[plot.strongest[0][0]])
@@ -184,13 +184,13 @@ def _strongest(canvas: Canvas, plot: Values, top: int, left: int) -> None:
 
 
 def small_bars(values: Floats, side: int) -> Grey:
-    """Values (C,) as bars in a square of so many pixels, for an overview: (side, side, 3)."""
+    """Return values (C,) as bars in a square picture for an overview: (side, side, 3)."""
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     span = (high - low) or 1.0
     edges = np.arange(side) * len(values) // side
     tops = np.maximum.reduceat(values, edges)
     bottoms = np.minimum.reduceat(values, edges)
-    rows = high - (np.arange(side)[:, None] + 0.5) / side * span  # the value of each line of pixels
+    rows = high - (np.arange(side)[:, None] + 0.5) / side * span  # the value of each row of pixels
     inked = ((rows <= tops) & (rows >= 0)) | ((rows >= bottoms) & (rows < 0))
     return np.where(inked[..., None], np.array(INKS[0], np.uint8), np.uint8(245))
 
@@ -200,30 +200,30 @@ def small_bars(values: Floats, side: int) -> Grey:
 
 @dataclass(frozen=True)
 class Stop:
-    """A layer on the way: its name, its size, and its picture (h, w, 3)."""
+    """A layer in the overview: its name, its size, and its picture (h, w, 3)."""
 
     name: str
     detail: str
     picture: Grey
 
 
-STOP = (96, 200)  # a picture's side is between these
+STOP = (96, 200)  # range of a picture's side
 
 
 def stop_side(count: int) -> int:
-    """How large each of so many pictures may be for all to fit on one page."""
+    """Return the side at which this number of pictures fits on one page."""
     return int(np.clip(math.sqrt(0.6 * PAGE / max(count, 1)), *STOP))
 
 
 def fitted(picture: Grey, side: int) -> Grey:
-    """A picture (h, w, 3) that fills a square, its pixels enlarged and averaged."""
+    """Return a picture (h, w, 3) that fills a square, enlarged or averaged."""
     times = -(-side // max(picture.shape[:2]))
     large = picture.repeat(times, axis=0).repeat(times, axis=1)
     return reduced(large, side / max(large.shape[:2]))
 
 
 def walk(stops: Sequence[Stop], heading: Heading) -> Canvas:
-    """All layers as small pictures in the order in which the image goes through them."""
+    """Return all layers as small pictures in the order of the forward pass."""
     side = stop_side(len(stops))
     across, down = side + 18, side + 2 * LINE + 14
     columns = max(1, round(math.sqrt(len(stops) * 1.4 * down / across)))
@@ -243,9 +243,10 @@ def walk(stops: Sequence[Stop], heading: Heading) -> Canvas:
 
 @dataclass(frozen=True)
 class OverImage:
-    """An image (H, W, 3) with a channel laid over it (H, W), smooth and in squares.
+    """An image (H, W, 3) with a channel laid over it (H, W), smooth and as squares.
 
-    `grey` is the squares' tone; `box` what the strongest place sees: left, top, width, height.
+    `grey` is the tone of the squares; `box` is the field of the strongest place: left, top, width,
+    height.
     """
 
     name: str
@@ -255,19 +256,19 @@ class OverImage:
     box: tuple[int, int, int, int] | None
 
 
-DIM = 0.3  # brightness that the image keeps where the channel is silent
-SHOWN = 420  # pixels that an image is about as wide as
+DIM = 0.3  # brightness that the image keeps where the channel is inactive
+SHOWN = 420  # approximate width of an image in pixels
 
 
 def spotlight(image: Grey, values: NDArray[Any], top: float) -> Grey:
-    """An image as bright as the channel is active: `DIM` at 0 and below, as it is at `top`."""
+    """Return an image as bright as the channel is active: `DIM` up to 0, unchanged at `top`."""
     share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
     lit = image * (DIM + (1 - DIM) * share)[..., None]
     return np.rint(lit).astype(np.uint8)
 
 
 def over_images(rows: Sequence[OverImage], heading: Heading, scale: float, top: float) -> Canvas:
-    """Each image, the channel's map at its place, and the image lit by it; `top` lights fully."""
+    """Return each image, the channel's map over it, and the image lit by it, fully at `top`."""
     height, width = (scaled(side, scale) for side in rows[0].image.shape[:2])
     pitch = height + LINE + 12
     canvas, begin = headed(heading, 3 * (width + 12) - 12, len(rows) * pitch)
@@ -286,7 +287,7 @@ def over_images(rows: Sequence[OverImage], heading: Heading, scale: float, top: 
 def _field(
     canvas: Canvas, box: tuple[int, int, int, int] | None, scale: float, corner: tuple[int, int]
 ) -> None:
-    """Frame what the strongest place sees, on any colour: orange on a white edge."""
+    """Frame the field of the strongest place, visible on any colour: orange on a white edge."""
     if box is None:
         return
     left, top, width, height = (round(n * scale) for n in box)

@@ -17,35 +17,35 @@ from PIL import Image, ImageDraw, ImageFont
 from cnnvis_cli.figure import png
 
 Pixels = NDArray[np.uint8]
-Picture = Image.Image  # for those who cannot name Pillow
+Picture = Image.Image  # for modules that must not import Pillow
 Ink = tuple[int, int, int]
 Point = tuple[float, float]  # x, y
 WHITE, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
-FINE = 4  # text and lines are drawn so many times larger, then reduced
+FINE = 4  # text and lines are drawn this many times larger, then reduced
 
 
 @cache
 def _font(size: int) -> Any:
-    """The font for text of this height, `FINE` times as large: small sizes are set too tightly."""
+    """Return the font, `FINE` times larger than this height: small sizes are set too tightly."""
     return ImageFont.load_default(size * FINE)
 
 
 def font_file() -> bytes:
-    """The TrueType font that all text is set in: Aileron, which Pillow brings along."""
+    """Return the TrueType font of all text: Aileron, which comes with Pillow."""
     content: bytes = _font(10).font_bytes
     return content
 
 
 @lru_cache(maxsize=4096)
 def text_size(text: str, size: int) -> tuple[int, int]:
-    """Width and height in pixels that a line of text takes."""
+    """Return the width and height in pixels of a line of text."""
     _, _, right, bottom = _font(size).getbbox(text)
     return int(np.ceil(right / FINE)), int(np.ceil(bottom / FINE))
 
 
 @lru_cache(maxsize=4096)
 def _typeset(text: str, size: int) -> Image.Image:
-    """How much ink each pixel of a line of text gets, 0 to 255."""
+    """Return the ink of each pixel of a line of text, 0 to 255."""
     width, height = text_size(text, size)
     large = Image.new("L", (width * FINE, height * FINE), 0)
     ImageDraw.Draw(large).text((0, 0), text, fill=255, font=_font(size))
@@ -53,9 +53,9 @@ def _typeset(text: str, size: int) -> Image.Image:
 
 
 def shortened(text: str, size: int, width: int) -> str:
-    """A text that is at most `width` pixels wide, cut with three dots where it must be.
+    """Return a text of at most `width` pixels, cut with three dots if necessary.
 
-    A single word with digits is left out instead: cut short, an identifier is another one.
+    A single word with digits is left out instead: cut short, an identifier would be another one.
     """
     if text_size(text, size)[0] <= width:
         return text
@@ -68,7 +68,7 @@ def shortened(text: str, size: int, width: int) -> str:
 
 
 def scaled(size: int, scale: float) -> int:
-    """A length of so many pixels when it is drawn."""
+    """Return the drawn length of this many pixels."""
     return max(1, round(size * scale))
 
 
@@ -92,7 +92,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Line:
-    """Straight from point to point."""
+    """A straight line from point to point."""
 
     points: tuple[Point, ...]
     ink: Ink
@@ -111,7 +111,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Frame:
-    """A field of smooth lines and dots, in the pixels of the sheet from its upper left corner."""
+    """A field of smooth lines and dots, in pixels of the sheet from its upper left corner."""
 
     box: tuple[int, int, int, int]  # left, top, width, height
     strokes: list[Line | Dot] = field(default_factory=list)
@@ -127,9 +127,9 @@ Mark = Tile | Text | Line | Frame
 
 
 class Canvas:
-    """A white sheet of `height` x `width` pixels to put tiles and text on.
+    """A white sheet of `height` x `width` pixels for tiles and text.
 
-    It remembers what was put on it, and becomes pixels, or a page of a PDF, when it is asked to.
+    It records what was put on it, and becomes pixels or a page of a PDF on request.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -137,20 +137,20 @@ class Canvas:
         self.marks: list[Mark] = []
 
     def tile(self, pixels: Pixels, top: int, left: int, scale: float = 1) -> None:
-        """Put a picture (h, w, 3), each of its pixels `scale` x `scale` on the sheet.
+        """Put a picture (h, w, 3) on the sheet, each of its pixels as `scale` x `scale` pixels.
 
-        Enlarged, pixels become squares; reduced, they are averaged.
+        When enlarged, pixels become squares; when reduced, they are averaged.
         """
         height, width = (scaled(side, scale) for side in pixels.shape[:2])
         self.marks.append(Tile(np.ascontiguousarray(pixels), (left, top, width, height)))
 
     def text(self, text: str, top: int, left: int, size: int, ink: Ink = INK) -> None:
-        """Write a line with its upper left corner at this place, `size` pixels high."""
+        """Write a line of text with its upper left corner at this place, `size` pixels high."""
         if text:
             self.marks.append(Text(text, (left, top), size, ink))
 
     def cross(self, top: int, left: int, height: int, width: int) -> None:
-        """Cross out a tile that holds nothing."""
+        """Cross out an empty tile."""
         bottom, right = top + height - 1, left + width - 1
         self.line([(left, top), (right, bottom)], FAINT)
         self.line([(left, bottom), (right, top)], FAINT)
@@ -160,32 +160,32 @@ class Canvas:
         self.marks.append(Line(tuple(points), ink, width))
 
     def border(self, top: int, left: int, height: int, width: int, ink: Ink, wide: int) -> None:
-        """Frame a tile of this place and size from outside, `wide` pixels."""
+        """Frame a tile of this place and size from outside, `wide` pixels thick."""
         away = (wide + 1) // 2
         x, y, right, bottom = left - away, top - away, left + width - 1 + away, top + height - 1
         bottom += away
         self.line([(x, y), (right, y), (right, bottom), (x, bottom), (x, y)], ink, wide)
 
     def frame(self, top: int, left: int, height: int, width: int) -> Frame:
-        """A field to draw smooth lines in."""
+        """Return a field to draw smooth lines in."""
         frame = Frame((left, top, width, height))
         self.marks.append(frame)
         return frame
 
     @property
     def pixels(self) -> Pixels:
-        """The sheet: (height, width, 3)."""
+        """The pixels of the sheet: (height, width, 3)."""
         return np.asarray(self._painted())
 
     def png(self, record: Mapping[str, str], dpi: int | None = None) -> bytes:
-        """A PNG file with a record in its text chunks; the same sheet gives the same bytes.
+        """Return a PNG file with a record in its text chunks; the same sheet gives the same bytes.
 
-        `dpi` pixels are to be an inch in print.
+        `dpi` is the number of pixels per inch in print.
         """
         return png.encode(self.pixels, record, dpi)
 
     def jpeg(self, record: Mapping[str, str], quality: int = 95) -> bytes:
-        """A JPEG file, as good as it gets, with its colours in full; the record is its comment."""
+        """Return a JPEG file of the best quality, with full colour; the record is its comment."""
         comment = json.dumps(dict(record)) if record else ""
         buffer = io.BytesIO()
         self._painted().save(buffer, "JPEG", quality=quality, subsampling=0, comment=comment)
@@ -215,7 +215,7 @@ def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
 
 
 def _stroke(stroke: Line | Dot, draw: ImageDraw.ImageDraw) -> None:
-    """One line or dot of a frame, `FINE` times as large."""
+    """Return one line or dot of a frame, `FINE` times larger."""
     if isinstance(stroke, Line):
         points = [(x * FINE, y * FINE) for x, y in stroke.points]
         draw.line(points, fill=stroke.ink, width=round(stroke.width * FINE), joint="curve")
@@ -229,7 +229,7 @@ def _stroke(stroke: Line | Dot, draw: ImageDraw.ImageDraw) -> None:
 
 
 def resized(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
-    """A picture in another size (width, height): squares when enlarged, averages when reduced."""
+    """Return a picture at another size (width, height): squares enlarge, averages reduce it."""
     picture = Image.fromarray(pixels)
     if picture.size == size:
         return picture
@@ -238,13 +238,13 @@ def resized(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
 
 
 def reduced(pixels: Pixels, scale: float) -> Pixels:
-    """A picture at a share of its size, its pixels averaged."""
+    """Return a picture at a fraction of its size, its pixels averaged."""
     height, width = (scaled(side, scale) for side in pixels.shape[:2])
     return np.asarray(resized(pixels, (width, height)))
 
 
 def read_record(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG, or the comment of a JPEG; empty where it is absent or damaged."""
+    """Return a PNG's text chunks or a JPEG's comment; empty if absent or damaged."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             image.load()

@@ -20,7 +20,7 @@ GAP = 14
 
 @dataclass(frozen=True)
 class Card:
-    """One row of parameters: pictures (n, h, w, 3), a heading, and what to say of it."""
+    """One row of parameters: pictures (n, h, w, 3), a heading, and a text."""
 
     pictures: Pixels
     heading: str
@@ -29,7 +29,7 @@ class Card:
 
 @dataclass(frozen=True)
 class _Shape:
-    """How large the cards of a sheet are, in pixels; all are alike."""
+    """The size of a sheet's cards, in pixels; all are alike."""
 
     columns: int  # of a card's pictures
     width: int
@@ -54,12 +54,12 @@ class _Shape:
 
 
 def _columns(count: int, width: int) -> int:
-    """Pictures a line of a card: all, as long as the card stays narrower than two texts."""
+    """Return the pictures per line of a card: all, while the card is narrower than two texts."""
     return min(count, max(math.isqrt(count - 1) + 1, 2 * NARROWEST // (width + 1)))
 
 
 def contact_sheet(cards: Sequence[Card], caption: Caption, scale: float = 1) -> Canvas:
-    """All cards in a grid as square as it gets, row by row, under a caption."""
+    """Return all cards in a nearly square grid, row by row, under a caption."""
     shape = _Shape.of(cards, scale)
     ratio = (shape.height + GAP) / (shape.width + GAP)
     columns = max(1, min(len(cards), round(math.sqrt(len(cards) * ratio * 1.3))))
@@ -76,7 +76,7 @@ def contact_sheet(cards: Sequence[Card], caption: Caption, scale: float = 1) -> 
 def rows_sheet(
     rows: Sequence[tuple[str, Sequence[Card]]], caption: Caption, scale: float = 1
 ) -> Canvas:
-    """One line of cards for each title: sweeps of several parameters, below each other."""
+    """Return one line of cards per title: sweeps of several parameters, below each other."""
     shape = _Shape.of([card for _, cards in rows for card in cards], scale)
     most = max(len(cards) for _, cards in rows)
     width = max(most * (shape.width + GAP) - GAP, 2 * NARROWEST)
@@ -92,13 +92,13 @@ def rows_sheet(
 
 
 def cards_on_a_page(cards: Sequence[Card], scale: float = 1) -> int:
-    """How many cards of this size a page holds."""
+    """Return the number of cards of this size on a page."""
     shape = _Shape.of(cards, scale)
     return max(1, PAGE // ((shape.height + GAP) * (shape.width + GAP)))
 
 
 def _draw(canvas: Canvas, card: Card, shape: _Shape, place: tuple[int, int], scale: float) -> None:
-    """One card with its upper left corner at a place (top, left)."""
+    """Draw one card with its upper left corner at a place (top, left)."""
     top, left = place
     for number, line in enumerate(wrapped(card.heading, shape.width)):
         canvas.text(line, top + number * LINE, left, SMALL)

@@ -1,4 +1,4 @@
-"""Sheets as the frames of a video file; PyAV writes it."""
+"""Sheets as the frames of a video file, written with PyAV."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from numpy.typing import NDArray
 from cnnvis_cli.errors import UsageError
 
 Pixels = NDArray[np.uint8]
-CODECS = {  # the first that this build of FFmpeg has, and how: one thread gives the same bytes
+CODECS = {  # the first that this build of FFmpeg has, with options: one thread gives the same bytes
     "libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "threads": "1"},
     "mpeg4": {"qscale": "3", "threads": "1"},
 }
 
 
-NEUTRAL = 128  # of a plane of colour: none
-BRIGHTNESS = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)  # of grey; ITU-R BT.601
+NEUTRAL = 128  # of a colour plane: no colour
+BRIGHTNESS = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)  # ITU-R BT.601
 
 
 def brightness(grey: Pixels) -> Pixels:
-    """Grey levels as a video's plane of brightness has them, of the same shape."""
+    """Return grey levels as a video's brightness plane, in the same shape."""
     found: Pixels = BRIGHTNESS[grey]
     return found
 
 
 def _parts(planes: Pixels, height: int) -> list[Pixels]:
-    """The three planes of an array of them, as views."""
+    """Return the three planes of an array as views."""
     flat, width = planes.reshape(-1), planes.shape[1]
     bright, small = height * width, (height // 2, width // 2)
     size = small[0] * small[1]
@@ -46,16 +46,16 @@ def _av() -> Any:
 
 
 class Film:
-    """An MP4 that grows frame by frame into an open file, with a comment in its header.
+    """An MP4 that is written frame by frame into an open file, with a comment in its header.
 
-    All sides are even. Used in a ``with`` block, which ends the file.
+    All sides are even. To be used in a ``with`` block, which finishes the file.
     """
 
     def __init__(self, file: BinaryIO, rate: Fraction, comment: str) -> None:
         av = _av()
         self._av, self._rate = av, rate
         self._converter = av.video.reformatter.VideoReformatter()  # kept: it is slow to set up
-        self._stream: Any = None  # begun by the first frame, which has its size
+        self._stream: Any = None  # created for the first frame, whose size it has
         self._container = av.open(file, "w", format="mp4", options={"fflags": "+bitexact"})
         self._container.metadata["comment"] = comment
 
@@ -71,7 +71,7 @@ class Film:
             self._container.mux(packet)
 
     def _planes(self, left: Pixels, right: Pixels) -> Pixels:
-        """Brightness and two planes of colour of half the size, one below the other."""
+        """Return brightness and two colour planes of half the size, one below the other."""
         height, width = left.shape[0], left.shape[1] + right.shape[1]
         coloured = self._av.VideoFrame.from_ndarray(left, format="rgb24")
         found = self._converter.reformat(coloured, format="yuv420p").to_ndarray()
@@ -95,7 +95,7 @@ class Film:
 
 
 def read_comment(path: Path) -> str:
-    """The comment of a video file; empty where it is absent or damaged."""
+    """Return the comment of a video file; empty if absent or damaged."""
     av = _av()
     try:
         with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""Sheets of filters beside each other, with marks: a pure function from pixels to a canvas."""
+"""Sheets of filters side by side, with marks: a pure function from pixels to a canvas."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TONES = {
     "tile": "x / (2 max |x|) + 0.5, each filter on its own",
     "sheet": "x / (2 max |x|) + 0.5, one scale for each of the two sheets",
 }
-SIDE = 44  # pixels that a filter is about as wide as, unless a scale says otherwise
+SIDE = 44  # approximate width of a filter in pixels, unless a scale is given
 GAP = 8  # between filters, for the frames
 FRAME, WIDE = INKS[1], 3
 APART = 28  # between the sheets
 HEAD = SMALL + 10  # for a sheet's title
-EASY = 8  # columns of large sheets are a multiple of it: easy to count
+EASY = 8  # the columns of large sheets are a multiple of this, for easy counting
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Marks:
 
 
 def toned_filters(filters: Floats, tone: str) -> Pixels:
-    """Weights (n, h, w, 3) to 8 bits with 0 at mid-grey, by one of the `TONES`."""
+    """Return weights (n, h, w, 3) in 8 bits with 0 at mid-grey, by one of the `TONES`."""
     return about_grey(filters, None if tone == "sheet" else (1, 2, 3))
 
 
 def fitting_scale(size: tuple[int, int]) -> int:
-    """Pixels a weight that make a filter of so many weights large enough to be seen."""
+    """Return the pixels per weight that make a filter of this size easy to see."""
     return max(1, round(SIDE / max(size)))
 
 
 def filter_sheets(
     sheets: Sequence[FilterSheet], marks: Marks, caption: Caption, scale: float
 ) -> Canvas:
-    """The same filters in several states beside each other, marked alike in each."""
+    """Return the same filters in several states side by side, marked alike in each."""
     grid = _Grid.of(sheets[0].tiles, scale)
     width = len(sheets) * (grid.width + APART) - APART
     canvas, top = begun(caption, width, HEAD + grid.height)
@@ -68,13 +68,13 @@ def filter_sheets(
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where filters go in a sheet, in pixels from its upper left corner."""
+    """The places of filters in a sheet, in pixels from its upper left corner."""
 
     count: int
     columns: int
-    tile: tuple[int, int]  # height and width of a filter as it is drawn
+    tile: tuple[int, int]  # height and width of a drawn filter
     scale: float
-    gutter: int  # for the number of each row's first filter
+    gutter: int  # room for the number of each row's first filter
 
     @classmethod
     def of(cls, tiles: Pixels, scale: float) -> _Grid:
@@ -95,7 +95,7 @@ class _Grid:
         return -(-self.count // self.columns) * (self.tile[0] + GAP) - GAP
 
     def place(self, number: int) -> tuple[int, int]:
-        """The upper left corner of a filter: top, left."""
+        """Return the upper left corner of a filter: top, left."""
         row, column = divmod(number, self.columns)
         return row * (self.tile[0] + GAP), self.gutter + column * (self.tile[1] + GAP)
 
@@ -117,7 +117,7 @@ def _draw(
 
 
 def _cross(canvas: Canvas, top: int, left: int, size: tuple[int, int]) -> None:
-    """Cross out a filter so that it shows on any colour, grey too: dark on a white edge."""
+    """Cross out a filter, visible on any colour: dark on a white edge."""
     bottom, right = top + size[0] - 1, left + size[1] - 1
     arms = ([(left, top), (right, bottom)], [(left, bottom), (right, top)])
     for ink, width in ((WHITE, 3), (INK, 1)):

@@ -13,7 +13,7 @@ from cnnvis_cli.nouns import Axis, ReceptiveField, Size
 
 Floats = NDArray[np.float32]
 Grey = NDArray[np.uint8]
-GAP = 1  # between tiles, in pixels of the maps, as the toolbox has it
+GAP = 1  # between tiles, in pixels of the maps, as in the toolbox
 PAPER = 255
 RULES = {
     "layer": "one scale for the layer",
@@ -22,9 +22,9 @@ RULES = {
 
 
 class Scale(NamedTuple):
-    """From the smallest to the largest value that one tone has to show: (1 or C, 1, 1) each.
+    """The smallest and the largest value shown by one tone: (1 or C, 1, 1) each.
 
-    Where nothing is negative, 0 is black and the largest value white; otherwise 0 is mid-grey.
+    If nothing is negative, 0 is black and the largest value white; otherwise 0 is mid-grey.
     """
 
     low: Floats
@@ -33,43 +33,43 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, maps: Floats, rule: str) -> Scale:
-        """The scale of maps (..., C, h, w) by one of the `RULES`."""
+        """Return the scale of maps (..., C, h, w) by one of the `RULES`."""
         axes = tuple(i for i in range(maps.ndim) if rule == "layer" or i != maps.ndim - 3)
         low = maps.min(axis=axes, keepdims=True).reshape(-1, 1, 1)
         high = maps.max(axis=axes, keepdims=True).reshape(-1, 1, 1)
         return cls(low, high, bool(low.min() < 0))
 
     def widened(self, other: Scale) -> Scale:
-        """One that shows what either shows."""
+        """Return the scale that covers both."""
         low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
         return Scale(low, high, self.signed or other.signed)
 
     def grey(self, maps: Floats) -> Grey:
-        """Maps (C, h, w) as grey levels: x / max, or x / max(2 max, -2 min) + 0.5."""
+        """Return maps (C, h, w) as grey levels: x / max, or x / max(2 max, -2 min) + 0.5."""
         divisor = np.maximum(2 * self.high, -2 * self.low) if self.signed else self.high
         levels = maps * (255 / np.where(divisor > 0, divisor, np.float32(1)))
-        levels += 128 if self.signed else 0.5  # 0.5 * 255, and a half to round
+        levels += 128 if self.signed else 0.5  # 0.5 * 255, plus a half for rounding
         return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
     def rule(self, tone: str) -> str:
-        """How to read the grey levels, in words."""
+        """Return how to read the grey levels, in words."""
         words = "x / max(2 max, -2 min) + 0.5, 0 is mid-grey" if self.signed else SIMPLE
         span = f", {self.low.min():.4g} to {self.high.max():.4g}" if tone == "layer" else ""
         return f"{words}; {RULES[tone]}{span}"
 
 
-SIMPLE = "x / max, 0 is black"  # where nothing is negative
+SIMPLE = "x / max, 0 is black"  # if nothing is negative
 
 
 def finite(values: Floats) -> tuple[Floats, int]:
-    """Values with 0 for every one that is not a finite number, and how many these were."""
+    """Return values with 0 for every non-finite one, and the number of these."""
     bad = ~np.isfinite(values)
     count = int(bad.sum())
     return (np.where(bad, np.float32(0), values) if count else values), count
 
 
 def columns_of(count: int) -> int:
-    """Tiles a row: as the toolbox has it, the least square that holds all."""
+    """Return the tiles per row: those of the smallest square that holds all, as in the toolbox."""
     return math.ceil(math.sqrt(count))
 
 
@@ -90,7 +90,7 @@ class Grid:
 
     @property
     def pitch(self) -> Size:
-        """Pixels from a tile to the one below and to the next."""
+        """The distance in pixels from a tile to the one below and to the next."""
         return self.tile[0] + GAP, self.tile[1] + GAP
 
     @property
@@ -98,7 +98,7 @@ class Grid:
         return self.rows * self.pitch[0] - GAP, self.columns * self.pitch[1] - GAP
 
     def picture(self, tiles: Grey) -> Grey:
-        """All tiles (C, h, w) as one picture."""
+        """Return all tiles (C, h, w) as one picture."""
         (height, width), (down, across) = self.tile, self.pitch
         whole = np.full((self.rows * self.columns, down, across), PAPER, np.uint8)
         whole[: self.count, :height, :width] = tiles
@@ -112,17 +112,17 @@ def grid_of(maps: Floats) -> Grid:
 
 
 def in_colour(grey: Grey) -> Grey:
-    """Grey levels (h, w) as a picture (h, w, 3)."""
+    """Return grey levels (h, w) as a picture (h, w, 3)."""
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def over_image(
     values: Floats, field: ReceptiveField, size: Size, smooth: bool = True
 ) -> NDArray[np.float32]:
-    """A map (h, w) laid over the image (H, W): each place at the centre of what it sees.
+    """Return a map (h, w) laid over the image (H, W): each place at the centre of its field.
 
-    Between centres it is interpolated, or takes the nearest place's value; outside them it goes
-    on as it is at the edge.
+    Between centres it is interpolated, or takes the value of the nearest place; beyond the
+    outermost centres it is continued.
     """
     rows = _weights(field.rows, values.shape[0], size[0], smooth)
     columns = _weights(field.columns, values.shape[1], size[1], smooth)
@@ -130,10 +130,10 @@ def over_image(
 
 
 def _weights(axis: Axis, count: int, length: int, smooth: bool) -> Floats:
-    """How much of each of `count` places is in each of `length` pixels: (length, count)."""
+    """Return the weight of each of `count` places in each of `length` pixels: (length, count)."""
     pixels = np.arange(length) + 0.5
     where: Any = (pixels - axis.start - axis.size / 2) / (axis.stride or 1)
-    if not axis.stride:  # everything sees everything: spread evenly
+    if not axis.stride:  # every place sees everything: spread evenly
         where = pixels * count / length - 0.5
     where = np.clip(where if smooth else np.rint(where), 0, count - 1)
     weights = np.maximum(0, 1 - np.abs(where[:, None] - np.arange(count)))

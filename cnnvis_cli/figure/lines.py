@@ -1,4 +1,4 @@
-"""Line plots of activations against steps, one small plot a unit."""
+"""Line plots of activations against steps, one small plot per unit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Frame, Point, scaled, t
 from cnnvis_cli.figure.sheets import MARGIN, PAGE, SMALL, Caption, begun
 
 HEIGHT, WIDTH = 96, 170  # of a plot's frame, in pixels
-GUTTER = 46  # for the numbers of the value axis
+GUTTER = 46  # room for the numbers of the value axis
 PITCH = (HEIGHT + 2 * SMALL + 26, WIDTH + GUTTER + 18)
 RULE = (225, 225, 225)
 INKS = ((31, 119, 180), (214, 96, 40), (60, 145, 80), (150, 80, 160), (120, 120, 120))
@@ -26,12 +26,12 @@ class Plot:
 
     label: str
     steps: NDArray[np.integer[Any]]
-    values: NDArray[np.floating[Any]]  # NaN where a run had ended
+    values: NDArray[np.floating[Any]]  # NaN after the end of a run
     best: NDArray[np.integer[Any]]
 
 
 def plots(panels: Sequence[Plot], caption: Caption, scale: float = 1) -> Canvas:
-    """Small plots in a grid as square as it gets; a dot marks the best step of each run."""
+    """Return small plots in a nearly square grid; a dot marks the best step of each run."""
     down, across = (scaled(side, scale) for side in PITCH)
     columns = max(1, min(len(panels), round(math.sqrt(len(panels) * down / across * 1.3))))
     rows = -(-len(panels) // columns)
@@ -43,14 +43,14 @@ def plots(panels: Sequence[Plot], caption: Caption, scale: float = 1) -> Canvas:
 
 
 def plots_on_a_page(scale: float = 1) -> int:
-    """How many plots a page holds."""
+    """Return the number of plots on a page."""
     down, across = (scaled(side, scale) for side in PITCH)
     return max(1, PAGE // (down * across))
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """A plot's frame with its values' range: what stands where in it."""
+    """A plot's frame with its range of values: the position of points in it."""
 
     frame: Frame
     last: float  # the greatest step
@@ -58,7 +58,7 @@ class _Axes:
     high: float
 
     def point(self, step: float, value: float) -> Point:
-        """Where a step and a value are in the frame: x, y."""
+        """Return the position of a step and a value in the frame: x, y."""
         _, _, width, height = self.frame.box
         y = (height - 1) * (self.high - value) / (self.high - self.low)
         return (width - 1) * step / self.last, y
@@ -85,7 +85,7 @@ def _draw(canvas: Canvas, panel: Plot, place: tuple[int, int], scale: float) -> 
 
 
 def _curve(axes: _Axes, panel: Plot, run: int) -> None:
-    """One run's values and the dot of its best step."""
+    """Draw one run's values and the dot of its best step."""
     ink, values = INKS[run % len(INKS)], panel.values[run]
     known = np.isfinite(values)
     steps, heights = panel.steps[known], values[known]
@@ -99,7 +99,7 @@ def _curve(axes: _Axes, panel: Plot, run: int) -> None:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """Three to six numbers a step of 1, 2 or 5 times a power of ten apart that enclose a range."""
+    """Return three to six numbers that enclose a range, 1, 2 or 5 times a power of ten apart."""
     span = high - low if high > low else abs(high) or 1.0
     size = 10 ** math.floor(math.log10(span / 3))
     step = next(k * size for k in (1, 2, 5, 10) if span / (k * size) <= 4)

@@ -1,4 +1,4 @@
-"""A frame beside a layer's activations, as the toolbox shows them live: arrays to pixels."""
+"""A frame beside a layer's activations, as in the toolbox's live view: arrays to pixels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cnnvis_cli.figure.film import BRIGHTNESS, brightness
 from cnnvis_cli.figure.grid import PAPER, Grey, Grid
 from cnnvis_cli.figure.lines import INKS
 
-EDGE = 10  # round everything
-SMALL, LARGE = 11, 13  # height of letters
+EDGE = 10  # margin on all sides
+SMALL, LARGE = 11, 13  # height of text
 BAR = 4  # height of a class's bar
-FULL = 0.85  # of the room that a sheet must fill to stay as sharp as it is
-COLUMN = 180  # width of the texts at least
+FULL = 0.85  # share of the room that a sheet must fill to be scaled by a whole number
+COLUMN = 180  # least width of the texts
 
 
 class Guess(NamedTuple):
@@ -31,7 +31,7 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class Screen:
-    """How one layer's video is laid out: its name, its tiles, the frame's size, its own height."""
+    """The layout of one layer's video: its name, its tiles, the frame's size, its own height."""
 
     title: str
     grid: Grid
@@ -40,29 +40,29 @@ class Screen:
 
     @property
     def sheet(self) -> float:
-        """How much the tiles are enlarged or reduced; by a whole number if that fills the room."""
+        """The scale of the tiles; a whole number if that fills the room."""
         room, size = self.height - 2 * EDGE, max(self.grid.size)
         whole = room // size
         return whole if whole * size > FULL * room else room / size
 
     @property
     def picture(self) -> float:
-        """How much the frame is enlarged or reduced: to half of the height."""
+        """The scale of the frame: up to half of the height."""
         return _fitting(self.height // 2, self.frame[0])
 
     @property
     def column(self) -> int:
-        """Width of the frame and the texts under it."""
+        """The width of the frame and the texts under it."""
         return max(COLUMN, round(self.frame[1] * self.picture))
 
     def shown(
         self, frame: Grey, tiles: Grey, guesses: Sequence[Guess], notes: Sequence[str]
     ) -> Shot:
-        """One frame of the video, from the network's input and the toned channels (C, h, w)."""
+        """Return one frame of the video, from the network's input and toned channels (C, h, w)."""
         return Shot(self._left(frame, guesses, notes), self._right(tiles))
 
     def _left(self, frame: Grey, guesses: Sequence[Guess], notes: Sequence[str]) -> Grey:
-        """The frame with what there is to say of it: (height, w, 3)."""
+        """Return the frame with its texts: (height, w, 3)."""
         canvas = Canvas(self.height, _even(self.column + 2 * EDGE))
         canvas.tile(frame, EDGE, EDGE, self.picture)
         top = EDGE + round(self.frame[0] * self.picture) + 8
@@ -74,7 +74,7 @@ class Screen:
         return canvas.pixels
 
     def _right(self, tiles: Grey) -> Grey:
-        """The sheet in the middle of the height, as brightness: (height, w)."""
+        """Return the sheet, vertically centred, as brightness: (height, w)."""
         times = math.ceil(self.sheet)
         small = brightness(self.grid.picture(tiles))  # before it is enlarged: a quarter of the work
         sheet = small.repeat(times, axis=0).repeat(times, axis=1)
@@ -88,10 +88,9 @@ class Screen:
 
 
 class Shot(NamedTuple):
-    """One frame of the video: what is in colour at the left, (h, w, 3), and beside it, (h, w), the
-    brightness of what is grey.
+    """One frame of the video: the coloured part at the left, (h, w, 3), and the grey rest, (h, w).
 
-    Most of it is grey, which is drawn and encoded at a third of the cost.
+    Grey is drawn and encoded at a third of the cost.
     """
 
     left: Grey
@@ -100,12 +99,12 @@ class Shot(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _short(text: str, size: int, width: int) -> str:
-    """A text cut to a width; kept, since the same few stand in all frames."""
+    """Return a text cut to a width; cached, since all frames have the same few."""
     return shortened(text, size, width)
 
 
 def _words(canvas: Canvas, line: str, place: tuple[int, int], width: int) -> None:
-    """A line that changes from frame to frame, word by word: most words stay, and are kept set."""
+    """Return a line that changes between frames, word by word: most words stay and are cached."""
     top, left = place
     end = left + width
     for word in line.split():
@@ -120,17 +119,17 @@ BLANK = 3  # pixels between words
 
 
 def _even(length: int) -> int:
-    """A length that video can have."""
+    """Return an even length, as videos need."""
     return length + length % 2
 
 
 def _fitting(room: int, size: int) -> float:
-    """The largest whole number that makes so many pixels fit, or the share of 1 that does."""
+    """Return the largest whole factor at which so many pixels fit, or a fraction below 1."""
     return room // size if size <= room else room / size
 
 
 def _guesses(canvas: Canvas, guesses: Sequence[Guess], place: tuple[int, int], width: int) -> None:
-    """The classes' names and probabilities, each with a bar."""
+    """Return the classes' names and probabilities, each with a bar."""
     top, left = place
     for number, guess in enumerate(guesses):
         ink = INK if number == 0 else FAINT

@@ -17,8 +17,8 @@ from cnnvis_cli.figure.tone import Floats
 Pixels = NDArray[np.uint8]
 Classes = NDArray[np.integer[Any]]
 
-# The colours of M. Okabe and K. Ito 2008, which differ to the colour-blind too, with a lighter
-# violet in the place of their black. The first is that of the whole image's class.
+# The colours of M. Okabe and K. Ito 2008, distinct for the colour-blind too, with a lighter
+# violet instead of their black. The first is that of the whole image's class.
 INKS: tuple[Ink, ...] = (
     (0, 114, 178),
     (230, 159, 0),
@@ -32,7 +32,7 @@ INKS: tuple[Ink, ...] = (
 OTHER: Ink = (205, 205, 205)
 GAP = 14  # pixels between panels
 LEGEND = 10  # height of a colour bar, side of a swatch
-SMALLEST = 224  # pixels of width that a panel's texts need
+SMALLEST = 224  # least width in pixels of a panel's texts
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Heat:
-    """Values (rows, columns) that are not negative, and that of the whole image."""
+    """Non-negative values (rows, columns), and that of the whole image."""
 
     title: str
     values: Floats
@@ -56,15 +56,15 @@ class Heat:
 
 @dataclass(frozen=True)
 class Panels:
-    """What the five panels show; `rows` (h,) and `columns` (w,) are the nearest square's."""
+    """The content of the five panels; `rows` (h,) and `columns` (w,) are the nearest square's."""
 
     photograph: Pixels  # (h, w, 3)
-    square: Pixels  # (size, size, 3), as it is shown to the network
-    said: tuple[str, ...]  # of the whole image, and of the square
+    square: Pixels  # (size, size, 3), as the network sees it
+    said: tuple[str, ...]  # texts on the whole image and on the square
     total: Heat
     projection: Pixels  # (h, w, 3)
     projected: str
-    top: tuple[Pane, ...]  # the strongest images' projections and patches
+    top: tuple[Pane, ...]  # projections and patches of the strongest images
     probability: Heat
     predicted: Classes  # (rows, columns)
     inks: Mapping[int, Ink]
@@ -74,7 +74,7 @@ class Panels:
 
 
 def inks_of(predicted: Classes, whole: int) -> dict[int, Ink]:
-    """A colour for each class: the whole image's own first, then the most frequent ones."""
+    """Return a colour per class: the whole image's own first, then the most frequent ones."""
     classes, counts = np.unique(predicted, return_counts=True)
     order = classes[np.lexsort((classes, -counts))].tolist()
     ranked = [whole, *(label for label in order if label != whole)]
@@ -85,7 +85,7 @@ def inks_of(predicted: Classes, whole: int) -> dict[int, Ink]:
 def legend_of(
     predicted: Classes, inks: Mapping[int, Ink], name: Callable[[int], str]
 ) -> tuple[Share, ...]:
-    """The classes by their share of the positions; those without a colour of their own as one."""
+    """Return the classes by their share of the positions; those without a colour as one entry."""
     shares = {label: float((predicted == label).mean()) for label in inks}
     named = [Share(name(i), ink, shares[i]) for i, ink in inks.items() if ink != OTHER]
     found = sorted((each for each in named if each.share), key=lambda each: -each.share)
@@ -96,7 +96,7 @@ def legend_of(
 
 
 def occlusion_sheet(panels: Panels, caption: Caption, scale: float = 1) -> Canvas:
-    """Five panels in a row, (a) to (e), each over what explains it."""
+    """Return five panels in a row, (a) to (e), each above its explanation."""
     height, width = (scaled(side, scale) for side in panels.photograph.shape[:2])
     zoom = _tile_zoom(panels.top, width)
     blocks = [pane.size(zoom) for pane in panels.top]
@@ -122,7 +122,7 @@ def occlusion_sheet(panels: Panels, caption: Caption, scale: float = 1) -> Canva
 
 
 def _pictures(panels: Panels) -> list[tuple[str, Pixels]]:
-    """The panels' titles and pictures (h, w, 3)."""
+    """Return the panels' titles and pictures (h, w, 3)."""
     places = np.ix_(panels.rows, panels.columns)
     colours = np.zeros((*panels.predicted.shape, 3), np.uint8)
     for label, ink in panels.inks.items():
@@ -144,7 +144,7 @@ def _square_height(panels: Panels, scale: float) -> int:
 
 
 def _square(canvas: Canvas, panels: Panels, place: tuple[int, int], scale: float) -> None:
-    """What is said of the image, and the square at the image's scale."""
+    """Draw the texts on the image, and the square at the image's scale."""
     top, left = place
     for line in panels.said:
         canvas.text(shortened(line, SMALL, SMALLEST), top, left, SMALL, FAINT)
@@ -153,7 +153,7 @@ def _square(canvas: Canvas, panels: Panels, place: tuple[int, int], scale: float
 
 
 def _bar(canvas: Canvas, heat: Heat, place: tuple[int, int], width: int) -> None:
-    """The colours' values, and the whole image's."""
+    """Draw the colour bar with its values and that of the whole image."""
     top, left = place
     canvas.tile(colour_bar(LEGEND, width), top, left)
     high = heat.form(float(heat.values.max()))
@@ -165,7 +165,7 @@ def _bar(canvas: Canvas, heat: Heat, place: tuple[int, int], width: int) -> None
 
 
 def _tile_zoom(top: Sequence[Pane], width: int) -> float:
-    """How large the strongest images are drawn: five in the width of a panel."""
+    """Return the scale of the strongest images: five fit in the width of a panel."""
     return max(width, SMALLEST) / 5 / top[0].tiles.shape[2] if top else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Sheets as PDF: pictures without loss, text and lines as such, for papers."""
+"""Sheets as PDF for papers: lossless pictures, real text and vector lines."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from cnnvis_cli.figure.canvas import (
     resized,
 )
 
-rl_config.useA85 = 0  # bytes as they are: a quarter smaller
-POINTS = 72  # an inch
-ASCENT = 0.99  # of the font: from the top of a line to its baseline, in its size
+rl_config.useA85 = 0  # plain bytes: a quarter smaller
+POINTS = 72  # per inch
+ASCENT = 0.99  # of the font: from the top of a line to its baseline, relative to its size
 
 
 def pdf(canvas: Canvas, record: Mapping[str, str], dpi: int | None = None) -> bytes:
-    """One page with the sheet at `dpi` pixels an inch (default 100); the same sheet, same bytes.
+    """Return one page with the sheet at `dpi` pixels per inch (default 100), always the same bytes.
 
-    The record's values stand among the file's properties.
+    The record's values are in the file's properties.
     """
     inch = dpi or 100
     buffer = io.BytesIO()
@@ -56,7 +56,7 @@ def pdf(canvas: Canvas, record: Mapping[str, str], dpi: int | None = None) -> by
 
 
 def read_key(path: Path) -> str | None:
-    """The record's ``cnnvis-key`` of a PDF file; None where it is absent or cut short."""
+    """Return the record's ``cnnvis-key`` of a PDF file; None if absent or cut off."""
     try:
         content = path.read_bytes()
     except OSError:

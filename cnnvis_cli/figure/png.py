@@ -1,8 +1,8 @@
-"""PNG files, twice as fast as Pillow writes them and smaller: noise is most of what we draw.
+"""PNG files, written twice as fast as by Pillow and smaller: most of our pictures are noise.
 
-Half of a large sheet's time would go into its compression. Matches further back than one byte are
-not worth looking for in these pictures, so zlib only counts runs and codes by frequency (RLE); and
-of PNG's five filters the two cheap ones do. Layout: https://www.w3.org/TR/png-3.
+Half of a large sheet's time would go into its compression. In these pictures it is not worth
+searching for matches further back than one byte, so zlib only counts runs and codes by frequency
+(RLE); and the two cheap ones of PNG's five filters suffice. Layout: https://www.w3.org/TR/png-3.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
-SUB, UP = 1, 2  # filters: less the pixel to the left, less the one above
+SUB, UP = 1, 2  # filters: minus the pixel to the left, minus the one above
 BAND = 64  # rows at a time: they stay in the processor's cache
 INCH = 0.0254  # metres
 
 
 def encode(pixels: Pixels, text: Mapping[str, str], dpi: int | None = None) -> bytes:
-    """A picture (h, w, 3) as a PNG file, with texts and how many pixels are an inch in print."""
+    """Return a picture (h, w, 3) as a PNG file, with texts and its pixels per inch in print."""
     height, width, _ = pixels.shape
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
     if dpi:
@@ -36,7 +36,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether every chunk of a PNG has the checksum that it was written with, to its end."""
+    """Return whether a PNG is complete and every chunk has its checksum."""
     place = len(SIGNATURE)
     if content[:place] != SIGNATURE:
         return False
@@ -60,7 +60,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _text(key: str, value: str) -> bytes:
-    """International text, not compressed, of no stated language."""
+    """Return an international text chunk, not compressed, without a language."""
     return key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
 
 
@@ -71,7 +71,7 @@ def _compressed(pixels: Pixels) -> bytes:
 
 
 def _filtered(pixels: Pixels) -> Iterator[Pixels]:
-    """Rows with their filter in front, each the one that leaves the smaller differences."""
+    """Return rows with their filter in front, each with the one that gives smaller differences."""
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     for first in range(0, len(rows), BAND):
         band = rows[first : first + BAND]
@@ -87,6 +87,6 @@ def _filtered(pixels: Pixels) -> Iterator[Pixels]:
 
 
 def _length(differences: Pixels) -> NDArray[np.uint64]:
-    """The sum of each row's differences, as signed numbers without their sign."""
+    """Return the sum of each row's differences, as absolute signed numbers."""
     found: NDArray[np.uint64] = np.minimum(differences, -differences).sum(axis=1, dtype=np.uint64)
     return found

@@ -16,16 +16,16 @@ from cnnvis_cli.nouns import Box
 
 Pixels = NDArray[np.uint8]
 GAP = 8  # pixels between columns
-NARROWEST = 132  # pixels of width that a line of text needs
-BAR, PITCH = 3, 22  # of a class: its bar's height, and pixels from one to the next
+NARROWEST = 132  # least width in pixels of a line of text
+BAR, PITCH = 3, 22  # of a class: its bar's height, and the distance in pixels to the next
 FILLED, EMPTY = INKS[0], (228, 228, 228)
-LEAST = 0.001  # probability that is written out
+LEAST = 0.001  # smallest probability that is written out
 LEGEND = 10  # height of the colour bar
 
 
 @dataclass(frozen=True)
 class Explained:
-    """One method's map on its own, and over the photograph: (h, w, 3) each."""
+    """One method's map alone, and over the photograph: (h, w, 3) each."""
 
     title: str
     raw: Pixels
@@ -34,7 +34,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class Subject:
-    """The image as the network is shown it, what it is taken for, and what the unit sees of it."""
+    """The image as the network sees it, its predicted classes, and the unit's field in it."""
 
     photograph: Pixels  # (h, w, 3)
     guesses: tuple[tuple[str, float], ...]  # class and probability, the highest first
@@ -44,7 +44,7 @@ class Subject:
 def saliency_sheet(
     subject: Subject, columns: Sequence[Explained], caption: Caption, scale: float = 1
 ) -> Canvas:
-    """The image in the first column, then a column a method, raw above overlay."""
+    """Return the image in the first column, then one column per method, map above overlay."""
     height, width = (scaled(side, scale) for side in subject.photograph.shape[:2])
     pitch = max(width, NARROWEST) + GAP
     below = max(height, _text_height(subject))
@@ -60,13 +60,13 @@ def saliency_sheet(
 
 
 def _pane(canvas: Canvas, title: str, pixels: Pixels, place: tuple[int, int], scale: float) -> None:
-    """A picture under its title, at a place (top, left)."""
+    """Draw a picture under its title, at a place (top, left)."""
     canvas.text(title, *place, SMALL, INK)
     canvas.tile(pixels, place[0] + LINE, place[1], scale)
 
 
 def _subject(canvas: Canvas, subject: Subject, place: tuple[int, int], scale: float) -> None:
-    """The photograph, framed where the unit looks."""
+    """Draw the photograph, with the unit's field framed."""
     title = "what the unit sees" if subject.seen else "image"
     _pane(canvas, title, subject.photograph, place, scale)
     if subject.seen is None:
@@ -80,15 +80,15 @@ def _subject(canvas: Canvas, subject: Subject, place: tuple[int, int], scale: fl
 
 
 def _text_height(subject: Subject) -> int:
-    """Pixels that the classes and the legend take."""
+    """Return the height in pixels of the classes and the legend."""
     return len(subject.guesses) * PITCH + 2 * LINE + LEGEND
 
 
 def _guesses(canvas: Canvas, subject: Subject, place: tuple[int, int], width: int) -> None:
-    """The classes with their probabilities, and what the colours mean, at a place (top, left)."""
+    """Draw the classes with their probabilities, and the legend of the colours, at a place."""
     top, left = place
     if subject.guesses:
-        canvas.text("taken for", top, left, SMALL, INK)
+        canvas.text("predicted", top, left, SMALL, INK)
         top += LINE
     for name, probability in subject.guesses:
         share = f"{probability:.1%}" if probability >= LEAST else f"< {LEAST:.1%}"
@@ -106,7 +106,7 @@ def _guesses(canvas: Canvas, subject: Subject, place: tuple[int, int], width: in
 
 
 def _right(text: str, left: int, width: int) -> int:
-    """Where a text begins that ends on the right."""
+    """Return where a right-aligned text begins."""
     return left + width - text_size(text, SMALL)[0]
 
 

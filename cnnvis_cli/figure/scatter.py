@@ -14,8 +14,8 @@ from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
 from cnnvis_cli.figure.sheets import MARGIN, SMALL, Caption, begun
 
 HEIGHT, WIDTH = 330, 560  # of the frame, in pixels
-HEAD, FOOT = SMALL + 14, 2 * SMALL + 18  # for the names of the axes and the numbers
-EDGE = 10  # inside the frame, so that no dot is cut
+HEAD, FOOT = SMALL + 14, 2 * SMALL + 18  # room for the names of the axes and the numbers
+EDGE = 10  # margin inside the frame, so that no dot is cut
 ROOM = 0.03  # of an axis's range, beyond the largest number
 DOT = 3.5  # radius
 LINE = (90, 90, 90)
@@ -25,7 +25,7 @@ Numbers = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Band:
-    """Some of the dots in a colour of their own, with a bar at their mean and a text above all."""
+    """Some of the dots in their own colour, with a bar at their mean and a text above all."""
 
     members: NDArray[np.integer[Any]]
     text: str
@@ -45,7 +45,7 @@ class Scatter:
 
 
 def scatter(plot: Scatter, caption: Caption) -> Canvas:
-    """One dot a pair of numbers; both axes begin at 0 or below."""
+    """Return a plot with one dot per pair of numbers; both axes begin at 0 or below."""
     xs, ys = _ticks(plot.x), _ticks(plot.y)
     gutter = max(text_size(f"{tick:g}", SMALL)[0] for tick in ys) + 8
     canvas, top = begun(caption, gutter + WIDTH, HEAD + HEIGHT + FOOT)
@@ -59,7 +59,7 @@ def scatter(plot: Scatter, caption: Caption) -> Canvas:
 
 
 def _ticks(values: Numbers) -> list[float]:
-    """Round numbers from 0, or below, as far as the values go; at least two."""
+    """Return round numbers from 0, or below, up to the values; at least two."""
     low, high = min(0.0, float(values.min())), float(values.max())
     first, second, *_ = round_numbers(low, (low + high) / 2)
     step = second - first
@@ -68,34 +68,34 @@ def _ticks(values: Numbers) -> list[float]:
 
 
 def _range(values: Numbers, ticks: list[float]) -> tuple[float, float]:
-    """What an axis goes from and to."""
+    """Return the lowest and the highest value of an axis."""
     high = float(values.max())
     return ticks[0], max(ticks[-1], high + ROOM * (high - ticks[0]))
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """What stands where in the frame."""
+    """The position of points in the frame."""
 
     frame: Frame
     across: tuple[float, float]  # the range of x
     up: tuple[float, float]  # and of y
 
     def point(self, x: float, y: float) -> Point:
-        """Where two numbers are in the frame, in pixels."""
+        """Return the position of two numbers in the frame, in pixels."""
         right = (x - self.across[0]) / (self.across[1] - self.across[0])
         down = (self.up[1] - y) / (self.up[1] - self.up[0])
         return EDGE + right * (WIDTH - 2 * EDGE), EDGE + down * (HEIGHT - 2 * EDGE)
 
     def on_sheet(self, x: float, y: float) -> Point:
-        """The same in pixels of the sheet."""
+        """Return the position of two numbers on the sheet, in pixels."""
         left, top, _, _ = self.frame.box
         right, down = self.point(x, y)
         return left + right, top + down
 
 
 def _rules(canvas: Canvas, axes: _Axes, xs: list[float], ys: list[float]) -> None:
-    """Fine lines at round numbers, and the numbers."""
+    """Draw fine lines at round numbers, and the numbers."""
     left, top, _, height = axes.frame.box
     for tick in ys:
         axes.frame.line([axes.point(x, tick) for x in axes.across], RULE)
@@ -108,7 +108,7 @@ def _rules(canvas: Canvas, axes: _Axes, xs: list[float], ys: list[float]) -> Non
 
 
 def _names(canvas: Canvas, axes: _Axes, names: tuple[str, str]) -> None:
-    """What the axes are: x below on the right, y above on the left."""
+    """Draw the names of the axes: x below on the right, y above on the left."""
     left, top, width, height = axes.frame.box
     right = left + width - EDGE - text_size(names[0], SMALL)[0]
     canvas.text(names[0], top + height + SMALL + 8, right, SMALL, INK)
@@ -132,7 +132,7 @@ def _dots(axes: _Axes, plot: Scatter) -> None:
 
 
 def _legend(canvas: Canvas, axes: _Axes, bands: tuple[Band, ...]) -> None:
-    """The bands' texts above the frame, the last one at its right end."""
+    """Draw the bands' texts above the frame, the last one at its right end."""
     left, top, width, _ = axes.frame.box
     right = left + width - EDGE
     for band in reversed(bands):

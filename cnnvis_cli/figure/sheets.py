@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, scaled, shortened, text_size
 
 Pixels = NDArray[np.uint8]
-TITLE, SMALL = 15, 11  # height of letters in pixels
+TITLE, SMALL = 15, 11  # height of text in pixels
 MARGIN = 14
-PAGE = 16_000_000  # pixels on one page at most
-ROOMY = 24  # pixels of width that a tile needs to carry its own label
-NAMED = 48  # and to carry a class name
+PAGE = 16_000_000  # most pixels on one page
+ROOMY = 24  # least width in pixels of a tile with its own label
+NAMED = 48  # and with a class name
 LINE = SMALL + 4
 SPACE = 5  # pixels between panes of a cell
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands above a sheet: a title, and a line on how to read it."""
+    """The text above a sheet: a title, and a line on how to read it."""
 
     title: str
     note: str
@@ -31,7 +31,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Pane:
-    """Pictures of one size (n, h, w, 3), `columns` a row, with names under them."""
+    """Pictures of one size (n, h, w, 3), `columns` per row, with names under them."""
 
     tiles: Pixels
     columns: int = 3
@@ -39,7 +39,7 @@ class Pane:
     title: str = ""
 
     def size(self, scale: float) -> tuple[int, int]:
-        """Height and width on the sheet."""
+        """The height and width on the sheet."""
         count = len(self.tiles)
         down, across = self.pitch(scale)
         rows, columns = -(-count // self.columns), min(self.columns, count)
@@ -47,16 +47,16 @@ class Pane:
         return head + rows * down - 1, columns * across - 1
 
     def pitch(self, scale: float) -> tuple[int, int]:
-        """Pixels from a picture to the one below, and to the next."""
+        """The distance in pixels from a picture to the one below and to the next."""
         height, width = (scaled(side, scale) for side in self.tiles.shape[1:3])
         return height + 1 + (LINE if self.named(scale) else 0), width + 1
 
     def named(self, scale: float) -> bool:
-        """Whether there are names, if only empty ones, and they have room."""
+        """Whether there are names (they may be empty), and room for them."""
         return bool(self.names) and scaled(self.tiles.shape[2], scale) >= NAMED
 
     def canvas(self) -> Canvas:
-        """The pane alone, as a sheet of its own."""
+        """Return the pane alone, as its own sheet."""
         canvas = Canvas(*self.size(1))
         self.draw(canvas, 0, 0, 1)
         return canvas
@@ -77,7 +77,7 @@ class Pane:
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit's panes with its label, `across` of them a row; `dead` crosses it out."""
+    """One unit's panes with its label, `across` of them per row; `dead` crosses it out."""
 
     label: str
     panes: tuple[Pane, ...]
@@ -86,7 +86,7 @@ class Cell:
 
     @classmethod
     def of(cls, label: str, pixels: Pixels, dead: bool = False) -> Cell:
-        """A cell of one picture (h, w, 3)."""
+        """Return a cell of one picture (h, w, 3)."""
         return cls(label, (Pane(pixels[None], 1),), dead)
 
     @property
@@ -95,7 +95,7 @@ class Cell:
         return [self.panes[i : i + across] for i in range(0, len(self.panes), across)]
 
     def size(self, scale: float) -> tuple[int, int]:
-        """Height and width on the sheet, without the label."""
+        """The height and width on the sheet, without the label."""
         sizes = [[pane.size(scale) for pane in row] for row in self.rows]
         height = sum(max(h for h, _ in row) + SPACE for row in sizes) - SPACE
         return height, max(sum(w + SPACE for _, w in row) for row in sizes) - SPACE
@@ -113,10 +113,10 @@ class Cell:
 
 
 def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
-    """All cells in a grid as square as it gets, row by row, under a caption.
+    """Return all cells in a nearly square grid, row by row, under a caption.
 
-    Cells are of one size. Each carries its label underneath where there is room; small ones share
-    a label for the row, that of its first cell.
+    Cells are of one size. Each has its label underneath if there is room; in rows of small cells,
+    only the first has a label.
     """
     height, width = cells[0].size(scale)
     grid = _Grid.around(len(cells), height, width, max(text_size(c.label, SMALL)[0] for c in cells))
@@ -135,14 +135,14 @@ def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells of one layer beside each other, with the layer's name."""
+    """Cells of one layer side by side, with the layer's name."""
 
     title: str
     cells: tuple[Cell, ...]
 
 
 def rows_of_cells(rows: Sequence[Row], caption: Caption, scale: float = 1) -> Canvas:
-    """Layers below each other, each with its cells in one line, as in print."""
+    """Return layers below each other, each with its cells in one line, as in print."""
     gutter = max(text_size(row.title, TITLE)[0] for row in rows) + 14
     heights = [max(cell.size(scale)[0] for cell in row.cells) for row in rows]
     width = gutter + max(_line_width(row.cells, scale) for row in rows)
@@ -160,12 +160,12 @@ def rows_of_cells(rows: Sequence[Row], caption: Caption, scale: float = 1) -> Ca
 
 
 def _under(cell: Cell, scale: float) -> str:
-    """A cell's label as far as it fits under it."""
+    """Return a cell's label, cut to fit under it."""
     return shortened(cell.label, SMALL, _advance(cell, scale) - 3)
 
 
 def _advance(cell: Cell, scale: float) -> int:
-    """From a cell of a row to the next; narrow ones leave room for a number."""
+    """Return the distance from a cell of a row to the next; narrow ones leave room for a number."""
     width = cell.size(scale)[1]
     return max(width, ROOMY) + max(6, min(width // 12, 16))
 
@@ -175,12 +175,12 @@ def _line_width(cells: Sequence[Cell], scale: float) -> int:
 
 
 def fitting(cell: Cell, width: int, scale: float) -> int:
-    """How many cells like this one fit in a row of so many pixels."""
+    """Return how many such cells fit in a row of so many pixels."""
     return max(1, width // _advance(cell, scale))
 
 
 def single(cell: Cell, caption: Caption, scale: float = 1) -> Canvas:
-    """One unit's panes under a caption."""
+    """Return one unit's panes under a caption."""
     height, width = cell.size(scale)
     canvas, top = begun(caption, width, height)
     cell.draw(canvas, top, MARGIN, scale)
@@ -188,7 +188,7 @@ def single(cell: Cell, caption: Caption, scale: float = 1) -> Canvas:
 
 
 def begun(caption: Caption, width: int, height: int) -> tuple[Canvas, int]:
-    """A sheet with room for `height` x `width` pixels under a caption, and where that begins."""
+    """Return a sheet with `height` x `width` pixels under a caption, and where these begin."""
     title, _ = text_size(caption.title, TITLE)
     notes = wrapped(caption.note, max(width, 360))
     head = MARGIN + TITLE + 6 + len(notes) * LINE + 8
@@ -202,13 +202,13 @@ def begun(caption: Caption, width: int, height: int) -> tuple[Canvas, int]:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where cells go: pixels from one to the next, and what is left for labels of rows."""
+    """The places of cells: pixels from one to the next, and the room for labels of rows."""
 
     rows: int
     columns: int
     row_pitch: int
     column_pitch: int
-    gutter: int  # width of the labels of rows; 0 where each cell has its own
+    gutter: int  # width of the labels of rows; 0 if each cell has its own
 
     @classmethod
     def around(cls, count: int, height: int, width: int, label: int) -> _Grid:
@@ -234,7 +234,7 @@ class _Grid:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """A text in lines that are at most `width` pixels wide."""
+    """Return a text in lines that are at most `width` pixels wide."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -245,16 +245,16 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-CORNERS = ("1", "2", "3", "4")  # styles, row by row
-SHOWN_CORNER = 2  # of which the toolbox's viewer shows one
+CORNERS = ("1", "2", "3", "4")  # style names, row by row
+SHOWN_CORNER = 2  # the corner of which the toolbox's viewer shows one tile
 
 
 def toolbox_montage(blocks: Mapping[str, Pixels]) -> Canvas:
-    """Two by two blocks of 3x3 runs by style (n, h, w, 3), as the toolbox's viewer cuts them apart.
+    """Return two by two blocks of 3x3 runs by style (n, h, w, 3), as the toolbox's viewer needs.
 
     Each block has a border of 1 + 2 pixels; the whole is square with an even side
-    (deep-visualization-toolbox, caffevis/caffevis_helper.py, crop_to_corner). Where there is no
-    style 3, the first one is put in its place, which is the one that is shown.
+    (deep-visualization-toolbox, caffevis/caffevis_helper.py, crop_to_corner). Without style 3, the
+    first style takes its place, which is the one that is shown.
     """
     height, width = next(iter(blocks.values())).shape[1:3]
     side = 3 * max(height, width) + 2
@@ -271,7 +271,7 @@ def toolbox_montage(blocks: Mapping[str, Pixels]) -> Canvas:
 
 
 def block(tiles: Pixels, columns: int = 3, gap: int = 1) -> Pixels:
-    """Tiles (n, h, w, 3) as one picture, `columns` a row, a white `gap` between them."""
+    """Return tiles (n, h, w, 3) as one picture, `columns` per row, a white `gap` between them."""
     count, height, width, _ = tiles.shape
     rows = -(-count // columns)
     size = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
@@ -283,5 +283,5 @@ def block(tiles: Pixels, columns: int = 3, gap: int = 1) -> Pixels:
 
 
 def per_page(cell: tuple[int, int]) -> int:
-    """How many cells of this height and width on the sheet a page holds."""
+    """Return the number of cells of this height and width on a page."""
     return max(1, PAGE // ((cell[0] + SMALL + 14) * (cell[1] + 8)))

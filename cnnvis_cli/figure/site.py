@@ -1,6 +1,6 @@
-"""The files of a web page that works from a disk: one page, one style, one script, and data.
+"""The files of a web page that works from disk: one page, one style, one script, and data.
 
-What a page cannot fetch from a disk it can load as a script, so data are scripts of a single call.
+A page on disk cannot fetch data but can load scripts, so data are scripts of a single call.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import jinja2
 
 ASSETS = ("gallery.css", "gallery.js", "icon.svg")
 _FOLDER = files("cnnvis_cli.figure") / "gallery"
-# Text of a person's files may stand in the data: nothing in it ends a script or opens a tag.
+# Text of users' files may be in the data: nothing in it may end a script or open a tag.
 _HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 def assets() -> dict[str, bytes]:
-    """The files that are the same in every gallery, by name."""
+    """Return the files that are the same in every gallery, by name."""
     return {name: (_FOLDER / name).read_bytes() for name in ASSETS}
 
 
 def page(facts: Mapping[str, Any]) -> bytes:
-    """``index.html``; all text is escaped, and a fact that is missing raises."""
+    """Return ``index.html`` with all text escaped; raise for a missing fact."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -34,12 +34,12 @@ def page(facts: Mapping[str, Any]) -> bytes:
 
 
 def data(call: str, *values: Any, key: str) -> bytes:
-    """A script that hands plain values to the page's script; its first line is the key."""
+    """Return a script that passes plain values to the page's script; its first line is the key."""
     text = ", ".join(json.dumps(v, separators=(",", ":"), allow_nan=False) for v in values)
     return f"// {key}\ngallery.{call}({text.translate(_HARMLESS)});\n".encode("ascii")
 
 
 def key_of(content: bytes) -> str:
-    """The key in the first line of such a script; empty where there is none."""
+    """Return the key in the first line of such a script; empty if there is none."""
     line = content.partition(b"\n")[0]
     return line[3:].decode("ascii", "replace") if line.startswith(b"// ") else ""

@@ -12,29 +12,29 @@ from cnnvis_cli.nouns import Size
 
 Pixels = NDArray[np.uint8]
 STEP = 8  # a JPEG's blocks: no picture runs into its neighbour
-SHARP = 64  # up to this side pictures are much enlarged on the page, so they are kept without loss
+SHARP = 64  # up to this side, pictures are much enlarged on the page, so they are lossless
 GREY = 128
-QUALITY = 84  # of JPEGs, colours in full; noise takes half the bytes of 95
+QUALITY = 84  # of JPEGs with full colour; noise takes half the bytes of 95
 
 
 def within(size: Size, most: float) -> Size:
-    """The size of a picture that is reduced until its longer side is at most `most`."""
+    """Return the size of a picture reduced until its longer side is at most `most`."""
     share = min(1.0, most / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
 def cell(size: Size) -> Size:
-    """The room that a picture takes in a file: whole blocks."""
+    """Return the room of a picture in a file: whole blocks."""
     return -(-size[0] // STEP) * STEP, -(-size[1] // STEP) * STEP
 
 
 def suffix(sizes: Sequence[Size], sharp: int = SHARP) -> str:
-    """How pictures of these sizes are kept: without loss up to a side of `sharp` pixels."""
+    """Return the file type for pictures of these sizes: lossless up to a side of `sharp` pixels."""
     return "png" if max(max(size) for size in sizes) <= sharp else "jpg"
 
 
 def mosaic(tiles: Pixels, size: Size, columns: int) -> Pixels:
-    """Pictures (n, h, w, 3) in rows of so many, each reduced to `size`; grey between them."""
+    """Return pictures (n, h, w, 3) in rows, each reduced to `size`, with grey between them."""
     height, width = cell(size)
     rows = -(-len(tiles) // columns)
     sheet = np.full((rows * height, min(columns, len(tiles)) * width, 3), GREY, np.uint8)
@@ -47,7 +47,7 @@ def mosaic(tiles: Pixels, size: Size, columns: int) -> Pixels:
 
 
 def stacked(sheets: Sequence[Pixels]) -> Pixels:
-    """Sheets below each other, grey beside the narrower ones."""
+    """Return sheets below each other, with grey beside the narrower ones."""
     width = max(sheet.shape[1] for sheet in sheets)
     rest = [((0, 0), (0, width - sheet.shape[1]), (0, 0)) for sheet in sheets]
     wide = [np.pad(s, r, constant_values=GREY) for s, r in zip(sheets, rest, strict=True)]
@@ -55,7 +55,7 @@ def stacked(sheets: Sequence[Pixels]) -> Pixels:
 
 
 def encoded(sheet: Pixels, suffix: str) -> bytes:
-    """The file of a sheet, ``png`` or ``jpg``."""
+    """Return the file of a sheet, ``png`` or ``jpg``."""
     canvas = Canvas(*sheet.shape[:2])
     canvas.tile(sheet, 0, 0)
     return canvas.png({}) if suffix == "png" else canvas.jpeg({}, QUALITY)

@@ -1,4 +1,4 @@
-"""Which unit of each layer is strongest over time: a pure function from arrays to a canvas."""
+"""The strongest unit of each layer over time: a pure function from arrays to a canvas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL
 
 UNITS, VALUES = 110, 56  # heights of the two plots of a layer
 WIDE, GUTTER, LIST = 700, 60, 200
-NAMED = 6  # units of a layer that are named, those that lead longest
+NAMED = 6  # units of a layer that are named: those that lead longest
 DOT = 1.6
 
 
@@ -28,11 +28,11 @@ class Lead:
     channels: int
     unit: NDArray[np.integer[Any]]
     value: NDArray[np.floating[Any]]
-    labels: dict[int, str]  # of the units that have another name than their number
+    labels: dict[int, str]  # of units that have a name besides their number
 
 
 def timeline(seconds: NDArray[np.floating[Any]], leads: Sequence[Lead], heading: Heading) -> Canvas:
-    """For each layer a dot a moment at the leading unit's number, and its value as a line."""
+    """Return a plot per layer: a dot per moment at the leading unit, and its value as a line."""
     pitch = LINE + UNITS + 10 + VALUES + 22
     canvas, top = headed(heading, GUTTER + WIDE + 20 + LIST, len(leads) * pitch + LINE)
     last = max(float(seconds[-1]), 1e-9)
@@ -85,7 +85,7 @@ def _values(canvas: Canvas, lead: Lead, x: NDArray[np.floating[Any]], top: int) 
 
 
 def _rules(canvas: Canvas, frame: Frame, rules: dict[str, float], top: int) -> None:
-    """Fine lines with a text beside each."""
+    """Draw fine lines with a text beside each."""
     for text, y in rules.items():
         frame.line([(0, y), (WIDE - 1, y)], RULE)
         left = MARGIN + GUTTER - 6 - text_size(text, SMALL)[0]

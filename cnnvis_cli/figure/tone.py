@@ -20,12 +20,12 @@ RULES = {
 
 
 def largest(x: Floats) -> float:
-    """What the values of one scale are divided by: max(2 max, -2 min)."""
+    """Return the divisor of one scale: max(2 max, -2 min)."""
     return 2 * max(float(x.max()), -float(x.min()))
 
 
 def about_grey(x: Floats, axes: tuple[int, ...] | None = None, top: float | None = None) -> Pixels:
-    """Signed values to 8 bits with 0 at mid-grey: x / max(2 max, -2 min) + 0.5.
+    """Return signed values in 8 bits with 0 at mid-grey: x / max(2 max, -2 min) + 0.5.
 
     Minimum and maximum are taken over `axes` (default: over everything), unless the divisor is
     given as `top`. All zeros are mid-grey.
@@ -42,7 +42,7 @@ def about_grey(x: Floats, axes: tuple[int, ...] | None = None, top: float | None
 
 
 def as_photograph(x: Floats, mean: tuple[float, ...]) -> Pixels:
-    """Mean-subtracted values in 0..255 units, as the picture that the network was shown."""
+    """Return mean-subtracted values in 0..255 units as the picture that the network sees."""
     return _eight_bits((np.asarray(x, np.float32) + np.asarray(mean, np.float32)) / 255)
 
 
@@ -52,9 +52,9 @@ def toned(
     mean: tuple[float, ...] = (127.5, 127.5, 127.5),
     top: float | None = None,
 ) -> Pixels:
-    """Tiles (U, n, h, w, 3) to 8 bits by one of the `RULES`; a unit's tiles are the n.
+    """Return tiles (U, n, h, w, 3) in 8 bits by one of the `RULES`; each unit has n tiles.
 
-    `top` is what a whole sheet is divided by, where these are only some of its tiles.
+    `top` is the divisor of a whole sheet, if these are only some of its tiles.
     """
     if rule == "true":
         return as_photograph(tiles, mean)
@@ -66,13 +66,13 @@ def toned(
 def toned_together(
     parts: Sequence[Floats], rule: str, mean: tuple[float, ...] = (127.5, 127.5, 127.5)
 ) -> list[Pixels]:
-    """Several arrays as `toned` takes them, for one sheet: its one scale is of all of them."""
+    """Return several arrays toned for one sheet, as by `toned`, with a common scale."""
     top = max(map(largest, parts), default=None) if rule == "sheet" else None
     return [toned(part, rule, mean, top) for part in parts]
 
 
 def _eight_bits(unit: NDArray[np.floating[Any]]) -> Pixels:
-    """0..1 to 0..255, rounded; what lies outside is clipped. The argument is worked in."""
+    """Return 0..1 as 0..255, rounded and clipped. The argument is overwritten."""
     np.clip(unit, 0, 1, out=unit)
     unit *= 255
     unit += 0.5

@@ -1,7 +1,7 @@
-"""Backward rules: what a rectifier lets through on the way from a unit back to the pixels.
+"""Backward rules: what a rectifier passes back on the way from a unit to the pixels.
 
 Every rectifier call of the pass is replaced, whether it is a module, a function, in place or
-reused; the values going forward are the same to the bit.
+reused; the forward values are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RULES.register("gradient")(None)
 
 @RULES.register("deconv")
 class Deconv(torch.autograd.Function):
-    """A deconvnet rectifies the signal that comes back, whatever went forward.
+    """The rule of the deconvnet: rectify the backward signal, whatever the forward value.
 
     Zeiler & Fergus 2013, section 2.1, "Rectification".
     """
@@ -45,7 +45,7 @@ class Deconv(torch.autograd.Function):
 
 @RULES.register("guided")
 class Guided(torch.autograd.Function):
-    """Guided backpropagation: both the forward value and the signal back must be positive.
+    """The rule of guided backpropagation: forward value and backward signal must be positive.
 
     Springenberg et al. 2014 (arXiv:1412.6806), section 3.4.
     """
@@ -62,7 +62,7 @@ class Guided(torch.autograd.Function):
 
 
 class _Unchanged(torch.autograd.Function):
-    """Whatever went forward, the signal comes back as it is."""
+    """Passes the backward signal unchanged, whatever the forward value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, out: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class _Unchanged(torch.autograd.Function):
 
 
 class NoRule(CnnvisError):
-    """A function of the network that the deconvnet and guided rules do not speak of."""
+    """A function of the network for which the deconvnet and guided rules are not defined."""
 
     def __init__(self, function: str) -> None:
         self.function = function
@@ -85,7 +85,7 @@ class NoRule(CnnvisError):
 
 
 class _Backward(TorchFunctionMode):
-    """Gives the rectifiers of a forward pass, and if asked its normalisation, a backward rule."""
+    """Gives the rectifiers of a forward pass, and on request its normalisation, a backward rule."""
 
     def __init__(self, rule: Rule | None, normalised: bool) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _Backward(TorchFunctionMode):
 
 
 def _passing(func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
-    """A function's own value, with a gradient as if it were not there."""
+    """Return a function's own value, with the gradient of the identity."""
     with torch.no_grad():
         out = func(*args, **kwargs)
     passing: Tensor = _Unchanged.apply(args[0] if args else kwargs["input"], out)
@@ -114,7 +114,7 @@ def _passing(func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
 
 
 def _rectified(rule: Rule, func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
-    """What a rectifier gives, also in place, with the backward rule."""
+    """Return the rectified value, also in place, with the backward rule."""
     x: Tensor = args[0] if args else kwargs["input"]
     out: Tensor = rule.apply(x)
     in_place = kwargs.get("inplace", len(args) > 1 and bool(args[1]))
@@ -122,19 +122,19 @@ def _rectified(rule: Rule, func: Call, args: tuple[Any, ...], kwargs: Any) -> Te
 
 
 def rectify(method: str, normalised: bool = True) -> AbstractContextManager[object]:
-    """The ``with`` block in which a forward pass must run to be projected back by `method`.
+    """Return the ``with`` block in which a forward pass must run to be projected back by `method`.
 
-    Local response normalisation goes back by its derivative, or not `normalised`, unchanged.
-    Raises `UsageError` for an unknown method; inside the block, `NoRule` at an activation function
-    that the method has no rule for.
+    The signal passes back through local response normalisation by its derivative, or, if not
+    `normalised`, unchanged. Raise `UsageError` for an unknown method; inside the block, `NoRule` at
+    an activation function that the method has no rule for.
     """
     rule = RULES[method]
     return nullcontext() if rule is None and normalised else _Backward(rule, normalised)
 
 
 def check_rules(network: Network, layers: Sequence[Layer], method: str) -> None:
-    """Raise `UsageError` for the first of these layers that `method` cannot go back from."""
-    if _without_a_rule(network, layers[-1], method) is None:  # it runs all that comes before it
+    """Raise `UsageError` for the first of these layers from which `method` cannot project back."""
+    if _without_a_rule(network, layers[-1], method) is None:  # it includes all earlier layers
         return
     for layer in layers:
         found = _without_a_rule(network, layer, method)
@@ -147,7 +147,7 @@ def check_rules(network: Network, layers: Sequence[Layer], method: str) -> None:
 
 
 def _without_a_rule(network: Network, layer: Layer, method: str) -> str | None:
-    """The function without a rule on the way to a layer, and where it is called."""
+    """Return the function without a rule on the way to a layer, and where it is called."""
     blank = next(network.module.parameters()).new_zeros(1, 3, *network.size)
     with _whereabouts(network.module) as modules, torch.no_grad():
         try:
@@ -161,7 +161,7 @@ def _without_a_rule(network: Network, layer: Layer, method: str) -> str | None:
 
 @contextmanager
 def _whereabouts(network: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
-    """The modules, outermost first, that a forward pass is in."""
+    """Track the modules, outermost first, that a forward pass is in."""
     inside: list[tuple[str, nn.Module]] = []
 
     def enter(name: str, module: nn.Module) -> list[Any]:

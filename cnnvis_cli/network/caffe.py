@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.errors import UsageError
 
-LARGEST = (1 << 31) - 1  # bytes of a message: what the protocol buffers can count to
-SHAPE = 320  # bytes of a shape: 32 axes of up to ten bytes; Caffe itself takes 32
+LARGEST = (1 << 31) - 1  # bytes of a message: the limit of protocol buffers
+SHAPE = 320  # bytes of a shape: 32 axes of up to ten bytes; Caffe itself allows 32
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _STRING, _BYTES, _INT32 = _FIELD.TYPE_STRING, _FIELD.TYPE_BYTES, _FIELD.TYPE_INT32
 # message -> (field, number, type or message, repeated), with caffe.proto's own numbers
@@ -46,7 +46,7 @@ _MESSAGES: dict[str, tuple[tuple[str, int, Any, bool], ...]] = {
 
 @cache
 def _message(name: str) -> Any:
-    """The class of one of Caffe's messages."""
+    """Return the class of one of Caffe's messages."""
     file = descriptor_pb2.FileDescriptorProto(name="cnnvis_caffe.proto", package="caffe")
     for message, fields in _MESSAGES.items():
         described = file.message_type.add(name=message)
@@ -73,7 +73,7 @@ def _parse(name: str, path: Path) -> Any:
 
 
 def _varints(packed: bytes) -> list[int]:
-    """Whole numbers of seven bits a byte, the protocol buffers' packed form."""
+    """Return whole numbers of seven bits per byte, the packed form of protocol buffers."""
     values, value, shift = [], 0, 0
     for byte in packed:
         value |= (byte & 0x7F) << shift
@@ -85,7 +85,7 @@ def _varints(packed: bytes) -> list[int]:
 
 
 def _array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
-    """A blob's numbers in its shape; old files give the shape as num, channels, height, width."""
+    """Return a blob's numbers in its shape; old files give num, channels, height and width."""
     packed, dtype = (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
     shape = (
         _varints(blob.shape.dim[:SHAPE])
@@ -95,7 +95,7 @@ def _array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
     try:
         if any(length < 0 for length in shape) or len(blob.shape.dim) > SHAPE:
             raise ValueError
-        with np.errstate(over="ignore"):  # of doubles; infinite weights are told of elsewhere
+        with np.errstate(over="ignore"):  # of doubles; infinite weights are reported elsewhere
             return np.frombuffer(packed, dtype=dtype).astype(np.float32).reshape(shape)
     except (ValueError, OverflowError):
         message = f"{path}: {name} does not hold the {str(shape)[:60]} numbers that it says"
@@ -103,9 +103,9 @@ def _array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
 
 
 def read_caffemodel(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Weights by ``layer.weight`` and ``layer.bias``, from either of Caffe's layer formats.
+    """Return weights by ``layer.weight`` and ``layer.bias``, from either of Caffe's layer formats.
 
-    Raises `UsageError` for a file that is not a caffemodel or holds no weights.
+    Raise `UsageError` for a file that is not a caffemodel or holds no weights.
     """
     net = _parse("NetParameter", path)
     weights = {}
@@ -118,10 +118,10 @@ def read_caffemodel(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def read_mean(path: Path) -> tuple[float, float, float]:
-    """The mean of each channel, in the file's own order, of a ``.npy`` or ``.binaryproto``.
+    """Return the mean of each channel, in the file's own order, of a ``.npy`` or ``.binaryproto``.
 
     A mean image (3, height, width) is averaged over its pixels, as Caffe's own classification
-    example does; a vector (3,) is taken as it is. Raises `UsageError` for anything else.
+    example does; a vector (3,) is taken as it is. Raise `UsageError` for anything else.
     """
     try:
         if path.suffix == ".npy":

@@ -1,6 +1,6 @@
-"""Cutting a network in two where a single map carries everything that comes after it.
+"""Cutting a network in two where a single map feeds everything that comes after it.
 
-Then what changes in one corner of the input need be followed only up to there, in a window.
+A change in one part of the input then needs to be followed only up to the cut, in a window.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from cnnvis_cli.nouns import ReceptiveField, Size
 class Cut:
     """The modules before the cut, in order, each fed with the output of the one before.
 
-    Nothing after the cut reads anything of before it but the last one's output, a map of `map`
-    places whose receptive field is `field`. `work` is its share of the whole pass's arithmetic.
+    Nothing after the cut reads anything from before it except the last module's output, a map of
+    `map` places whose receptive field is `field`. `work` is its share of the arithmetic of the
+    whole pass.
     """
 
     modules: tuple[str, ...]
@@ -36,19 +37,19 @@ class Cut:
     work: float
 
     def early(self, network: Network, normalised: Tensor) -> Tensor:
-        """The map at the cut: (B, 3, h, w) -> (B, C, rows, columns)."""
+        """Compute the map at the cut: (B, 3, h, w) -> (B, C, rows, columns)."""
         for module in self.parts(network):
             normalised = module(normalised)
         return normalised
 
     def parts(self, network: Network) -> list[nn.Module]:
-        """The modules themselves."""
+        """Return the modules themselves."""
         return [network.module.get_submodule(name) for name in self.modules]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One call of a module with one tensor; its ends in functions called so far."""
+    """A module's call with one tensor; its ends count the functions called so far."""
 
     name: str
     given: Tensor
@@ -59,7 +60,7 @@ class _Step:
 
 
 class _Reads(TorchFunctionMode):
-    """Keeps in mind when each tensor was made, and which were read when."""
+    """Records when each tensor was made, and which were read when."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         made = list(tensors(out))
-        if not made:  # it only asks a tensor something
+        if not made:  # it only queries a tensor
             return out
         self.now += 1
         given = [t for t in tensors([args, kwargs or {}]) if t in self.born]
@@ -86,13 +87,13 @@ class _Reads(TorchFunctionMode):
         return out
 
     def carries_all(self, step: _Step) -> bool:
-        """Whether nothing after a call reads what was made before its output."""
+        """Return whether nothing after a call reads a tensor made before its output."""
         born = self.born[step.made] if step.made in self.born else step.end  # noqa: SIM401
         return not any(when > step.end and made < born for made, when in self.reads)
 
 
 def cuts(network: Network) -> list[Cut]:
-    """Every place where the network can be cut in two, in the order of the forward pass."""
+    """Return every place where the network can be cut in two, in the order of the forward pass."""
     blank = torch.zeros(1, 3, *network.size, device=network.device)
     blank = blank.contiguous(memory_format=torch.channels_last)
     reads, fields, steps = _Reads(), Fields(network.size), list[_Step]()
@@ -117,7 +118,7 @@ def cuts(network: Network) -> list[Cut]:
 
 
 def _follow(name: str, module: nn.Module, reads: _Reads, steps: list[_Step]) -> Iterator[Any]:
-    """Hooks that add each call of a module with one tensor to the steps."""
+    """Add hooks that append each call of a module with one tensor to the steps."""
     begun: list[int] = []
 
     def before(_module: nn.Module, _given: Any) -> None:
@@ -136,7 +137,7 @@ def _follow(name: str, module: nn.Module, reads: _Reads, steps: list[_Step]) -> 
 def _chains(
     start: Tensor, steps: Sequence[_Step], reads: _Reads
 ) -> Iterator[tuple[_Step, tuple[str, ...]]]:
-    """The calls that lead from the input straight on, with the modules up to and including each."""
+    """Yield the calls in sequence from the input, with the modules up to and including each."""
     names = [step.name for step in steps]
     reached: dict[int, tuple[int, tuple[str, ...]]] = {id(start): (0, ())}
     for step in steps:  # in the order in which they ended, inner ones first

@@ -1,4 +1,4 @@
-"""The bundled network: AlexNet's shape made small, for 112-pixel synthetic images."""
+"""The bundled network: a small AlexNet for 112-pixel synthetic images."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ class DemoNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores for normalised images: (B, 3, 112, 112) -> (B, classes)."""
+        """Compute class scores of normalised images: (B, 3, 112, 112) -> (B, classes)."""
         return self.classifier(torch.flatten(self.features(images), 1))  # type: ignore[no-any-return]

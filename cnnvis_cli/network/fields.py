@@ -1,4 +1,4 @@
-"""Receptive fields, read off the graph: through branches, padding, dilation and pooling."""
+"""Receptive fields from the graph: through branches, padding, dilation and pooling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnnvis_cli.nouns import Kind, Layer, ReceptiveField, Size
 
 
 class Fields(Walk[ReceptiveField]):
-    """A walk that knows which input pixels each place of each map can see."""
+    """A walk that tracks which input pixels each place of each map sees."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ class Fields(Walk[ReceptiveField]):
         return out
 
     def _join(self, one: ReceptiveField, other: ReceptiveField) -> ReceptiveField:
-        """The field of two branches that meet; a branch that sees everything wins.
+        """Return the field of two branches that meet; a branch that sees everything wins.
 
-        Places of one stride that meet those of another are not followed: they see everything.
+        Places of different strides that meet are not followed: they see everything.
         """
         known = self._input not in (one, other) and one.stride == other.stride
         return one.join(other) if known else self._input
@@ -99,10 +99,10 @@ _KINDS: tuple[tuple[type[nn.Module], Kind], ...] = ((nn.Conv2d, "conv"), (nn.Lin
 
 
 def find_layers(module: nn.Module, size: Size) -> tuple[Layer, ...]:
-    """The network's convolutions and fully connected layers, in the order of the forward pass.
+    """Return the convolutions and fully connected layers, in the order of the forward pass.
 
     Runs one zero image of `size` through `module`, on whatever device it is (``meta`` costs
-    nothing). A linear layer counts where it gives one value a unit, not one for each token.
+    nothing). A linear layer counts if it gives one value per unit, not one per token.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The filters of a layer that sees the image: how strong they are, how fine, and kept in bounds."""
+"""The filters of a layer that sees the image: their strength, their fineness, and clipping."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SHORT = 1 - 2**-23  # one step of float32 below 1: rounding never lifts a filter
 
 
 def filters(network: Network, layer: Layer) -> Tensor:
-    """A layer's weights as the network has them: (C, 3, h, w).
+    """Return a layer's weights as used by the network: (C, 3, h, w).
 
-    Raises `UsageError` for a layer whose input is no RGB image, `CnnvisError` for weights that
-    are no numbers.
+    Raise `UsageError` for a layer whose input is not an RGB image, `CnnvisError` for weights that
+    are not numbers.
     """
     reason = why_not_rgb(network, layer)
     if reason:
@@ -30,19 +30,19 @@ def filters(network: Network, layer: Layer) -> Tensor:
     bad = (~found.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise CnnvisError(
-            f"{network.name}: filter {bad[0]} of {layer.alias} holds values that are no numbers; "
+            f"{network.name}: filter {bad[0]} of {layer.alias} holds values that are not numbers; "
             "give other weights with -w"
         )
     return found
 
 
 def rgb(network: Network, found: Tensor) -> Tensor:
-    """Filters (C, 3, h, w) with their channels in the order red, green, blue."""
+    """Return filters (C, 3, h, w) with their channels in the order red, green, blue."""
     return found.flip(1) if network.preprocessing.bgr else found
 
 
 def first_rgb(network: Network) -> Layer:
-    """The first convolution that sees the image; raises `UsageError` where there is none."""
+    """Return the first convolution that sees the image; raise `UsageError` if there is none."""
     for layer in network.layers:
         if not why_not_rgb(network, layer):
             return layer
@@ -50,7 +50,7 @@ def first_rgb(network: Network) -> Layer:
 
 
 def why_not_rgb(network: Network, layer: Layer) -> str:
-    """Why a layer's filters are no pictures in RGB; empty where they are."""
+    """Return why a layer's filters are not RGB pictures; empty if they are."""
     module = network.module.get_submodule(layer.module)
     if not isinstance(module, nn.Conv2d):
         return "it is not a convolution; the first one is the default"
@@ -62,12 +62,12 @@ def why_not_rgb(network: Network, layer: Layer) -> str:
 
 
 def rms(found: Tensor) -> Tensor:
-    """The root mean square of each filter's weights: (C, 3, h, w) -> (C,) float64."""
+    """Return the root mean square of each filter's weights: (C, 3, h, w) -> (C,) float64."""
     return found.double().square().flatten(1).mean(dim=1).sqrt()
 
 
 def clipped(found: Tensor, radius: float = RADIUS) -> Tensor:
-    """Filters whose RMS exceeds the radius, scaled down to it; the others untouched.
+    """Return the filters, with those whose RMS exceeds the radius scaled down to it.
 
     "We renormalize each filter in the convolutional layers whose RMS value exceeds a fixed radius
     of 10^-1 to this fixed radius" (Zeiler & Fergus 2013, section 3). No RMS is above the radius
@@ -80,13 +80,13 @@ def clipped(found: Tensor, radius: float = RADIUS) -> Tensor:
 
 
 def spatial_frequency(found: Tensor) -> Tensor:
-    """Each filter's mean spatial frequency in cycles a pixel: (C, 3, h, w) -> (C,) float64.
+    """Return filters' mean spatial frequencies in cycles per pixel: (C, 3, h, w) -> (C,) float64.
 
     The mean of the radial frequency sqrt(u^2 + v^2) over the discrete Fourier transform of the
-    three colours, weighted by power |F(u, v)|^2, with the constant part, which counts as
-    frequency 0: a blob of one colour has 0, a grating its own frequency, at most sqrt(1/2). A
-    filter of zeros has 0. (Yosinski et al. 2015, supplement S1, plots filters against their
-    frequency without saying how it is measured.)
+    three colours, weighted by power |F(u, v)|^2, including the constant part with frequency 0: a
+    blob of one colour has 0, a grating its own frequency, at most sqrt(1/2). A filter of zeros has
+    0. (Yosinski et al. 2015, supplement S1, plots filters against their frequency without saying
+    how it is measured.)
     """
     height, width = found.shape[2:]
     power = torch.fft.fft2(found.double()).abs().square().sum(dim=1)  # (C, h, w)
@@ -99,7 +99,7 @@ def spatial_frequency(found: Tensor) -> Tensor:
 
 
 def safetensors_with(network: Network, changed: Mapping[Layer, Tensor]) -> bytes:
-    """A .safetensors file of all of a network's tensors, some layers' weights changed."""
+    """Return a .safetensors file of a network's tensors, with some layers' weights changed."""
     from safetensors.torch import save
 
     state = dict(network.module.state_dict())

@@ -1,8 +1,8 @@
-"""Rectifiers that come right after a layer, so that whoever reads the layer may rectify as well.
+"""Rectifiers right after a layer, so that the reader of the layer can rectify on its way.
 
-A convnet's maps are so large that every reading of them from memory counts. Where the network
-itself rectifies a layer's output in place, as its very next step, the reader of that output can
-do so on its way, and the rectifier has nothing left to do.
+A convnet's maps are so large that every pass over them in memory counts. If the network itself
+rectifies a layer's output in place as its very next step, the reader of that output can do so on
+its way, and the rectifier has nothing left to do.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class _Counter(TorchFunctionMode):
 
 
 def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> dict[str, nn.Module]:
-    """For each layer (alias) whose very next step is an in-place ReLU of its output, that module.
+    """Return, per layer (alias) whose very next step is an in-place ReLU of its output, the ReLU.
 
-    Found by a pass over `inputs`: nothing may be called between the two, and the ReLU is called
-    once, so that nobody sees the output unrectified, and nothing else is rectified by it.
+    They are found by a pass over `inputs`: nothing may be called between the two, and the ReLU must
+    be called only once, so that nothing sees the unrectified output and the ReLU rectifies nothing
+    else.
     """
     counter = _Counter()
     last: list[tuple[str, Tensor, int]] = []
@@ -64,7 +65,7 @@ def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> di
 
 @contextmanager
 def left_out(relus: Iterable[nn.Module]) -> Iterator[None]:
-    """Have these modules hand on what they get."""
+    """Let these modules pass on their inputs unchanged."""
     modules = list(relus)
     for module in modules:
         module.forward = _hand_on

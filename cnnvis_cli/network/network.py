@@ -1,4 +1,4 @@
-"""A trained convnet, ready to be looked into."""
+"""A trained convnet, ready for inspection."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Network:
     ) -> Network:
         """Freeze a module, find its layers, and turn off in-place operations.
 
-        In-place rectifiers would overwrite the very outputs that are looked at; without them
-        the values are the same.
+        In-place rectifiers would overwrite the inspected outputs; without them the values are the
+        same.
         """
         module.eval().requires_grad_(False)
         inplace = tuple(n for n, m in module.named_modules() if getattr(m, "inplace", False))
@@ -72,7 +72,7 @@ class Network:
         return cls(name, module, preprocessing, digest, classes, layers, inplace)
 
     def to(self, device: torch.device) -> Network:
-        """The same network on a device, its weights in the layout that is fastest there."""
+        """Return the same network on a device, its weights in the layout that is fastest there."""
         module = self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parts = {**self.__dict__, "module": module, "device": device}
         return Network(**parts)
@@ -81,20 +81,25 @@ class Network:
     def size(self) -> Size:
         return self.preprocessing.crop
 
+    def map_bytes(self, layer: Layer) -> int:
+        """Return how much the outputs of the layers up to one take for a whole input, in bytes."""
+        upto = self.layers[: self.layers.index(layer) + 1]
+        return 4 * sum(la.channels * la.map[0] * la.map[1] for la in upto)
+
     def layer(self, name: str) -> Layer:
-        """The layer of an alias or module path; raises `UsageError` with the nearest name."""
+        """Return the layer of an alias or module path; raise `UsageError` with the nearest name."""
         for layer in self.layers:
             if name in (layer.alias, layer.module):
                 return layer
         raise unknown("layer", name, [layer.alias for layer in self.layers], place=self.name)
 
     def choose(self, names: Iterable[str]) -> tuple[Layer, ...]:
-        """The layers of these names, once each, in the network's order; all of them for none."""
+        """Return the layers of these names, once each, in the network's order; all if empty."""
         wanted = {self.layer(name).alias for name in names}
         return tuple(la for la in self.layers if not wanted or la.alias in wanted)
 
     def centre(self, images: Tensor) -> Tensor:
-        """uint8 images to mean-subtracted 0..255 pixels: (B, h, w, 3) -> (B, 3, h, w) float32."""
+        """Return uint8 images as mean-subtracted pixels: (B, h, w, 3) -> (B, 3, h, w) float32."""
         pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         return pixels - self.mean
 
@@ -104,21 +109,21 @@ class Network:
         return self._colours(self.preprocessing.mean)
 
     def _colours(self, values: tuple[float, float, float]) -> Tensor:
-        """Three numbers to compute with: (1, 3, 1, 1), without waiting for the device."""
+        """Return three numbers as a tensor, (1, 3, 1, 1), without waiting for the device."""
         return torch.tensor(values).view(1, 3, 1, 1).to(self.device, non_blocking=True)
 
     def normalise(self, centred: Tensor) -> Tensor:
-        """Mean-subtracted RGB pixels to what the module takes: (B, 3, h, w) -> the same."""
+        """Turn mean-subtracted RGB pixels into the module's input: (B, 3, h, w) -> the same."""
         scaled = centred / self._colours(self.preprocessing.std)
         ordered = scaled.flip(1) if self.preprocessing.bgr else scaled
         return ordered.contiguous(memory_format=torch.channels_last)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let modules work in place again, where the network does by itself.
+        """Let modules work in place again, as the network itself does.
 
-        It saves memory traffic, and changes outputs after `tap` has handed them over: only for
-        passes without gradients whose outputs are read at once and not kept.
+        This saves memory traffic, and changes outputs after `tap` has passed them on: use it only
+        for passes without gradients whose outputs are read at once and not kept.
         """
         children = [self.module.get_submodule(name) for name in self.inplace]
         for child in children:
@@ -131,10 +136,10 @@ class Network:
 
     @contextmanager
     def rectified_by_reader(self, layers: Iterable[Layer]) -> Iterator[frozenset[str]]:
-        """Gives the layers (aliases) whose output its reader must rectify in place, in this block.
+        """Yield the layers (aliases) whose output the reader must rectify in place in this block.
 
-        Where the network would do just that as its next step; see `fusion`. To be used inside
-        `in_place`.
+        These are the layers that the network rectifies in its next step; see `fusion`. To be used
+        inside `in_place`.
         """
         blank = torch.zeros(1, 3, *self.size, device=self.device)
         found = rectifiers(self.module, layers, self.normalise(blank))
@@ -143,10 +148,10 @@ class Network:
 
     @contextmanager
     def tap(self, layers: Iterable[Layer], read: Reader) -> Iterator[Callable[[Tensor], None]]:
-        """Hands each layer's own output to `read` as soon as it is there, then ends the pass.
+        """Pass each layer's own output to `read` as soon as it is computed, then end the pass.
 
-        Gives a function that runs normalised pixels through the network. Raises `CnnvisError`
-        for a layer that runs more than once in a pass, or did not run.
+        Yield a function that runs normalised pixels through the network. Raise `CnnvisError` for a
+        layer that runs more than once in a pass, or not at all.
         """
         pending = {layer.module: layer for layer in layers}
         for layer in pending.values():
@@ -189,16 +194,16 @@ class Network:
             )
 
     def canvas(self, layer: Layer) -> Box:
-        """What is optimized for this layer: the centre unit's receptive field.
+        """Return the window that is optimized for this layer: the centre unit's receptive field.
 
-        The whole input where the field does not fit inside it, or where the network mixes all
+        It is the whole input if the field does not fit inside it, or if the network mixes all
         places before the layer.
         """
         box = layer.field.box(*layer.centre)
         return self.window(layer, box) if box.inside(self.size) else Box.whole(self.size)
 
     def window(self, layer: Layer, box: Box) -> Box:
-        """The smallest window over `box` that gives `layer` its exact values there."""
+        """Return the smallest window over `box` that gives `layer` its exact values there."""
         clipped = box.clip(self.size)
         try:
             with torch.no_grad():
@@ -209,10 +214,10 @@ class Network:
         return clipped
 
     def values(self, layer: Layer, box: Box, pixels: Tensor) -> tuple[Tensor, Size]:
-        """The layer's output for a window of the input, and the place of its first row and column.
+        """Return the layer's output for a window of the input, and its first row and column.
 
-        `pixels` are mean-subtracted, (B, 3, h, w) of the window `box`; the output is
-        (B, C, rows, columns), or (B, C, 1, 1) for a fully connected layer.
+        `pixels` are mean-subtracted, (B, 3, h, w) of the window `box`; the output is (B, C, rows,
+        columns), or (B, C, 1, 1) for a fully connected layer.
         """
         if box == Box.whole(self.size):
             return self._output(layer, self.normalise(pixels)), (0, 0)
@@ -226,7 +231,7 @@ class Network:
             return output, walk.origin(output)
 
     def _output(self, layer: Layer, inputs: Tensor) -> Tensor:
-        """A layer's output map; a fully connected layer is a map of one place."""
+        """Return a layer's output map; a fully connected layer is a map of one place."""
         kept: list[Tensor] = []
         with self.tap([layer], lambda _, output: kept.append(output)) as run:
             run(inputs)

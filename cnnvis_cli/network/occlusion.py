@@ -1,8 +1,8 @@
-"""What a network says while a grey square hides one part of its input after the other.
+"""A network's output while a grey square covers one part of its input after the other.
 
-Zeiler & Fergus 2013, section 4.2. One forward pass a position gives all that is asked. A square
-changes a small part of the first maps only, so those are followed in a window around it, up to a
-cut, and put into the maps of the image without it; see `cut`.
+Zeiler & Fergus 2013, section 4.2. One forward pass per position gives all results. A square changes
+only a small part of the first maps, so these are computed in a window around it, up to a cut, and
+put into the maps of the image without it; see `cut`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Axis, Box, Layer, Size
 
-GAIN = 0.1  # of a pass's arithmetic: what windows must save to be worth their own costs
+GAIN = 0.1  # share of a pass's arithmetic that windows must save to be worth their own cost
 Whole = NDArray[np.int64]
 Answer = tuple[Tensor, Tensor]  # a layer's totals (B, C), the classes' probabilities (B, K)
 
@@ -41,16 +41,16 @@ class Squares:
 
     @classmethod
     def over(cls, image: Size, size: int, stride: int) -> Squares:
-        """Centres `stride` pixels apart over the whole image, as far from one side as the other.
+        """Return squares with centres `stride` pixels apart over the whole image, symmetrically.
 
-        Each stands for the `stride` x `stride` pixels around its centre; what then hangs over the
-        border is cut off.
+        Each stands for the `stride` x `stride` pixels around its centre; parts beyond the border
+        are cut off.
         """
         top, left = (_starts(length, size, stride) for length in image)
         return cls(size, stride, top, left)
 
     def nearest(self, image: Size) -> tuple[Whole, Whole]:
-        """For each row and each column of the image, whose square's centre is nearest."""
+        """Return, for each row and each column of the image, the square with the nearest centre."""
         rows, columns = (
             np.abs(starts + (self.size - 1) / 2 - np.arange(length)[:, None]).argmin(axis=1)
             for starts, length in ((self.top, image[0]), (self.left, image[1]))
@@ -74,7 +74,7 @@ def _starts(length: int, size: int, stride: int) -> Whole:
 
 @dataclass(frozen=True)
 class Occluded:
-    """For each square, (rows, columns): what is left."""
+    """The result of each square, (rows, columns)."""
 
     total: NDArray[np.float32]  # of the map
     probability: NDArray[np.float32]  # of the class
@@ -83,7 +83,7 @@ class Occluded:
 
 @dataclass(frozen=True)
 class Side:
-    """Along one axis, for each square: the window of pixels, and what of the cut's map it gives."""
+    """One axis, per square: the window of pixels, and the part of the cut's map that it gives."""
 
     low: Whole  # pixels, inclusive
     high: Whole  # exclusive
@@ -93,11 +93,11 @@ class Side:
 
     @classmethod
     def of(cls, axis: Axis, starts: Whole, size: int, length: int, places: int) -> Side:
-        """For squares of `size` pixels; the input has `length` pixels, the map so many `places`."""
+        """Return the windows for squares of `size` pixels, on a side of `length` and `places`."""
         field, stride, start = axis.size, axis.stride, axis.start
         first = (starts - field - start) // stride + 1  # the first place that sees the square
         count = int((-(-(starts + size - start) // stride) - first).max())
-        before = max(0, -(start // stride))  # places whose field reaches over the border
+        before = max(0, -(start // stride))  # places whose field extends beyond the border
         after = sum(start + stride * i + field > length for i in range(places))
         if count + before + after >= places:
             zero = np.zeros_like(starts)
@@ -110,29 +110,29 @@ class Side:
         return cls(low, high, begin, end, kind)
 
     def pixels(self, chosen: Whole) -> Whole:
-        """The pixels of the windows of squares of one kind: (n, size)."""
+        """Return the pixels of the windows of squares of one kind: (n, size)."""
         first = int(chosen[0])
         return self.low[chosen][:, None] + np.arange(self.high[first] - self.low[first])
 
     def places(self, chosen: Whole) -> Whole:
-        """The places of the map that they give: (n, count)."""
+        """Return the places of the map that they give: (n, count)."""
         first = int(chosen[0])
         return self.first[chosen][:, None] + np.arange(self.last[first] - self.first[first])
 
     @property
     def mean(self) -> float:
-        """Pixels of a window."""
+        """The mean number of pixels of a window."""
         return float((self.high - self.low).mean())
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A cut, and the windows that are followed up to it."""
+    """A cut, and the windows that are computed up to it."""
 
     cut: Cut
     rows: Side
     columns: Side
-    saved: float  # share of the whole pass's arithmetic
+    saved: float  # share of the arithmetic of the whole pass
 
     @classmethod
     def of(cls, cut: Cut, squares: Squares, image: Size) -> Windows:
@@ -151,7 +151,7 @@ class Windows:
 
 
 def best_windows(network: Network, layer: Layer, squares: Squares) -> Windows | None:
-    """The cut before the layer that saves most arithmetic; None where none is worth it."""
+    """Return the cut before the layer that saves most arithmetic; None if none is worth it."""
     found = [
         Windows.of(cut, squares, network.size)
         for cut in cuts(network)
@@ -170,9 +170,9 @@ def _within(module: str, name: str) -> bool:
 
 
 def _possible(network: Network, windows: Windows) -> bool:
-    """Whether the modules before the cut run on a window, and the rest gives the same after them.
+    """Return whether the modules before the cut run on a window, with an unchanged rest.
 
-    The rest could ask for the size of its input, which is then that of the map.
+    The rest could depend on the size of its input, which is then that of the map.
     """
     noise = torch.randn(1, 3, *network.size, generator=torch.Generator().manual_seed(0))
     inputs = network.normalise(50 * noise.to(network.device))  # grey levels
@@ -191,10 +191,10 @@ def _possible(network: Network, windows: Windows) -> bool:
 
 @contextmanager
 def asking(network: Network, layer: Layer) -> Iterator[Callable[[Tensor], Answer]]:
-    """Gives a function from normalised pixels (B, 3, h, w) to a layer's totals and probabilities.
+    """Yield a function from normalised pixels (B, 3, h, w) to a layer's totals and probabilities.
 
-    A channel's total is the sum of its rectified values over the map. Raises `UsageError` for a
-    layer that runs more than once, and for a network whose output is no row of class scores.
+    A channel's total is the sum of its rectified values over the map. Raise `UsageError` for a
+    layer that runs more than once, and for a network whose output is not a row of class scores.
     """
     if layer.calls > 1:
         raise UsageError(
@@ -224,7 +224,7 @@ def asking(network: Network, layer: Layer) -> Iterator[Callable[[Tensor], Answer
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (1, 3, h, w) and what a square shows (1, 3, 1, 1), both normalised."""
+    """An image (1, 3, h, w) and the colour of a square (1, 3, 1, 1), both normalised."""
 
     network: Network
     image: Tensor
@@ -232,14 +232,14 @@ class Scene:
 
     @classmethod
     def of(cls, network: Network, centred: Tensor) -> Scene:
-        """From mean-subtracted pixels (1, 3, h, w); a square is grey as the mean colour is."""
+        """Return the scene of mean-subtracted pixels (1, 3, h, w); a square has the mean colour."""
         fill = network.normalise(centred.new_zeros(1, 3, 1, 1))
         return cls(network, network.normalise(centred), fill)
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Some of the squares, by their numbers, row by row: what each hides of the input."""
+    """Some of the squares, by their numbers, row by row, and what each covers of the input."""
 
     number: Whole  # (n,)
     top: Whole
@@ -258,7 +258,7 @@ class Positions:
         return len(self.number)
 
     def hides(self, rows: Whole, columns: Whole) -> Tensor:
-        """Which of each one's pixels, rows (n, h) and columns (n, w), are hidden: (n, 1, h, w)."""
+        """Return which pixels, at rows (n, h) and columns (n, w), each covers: (n, 1, h, w)."""
         down, across = (
             torch.from_numpy((pixels >= start[:, None]) & (pixels < start[:, None] + self.size))
             for pixels, start in ((rows, self.top), (columns, self.left))
@@ -266,11 +266,11 @@ class Positions:
         return down[:, None, :, None] & across[:, None, None, :]
 
 
-Batch = tuple[Whole, Tensor]  # numbers of squares, and what goes into the network for them
+Batch = tuple[Whole, Tensor]  # numbers of squares, and their network input
 
 
 def whole_images(scene: Scene, squares: Squares, batch: int) -> Iterator[Batch]:
-    """The whole image behind every square."""
+    """Yield the whole image behind every square."""
     positions = Positions.of(squares, np.arange(len(squares)))
     height, width = scene.image.shape[2:]
     buffer = _copies(scene.image, min(batch, len(squares)))
@@ -284,7 +284,7 @@ def whole_images(scene: Scene, squares: Squares, batch: int) -> Iterator[Batch]:
 
 
 def patched_maps(scene: Scene, windows: Windows, squares: Squares, batch: int) -> Iterator[Batch]:
-    """The map at the cut behind every square: the image's own, but for the square's window."""
+    """Yield the map at the cut behind every square: the image's own, except in its window."""
     cut, rows, columns = windows.cut, windows.rows, windows.columns
     kinds = 3 * rows.kind[:, None] + columns.kind
     order = np.argsort(kinds.ravel(), kind="stable")
@@ -302,7 +302,7 @@ def patched_maps(scene: Scene, windows: Windows, squares: Squares, batch: int) -
 
 
 def _patch(scene: Scene, windows: Windows, part: Positions, maps: Tensor) -> None:
-    """Put what changes behind squares of one kind into their maps (n, C, rows, columns)."""
+    """Put the changes behind squares of one kind into their maps (n, C, rows, columns)."""
     rows, columns, network = windows.rows, windows.columns, scene.network
     row, column = np.divmod(part.number, len(columns.low))
     down, across = rows.pixels(row), columns.pixels(column)
@@ -322,14 +322,14 @@ def _patch(scene: Scene, windows: Windows, part: Positions, maps: Tensor) -> Non
 
 
 def _picked(image: Tensor, rows: Whole, columns: Whole) -> Tensor:
-    """Windows of one image: (1, 3, h, w), rows (n, a), columns (n, b) -> (n, 3, a, b)."""
+    """Return windows of one image: (1, 3, h, w), rows (n, a), columns (n, b) -> (n, 3, a, b)."""
     down, across = (torch.from_numpy(each).to(image.device) for each in (rows, columns))
-    last = image.permute(0, 2, 3, 1)[0]  # channels last, as the result is
+    last = image.permute(0, 2, 3, 1)[0]  # channels last, like the result
     return last[down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _picked_places(maps: Tensor, rows: Whole, columns: Whole, values: Tensor) -> None:
-    """Put values (n, C, a, b) at these rows and columns of n maps."""
+    """Write values (n, C, a, b) at these rows and columns of n maps."""
     down, across = (torch.from_numpy(each).to(maps.device) for each in (rows, columns))
     each = torch.arange(len(maps), device=maps.device)[:, None, None]
     target = maps.permute(0, 2, 3, 1)
@@ -337,7 +337,7 @@ def _picked_places(maps: Tensor, rows: Whole, columns: Whole, values: Tensor) ->
 
 
 def _copies(image: Tensor, count: int) -> Tensor:
-    """Room for so many of (1, C, h, w), channels last."""
+    """Return room for so many copies of (1, C, h, w), channels last."""
     shape = (count, *image.shape[1:])
     return torch.empty(
         shape, dtype=image.dtype, device=image.device, memory_format=torch.channels_last
@@ -346,7 +346,7 @@ def _copies(image: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Occluder:
-    """How squares are taken over images of a network: which, how many at a time, and where from."""
+    """How squares are computed for a network's images: which, how many at a time, and where."""
 
     network: Network
     layer: Layer
@@ -360,7 +360,7 @@ class Occluder:
         return cls(network, layer, squares, batch, windows)
 
     def unoccluded(self, centred: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The layer's totals (C,) and the classes' probabilities (K,) of an image (1, 3, h, w)."""
+        """Return the layer's totals (C,) and class probabilities (K,) of an image (1, 3, h, w)."""
         with asking(self.network, self.layer) as ask:
             totals, probabilities = ask(self.network.normalise(centred))
             return totals[0].cpu().numpy(), probabilities[0].cpu().numpy()
@@ -372,9 +372,9 @@ class Occluder:
         label: int,
         told: Callable[[int], None] = lambda _: None,
     ) -> Occluded:
-        """What is left of a channel's total and of a class, and which class is most probable.
+        """Return a channel's total, a class's probability and the most probable class per square.
 
-        `told` hears after each batch how many squares it had.
+        `told` is called after each batch with its number of squares.
         """
         scene = Scene.of(self.network, centred)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -398,5 +398,5 @@ class Occluder:
 
     @property
     def _before(self) -> list[nn.Module]:
-        """The modules that a map at the cut has behind it already."""
+        """The modules before the cut, whose output the map already is."""
         return self.windows.cut.parts(self.network) if self.windows else []

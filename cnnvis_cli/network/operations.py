@@ -1,7 +1,7 @@
-"""Every operation that cnnvis understands, one row each: what sees what, and how it goes back.
+"""Every operation that cnnvis understands, one row each: what it sees, and how it goes back.
 
-A network is followed at the level of torch functions, so that functional and reused layers count
-like any other, and a function without a row stops the run by name instead of being guessed at.
+A network is followed at the level of torch functions, so that functional and reused layers work
+like any other, and a function without a row stops the run by name instead of being guessed.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Sliding:
-    """A window operation, taken apart; `apply` runs it on a map that is already padded."""
+    """A window operation, taken apart; `apply` runs it on a padded map."""
 
     kernel: Size
     stride: Size
     padding: tuple[Margin, Margin]
     dilation: Size
     ceil: bool
-    fill: float  # what the padding holds
+    fill: float  # the value of the padding
     apply: Callable[[Tensor], Tensor]
     channels: int | None = None  # of the output; None keeps the input's
     exact: bool = True  # whether padding beforehand gives the same numbers
 
     def length(self, axis: int, size: int) -> int:
-        """Places along `axis` of the output for an input of `size`, as torch counts them."""
+        """Return the number of places along `axis` for an input of `size`, as torch counts them."""
         before, after = self.padding[axis]
         extent = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         room, stride = size + before + after - extent, self.stride[axis]
@@ -61,7 +61,7 @@ class Sliding:
 
 
 def _pair(value: Any) -> Size:
-    """An int or a sequence of one or two, as (rows, columns)."""
+    """Return an int or a sequence of one or two, as (rows, columns)."""
     if isinstance(value, int):
         return value, value
     first, *rest = (int(v) for v in value)
@@ -69,7 +69,7 @@ def _pair(value: Any) -> Size:
 
 
 def _same(padding: Any, kernel: Size, dilation: Size) -> tuple[Margin, Margin]:
-    """Padding as margins; 'same' puts the odd one after, as torch does."""
+    """Return padding as margins; 'same' puts the odd one after, as torch does."""
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding == "same":
@@ -79,7 +79,7 @@ def _same(padding: Any, kernel: Size, dilation: Size) -> tuple[Margin, Margin]:
     return (rows, rows), (columns, columns)
 
 
-# The readers below have torch's own signatures: a call is read by calling them in its place.
+# The readers below have torch's own signatures: a call is read by calling them instead.
 # ruff: noqa: PLR0913
 
 

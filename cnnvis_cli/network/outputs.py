@@ -1,4 +1,4 @@
-"""What every module of a network gives: not only its convolutions and fully connected layers."""
+"""The outputs of every module of a network, not only of its convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cnnvis_cli.registry import unknown
 
 PROB = "prob"
 IDLE = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity, nn.Flatten)
-"""Modules that change no number of a trained network: they would show the last layer again."""
+"""Modules that change no number of a trained network: they would show the previous layer again."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one module gives when it is called for the n-th time in a pass."""
+    """The output of one module when it is called for the n-th time in a pass."""
 
     name: str  # alias or module path; with #2, #3 from the second call on
     module: str
@@ -36,27 +36,27 @@ class Output:
     kind: str  # the module's class
     channels: int
     map: Size | None  # None for a vector
-    field: ReceptiveField  # what each place of the map sees
-    usual: bool  # shown unless others are asked for
+    field: ReceptiveField  # the field of each place of the map
+    usual: bool  # shown by default
 
     @property
     def flat(self) -> bool:
-        """Whether it has one value a channel."""
+        """Whether it has one value per channel."""
         return self.map in (None, (1, 1))
 
     @property
     def size(self) -> str:
-        """How much it is, for a person."""
+        """Its size, in words."""
         if self.flat or self.map is None:
             return f"{self.channels} values"
         return f"{self.channels} channels of {self.map[0]}x{self.map[1]}"
 
 
 def find_outputs(network: Network) -> tuple[Output, ...]:
-    """Every module's output that is a map (B, C, h, w) or a vector (B, C), as they come.
+    """Return every module's output that is a map (B, C, h, w) or a vector (B, C), in order.
 
-    Last is `prob`, the softmax of the network's output, where that is one value a class. Runs one
-    black image. Functional rectifiers are no modules and are not among them.
+    The last is `prob`, the softmax of the network's output, if that is one value per class. Runs
+    one black image. Functional rectifiers are not modules and are not included.
     """
     found: list[Output] = []
     calls: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
 
 
 def _field(walk: Fields, output: Tensor) -> ReceptiveField:
-    """What each place of a map sees; all of the input where that is not followed."""
+    """Return the field of each place of a map; all of the input if it cannot be followed."""
     known = walk[output]
     if known is None or known.dims != (-2, -1):
         return ReceptiveField.whole((0, 0))
@@ -103,7 +103,7 @@ def _is_vector(output: Any) -> bool:
 
 
 def _hooks(network: Network, hear: Callable[..., None]) -> list[RemovableHandle]:
-    """Have every module but the whole told of, with its path."""
+    """Add a hook to every module except the whole network, called with the module's path."""
     return [
         module.register_forward_hook(partial(hear, path))
         for path, module in network.module.named_modules()
@@ -114,10 +114,10 @@ def _hooks(network: Network, hear: Callable[..., None]) -> list[RemovableHandle]
 def choose_outputs(
     network: Network, outputs: Sequence[Output], names: Iterable[str]
 ) -> tuple[Output, ...]:
-    """The outputs of these names, in the network's order; all usual ones for none.
+    """Return the outputs of these names, in the network's order; all usual ones if empty.
 
-    A name is an alias or a module path, which means all of the module's calls, or one call's name.
-    Raises `UsageError` with the nearest name.
+    A name is an alias or a module path, which means all of the module's calls, or the name of one
+    call. Raise `UsageError` with the nearest name.
     """
     aliases = {layer.module: layer.alias for layer in network.layers}
     known = {name for each in outputs for name in _names(each, aliases)}
@@ -131,7 +131,7 @@ def choose_outputs(
 
 
 def _names(output: Output, aliases: dict[str, str]) -> set[str]:
-    """All that a person may call it."""
+    """Return all names that it may be given."""
     own = {output.name, output.module, aliases.get(output.module, output.module)}
     return {name for name in own if name}
 
@@ -143,11 +143,11 @@ Read = Callable[[Output, Tensor], None]
 def watching(
     network: Network, outputs: Iterable[Output], read: Read
 ) -> Iterator[Callable[[Tensor], Tensor | None]]:
-    """Hands the outputs to `read` as soon as they are there, `prob` last.
+    """Pass the outputs to `read` as soon as they are computed, `prob` last.
 
-    Gives a function that runs normalised pixels through the whole network, to the probabilities
-    (B, C) of its classes; None where it does not give one value a class. Raises `CnnvisError`
-    where an output did not come.
+    Yield a function that runs normalised pixels through the whole network, to the probabilities (B,
+    C) of its classes; None if it does not give one value per class. Raise `CnnvisError` for a
+    missing output.
     """
     wanted = {(each.module, each.call): each for each in outputs}
     passes = local()  # several threads may run the network at once
@@ -179,7 +179,7 @@ def watching(
 
 
 def _probabilities(output: Any, last: nn.Module | None) -> Tensor | None:
-    """The softmax of (B, C), unless the last module was one."""
+    """Return the softmax of (B, C), unless the last module is one."""
     if not _is_vector(output):
         return None
     done = isinstance(last, nn.Softmax)

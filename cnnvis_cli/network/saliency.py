@@ -1,7 +1,7 @@
-"""What a decision looks at: maps over an image for a class or a unit, by the known methods.
+"""What a prediction depends on: maps over an image for a class or a unit, by known methods.
 
-All maps speak of mean-subtracted pixels in 0..255 units, RGB. Every pass has the same number of
-images, filled up with the mean colour, so an image gets the same map whatever comes with it.
+All maps refer to mean-subtracted pixels in 0..255 units, RGB. Every pass has the same number of
+images, padded with the mean colour, so an image's map does not depend on the others.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Shown = Literal["signed", "magnitude", "map"]
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked about: a class (an output of the network), or a unit of a layer.
+    """What is explained: a class (an output of the network), or a unit of a layer.
 
-    Without a channel it is the class that the network predicts, image by image.
+    Without a channel it is the class that the network predicts for each image.
     """
 
     layer: Layer | None = None
@@ -39,13 +39,13 @@ class Target:
 
     @property
     def spoken(self) -> str:
-        """In a sentence."""
+        """The target in words."""
         if self.layer is None or self.channel is None:
             return "the class"
         return str(Unit(self.layer.alias, self.channel))
 
     def __str__(self) -> str:
-        """As it is written in the names of files: ``predicted``, ``class0013``, ``conv5_0151``."""
+        """Return the target as in file names: ``predicted``, ``class0013``, ``conv5_0151``."""
         if self.channel is None:
             return "predicted"
         if self.layer is None:
@@ -55,10 +55,10 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One number for each image of a batch, of which the methods tell where it comes from.
+    """One number per image of a batch, which the methods explain.
 
-    That of a class is the network's own output (Simonyan et al. 2013, section 3); that of a unit
-    is its layer's own output, at the place that is strongest in the image as it is.
+    For a class it is the network's own output (Simonyan et al. 2013, section 3); for a unit it is
+    its layer's own output, at the strongest place in the unchanged image.
     """
 
     network: Network
@@ -66,16 +66,16 @@ class Question:
     images: Tensor  # (B, 3, h, w) mean-subtracted
     channel: Tensor  # (B,)
     place: Tensor  # (B,) in the flattened map; 0 for a class
-    size: int  # images in a pass
-    seeds: tuple[int, ...]  # B, for what a method draws at random
-    at: Layer | None = None  # whose map Grad-CAM weighs
+    size: int  # images per pass
+    seeds: tuple[int, ...]  # B seeds of random numbers
+    at: Layer | None = None  # the layer whose map Grad-CAM weights
 
     @property
     def all(self) -> Tensor:
         return torch.arange(len(self.images), device=self.images.device)
 
     def value(self, x: Tensor, of: Tensor) -> Tensor:
-        """The number for other pixels x, (n, 3, h, w), in place of the images `of` (n,): (n,)."""
+        """Return the number for other pixels (n, 3, h, w) of the images `of` (n,): (n,)."""
         maps = outputs(self.network, self.layer, x, self.size)
         rows = torch.arange(len(x), device=x.device)
         return maps.flatten(2)[rows, self.channel[of], self.place[of]]
@@ -84,7 +84,7 @@ class Question:
 def ask(
     network: Network, target: Target, images: Tensor, size: int, seeds: tuple[int, ...] = ()
 ) -> Question:
-    """The question of a target for some images, (B, 3, h, w) mean-subtracted, `size` a pass."""
+    """Return the question of a target for images, (B, 3, h, w) mean-subtracted, `size` per pass."""
     with torch.no_grad():
         maps = outputs(network, target.layer, images, size).flatten(2)
     if target.channel is None:
@@ -96,9 +96,9 @@ def ask(
 
 
 def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tensor:
-    """A layer's own output, or the network's (None), as maps: (n, C, rows, columns).
+    """Return a layer's own output, or the network's (None), as maps: (n, C, rows, columns).
 
-    Raises `UsageError` for a network whose output is not one number a class.
+    Raise `UsageError` for a network whose output is not one number per class.
     """
     filled = torch.cat([x, x.new_zeros(max(0, size - len(x)), *x.shape[1:])])
     if layer is not None:
@@ -106,7 +106,7 @@ def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tens
     found = network.module(network.normalise(filled))
     if not isinstance(found, Tensor) or found.dim() != 2:
         raise UsageError(
-            f"{network.name} does not give one number a class; ask about a unit, "
+            f"{network.name} does not give one number per class; ask about a unit, "
             f"like --target {Unit(network.layers[-1].alias, 0)}"
         )
     return found[: len(x), :, None, None]
@@ -114,7 +114,7 @@ def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tens
 
 @dataclass(frozen=True)
 class Method:
-    """A way to say where a value comes from.
+    """A way to explain a value.
 
     Pixelwise maps are (B, 3, h, w) and `shown` signed, or by the largest of the three magnitudes;
     others are (B, rows, columns).
@@ -123,7 +123,7 @@ class Method:
     explain: Callable[[Question], Tensor]
     title: str
     shown: Shown
-    says: str  # what it is, and whose
+    says: str  # what it is, and its source
     parameters: dict[str, Any]
 
 
@@ -150,7 +150,7 @@ def _method(
     "what the value gains with each grey level (Simonyan et al. 2013)",
 )
 def gradient(question: Question) -> Tensor:
-    """The derivative of the value by the pixels."""
+    """Return the derivative of the value with respect to the pixels."""
     return _back(question, question.images, question.all)
 
 
@@ -162,7 +162,7 @@ def gradient(question: Question) -> Tensor:
     "(Springenberg et al. 2014)",
 )
 def guided(question: Question) -> Tensor:
-    """The gradient by the rule of guided backpropagation."""
+    """Return the gradient by the rule of guided backpropagation."""
     return _back(question, question.images, question.all, "guided")
 
 
@@ -174,15 +174,15 @@ def guided(question: Question) -> Tensor:
     "2013)",
 )
 def deconv(question: Question) -> Tensor:
-    """The gradient by the rule of the deconvnet, from a single activation as in section 2.1."""
+    """Return the gradient by the deconvnet's rule, from a single activation as in section 2.1."""
     return _back(_at_one_place(question), question.images, question.all, "deconv")
 
 
 def _at_one_place(question: Question) -> Question:
-    """The question of a class at its strongest place, where it is the mean over a map.
+    """Return the question of a class at its strongest place, if it is the mean over a map.
 
-    Sent back from all places at once, what a deconvnet returns is lost: the rule lets the signal
-    through where nothing went forward, and in a flat signal the weights cancel (SqueezeNet).
+    From all places at once, a deconvnet gives nothing: its rule passes the signal where the forward
+    value was 0, and in a flat signal the weights cancel (SqueezeNet).
     """
     network, last = question.network, question.network.layers[-1]
     if question.layer is not None or last.kind != "conv" or last.calls > 1:
@@ -190,7 +190,7 @@ def _at_one_place(question: Question) -> Question:
     with torch.no_grad():
         maps = outputs(network, last, question.images, question.size).flatten(2)
         classes = outputs(network, None, question.images, question.size).shape[1]
-    if maps.shape[1] != classes:  # else nothing with weights of its own comes after
+    if maps.shape[1] != classes:  # otherwise nothing with its own weights follows
         return question
     return replace(question, layer=last, place=maps[question.all, question.channel].argmax(1))
 
@@ -203,9 +203,9 @@ def _at_one_place(question: Question) -> Question:
     "(Selvaraju et al. 2017), enlarged to the input",
 )
 def gradcam(question: Question) -> Tensor:
-    """Where a layer speaks for the value: (B, rows, columns).
+    """Return where a layer supports the value: (B, rows, columns).
 
-    Equations 1 and 2 of the paper, on the layer's map as the next layer is given it: with the
+    Equations 1 and 2 of the paper, on the layer's map as the next layer receives it: after the
     rectifiers, normalisation and branches that follow.
     """
     assert question.at is not None
@@ -230,16 +230,16 @@ SAMPLES, SPREAD = 50, 0.15  # Smilkov et al. 2017, section 3.1: 50 samples, nois
     spread=SPREAD,
 )
 def smoothgrad(question: Question) -> Tensor:
-    """The mean gradient over noisy copies of the image.
+    """Return the mean gradient over noisy copies of the image.
 
-    Not by a library's: theirs draw the noise of a whole batch from the device's one generator, so
-    that an image's map would depend on its neighbours.
+    Libraries draw the noise of a whole batch from the device's one generator, so that an image's
+    map would depend on its neighbours.
     """
     return torch.stack([_smooth(question, i) for i in range(len(question.images))])
 
 
 def _smooth(question: Question, number: int) -> Tensor:
-    """One image's map, its noise drawn on the CPU from its own seed: (3, h, w)."""
+    """Return one image's map, with noise drawn on the CPU from its own seed: (3, h, w)."""
     image = question.images[number]
     deviation = SPREAD * (image.max() - image.min())
     generator = torch.Generator().manual_seed(question.seeds[number])
@@ -266,15 +266,15 @@ STEPS = 50  # Sundararajan et al. 2017, section 5: 20 to 300 suffice
     baseline="mean colour",
 )
 def integrated(question: Question) -> Tensor:
-    """The gradient integrated on the way from the mean colour, times the way.
+    """Return the gradient integrated along the path from the mean colour, times the difference.
 
-    The parts of an image add up to its value less the mean colour's, but for the steps.
+    The parts of an image add up to its value minus the mean colour's, up to the step size.
     """
     return torch.stack([_integrate(question, i) for i in range(len(question.images))])
 
 
 def _integrate(question: Question, number: int) -> Tensor:
-    """One image's map: (3, h, w)."""
+    """Return one image's map: (3, h, w)."""
     from captum.attr import IntegratedGradients
 
     def value(x: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ def _integrate(question: Question, number: int) -> Tensor:
 
 
 def _back(question: Question, x: Tensor, of: Tensor, rule: str = "gradient") -> Tensor:
-    """The value's way back to pixels x, in place of the images `of`: (n, 3, h, w)."""
+    """Return the gradient with respect to pixels x, instead of the images `of`: (n, 3, h, w)."""
     x = x.detach().requires_grad_()
     with rectify(rule):
         value = question.value(x, of)
@@ -299,9 +299,9 @@ _PLACEWISE = (Role.POINTWISE, Role.RECTIFIER, Role.CURVED)
 
 
 class _Followed(TorchFunctionMode):
-    """Follows a map as long as what is done to it is done place by place.
+    """Follows a map through operations on single places.
 
-    `map` is the last state: where it is used otherwise, by a convolution or a pooling, it ends.
+    `map` is the last state: any other use, by a convolution or a pooling, ends it.
     """
 
     def __init__(self) -> None:
@@ -334,7 +334,7 @@ class _Followed(TorchFunctionMode):
 
 @contextmanager
 def _following(network: Network, layer: Layer) -> Iterator[_Followed]:
-    """Follows a layer's output through the forward passes of this block."""
+    """Follow a layer's output through the forward passes of this block."""
     followed = _Followed()
     module = network.module.get_submodule(layer.module)
     handle = module.register_forward_hook(lambda _module, _inputs, out: followed.begin(out))
@@ -346,7 +346,7 @@ def _following(network: Network, layer: Layer) -> Iterator[_Followed]:
 
 
 def last_map(network: Network, target: Target) -> Layer:
-    """The last convolution that a target depends on; raises `UsageError` where there is none."""
+    """Return the last convolution that a target depends on; raise `UsageError` if there is none."""
     for layer in reversed(network.layers):
         if layer.kind == "conv" and max(layer.map) > 1 and depends(network, target, layer):
             return layer
@@ -357,7 +357,7 @@ def last_map(network: Network, target: Target) -> Layer:
 
 
 def depends(network: Network, target: Target, layer: Layer) -> bool:
-    """Whether a target is computed from a layer that has one value a place."""
+    """Return whether a target is computed from a layer that has one value per place."""
     if layer == target.layer or layer.calls > 1:
         return False
     question = _blank(network, target)
@@ -371,7 +371,7 @@ def depends(network: Network, target: Target, layer: Layer) -> bool:
 
 
 def check_way(network: Network, target: Target, method: str) -> None:
-    """Raise `UsageError` where a method has no rule for a function before the target."""
+    """Raise `UsageError` if a method has no rule for a function before the target."""
     question = _blank(network, target)
     try:
         with rectify(method), torch.no_grad():
@@ -385,12 +385,12 @@ def check_way(network: Network, target: Target, method: str) -> None:
 
 
 def _blank(network: Network, target: Target) -> Question:
-    """The question for one image of the mean colour."""
+    """Return the question for one image of the mean colour."""
     return ask(network, target, torch.zeros(1, 3, *network.size, device=network.device), 1)
 
 
 def count_classes(network: Network) -> int:
-    """How many classes the network tells apart; 0 where its output is something else."""
+    """Return the network's number of classes; 0 if its output is something else."""
     blank = torch.zeros(1, 3, *network.size, device=network.device)
     with torch.no_grad():
         found = network.module(network.normalise(blank))
@@ -398,13 +398,13 @@ def count_classes(network: Network) -> int:
 
 
 def probabilities(question: Question) -> Tensor:
-    """Of each class, by the softmax of the network's output: (B, classes)."""
+    """Return each class's probability, the softmax of the network's output: (B, classes)."""
     with torch.no_grad():
         scores = outputs(question.network, None, question.images, question.size)
     return scores[:, :, 0, 0].softmax(1)
 
 
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (B, rows, columns) at the input's size, bilinear as in the Grad-CAM paper."""
+    """Return maps (B, rows, columns) at the input's size, bilinear as in the Grad-CAM paper."""
     large = F.interpolate(maps[:, None].cpu(), size, mode="bilinear", align_corners=False)
     return large[:, 0]

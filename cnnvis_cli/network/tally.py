@@ -1,9 +1,9 @@
-"""What a pass over images tells of every channel: its strongest places, sums and a histogram.
+"""What a pass over images records per channel: its strongest places, sums and a histogram.
 
-The channels of all layers lie side by side, M of them; a place is counted row by row in its map.
-One reading of a layer's maps gives everything. On a CPU the loops are compiled (numba), because
-a convnet's maps are so large that every further reading of them costs as much as a layer; on a
-GPU, and where numba is missing, the same is told in tensor operations.
+The channels of all layers lie side by side, M of them; the places of a map are counted row by row.
+One pass over a layer's maps gives everything. On a CPU the loops are compiled (numba), because a
+convnet's maps are so large that every further pass over them costs as much as a layer; on a GPU,
+and without numba, tensor operations give the same.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Slots(NamedTuple):
 class Summary:
     """Of B images and C channels: the largest value and its place, and sums over the maps.
 
-    NaN is no activation: a map of nothing else has place -1. Sums hold it. A value is never -0.
-    Sums are in float32 for up to 128 places at most, in float64 beyond.
+    NaN is not an activation: a map of only NaN has place -1. Sums include it. A value is never -0.
+    Sums are in float32 for up to 128 places, in float64 beyond.
     """
 
     value: Tensor  # (B, C) float32
@@ -49,9 +49,9 @@ class Summary:
 
 
 def summarise(flat: Tensor, used: NDArray[np.bool_], rectify: bool = False) -> Summary:
-    """Read maps (B, places, C) of which the images `used` (B,) count; then `rectify` them in place.
+    """Read maps (B, places, C), counting the images `used` (B,); then `rectify` them in place.
 
-    To rectify on the way costs nothing more where the loops are compiled.
+    Rectifying on the way costs nothing more if the loops are compiled.
     """
     compiled = _compiled(flat.device)
     if compiled is None:
@@ -69,19 +69,19 @@ def summarise(flat: Tensor, used: NDArray[np.bool_], rectify: bool = False) -> S
 
 
 def places_first(maps: Tensor) -> Tensor:
-    """(B, C, h, w) or (B, C) -> (B, h * w, C), contiguous, float32."""
+    """Return (B, C, h, w) or (B, C) as (B, h * w, C), contiguous, float32."""
     if maps.dim() == 4:
         return maps.permute(0, 2, 3, 1).flatten(1, 2).contiguous().float()
     return maps[:, None].contiguous().float()
 
 
 def _moved(values: NDArray[Any], device: torch.device) -> Tensor:
-    """A small array on a device, without waiting for what the device still has to do."""
+    """Return a small array on a device, without waiting for the device's pending work."""
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def _read_in_pieces(flat: Tensor, used: Tensor) -> Summary:
-    """Some images at a time, since sums in float64 are taken of copies in float64."""
+    """Read some images at a time, since sums in float64 need copies in float64."""
     some = max(1, PIECE // flat[0].numel())
     firsts = range(0, len(flat), some)
     pieces = [_read(flat[i : i + some], used[i : i + some]) for i in firsts]
@@ -94,10 +94,10 @@ def _read_in_pieces(flat: Tensor, used: Tensor) -> Summary:
 
 
 def _read(flat: Tensor, used: Tensor) -> Summary:
-    """The same in tensor operations."""
+    """Read maps with tensor operations."""
     none = flat.isnan()
     value, place = flat.masked_fill(none, float("-inf")).max(dim=1)
-    number = none.logical_not().byte().argmax(dim=1)  # the first that is one
+    number = none.logical_not().byte().argmax(dim=1)  # the first place with a number
     place = torch.where(value == float("-inf"), number, place)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
     total = flat.sum(dim=1, dtype=torch.float64)
@@ -113,10 +113,10 @@ def _read(flat: Tensor, used: Tensor) -> Summary:
 
 
 def sampled_places(images: NDArray[np.int64], places: int) -> NDArray[np.int64]:
-    """Which places of each image's map are counted: (B,) -> (B, up to SAMPLE).
+    """Return the places of each image's map that are counted: (B,) -> (B, up to SAMPLE).
 
-    Evenly spread, from a start that differs from image to image, so that no part of the map is
-    preferred; small maps are counted whole.
+    They are evenly spread, from a start that differs from image to image, so that no part of the
+    map is preferred; small maps are counted in full.
     """
     count = min(SAMPLE, places)
     start = images * 2654435761 % places  # Knuth's multiplicative hash
@@ -127,10 +127,10 @@ class Ranking(Protocol):
     """The k largest values of each of M channels over images that come in ascending order."""
 
     def offer(self, value: Tensor, place: Tensor, slots: Slots) -> None:
-        """Take a batch's largest values and their places, (B, M) each; place -1 is none."""
+        """Take a batch's largest values and their places, (B, M) each; place -1 means none."""
 
     def arrays(self) -> Arrays:
-        """`activation` float32, `image` int64, -1 in an empty slot, and `place`: (M, k) each."""
+        """Return `activation` float32, `image` int64 (-1 if empty), and `place`: (M, k) each."""
 
 
 class Inserted:
@@ -153,7 +153,7 @@ class Inserted:
 class Keyed:
     """A ranking by keys: unique whole numbers, value first and then the earlier image.
 
-    So ties have one order on every device, which Tensor.topk leaves open.
+    So ties have the same order on every device, which Tensor.topk does not guarantee.
     """
 
     def __init__(self, channels: int, k: int, device: torch.device) -> None:
@@ -188,9 +188,9 @@ _LOW = 0xFFFFFFFF
 
 
 def _key(value: Tensor, image: Tensor) -> Tensor:
-    """A whole number that orders by value, and among equals puts the earlier image first."""
+    """Return a whole number that orders by value, and equal values by the earlier image."""
     bits = value.view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as whole numbers they order like floats now
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as whole numbers they now sort like floats
     return (ordered.long() << 32) | (_LOW - image)
 
 
@@ -201,7 +201,7 @@ def _unkey(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Tally:
-    """A running account of M channels, layer beside layer; read off with `arrays`."""
+    """Running statistics of M channels, layer beside layer; read with `arrays`."""
 
     def __init__(self, layers: Sequence[Layer], k: int, minima: bool, device: torch.device) -> None:
         self._layers, self._device = layers, device
@@ -230,7 +230,7 @@ class Tally:
             output.relu_()
 
     def end(self, slots: Slots) -> None:
-        """Account for a batch, once all layers have been seen."""
+        """Record a batch, once all layers have been seen."""
         seen = self._joined(self._seen)
         self._strongest.offer(seen.value, seen.place, slots)
         if self._weakest is not None:
@@ -242,13 +242,13 @@ class Tally:
         self._sampled.clear()
 
     def _joined(self, by_layer: dict[str, Summary]) -> Summary:
-        """Layers beside each other; forgets them."""
+        """Return the layers side by side, and forget them."""
         pieces = [by_layer.pop(layer.alias) for layer in self._layers]
         names = Summary.__dataclass_fields__
         return Summary(*(torch.cat([getattr(p, n) for p in pieces], dim=1) for n in names))
 
     def _sort_by_class(self, positive: Tensor, slots: Slots) -> None:
-        """Add each image's positive sums to its class, run by run of images of one class."""
+        """Add each image's positive sums to its class, in runs of images of one class."""
         rows = np.flatnonzero(slots.used & (slots.labels >= 0))
         if not len(rows):
             return
@@ -259,7 +259,7 @@ class Tally:
             self._classes[label] = count + len(run), total + positive[chosen].sum(dim=0)
 
     def _sample(self, places: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same places for all maps of a size."""
+        """Return the same places for all maps of a size."""
         if places not in self._sampled:
             self._sampled[places] = sampled_places(images, places)
         return self._sampled[places]
@@ -278,7 +278,7 @@ class Tally:
         _count(chosen.flatten(0, 1), part)
 
     def arrays(self) -> Arrays:
-        """Everything as numpy arrays, by channel first but for the classes.
+        """Return everything as numpy arrays, channel first except for the classes.
 
         `total`, `squares`, `positive`, `active`: (M,) sums over `images` images; `bin` and
         `count`: the histogram's entries that are not 0, by position in (M, BINS); `class` (L,)
@@ -298,11 +298,11 @@ class Tally:
             "count": counts,
             "class": np.array(labels, np.int32),
             "class_images": np.array([self._classes[label][0] for label in labels], np.int64),
-            "class_positive": table.float().cpu().numpy(),  # of shuffled classes there are many
+            "class_positive": table.float().cpu().numpy(),  # shuffled classes give many rows
         }
 
     def _filled(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Positions in the histograms, as one row, that are not 0, and what is there."""
+        """Return the positions in the flattened histograms that are not 0, and their values."""
         counts = self._histogram.cpu().numpy().ravel()
         compiled = _compiled(self._device)
         if compiled is None:
@@ -335,9 +335,9 @@ class Loops(NamedTuple):
 
 @cache
 def load_loops() -> Loops | None:
-    """The compiled loops, ready to run; None where numba is missing. The first time takes a while.
+    """Return the compiled loops; None if numba is missing. The first time takes a while.
 
-    Call it before forking: what a process has loaded, its children have as well.
+    Call it before forking: child processes inherit the loaded loops.
     """
     try:
         from cnnvis_cli.network import tally_loops
@@ -349,7 +349,7 @@ def load_loops() -> Loops | None:
 
 
 def _warm(loops: Loops) -> None:
-    """Have the machine code there."""
+    """Compile the loops."""
     maps, used = np.zeros((1, 1, 1), np.float32), np.zeros(1, np.bool_)
     value, place = maps[0], np.zeros((1, 1), np.int32)
     image, doubles = np.zeros((1, 1), np.int64), np.zeros((4, 1))

@@ -1,9 +1,9 @@
 """The tally's loops over a layer's maps, compiled for the CPU by numba.
 
-Maps are (B, places, C), channels last, as the network computes them: the inner loops run along
-the channels, one vector register after the other. Running sums are kept for one image at a time,
-so that they stay in the nearest cache; the last image comes first, because it is what the layer
-has just written. What is read from memory is read once: that is nearly all that it costs.
+Maps are (B, places, C), channels last, as the network computes them: the inner loops run along the
+channels, one vector register after the other. Running sums are kept for one image at a time, so
+that they stay in the nearest cache; the last image comes first, because it is what the layer has
+just written. Each value is read from memory once, which is nearly the whole cost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Longs = NDArray[np.int64]
 
 
 def _compile(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """`loop` as machine code, kept on disk between processes where there is a place for it."""
+    """Return `loop` as machine code, cached on disk between processes where possible."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         compiled: Callable[..., Any] = njit(cache=True, **options)(loop)
@@ -37,9 +37,9 @@ def _compile(loop: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _adder(rows: int, rectify: bool) -> Callable[..., None]:
-    """A loop that takes so many places of a map at once into the running sums of its channels.
+    """Return a loop that adds several places of a map at once to the channels' running sums.
 
-    On request it rectifies them: what is 0 or below becomes 0.
+    On request it rectifies them: values of 0 or below become 0.
     """
 
     def add(  # noqa: PLR0913 - the running sums
@@ -52,7 +52,7 @@ def _adder(rows: int, rectify: bool) -> Callable[..., None]:
         above: Floats,
         on: Ints,
     ) -> None:
-        for c in range(some.shape[1]):  # all loads before all stores, or it is no vector loop
+        for c in range(some.shape[1]):  # all loads before all stores, or it is not vectorized
             best, where, ons = top[c], at[c], on[c]
             total, squares, positive = added[c], squared[c], above[c]
             for row in range(rows):
@@ -79,7 +79,7 @@ _rectify_one, _rectify_two = _adder(1, rectify=True), _adder(2, rectify=True)
 
 @_compile
 def _first_number(maps: Floats, channel: int, lowest: float) -> int:
-    """The first place of a map that has this value; -1 where all are NaN."""
+    """Return the first place of a map with this value; -1 if all are NaN."""
     for here in range(maps.shape[0]):
         if maps[here, channel] == lowest:
             return here
@@ -98,7 +98,7 @@ def read(  # noqa: PLR0913 - four results
 ) -> None:
     """Fill the arrays of a `tally.Summary` from maps (B, places, C), and `rectify` these."""
     images, places, channels = maps.shape
-    # Rows at a distance that is no power of two, or they would all want the same lines of cache.
+    # Row distances are not powers of two, or all would need the same cache lines.
     width = (channels + 15) // 16 * 16 + 16
     floats, wholes = np.empty(4 * width, np.float32), np.empty(2 * width, np.int32)
     top, added = floats[:channels], floats[width : width + channels]
@@ -141,9 +141,9 @@ def read(  # noqa: PLR0913 - four results
 def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, lowest: int) -> None:
     """Count the places (n, s) of the images `rows` (n,) in the histograms `counts` (C, BINS).
 
-    Some channels after the other, so that their histograms stay in a near cache. `shift` and
-    `lowest` are SHIFT and FIRST of `histogram`: machine code that is kept on disk knows nothing of
-    changes in other files, so it must not have them inside.
+    Channels are taken in groups, so that their histograms stay in a near cache. `shift` and
+    `lowest` are SHIFT and FIRST of `histogram`: cached machine code does not notice changes in
+    other files, so it must not contain them.
     """
     all_bins = counts.shape[1]
     side = all_bins // 2
@@ -155,7 +155,7 @@ def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, low
         for i in range(len(rows)):
             for here in places[i]:
                 row = bits[rows[i], here, first : first + some]
-                for c in range(some):  # a vector loop; the counting below is none
+                for c in range(some):  # vectorized, unlike the counting below
                     x = row[c]
                     size = ((x & 0x7FFFFFFF) >> shift) - lowest
                     step = min(max(size, 0), side - 1)
@@ -168,7 +168,7 @@ def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, low
 
 @_compile
 def pack(counts: Ints, where: Ints, found: Ints) -> int:
-    """Write the positions of what is not 0 into `where`, and what it is into `found`; how many."""
+    """Write the positions of non-zero counts to `where`, the counts to `found`; return how many."""
     size = 0
     for i in range(len(counts)):
         if counts[i]:
@@ -187,7 +187,7 @@ def rank(  # noqa: PLR0913 - what is offered and what is kept
     image: Longs,
     where: Ints,
 ) -> None:
-    """Insert values (B, M) of images from `first` on into what is kept, (M, k), strongest first.
+    """Insert values (B, M) of images from `first` on into the kept (M, k), strongest first.
 
     Images come in ascending order, so among equals the later one goes behind.
     """

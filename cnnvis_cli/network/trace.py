@@ -155,6 +155,7 @@ def _spread_divisor(module: fx.GraphModule, node: fx.Node) -> None:
 
 REWRITES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     _aten.alias.default: _drop_alias,
+    _aten.detach.default: _drop_alias,  # torch 2.6 leaves it in
     _aten.constant_pad_nd.default: _drop_empty_padding,
     _aten.convolution_backward.default: _by_phases,
     _aten.div.Tensor: _spread_divisor,

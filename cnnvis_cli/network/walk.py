@@ -1,4 +1,4 @@
-"""Following the maps of a network through one forward pass, one torch function at a time."""
+"""Following a network's maps through one forward pass, one torch function at a time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Map(Generic[S]):
-    """What is known of a tensor: a state, and which dimensions are its rows and columns.
+    """The known facts about a tensor: a state, and which dimensions are its rows and columns.
 
-    Dimensions are counted from the end (-1 is the last); None where no places are left.
+    Dimensions are counted from the end (-1 is the last); None if no places are left.
     """
 
     state: S
@@ -31,12 +31,12 @@ class Map(Generic[S]):
 
 
 def function_name(function: Call) -> str:
-    """How a person would write the torch function."""
+    """Return the name of a torch function as written in code."""
     return str(resolve_name(function) or getattr(function, "__name__", repr(function)))
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments or results, in order."""
+    """Yield the tensors in nested arguments or results, in order."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):
@@ -47,9 +47,9 @@ def tensors(values: Any) -> Iterator[Tensor]:
 
 
 class Walk(TorchFunctionMode, ABC, Generic[S]):
-    """A forward pass with something known about every map; inside a ``with`` block.
+    """A forward pass that tracks every map; to be used in a ``with`` block.
 
-    Raises `CnnvisError` for an operation that has no row in the table of operations.
+    Raise `CnnvisError` for an operation that has no row in the table of operations.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
         return self.whole(maps, func, args, kwargs)
 
     def _without_a_row(self, func: Call, args: Any, kwargs: Any) -> Any:
-        """Let through what only asks a tensor something; raise for the rest."""
+        """Allow functions that only query a tensor; raise for others."""
         out = func(*args, **kwargs)
         if not any(True for _ in tensors(out)):
             return out
@@ -124,7 +124,7 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
 
 
 def _stays_in_place(role: Role, func: Call, args: Any, kwargs: Any, known: Map[Any]) -> bool:
-    """Whether every place of the output comes from the same place of the input."""
+    """Return whether every place of the output comes from the same place of the input."""
     if known.dims is None:
         return False
     first = next(tensors([args, kwargs]))
@@ -146,7 +146,7 @@ def _stays_in_place(role: Role, func: Call, args: Any, kwargs: Any, known: Map[A
 
 
 def _leaves_places(first: Tensor, func: Call, args: Any, kwargs: Any) -> bool:
-    """Whether indexing or unsqueezing leaves the last two dimensions as they are."""
+    """Return whether indexing or unsqueezing leaves the last two dimensions as they are."""
     if func is not Tensor.__getitem__:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         return int(dim) % (first.dim() + 1) <= first.dim() - 2
@@ -158,13 +158,13 @@ _ALONG = (torch.cat, torch.concat, torch.chunk, Tensor.chunk, torch.split, Tenso
 
 
 def _sizes(args: Iterable[Any], kwargs: Any) -> list[int]:
-    """The target shape of a reshape, given as one sequence or as several numbers."""
+    """Return the target shape of a reshape, given as one sequence or as several numbers."""
     given = list(args) or list(kwargs.values())
     return list(given[0]) if given and isinstance(given[0], Sequence) else given
 
 
 def _permuted(known: Map[S], func: Call, args: Any, kwargs: Any) -> Map[S]:
-    """Where rows and columns are after a permutation or a transposition."""
+    """Return where rows and columns are after a permutation or a transposition."""
     if known.dims is None:
         return known
     count = args[0].dim()

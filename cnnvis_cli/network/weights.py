@@ -1,4 +1,4 @@
-"""Trained weights into a network: tensors only, never code, and every tensor must fit."""
+"""Loading trained weights into a network: tensors only, never code, and every tensor must fit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _read_safetensors(path: Path) -> State:
         raise UsageError(f"{path}: not a safetensors file ({error})") from None
 
 
-# What torch.load was seen to raise for files with a few bytes changed.
+# Exceptions that torch.load raised for files with a few bytes changed.
 _DAMAGED = (
     *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
     *(AssertionError, OverflowError, MemoryError, struct.error),
@@ -46,11 +46,11 @@ _DAMAGED = (
 @READERS.register(".pt")
 @READERS.register(".pth")
 def _read_checkpoint(path: Path) -> State:
-    """A state dictionary, bare or under the usual keys of a training checkpoint."""
+    """Return a state dictionary, bare or under the usual keys of a training checkpoint."""
     _refuse_packed(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is not a checkpoint is said below, in one line
+            warnings.simplefilter("ignore")  # invalid checkpoints are reported below, in one line
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UsageError(
@@ -66,16 +66,17 @@ def _read_checkpoint(path: Path) -> State:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
     ):
         raise UsageError(f"{path}: holds no state_dict")
-    prefix = "module."  # what DataParallel puts before every name
+    prefix = "module."  # which DataParallel puts before every name
     if all(name.startswith(prefix) for name in found):
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
 
 
 def _refuse_packed(path: Path) -> None:
-    """Raise `UsageError` for a zip whose members are compressed: a few bytes may be terabytes.
+    """Raise `UsageError` for a zip with compressed members: a few bytes may expand to terabytes.
 
-    torch never compresses them. What is no zip at all is left to torch, which has an older form.
+    torch never compresses them. A file that is not a zip is left to torch, which has an older
+    format.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -97,17 +98,13 @@ def _read_caffemodel(path: Path) -> State:
 
 
 def load(plan: Blueprint, weights: str | None, seed: int = 0) -> tuple[nn.Module, str]:
-    """Build the network with its weights; returns it with the weights' SHA-256.
+    """Build the network with its weights; return it with the weights' SHA-256.
 
     `weights` is a file, ``DEFAULT`` or another of torchvision's names, ``random`` (drawn from
-    `seed`), or None for what the network comes with.
+    `seed`), or None for the network's default.
 
-    Raises
-    ------
-    UsageError
-        no weights are known, they do not exist, do not fit, or hold more than tensors.
-    CnnvisError
-        trained weights that must be downloaded and cannot.
+    Raises ------ UsageError there are no weights, or they do not exist, do not fit, or hold more
+    than tensors. CnnvisError trained weights cannot be downloaded.
     """
     weights = weights or plan.default_weights
     if weights is None and ":" not in plan.name:
@@ -125,7 +122,7 @@ def load(plan: Blueprint, weights: str | None, seed: int = 0) -> tuple[nn.Module
 
 
 def _locate(plan: Blueprint, weights: str) -> Path:
-    """The file that holds the weights, downloaded once where torchvision knows it by name."""
+    """Return the file of the weights, downloaded once if torchvision knows it by name."""
     path = Path(weights)
     if path.suffix in READERS:
         if not path.is_file():
@@ -141,7 +138,7 @@ def _locate(plan: Blueprint, weights: str) -> Path:
 
 
 def _download(url: str) -> Path:
-    """torchvision's file in torch's own cache."""
+    """Return torchvision's file in torch's own cache."""
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():
@@ -159,7 +156,7 @@ def _download(url: str) -> Path:
 
 
 def _fit(module: nn.Module, state: State, path: Path) -> None:
-    """Load every tensor, or say which do not fit or cannot be weights."""
+    """Load every tensor; raise if any does not fit or cannot be weights."""
     wanted = module.state_dict()
     state = {name: _reshaped(tensor, wanted.get(name)) for name, tensor in state.items()}
     optional = {name for name in wanted if name.endswith("num_batches_tracked")}
@@ -175,7 +172,7 @@ def _fit(module: nn.Module, state: State, path: Path) -> None:
     if complaints:
         more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
         raise UsageError(f"{path}: weights of another network: {'; '.join(complaints[:3])}{more}")
-    learned = {name for name, _ in module.named_parameters()}  # a mask may well be infinite
+    learned = {name for name, _ in module.named_parameters()}  # a mask may be infinite
     for name, tensor in state.items():
         if flaw := _flaw(tensor, wanted[name], finite=name in learned):
             raise UsageError(f"{path}: {name} {flaw}; save the weights again, or take others")
@@ -183,7 +180,7 @@ def _fit(module: nn.Module, state: State, path: Path) -> None:
 
 
 def _flaw(tensor: Tensor, wanted: Tensor, finite: bool) -> str | None:
-    """What keeps a tensor of the right shape from being weights; None where nothing does."""
+    """Return what keeps a tensor of the right shape from being weights; None if nothing does."""
     plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta)
     if not plain or tensor.is_complex() != wanted.is_complex():
         return f"is {tensor.dtype}, {tensor.layout}, on {tensor.device}: not plain real numbers"
@@ -194,7 +191,7 @@ def _flaw(tensor: Tensor, wanted: Tensor, finite: bool) -> str | None:
 
 
 def _reshaped(tensor: Tensor, wanted: Tensor | None) -> Tensor:
-    """Caffe's old files give vectors and matrices four dimensions, the first ones 1."""
+    """Return tensors in the network's shapes: old Caffe files have leading dimensions of 1."""
     if wanted is None or tensor.shape == wanted.shape or tensor.dim() != 4:
         return tensor
     extra = tensor.dim() - wanted.dim()
@@ -203,7 +200,7 @@ def _reshaped(tensor: Tensor, wanted: Tensor | None) -> Tensor:
 
 
 def _digest(state: State) -> str:
-    """SHA-256 of named tensors: names, shapes, types and numbers."""
+    """Return the SHA-256 of named tensors: names, shapes, types and numbers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

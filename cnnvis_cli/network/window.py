@@ -1,8 +1,8 @@
-"""Running a network on a window of its input, with exactly the numbers of the whole input.
+"""Running a network on a window of its input, with exactly the values of the whole input.
 
-A convolution's unit sees only its receptive field, so the pass needs only that: each map is a
+A convolution's unit sees only its receptive field, so only that has to be computed: each map is a
 patch of the full map, and a window operation pads only where the patch touches the full map's
-border. Fed exactly the field of one unit, its layer's output is that one unit.
+border. With exactly the field of one unit as input, its layer's output is that one unit.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ Patches = tuple[Patch, Patch]  # rows, columns
 
 
 class Window(Walk[Patches]):
-    """A forward pass over the window `box` of an input of `size`; inside a ``with`` block.
+    """A forward pass over the window `box` of an input of `size`; to be used in a ``with`` block.
 
-    Give it the window's pixels with `begin`. Raises `NotWindowable` where the value of a place
-    does not depend on a window alone (a fully connected layer, adaptive or ceil-mode averages).
+    Pass the window's pixels to `begin`. Raise `NotWindowable` if the value of a place does not
+    depend on a window alone (a fully connected layer, adaptive or ceil-mode averages).
     """
 
     def __init__(self, box: Box, size: Size) -> None:
@@ -55,14 +55,14 @@ class Window(Walk[Patches]):
         self.box, self.size = box, size
 
     def begin(self, pixels: Tensor) -> Tensor:
-        """Take the window's pixels, (B, 3, h, w), as the place where the pass starts."""
+        """Take the window's pixels, (B, 3, h, w), as the start of the pass."""
         rows = Patch(self.box.top, self.box.bottom, self.size[0])
         columns = Patch(self.box.left, self.box.right, self.size[1])
         self[pixels] = Map((rows, columns))
         return pixels
 
     def origin(self, output: Tensor) -> Size:
-        """Row and column of the full map that the output's first place is."""
+        """Return the row and column of the full map of the output's first place."""
         known = self[output]
         if known is None or not all(patch.length for patch in known.state):
             raise NotWindowable("the window is smaller than the receptive field")
@@ -76,7 +76,7 @@ class Window(Walk[Patches]):
         if rows.length and columns.length:
             margin = (left, right, top, bottom)
             out = window.apply(nn.functional.pad(tensor, margin, value=window.fill))
-        else:  # a branch that sees more than this window; nobody may ask for its values
+        else:  # a branch that sees more than this window; its values must not be used
             channels = window.channels or tensor.shape[1]
             out = tensor.new_empty(len(tensor), channels, rows.length, columns.length)
         self[out] = Map((rows, columns))
@@ -110,7 +110,7 @@ class Window(Walk[Patches]):
         raise NotWindowable(f"{function_name(func)} mixes all places of its map")
 
     def _differs_by_place(self, values: Any, known: Map[Patches]) -> bool:
-        """Whether nested arguments hold a tensor of the network's own with rows or columns."""
+        """Return whether nested arguments contain a tensor of the network with rows or columns."""
         return any(
             self[tensor] is None and tensor.dim() >= -dim and tensor.shape[dim] > 1
             for tensor in tensors(values)
@@ -118,7 +118,7 @@ class Window(Walk[Patches]):
         )
 
     def _crop(self, values: Any, shared: Map[Patches]) -> Any:
-        """Cut each map among nested arguments to the patch that all of them have."""
+        """Crop each map among nested arguments to their common patch."""
         if isinstance(values, Tensor):
             known = self[values]
             return values if known is None else _narrow(values, known, shared)
@@ -130,7 +130,7 @@ class Window(Walk[Patches]):
 
 
 def _cut(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
-    """What to add before and after a patch (negative: cut off), and the patch that comes out."""
+    """Return the padding before and after a patch (negative: crop), and the resulting patch."""
     (before, _), stride = window.padding[axis], window.stride[axis]
     extent = window.dilation[axis] * (window.kernel[axis] - 1) + 1
     places = window.length(axis, patch.full)
@@ -144,7 +144,7 @@ def _cut(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
 
 
 def _narrow(tensor: Tensor, known: Map[Patches], shared: Map[Patches]) -> Tensor:
-    """The part of a map's patch that the shared patch covers."""
+    """Return the part of a map's patch that the shared patch covers."""
     if known.state == shared.state or known.dims is None:
         return tensor
     for dim, have, want in zip(known.dims, known.state, shared.state, strict=True):

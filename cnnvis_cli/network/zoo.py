@@ -1,4 +1,4 @@
-"""The networks by name: torchvision's, the papers' own, the bundled one, and a person's own."""
+"""The networks by name: torchvision's, the papers', the bundled one, and your own."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from cnnvis_cli.registry import Registry, unknown
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A network that is known but not yet built."""
+    """A known network that is not yet built."""
 
     name: str
     build: Callable[[], nn.Module]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     classes: tuple[str, ...] = ()
-    default_weights: str | None = None  # what -w is when it is not given
+    default_weights: str | None = None  # used without -w
     torchvision_weights: Any = None  # the enum of the builder's trained weights
     bundled: Path | None = None  # the weights file that comes with the package
 
@@ -39,7 +39,7 @@ OWN: Registry[Callable[[], Blueprint]] = Registry("model")
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1000 class names of ILSVRC 2012 in the usual order, as torchvision has them."""
+    """Return torchvision's 1000 class names of ILSVRC 2012 in the usual order."""
     from torchvision.models import AlexNet_Weights
 
     return tuple(AlexNet_Weights.DEFAULT.meta["categories"])
@@ -47,7 +47,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 @OWN.register("demo")
 def demo() -> Blueprint:
-    """The bundled network, trained on the synthetic images."""
+    """Return the bundled network, trained on the synthetic images."""
     folder = Path(str(files("cnnvis_cli.network")))
     classes = tuple(json.loads((folder / "demo.json").read_text())["classes"])
     return Blueprint(
@@ -84,7 +84,7 @@ class CaffeNet(nn.Module):
         self.drop = nn.Dropout()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores: (B, 3, 227, 227) -> (B, classes)."""
+        """Compute class scores: (B, 3, 227, 227) -> (B, classes)."""
         x = self.norm(self.pool(self.relu(self.conv1(images))))
         x = self.norm(self.pool(self.relu(self.conv2(x))))
         x = self.relu(self.conv4(self.relu(self.conv3(x))))
@@ -95,7 +95,7 @@ class CaffeNet(nn.Module):
 
 @OWN.register("caffenet")
 def caffenet() -> Blueprint:
-    """The network of Yosinski et al. 2015; give its ``.caffemodel`` with -w."""
+    """Return the network of Yosinski et al. 2015; give its ``.caffemodel`` with -w."""
     ilsvrc_mean = (122.67891434, 116.66876762, 104.00698793)  # Caffe's ilsvrc12 mean, in RGB
     preprocessing = Preprocessing((256, 256), (227, 227), ilsvrc_mean, (1.0, 1.0, 1.0), bgr=True)
     return Blueprint("caffenet", CaffeNet, preprocessing, imagenet_classes())
@@ -125,7 +125,7 @@ class ZFNet(nn.Module):
         self.drop = nn.Dropout()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores: (B, 3, 224, 224) -> (B, classes)."""
+        """Compute class scores: (B, 3, 224, 224) -> (B, classes)."""
         x = self.norm(self.pool_padded(self.relu(self.conv1(images))))
         x = self.norm(self.pool_padded(self.relu(self.conv2(x))))
         x = self.relu(self.conv4(self.relu(self.conv3(x))))
@@ -136,13 +136,13 @@ class ZFNet(nn.Module):
 
 @OWN.register("zfnet")
 def zfnet() -> Blueprint:
-    """The network of Zeiler & Fergus 2013, trained on mean-subtracted RGB."""
+    """Return the network of Zeiler & Fergus 2013, trained on mean-subtracted RGB."""
     return Blueprint(
         "zfnet", ZFNet, replace(Preprocessing(), std=(1.0, 1.0, 1.0)), imagenet_classes()
     )
 
 
-# What torchvision's builders set only when they load trained weights themselves.
+# Attributes that torchvision's builders set only when they load trained weights themselves.
 _AS_TRAINED: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": True},
     "inception_v3": {"transform_input": True, "aux_logits": True, "init_weights": True},
@@ -150,9 +150,9 @@ _AS_TRAINED: dict[str, dict[str, Any]] = {
 
 
 def _torchvision(name: str, chosen: str | None) -> Blueprint:
-    """A classification builder of torchvision, with its trained weights' own preprocessing.
+    """Return a classification model of torchvision, with its weights' own preprocessing.
 
-    That of the chosen weights, or of the default ones for a file.
+    For a weights file it is that of the default weights.
     """
     from torchvision import models
 
@@ -160,7 +160,7 @@ def _torchvision(name: str, chosen: str | None) -> Blueprint:
     trained = weights[chosen if chosen in weights.__members__ else "DEFAULT"]
     transform = trained.transforms()
     settings = dict(_AS_TRAINED.get(name, {}))
-    if name.startswith("vit_"):  # built for one size of input
+    if name.startswith("vit_"):  # built for one input size
         settings["image_size"] = trained.meta["min_size"][0]
     interpolation = cast(Interpolation, transform.interpolation.value)
     preprocessing = Preprocessing(
@@ -181,13 +181,13 @@ def _torchvision(name: str, chosen: str | None) -> Blueprint:
 
 
 def _grey_levels(values: Any) -> tuple[float, float, float]:
-    """Channel values of the 0..1 range in 0..255 units."""
+    """Return channel values of the 0..1 range in 0..255 units."""
     red, green, blue = (round(float(v) * 255, 6) for v in values)
     return red, green, blue
 
 
 def _custom(name: str) -> Blueprint:
-    """A person's own network: ``package.module:function``, found from the current folder too."""
+    """Return your own network ``package.module:function``, also searched in the current folder."""
     module, _, function = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -200,10 +200,10 @@ def _custom(name: str) -> Blueprint:
 
 
 def blueprint(model: str, trust_code: bool = False, weights: str | None = None) -> Blueprint:
-    """The network that goes by this name, not yet built, as `weights` were trained.
+    """Return the network of this name, not yet built, as `weights` were trained.
 
-    Raises `UsageError` for a name that does not exist (with the nearest right one), or for a
-    person's own code without `trust_code`.
+    Raise `UsageError` for an unknown name (with the nearest one), or for your own code without
+    `trust_code`.
     """
     if model in OWN:
         return OWN[model]()

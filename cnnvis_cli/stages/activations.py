@@ -1,4 +1,4 @@
-"""`cnnvis activations`: what every layer makes of an image, or of each frame of a video."""
+"""`cnnvis activations`: every layer's activations for an image, or for each frame of a video."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.activations import ActivationsFile, LayerActivations
 from cnnvis_cli.store.run import Record
 
-BATCH = {"cpu": 4, "cuda": 16}  # images; the maps of all layers of a batch are held at once
-COMPARED = 6  # images at most beside each other
+BATCH = {"cpu": 4, "cuda": 16}  # images; the maps of all layers of a batch are kept at once
+COMPARED = 6  # most images side by side
 NAMED = 11  # strongest channels of a vector that are named
 ALL = "all"
 KIND = "activations"
@@ -46,8 +46,9 @@ def check_activations(plan: Plan) -> None:
 def activations(session: Session) -> None:
     """Draw the images' activations and film the videos', each once.
 
-    Raises `TooManyUnreadable` in the end for too large a share of images that cannot be used.
+    Raise `TooManyUnreadable` at the end if too large a share of the images cannot be used.
     """
+    session = session.here()
     asked, outputs = session.plan.activations, Outputs(session)
     places = [Path(place) for place in asked.image]
     moving = [p for p in places if (asked.frames if p.is_dir() else is_moving(p))]
@@ -74,30 +75,30 @@ def _frames(place: Path, every: int) -> Frames:
 
 @dataclass(frozen=True)
 class Subject:
-    """What one set of files is of: an image, or several that are compared."""
+    """The subject of one set of files: an image, or several that are compared."""
 
     name: str
     images: tuple[Photograph, ...]
-    seen: tuple[Seen, ...] = ()  # empty until the network has looked
+    seen: tuple[Seen, ...] = ()  # empty before the network has run
 
     @cached_property
     def digests(self) -> list[str]:
-        """Of the pixels that the network is shown."""
+        """The digests of the network's input pixels."""
         return [hashlib.sha256(each.pixels.tobytes()).hexdigest()[:16] for each in self.images]
 
     def values(self, output: Output) -> list[Floats]:
-        """Each image's values, as maps (C, h, w)."""
+        """Return each image's values, as maps (C, h, w)."""
         found = [finite(seen.values[output.name])[0] for seen in self.seen]
         return [each if each.ndim == 3 else each[:, None, None] for each in found]
 
     def odd(self, output: Output) -> int:
-        """Values that are no finite numbers."""
+        """The number of non-finite values."""
         return sum(finite(seen.values[output.name])[1] for seen in self.seen)
 
 
 def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterator[Path]:
-    """The files of all images, a batch at a time; or of their comparison."""
-    size = session.plan.batch_size or BATCH[session.network.device.type]
+    """Yield the files of all images, in batches, or of their comparison."""
+    size = session.plan.batch_size or BATCH[session.device.type]
     found = photographs(session, places)
     with Eye(session.network, outputs.needed, size) as eye:
         if session.plan.activations.compare:
@@ -114,7 +115,7 @@ def _compared(images: tuple[Photograph, ...]) -> Subject:
         many = f"more than {COMPARED}" if len(images) > COMPARED else f"{len(images)}"
         raise UsageError(f"--compare: takes 2 to {COMPARED} images, and these are {many}")
     name = "_vs_".join(image.name for image in images)
-    if len(name) > 120:  # file systems have 255 bytes for a name
+    if len(name) > 120:  # file systems allow 255 bytes per name
         name = f"{name[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Subject(name, images)
 
@@ -122,7 +123,7 @@ def _compared(images: tuple[Photograph, ...]) -> Subject:
 def _drawn(
     session: Session, outputs: Outputs, eye: Eye, subjects: Sequence[Subject]
 ) -> Iterator[Path]:
-    """The files of some subjects; the network looks only if one of them is missing."""
+    """Yield the files of some subjects; the network runs only if one of them is missing."""
     session.report.breathe()
     planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
     kept = _kept(session, outputs, subjects, eye.size)
@@ -142,7 +143,7 @@ def _drawn(
 
 
 def _looked_at(eye: Eye, subjects: Sequence[Subject]) -> list[Subject]:
-    """The subjects with what the network gives for them, a batch at a time."""
+    """Yield the subjects with the network's outputs for them, in batches."""
     images = [image for subject in subjects for image in subject.images]
     seen: list[Seen] = []
     for first in range(0, len(images), eye.size):
@@ -157,7 +158,7 @@ def _looked_at(eye: Eye, subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[Figure]:
-    """All figures of a subject, before the network has looked or after."""
+    """Yield all figures of a subject, before or after the network has run."""
     for output in outputs.shown:
         yield _layer(session, outputs, subject, output)
     for output, channel in outputs.units:
@@ -169,13 +170,13 @@ def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[F
 def _figure(
     session: Session, subject: Subject, name: str, heading: Heading, record: Record
 ) -> Figure:
-    """A figure of a subject that is still without a way to draw it."""
+    """Return a figure of a subject without a function that draws it."""
     asked = session.plan.activations
     common: Record = {
         "images": subject.digests,
         "names": [image.name for image in subject.images],
         "weights_sha256": session.network.digest,
-        "batch": session.plan.batch_size or BATCH[session.network.device.type],
+        "batch": session.plan.batch_size or BATCH[session.device.type],
         "tone": asked.tone,
         "scale": asked.scale,
     }
@@ -184,7 +185,7 @@ def _figure(
 
 
 def _heading(session: Session, subject: Subject, what: str, note: str) -> Heading:
-    """Which image and layer, and what the network takes each image for."""
+    """Return the heading: image and layer, and the predicted classes of each image."""
     names = " and ".join(image.name for image in subject.images)
     many = len(subject.images) > 1
     lines = []
@@ -196,7 +197,7 @@ def _heading(session: Session, subject: Subject, what: str, note: str) -> Headin
 
 
 def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output) -> Figure:
-    """One layer's channels: a square of tiles, or bars."""
+    """Return one layer's channels: a square of tiles, or bars."""
     asked = session.plan.activations
     what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
     heading = _heading(session, subject, what, "")
@@ -228,14 +229,14 @@ def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output)
 
 
 def _by_name(subject: Subject, output: Output) -> Iterator[tuple[str, Floats]]:
-    """Each image's maps, and its name where there are several."""
+    """Yield each image's maps, and its name if there are several."""
     many = len(subject.images) > 1
     names = (image.name if many else "" for image in subject.images)
     yield from zip(names, subject.values(output), strict=True)
 
 
 def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
-    """A vector with the labels of its strongest channels; ties by number."""
+    """Return a vector with the labels of its strongest channels; ties by number."""
     values = maps[:, 0, 0]
     order = np.argsort(-values, kind="stable")[:NAMED].tolist()
     return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
@@ -243,7 +244,7 @@ def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
 
 def _bars_note(subject: Subject, output: Output) -> str:
     return (
-        f"A bar a channel, in the order of their numbers; the strongest in orange, and by name"
+        f"One bar per channel, in the order of their numbers; the strongest in orange, with names"
         f"{_odd(subject, output)}."
     )
 
@@ -254,7 +255,7 @@ def _odd(subject: Subject, output: Output) -> str:
 
 
 def _unit(session: Session, subject: Subject, output: Output, channel: int) -> Figure:
-    """One channel over the image."""
+    """Return one channel over the image."""
     what = f"{title_of(session.network, output)}, channel {channel} of {output.channels}"
     heading = _heading(session, subject, what, "")
     record = {"layer": output.name, "channel": channel}
@@ -271,11 +272,11 @@ def _unit(session: Session, subject: Subject, output: Output, channel: int) -> F
             for image, values in zip(subject.images, maps, strict=True)
         ]
         note = (
-            f"A map of {maps[0].shape[0]}x{maps[0].shape[1]} places, each at the centre of what it "
-            f"sees, values {scale.low.min():.4g} to {scale.high.max():.4g}. Middle: "
+            f"A map of {maps[0].shape[0]}x{maps[0].shape[1]} places, each at the centre of its "
+            f"field, values {scale.low.min():.4g} to {scale.high.max():.4g}. Middle: "
             f"{scale.rule('tile').partition(';')[0]}. Right: as bright as the channel is active, "
-            "interpolated, full at its largest value. Framed: what its strongest place sees, as "
-            "far as that is inside the image."
+            "interpolated, full at its largest value. Framed: the field of its strongest place, "
+            "as far as it is inside the image."
         )
         top = float(scale.high.max())
         return figures.over_images(shown, replace(heading, note=note), asked.scale or fitting, top)
@@ -294,7 +295,7 @@ def _over(image: Photograph, values: Floats, scale: Scale, output: Output) -> Ov
 
 
 def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
-    """All layers in one picture: a walk through the network."""
+    """Return all layers in one picture."""
     asked = session.plan.activations
     rule = "one scale for each layer" if asked.tone == "layer" else "each channel on its own scale"
     note = (
@@ -336,7 +337,7 @@ Kept = tuple[ActivationsFile, Record, Seen | None]
 
 
 def _kept(session: Session, outputs: Outputs, subjects: Sequence[Subject], size: int) -> list[Kept]:
-    """The files of numbers that are asked for, each with what decides its content."""
+    """Return the requested files of numbers, each with what decides its content."""
     if session.plan.activations.save is None:
         return []
     found: list[Kept] = []

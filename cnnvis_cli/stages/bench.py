@@ -1,4 +1,4 @@
-"""`cnnvis bench`: what this machine could do at best, and what cnnvis reaches of it."""
+"""`cnnvis bench`: this machine's limits, and what cnnvis reaches of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from cnnvis_cli.store.parts import Parts
 
 
 class Rate(NamedTuple):
-    """Images a second of the whole machine, and seconds of processor time an image."""
+    """Images per second of the whole machine, and seconds of processor time per image."""
 
     speed: float
     cost: float
@@ -68,7 +68,7 @@ class Bench:
 
     about: dict[str, Any]
     rows: tuple[Row, ...]
-    limits: tuple[float, ...]  # images a second, of each round
+    limits: tuple[float, ...]  # images per second, of each round
 
     @property
     def limit(self) -> float:
@@ -76,12 +76,12 @@ class Bench:
 
     @property
     def ratio(self) -> float:
-        """What `topk` reaches of the limit that was measured in the same round: the median."""
+        """The share of the limit of the same round that `topk` reaches: the median."""
         reached = (rate.speed for rate in self.rows[-2].rates)
         return statistics.median(r / li for r, li in zip(reached, self.limits, strict=True))
 
     def record(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return plain values for ``--json``."""
         rows = [
             {
                 "what": row.what,
@@ -95,7 +95,7 @@ class Bench:
         return {**self.about, "rows": rows, "limit": limits, "ratio": round(self.ratio, 4)}
 
     def table(self) -> str:
-        """For a person."""
+        """Return the table as text."""
         lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
         lines += [f"{'':18}{'images/s':>9}{'CPU ms':>9}  "]
         for row in self.rows:
@@ -108,10 +108,10 @@ class Bench:
 def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
     """Measure decoding alone, the forward pass alone, and `topk` over the plan's dataset.
 
-    On a CPU the limit is cores / (decoding + forward pass), in processor time an image: nothing
-    else than these two would run, on all cores, all the time. On a GPU it is the slower of both.
-    The forward pass is the best of several arrangements, looked for first. Every round measures
-    all three anew, because machines are shared.
+    On a CPU the limit is cores / (decoding + forward pass), in processor time per image: only these
+    two would run, on all cores, all the time. On a GPU it is the slower of both. The forward pass
+    is the best of several arrangements, chosen first. Every round measures all three, because
+    machines are shared.
     """
     keep_memory()
     if not plan.dataset:
@@ -126,10 +126,10 @@ def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench
         measured = [_round(work, best, devices, seconds, report) for _ in range(rounds)]
     decoded, forward, reached, whole = (tuple(column) for column in zip(*measured, strict=True))
     rows = (
-        Row("decode", f"{cores()} processes, nothing else", decoded),
+        Row("decode", f"{cores()} processes, decoding only", decoded),
         *tried,
         Row("forward", f"the best of these: {best}", forward),
-        Row("topk", "image after image, when its processes are warm", reached),
+        Row("topk", "images in a row, with warm processes", reached),
         Row("topk, all of it", "from the list of images to the file", whole),
     )
     limits = tuple(_limit(a, b, devices[0].type) for a, b in zip(decoded, forward, strict=True))
@@ -152,7 +152,7 @@ def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
 
 
 def _work(plan: Plan, folder: Path, size: int) -> Work:
-    """The same work that `topk` has, and nowhere to put it."""
+    """Return the same work as that of `topk`, without its output."""
     manifest = Manifest.scan(Path(plan.dataset or ""))
     network = load_network(plan)
     names = tuple(layer.alias for layer in network.choose(plan.layer))
@@ -186,7 +186,7 @@ def _arrangements(work: Work, devices: Sequence[torch.device]) -> Iterator[Arran
 def _best_forward(
     work: Work, devices: Sequence[torch.device], report: Report, seconds: float
 ) -> tuple[Arrangement, list[Row]]:
-    """Try every arrangement for a moment, forwards and backwards; the fastest, and all of them."""
+    """Try every arrangement briefly, in both orders; return the fastest, and all of them."""
     options = list(_arrangements(work, devices))
     found: dict[Arrangement, list[Rate]] = {option: [] for option in options}
     order = [*options, *reversed(options)]
@@ -211,7 +211,7 @@ def _round(
 
 
 Measure = Callable[[Lane, int, Tell], None]
-"""What a lane does and tells: with its number, and a way to tell."""
+"""What a lane does: with its number, and a function for its results."""
 
 
 def _together(measure: Measure, crew: Sequence[Lane]) -> Rate:
@@ -249,7 +249,7 @@ class _Watch:
 
 
 def _decode(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
-    reader = work.reader(work.network or work.on(lane.device), lane)
+    reader = work.reader(work.network or work.on(lane.device), lane, tell)
     first = number * work.cut.batches // cores()
     batches = cycle((*range(first, work.cut.batches), *range(first)))
     watch = _Watch(seconds)
@@ -296,7 +296,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def _topk(work: Work, report: Report) -> tuple[Rate, Rate]:
-    """The stage, into a run directory that is thrown away: its pace, and with start and end."""
+    """Run the stage in a temporary run directory; return its speed, and that with start and end."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(work.plan, run=folder + "/run", batch_size=work.cut.size)
         with open_session(plan, report) as session:
@@ -311,7 +311,7 @@ def _topk(work: Work, report: Report) -> tuple[Rate, Rate]:
 
 
 class _Silent(Report):
-    """Tells nothing, since it is of a run that is thrown away; stops when the other is to stop."""
+    """A silent report for the temporary run; it stops when the other one is to stop."""
 
     def __init__(self, heard: Report) -> None:
         super().__init__(quiet=True)

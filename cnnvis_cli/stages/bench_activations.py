@@ -1,4 +1,4 @@
-"""`cnnvis bench activations`: a video through one layer's view, and the bare forward pass."""
+"""`cnnvis bench activations`: a video with one layer shown, and the bare forward pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEP = 2  # pixels that the picture moves from frame to frame
 
 @dataclass(frozen=True)
 class Bench:
-    """Frames a second, round by round."""
+    """Frames per second, round by round."""
 
     about: dict[str, Any]
     forward: tuple[float, ...]
@@ -39,12 +39,12 @@ class Bench:
 
     @property
     def ratio(self) -> float:
-        """What `activations` reaches of the forward pass of the same round: the median."""
+        """The share of the same round's forward pass that `activations` reaches: the median."""
         pairs = zip(self.reached, self.forward, strict=True)
         return statistics.median(reached / bare for reached, bare in pairs)
 
     def record(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return plain values for ``--json``."""
         return {
             **self.about,
             "forward": [round(rate, 2) for rate in self.forward],
@@ -53,27 +53,26 @@ class Bench:
         }
 
     def table(self) -> str:
-        """For a person."""
+        """Return the table as text."""
         lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
         lines.append(f"{'':14}{'frames/s':>9}")
-        lines.append(
-            f"{'forward':14}{statistics.median(self.forward):9.1f}  whole network, no more"
-        )
+        lines.append(f"{'forward':14}{statistics.median(self.forward):9.1f}  whole network alone")
         reached = statistics.median(self.reached)
-        lines.append(f"{'activations':14}{reached:9.1f}  decoded, seen, drawn and encoded")
+        lines.append(f"{'activations':14}{reached:9.1f}  decoding, network, drawing and encoding")
         lines.append(f"{'ratio':14}{self.ratio:9.3f}  within a round, the median")
         return "\n".join(lines)
 
 
 def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> Bench:
-    """Film a drawn video's layers, and run the same network on as many frames, in turns."""
+    """Film the layers of a drawn video, and run the same network on as many frames, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "moving.mp4"
         draw_video(path, frames)
-        with open_session(replace(plan, run=f"{folder}/run"), report) as session:
+        with open_session(replace(plan, run=f"{folder}/run"), report) as opened:
+            session = opened.here()
             outputs = Outputs(session)
             reel = Reel(session, outputs, Video(path), "moving")
-            _forward(session, reel.size, frames)  # once to be warm
+            _forward(session, reel.size, frames)  # to warm up
             rates = []
             for _ in range(rounds):
                 report.breathe()
@@ -92,7 +91,7 @@ def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> B
 
 
 def _forward(session: Session, size: int, frames: int) -> float:
-    """Frames a second of the forward pass, decoded and batched beforehand."""
+    """Return frames per second of the forward pass, decoded and batched beforehand."""
     network = session.network
     pixels = [np.full((*network.size, 3), 90, np.uint8)] * size
     with Eye(network, (), size) as eye, network.in_place():
@@ -110,7 +109,7 @@ def _filmed(reel: Reel, frames: int) -> float:
 
 
 def draw_video(path: Path, frames: int) -> None:
-    """A strip of drawn pictures that moves past, as an MP4 file."""
+    """Make an MP4 file of a strip of drawn pictures that moves past."""
     height, width = SIZE
     with path.open("xb+") as file, Film(file, RATE, "") as film:
         pictures = [np.asarray(draw(name, 0)) for name in CLASSES]
@@ -122,7 +121,7 @@ def draw_video(path: Path, frames: int) -> None:
 
 
 def _enlarged(picture: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """A picture (h, w, 3) that is so many pixels high."""
+    """Return a picture (h, w, 3) that is so many pixels high."""
     rows = np.arange(height) * len(picture) // height
     columns = np.arange(round(picture.shape[1] * height / len(picture)))
     return picture[rows][:, columns * len(picture) // height]

@@ -25,7 +25,7 @@ Rates = tuple[float, ...]
 
 @dataclass(frozen=True)
 class OccludeBench:
-    """Positions a second of one machine, round by round."""
+    """Positions per second of one machine, round by round."""
 
     about: dict[str, Any]
     ours: Rates
@@ -33,12 +33,12 @@ class OccludeBench:
     forward: Rates
 
     def share(self, rates: Rates) -> float:
-        """What is reached of the forward pass that was measured in the same round: the median."""
+        """The share of the forward pass of the same round that is reached: the median."""
         pairs = zip(rates, self.forward, strict=True)
         return statistics.median(reached / bare for reached, bare in pairs)
 
     def record(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return plain values for ``--json``."""
         rates = {"occlude": self.ours, "whole": self.whole, "forward": self.forward}
         return {
             **self.about,
@@ -48,7 +48,7 @@ class OccludeBench:
         }
 
     def table(self) -> str:
-        """For a person."""
+        """Return the table as text."""
         lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
         lines.append(f"{'':24}{'positions/s':>12}{'of forward':>12}")
         rows = {"forward pass alone": self.forward, "occlude": self.ours}
@@ -59,10 +59,11 @@ class OccludeBench:
 
 
 def bench_occlude(plan: Plan, report: Report, rounds: int) -> OccludeBench:
-    """Cover a random image, with windows and without, and run the bare passes, each round anew."""
+    """Cover a random image, with windows and without, and run the bare passes, in each round."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
-        with open_session(plan, report) as session:
+        with open_session(plan, report) as opened:
+            session = opened.here()
             study = Study.of(session, asked_layers(session)[0])
             occluder, network = study.occluder, session.network
             images = np.random.default_rng(plan.seed).integers(0, 256, (1, *network.size, 3))
@@ -100,7 +101,7 @@ def _passes(occluder: Occluder) -> int:
 
 
 def _forward(network: Network, occluder: Occluder) -> Callable[[], Any]:
-    """As many passes as the squares take, over images that are on the device already."""
+    """Run as many passes as the squares need, over images that are already on the device."""
     pixels = torch.randn(occluder.batch, 3, *network.size, device=network.device)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
@@ -113,7 +114,7 @@ def _forward(network: Network, occluder: Occluder) -> Callable[[], Any]:
 
 
 def _rate(action: Callable[[], Any], count: int, network: Network) -> float:
-    """So many positions, a second."""
+    """Return the positions per second."""
     wait_for(network.device)
     start = time.perf_counter()
     action()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cnnvis_cli.ascent.climb import Task, climb
+from cnnvis_cli.ascent.climb import Batch, Task, climb
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
@@ -26,11 +26,13 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.bench import Measure, each_lane, wait_for
 from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, check_pass, climb_blocks, look_at
 from cnnvis_cli.stages.engine import (
+    Graphs,
     Lane,
+    Notice,
     Tell,
-    arithmetic,
     choose_devices,
     lanes,
+    resolve_precision,
     spread,
 )
 from cnnvis_cli.stages.optimize import MEMORY, asked_styles, scene_of
@@ -134,7 +136,7 @@ def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> B
         "model": session.network.name,
         "device": str(devices[0]),
         "processes": f"{len(crew)} x {crew[0].threads} threads",
-        "precision": plan.optimize.precision,
+        "precision": resolve_precision(plan.optimize.precision, devices[0]),
         "torch": torch.__version__,
         "rounds": rounds,
     }
@@ -154,7 +156,8 @@ def _row(
 ) -> LayerRow:
     scene = scene_of(session, layer)
     work = Work(session.plan, scene, session.network)
-    check_pass(work, session.network)  # here: a fork could not trace any more
+    if session.device.type == "cpu":
+        check_pass(work, session.network)  # here: a fork could not trace any more
     bare, toolbox, cut = [], [], []
     reached: dict[str, list[float]] = {style.name: [] for style in styles}
     for _ in range(clock.rounds):
@@ -164,8 +167,9 @@ def _row(
             job = _job(style, bare[-1] / len(clock.crew), scene.size, clock.seconds, folder)
             measure = functools.partial(_optimize, replace(work, jobs=(job,)), clock.seconds)
             reached[style.name].append(_together(measure, clock.crew))
-        toolbox.append(_one_at_a_time(session.network, layer, clock.seconds, whole=True))
-        cut.append(_one_at_a_time(session.network, layer, clock.seconds, whole=False))
+        alone = functools.partial(_one_at_a_time, work, clock.seconds)
+        toolbox.append(_together(functools.partial(alone, True), clock.crew[:1]))
+        cut.append(_together(functools.partial(alone, False), clock.crew[:1]))
     rates = {name: tuple(values) for name, values in reached.items()}
     size = scene.box.size
     return LayerRow(layer, size, scene.size, tuple(bare), rates, tuple(toolbox), tuple(cut))
@@ -198,8 +202,12 @@ def _bare(work: Work, seconds: float, lane: Lane, _number: int, tell: Tell) -> N
     x = torch.stack([noise(i, scene.box.size) for i in range(scene.size)]).to(lane.device)
     x = x.contiguous(memory_format=torch.channels_last)
     targets = (torch.arange(scene.size) % scene.targets).to(lane.device)
-    with arithmetic(work.plan.optimize.precision, lane.device):
-        tell(pace(lambda: look(x, targets), scene.size, seconds, lane.device))
+    graphs = Graphs(lane.device, lambda text: tell(Notice(text)))
+
+    def once() -> None:
+        look(x, targets)
+
+    tell(pace(lambda: graphs("bare", once, []), scene.size, seconds, lane.device))
 
 
 class _TimeIsUp(Exception):
@@ -242,8 +250,11 @@ class _Endless:
         return self._job
 
 
-def _one_at_a_time(network: Network, layer: Layer, seconds: float, whole: bool) -> float:
-    """One unit by style 3 on the whole input, batch 1, on all threads of this process."""
+def _one_at_a_time(
+    work: Work, seconds: float, whole: bool, lane: Lane, _number: int, tell: Tell
+) -> None:
+    """One unit by style 3 on the whole input, batch 1, on all threads of one process."""
+    network, layer = work.on(lane.device), work.scene.layer
     box, style = Box.whole(network.size), STYLES["3"].with_step(Constant(SMALL_RATE))
     row, column = layer.centre
 
@@ -267,11 +278,11 @@ def _one_at_a_time(network: Network, layer: Layer, seconds: float, whole: bool) 
         return (look if whole else cut)(x, targets)
 
     try:
-        for _ in climb(timed, [[task]], 1, network.mean):
+        for _ in climb(timed, [[task]], Batch(1), network.mean):
             pass
     except _TimeIsUp:
         pass
-    return (made - 1) / (time.perf_counter() - start)
+    tell((made - 1) / (time.perf_counter() - start))
 
 
 def through_all(

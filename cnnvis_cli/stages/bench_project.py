@@ -1,4 +1,4 @@
-"""`cnnvis bench project`: what `project` reaches, and one image at a time through all layers."""
+"""`cnnvis bench project`: the speed of `project`, and of one image at a time through all layers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGES = 256  # random ones
 
 @dataclass(frozen=True)
 class ProjectRow:
-    """One layer's projections a second by one method, round by round."""
+    """One layer's projections per second by one method, round by round."""
 
     layer: Layer
     group: str
@@ -44,7 +44,7 @@ class ProjectRow:
         return statistics.median(ours / whole for ours, whole in pairs)
 
     def record(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return plain values for ``--json``."""
         return {
             "layer": self.layer.alias,
             "field": list(self.layer.field.size),
@@ -75,7 +75,7 @@ class ProjectBench:
         return {**self.about, "layers": [row.record() for row in self.rows]}
 
     def table(self) -> str:
-        """For a person: projections a second."""
+        """Return the table as text: projections per second."""
         head = f"{'layer':8}{'method':18}{'field':>9}{'places':>8}{'project':>12}{'whole':>9}"
         return "\n".join(
             [
@@ -84,7 +84,7 @@ class ProjectBench:
                 f"{head}{'gain':>10}",
                 *(row.line() for row in self.rows),
                 "",
-                "project: places a second, their images decoded, at random places of random",
+                "project: places per second, images decoded, at random places of random",
                 "images; whole: one at a time, the whole network on the whole input, by the same",
                 "rule; gain: the ratio within a round, the median.",
             ]
@@ -92,10 +92,11 @@ class ProjectBench:
 
 
 def bench_project(plan: Plan, report: Report, seconds: float, rounds: int) -> ProjectBench:
-    """Measure every layer and method of the plan, each round anew."""
+    """Measure every layer and method of the plan, in each round."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
-        with open_session(plan, report) as session:
+        with open_session(plan, report) as opened:
+            session = opened.here()
             for method in plan.project.method:
                 check_rules(session.network, session.layers, method)
             asked = [(layer, m) for layer in session.layers for m in plan.project.method]
@@ -134,14 +135,14 @@ def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) 
 
 
 class _Unchecked(Projections):
-    """Of places whose activations nobody knows."""
+    """Projections of places whose activations are unknown."""
 
     def _compare(self, value: NDArray[np.float32], slots: Slots) -> None:
         pass
 
 
 def random_places(layer: Layer, k: int, generator: np.random.Generator) -> LayerTopK:
-    """Places drawn evenly over the map, in any of the images."""
+    """Return places drawn uniformly over the map, in any of the images."""
     shape = layer.channels, k
     rows, columns = (generator.integers(0, length, shape) for length in layer.map)
     activation = np.ones(shape, np.float32)
@@ -152,7 +153,7 @@ def random_places(layer: Layer, k: int, generator: np.random.Generator) -> Layer
 def _one_at_a_time(
     session: Session, layer: Layer, method: str, slots: Slots, images: NDArray[np.uint8]
 ) -> Callable[[], Any]:
-    """An action that projects the next slot through the whole network."""
+    """Return an action that projects the next slot through the whole network."""
     network, numbers = session.network, count()
 
     def action() -> Any:

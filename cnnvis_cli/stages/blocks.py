@@ -1,8 +1,8 @@
-"""Units in blocks: what is computed, kept and published together.
+"""Units in blocks: computed, kept and published together.
 
-How units are cut into blocks follows from what is asked for alone, so every process and every
-shard that works on the same agrees. A block says which units it holds, so pieces of interrupted
-work serve whichever selection comes next.
+The division of units into blocks depends only on what is requested, so all processes and shards
+with the same work agree. A block records its units, so pieces of interrupted work serve any later
+selection.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from cnnvis_cli.digests import digest
 from cnnvis_cli.store.parts import Arrays, Parts
 
-Takes = Callable[[int], bool]  # whether a block of this number is one's own
+Takes = Callable[[int], bool]  # whether a block of this number belongs to this shard
 
 
 class Block(NamedTuple):
-    """The part that is to hold some units."""
+    """The part that will hold some units."""
 
     name: str
     units: tuple[int, ...]
@@ -36,7 +36,7 @@ class Blocks:
     size: int
 
     def missing(self, asked: Sequence[int], done: Collection[int], takes: Takes) -> list[Block]:
-        """Blocks for the units that are neither done nor in a part yet, of those one takes."""
+        """Return blocks for the units that are neither done nor in a part, where it takes them."""
         held = {*done, *self.units()}
         cut = [asked[i : i + self.size] for i in range(0, len(asked), self.size)]
         left = [
@@ -47,11 +47,11 @@ class Blocks:
         return [Block(f"{units[0]:06d}-{digest(units)}", units) for units in left if units]
 
     def units(self) -> list[int]:
-        """The channels of all blocks that are kept, sorted."""
+        """Return the channels of all stored blocks, sorted."""
         return sorted(self._places())
 
     def __iter__(self) -> Iterator[Arrays]:
-        """The units one after the other, in pieces: arrays of neighbours of one block."""
+        """Yield the units in order, in pieces: arrays of neighbours of one block."""
         places = self._places()
         read = lru_cache(maxsize=4)(self.parts.__getitem__)
         for name, row in groupby(sorted(places), key=lambda unit: places[unit][0]):
@@ -59,7 +59,7 @@ class Blocks:
             yield {column: values[rows] for column, values in read(name).items()}
 
     def _places(self) -> dict[int, tuple[str, int]]:
-        """In which part each channel is, and in which row of it."""
+        """Return the part of each channel, and its row there."""
         found: dict[int, tuple[str, int]] = {}
         for name in self.parts.names():
             for row, unit in enumerate(self._units_of(name)):

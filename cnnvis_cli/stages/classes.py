@@ -1,4 +1,4 @@
-"""What the classes of a dataset are called."""
+"""The class names of a dataset."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders
 
 
 def class_names(images: Images, own: Sequence[str], file: str | None) -> list[str]:
-    """A name for each class folder of the images, by label.
+    """Return a name for each class folder of the images, by label.
 
-    From the `file` if there is one; otherwise the network's `own` names, where the folders are
-    those of ImageNet and as many (sorted, they stand in the order of its classes); otherwise the
-    folders' names. Raises `UsageError` for a file that does not fit the folders.
+    From the `file` if there is one; otherwise the network's `own` names, if the folders are
+    ImageNet's and as many (sorted, they are in the order of its classes); otherwise the folders'
+    names. Raise `UsageError` for a file that does not fit the folders.
     """
     folders = _folders(images)
     if file is not None:
@@ -28,7 +28,7 @@ def class_names(images: Images, own: Sequence[str], file: str | None) -> list[st
 
 
 def _folders(images: Images) -> list[str]:
-    """The class folders' names, by label; empty where no image of the label is left."""
+    """Return the class folders' names, by label; empty if no image of the label is left."""
     names = [""] * (int(images.label.max(initial=-1)) + 1)
     for label in range(len(names)):
         of_label = images.label == label
@@ -38,7 +38,7 @@ def _folders(images: Images) -> list[str]:
 
 
 def _read(path: Path, folders: list[str]) -> list[str]:
-    """A name a line, in the folders' order; or a folder and its name, as ``synset_words.txt``."""
+    """Return one name per line, in the folders' order; or folders with their names."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -50,7 +50,7 @@ def _read(path: Path, folders: list[str]) -> list[str]:
     if len(lines) != len(folders):
         raise UsageError(
             f"--classes {path}: has {len(lines)} lines, and the dataset has {len(folders)} class "
-            "folders; write one name a line in their order, or a folder's name before each"
+            "folders; write one name per line in their order, or a folder's name before each"
         )
     return lines
 

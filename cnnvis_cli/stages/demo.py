@@ -44,7 +44,7 @@ def demo(plan: Plan, report: Report) -> None:
 
 
 def _drawing(session: Session, kind: str, scale: int) -> Session:
-    """The same session with a plan for one kind of figure."""
+    """Return the same session with a plan for one kind of figure."""
     figure = FigurePlan(scale=scale)
     plan = replace(session.plan, montage=MontagePlan(kind=(kind,)), figure=figure)
     return replace(session, plan=plan)

@@ -1,4 +1,4 @@
-"""Figures as files: each is drawn once, and says in itself what it shows."""
+"""Figures as files: each is drawn once, and records what it shows."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
 
-PAGE_MEMORY = 1 << 29  # bytes that drawing one page may take
+PAGE_MEMORY = 1 << 29  # bytes for drawing one page
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture to be: where it goes under ``figures/``, what it shows, and how it is drawn."""
+    """A future picture: its place under ``figures/``, what it shows, and how it is drawn."""
 
     kind: str
     name: str  # of the file, without its suffix
     title: str
-    record: Record  # what decides its content, beside the plan's figure settings
+    record: Record  # what decides its content, besides the plan's figure settings
     draw: Callable[[], Canvas]
     formats: tuple[str, ...] = ("png",)
 
 
 def draw_figure(session: Session, figure: Figure) -> list[Path]:
-    """Draw a figure where it is not there yet: its files, the PNG first."""
+    """Draw a figure's missing files, the PNG first."""
     record = _record(session, figure)
     key = digest(record)
     paths = files(session, figure)
@@ -48,7 +48,7 @@ def draw_figure(session: Session, figure: Figure) -> list[Path]:
 
 
 def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
-    """Draw those that are not there yet, several at a time; gives all files, in order."""
+    """Draw the missing figures, several at a time; return all files, in order."""
     todo = [f for f in figures if not is_there(session, f)]
     meter = session.report.meter("drawing", len(todo), "figures")
 
@@ -70,14 +70,14 @@ def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
 
 
 def files(session: Session, figure: Figure) -> list[Path]:
-    """The files of a figure: the PNG, and the PDF where it is asked for."""
+    """Return the files of a figure: the PNG, and on request the PDF."""
     also = ("pdf",) if session.plan.figure.pdf and "png" in figure.formats else ()
     name = session.run.figure(figure.kind, figure.name)
     return [name.with_name(f"{name.name}.{suffix}") for suffix in (*figure.formats, *also)]
 
 
 def _lanes(session: Session, count: int) -> list[Lane]:
-    """Processes that draw: as many as there are cores, figures, memory and workers for."""
+    """Return the number of drawing processes, limited by cores, figures, memory and workers."""
     workers = session.plan.workers
     most = min(cores() if workers is None else max(workers, 1), count)
     room = max(1, available_memory() // PAGE_MEMORY)
@@ -111,7 +111,7 @@ def _content(canvas: Canvas, suffix: str, text: dict[str, str], session: Session
 
 
 def recorded_key(path: Path) -> str | None:
-    """What a figure's file says that it was drawn from; None where it is absent or damaged."""
+    """Return the key in a figure's file; None if it is absent or damaged."""
     if path.suffix == ".pdf":
         from cnnvis_cli.figure.pdf import read_key
 

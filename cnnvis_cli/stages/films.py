@@ -1,4 +1,4 @@
-"""A video's activations as videos, and which unit of each layer leads when."""
+"""A video's activations as videos, and the leading unit of each layer over time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.publish import publishing
 from cnnvis_cli.store.run import Record
 
-BATCH = {"cpu": 16, "cuda": 64}  # frames; four batches and one a core are held at once
+BATCH = {"cpu": 16, "cuda": 64}  # frames; four batches and one per core are held at once
 STRONGEST = "strongest"
 
 
 def film(session: Session, outputs: Outputs, source: Frames, name: str) -> Iterator[Path]:
-    """The files of one video: a film a layer, and the leading units as a table and a plot.
+    """Yield the files of one video: a film per layer, and the leading units as a table and a plot.
 
-    What cannot be decoded is told. Raises `UsageError` where nothing can.
+    Frames that cannot be decoded are reported. Raise `UsageError` if none can.
     """
     reel = Reel(session, outputs, source, name)
     if not reel.is_there():
@@ -48,7 +48,7 @@ def film(session: Session, outputs: Outputs, source: Frames, name: str) -> Itera
 
 @dataclass(frozen=True)
 class Reel:
-    """The films of one video: where they are, what they are of, and how they are made."""
+    """The films of one video: their places, their content, and how they are made."""
 
     session: Session
     outputs: Outputs
@@ -65,8 +65,8 @@ class Reel:
 
     @property
     def size(self) -> int:
-        """Frames a batch."""
-        return self.session.plan.batch_size or BATCH[self.session.network.device.type]
+        """The number of frames per batch."""
+        return self.session.plan.batch_size or BATCH[self.session.device.type]
 
     @property
     def record(self) -> Record:
@@ -87,7 +87,7 @@ class Reel:
         return digest(self.record | {"layer": output.name})
 
     def is_there(self) -> bool:
-        """Whether all of it is made already."""
+        """Return whether all files exist already."""
         films = ((self.path(output), self.key(output)) for output in self.outputs.filmed)
         return (
             self.table.is_file()
@@ -96,7 +96,7 @@ class Reel:
         )
 
     def make(self) -> None:
-        """Decode, look and film at once: batches are decoded and filmed while others are seen."""
+        """Decode, run the network and film in parallel."""
         session, network = self.session, self.session.network
         meter = session.report.meter(self.name, max(self.source.expected(), 1), "frames")
         batches = batched(self.source.frames(network.preprocessing), self.size)
@@ -122,14 +122,14 @@ class Reel:
 
     @property
     def _threads(self) -> int:
-        """How many batches are seen at once: one on a GPU, and one a core on a CPU."""
+        """The number of batches processed at once: one on a GPU, one per core on a CPU."""
         workers = self.session.plan.workers
         if self.session.network.device.type != "cpu" or workers == 0:
             return 1
         return min(cores(), workers or cores())
 
     def _tell(self, count: int) -> None:
-        """Report what could not be decoded; raises `UsageError` where nothing could."""
+        """Report frames that could not be decoded; raise `UsageError` if none could."""
         reasons = "; ".join(self.source.problems)
         if not count:
             raise UsageError(f"{self.source.path}: no frame can be decoded ({reasons or 'none'})")
@@ -138,7 +138,7 @@ class Reel:
 
     @contextmanager
     def _cutters(self) -> Iterator[list[Cutter]]:
-        """All files, open to be filled, which appear when the block ends."""
+        """Open all files for writing; they appear when the block ends."""
         rate = self.source.rate()
         with ExitStack() as stack:
             table = Table(stack.enter_context(publishing(self.table)), self.outputs.filmed)
@@ -160,11 +160,11 @@ class Reel:
         return LayerFilm(self.session, output, screen, made)
 
     def plot(self) -> Figure:
-        """Which unit of each layer leads when, drawn from the table."""
+        """Return a plot, drawn from the table, of the leading unit of each layer over time."""
         network = self.session.network
         note = (
-            "For each layer: the number of the unit with the largest activation in the frame, a "
-            "dot a frame, and that activation. At the right: those that lead longest."
+            "For each layer: the number of the unit with the largest activation in the frame, one "
+            "dot per frame, and that activation. At the right: those that lead longest."
         )
         title = f"{self.name} · {network.name}, strongest unit of each layer over time"
         record = {
@@ -181,7 +181,7 @@ class Reel:
         return Figure(f"activations/{self.name}", STRONGEST, title, record, draw)
 
     def _leads(self) -> tuple[NDArray[np.float64], list[Lead]]:
-        """The table read again: a row a frame."""
+        """Return the table: one row per frame."""
         rows = np.loadtxt(self.table, skiprows=1, delimiter="\t", ndmin=2)
         leads = []
         for number, output in enumerate(self.outputs.filmed):
@@ -197,14 +197,14 @@ class Reel:
 
 
 def batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Frames in lists of so many, the last one shorter."""
+    """Yield frames in lists of so many, the last one shorter."""
     source = iter(frames)
     while some := list(islice(source, size)):
         yield some
 
 
 class Cutter:
-    """Makes something of each batch of frames."""
+    """Writes something for each batch of frames."""
 
     def cut(self, frames: Sequence[Frame], seen: Seen) -> None:
         raise NotImplementedError
@@ -219,8 +219,8 @@ def _cut(cutters: Sequence[Cutter], frames: Sequence[Frame], seen: Seen) -> None
 class LayerFilm(Cutter):
     """One layer's film.
 
-    Its tone is that of all frames so far and those of the same batch: the scale only ever grows,
-    so that nothing flickers, and no second pass over the video is needed.
+    Its scale covers all frames so far and those of the same batch: it only grows, so that nothing
+    flickers, and no second pass over the video is needed.
     """
 
     session: Session
@@ -253,7 +253,7 @@ class LayerFilm(Cutter):
 
 
 class Table(Cutter):
-    """A row a frame: its number and time, and each layer's strongest channel with its value."""
+    """One row per frame: its number and time, and each layer's strongest channel with its value."""
 
     def __init__(self, file: BinaryIO, outputs: Sequence[Output]) -> None:
         self._file = file
@@ -274,7 +274,7 @@ class Table(Cutter):
 
 
 def _leaders(values: Floats) -> tuple[list[int], list[float]]:
-    """Each image's channel with the largest maximum, the first of equals, and that maximum."""
+    """Return each image's channel with the largest maximum (ties by number), and the maximum."""
     highest = values.reshape(*values.shape[:2], -1).max(axis=2)  # (B, C)
     channels = highest.argmax(axis=1)
     return channels.tolist(), np.take_along_axis(highest, channels[:, None], 1)[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""`cnnvis filters`: what the first layer's filters look like, which dominate, which are dead."""
+"""`cnnvis filters`: the first layer's filters, which dominate, and which are dead."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ COLUMNS = {  # of the table, from topk.h5
     "mean_activation": "mean",
     "rectified_activation": "rectified",
 }
-NAMED = 16  # filters that a line names one by one
+NAMED = 16  # filters that a line lists by number
 NEEDS = "the run has no topk.h5 with this layer; cnnvis topk makes it"
 
 
 def filters(session: Session) -> None:
-    """Save the clipped weights where that is asked for, then tell, tabulate and draw each layer."""
+    """Save the clipped weights on request, then report, tabulate and draw each layer."""
     layers = session.layers if session.plan.layer else (bank.first_rgb(session.network),)
     found = [Filters.of(session, layer) for layer in layers]
     if session.plan.filters.save_clipped is not None:
@@ -63,14 +63,14 @@ def filters(session: Session) -> None:
 
 
 def _save(session: Session, found: Sequence[Filters], path: Path) -> Path:
-    """Write the network with clipped filters; never over the weights that it was read from."""
+    """Write the network with clipped filters; never over the weights that were read."""
     content = bank.safetensors_with(session.network, {f.layer: f.clipped for f in found})
     held = file_digest(path) if path.is_file() else None
     if held == hashlib.sha256(content).hexdigest():
         return path
     if held == session.network.digest:
         raise UsageError(
-            f"--save-clipped {path}: is the very file of weights that is read; choose another name"
+            f"--save-clipped {path}: is the file of weights that is read; choose another name"
         )
     publish(path, content)
     return path
@@ -78,7 +78,7 @@ def _save(session: Session, found: Sequence[Filters], path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Activity:
-    """What topk.h5 says of a layer's channels, (C,) each."""
+    """Statistics of a layer's channels from topk.h5, (C,) each."""
 
     images: int
     dead: Mask  # never above 0
@@ -88,7 +88,7 @@ class Activity:
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Activity | None:
-        """None where there is no topk.h5, it has no such layer, or no image could be used."""
+        """Return them; None without topk.h5, this layer or any usable image."""
         file = TopKFile(session.run.topk)
         if not file.path.is_file() or layer.alias not in file.layers():
             return None
@@ -111,7 +111,7 @@ class Filters:
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Filters:
-        """Raises `UsageError` for a layer that does not take the image."""
+        """Return a layer's filters; raise `UsageError` if it does not take the image."""
         weights = bank.filters(session.network, layer)
         return cls(session, layer, weights, Activity.of(session, layer))
 
@@ -146,7 +146,7 @@ class Filters:
 
     @property
     def spectrum(self) -> Spectrum | None:
-        """Activations by frequency; None where fewer than two are known."""
+        """Activations by frequency; None if fewer than two are known."""
         if self.activity is None:
             return None
         known = np.isfinite(self.activity.rectified)
@@ -158,7 +158,7 @@ class Filters:
         return f"{name}{module} · {what}"
 
     def summary(self) -> Iterator[str]:
-        """What there is to know, in a few lines."""
+        """Yield a summary of a few lines."""
         count, (height, width) = len(self.rms), self.size
         yield f"{self.layer.alias} ({self.layer.module}): {count} filters of {height}x{width}"
         largest = int(self.rms.argmax())
@@ -175,14 +175,14 @@ class Filters:
         return f"dead: {_listed(self.dead)}, in {self.activity.images} images"
 
     def draw(self) -> list[Path]:
-        """The figures' files; one that is there already is left as it is."""
+        """Draw the missing figures; return all files."""
         figures = [_sheets(self)]
         if self.spectrum:
             figures.append(self.spectrum.figure())
         return [path for figure in figures for path in draw_figure(self.session, figure)]
 
     def tabulate(self) -> Path:
-        """All numbers as a table, a line a filter; what is not known is left empty."""
+        """Return all numbers as a table, one line per filter; unknown ones are empty."""
         table: dict[str, NDArray[Any]] = {
             "channel": np.arange(len(self.rms)),
             "rms": self.rms,
@@ -204,14 +204,14 @@ class Filters:
 
 
 def _cell(value: Any) -> str:
-    """A number as text: yes as 1, no as 0, unknown as nothing."""
+    """Return a number as text: yes as 1, no as 0, unknown as empty."""
     if isinstance(value, np.floating):
         return "" if np.isnan(value) else f"{value:.6g}"
     return str(int(value))
 
 
 def _listed(mask: Mask) -> str:
-    """How many, and which as long as they are few: ``3 of 32 (0, 7, 12)``."""
+    """Return how many, and which if they are few: ``3 of 32 (0, 7, 12)``."""
     chosen, count = np.flatnonzero(mask).tolist(), len(mask)
     if len(chosen) in (0, count):
         return f"{'all' if chosen else 'none'} of {count}"
@@ -220,12 +220,12 @@ def _listed(mask: Mask) -> str:
 
 
 def _range(values: Numbers) -> str:
-    """From the smallest to the largest."""
+    """Return the smallest and the largest, as text."""
     return f"{values.min():.2g} to {values.max():.2g}"
 
 
 def _sheets(found: Filters) -> Figure:
-    """The filters as they are and clipped: Zeiler & Fergus 2013, Fig. 6 (a) and (b)."""
+    """Return the raw and the clipped filters: Zeiler & Fergus 2013, Fig. 6 (a) and (b)."""
     plan, alias = found.session.plan.filters, found.layer.alias
     scale = plan.scale or fitting_scale(found.size)
     states = [_picture(found, found.weights), _picture(found, found.clipped)]
@@ -254,13 +254,13 @@ def _sheets(found: Filters) -> Figure:
 
 
 def _picture(found: Filters, weights: Tensor) -> Floats:
-    """Filters (C, 3, h, w) as pictures in RGB: (C, h, w, 3)."""
+    """Return filters (C, 3, h, w) as RGB pictures: (C, h, w, 3)."""
     pictures: Floats = bank.rgb(found.session.network, weights).permute(0, 2, 3, 1).numpy()
     return pictures
 
 
 def _note(found: Filters, states: Sequence[Floats], scale: int) -> str:
-    """How to read the sheets."""
+    """Return how to read the sheets."""
     plan, (height, width) = found.session.plan.filters, found.size
     before, after = (float(np.abs(state).max()) for state in states)
     deaths = (
@@ -292,7 +292,7 @@ class Spectrum:
 
     @property
     def extremes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The five lowest and the five highest frequencies; fewer of less than ten filters."""
+        """The five lowest and the five highest frequencies; fewer for fewer than ten filters."""
         count = min(EXTREMES, len(self.order) // 2)
         return self.order[:count], self.order[-count:]
 
@@ -304,14 +304,14 @@ class Spectrum:
 
     @property
     def correlation(self) -> float:
-        """Pearson's, of frequency and activation; NaN where either is the same everywhere."""
+        """Pearson's, of frequency and activation; NaN if either is constant."""
         with np.errstate(invalid="ignore", divide="ignore"):
             x, y = self.found.frequency[self.known], self.activity.rectified[self.known]
             return float(np.corrcoef(x, y)[0, 1])
 
     @property
     def window(self) -> int:
-        """How many filters the running mean is taken over."""
+        """The number of filters in the running mean."""
         return min(len(self.order), max(EXTREMES, len(self.order) // 6))
 
     @property
@@ -320,7 +320,7 @@ class Spectrum:
         slow, fast = (_range(self.found.frequency[chosen]) for chosen in self.extremes)
         return (
             f"mean rectified activation: {low:.3g} over the {len(self.extremes[0])} lowest "
-            f"frequencies ({slow} cycles a pixel), {high:.3g} over the highest ({fast}); "
+            f"frequencies ({slow} cycles per pixel), {high:.3g} over the highest ({fast}); "
             f"correlation {self.correlation:.2f}"
         )
 
@@ -359,7 +359,7 @@ class Spectrum:
         plot = Scatter(
             self.found.frequency[self.known],
             self.activity.rectified[self.known],
-            ("spatial frequency of the filter (cycles a pixel)", "mean rectified activation"),
+            ("spatial frequency of the filter (cycles per pixel)", "mean rectified activation"),
             self.activity.dead[self.known],
             self.trend(),
             bands,
@@ -369,9 +369,9 @@ class Spectrum:
     def _note(self) -> str:
         dead = " Rings: dead filters." if self.activity.dead.any() else ""
         return (
-            f"A dot a filter. Frequency: the mean radial frequency of its Fourier transform, "
+            f"One dot per filter. Frequency: the mean radial frequency of its Fourier transform, "
             "weighted by power, the constant part counting as 0. Activation: the mean "
             f"of max(x, 0) in {self.activity.images} images, from topk.h5's histogram (up to 8 "
-            f"places an image). Line: running mean of {self.window} filters.{dead} Correlation "
+            f"places per image). Line: running mean of {self.window} filters.{dead} Correlation "
             f"{self.correlation:.2f}."
         )

@@ -1,4 +1,4 @@
-"""The parts of a top-k, from one run or many, become one file."""
+"""Joining the parts of a top-k, from one or many runs, into one file."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.store.stats import Account
 
-CLASS_SUMS = 1 << 28  # bytes that the sums by class may take while a file is put together
+CLASS_SUMS = 1 << 28  # bytes for the sums by class while a file is assembled
 COLUMNS = ("paths", "sizes", "offsets", "labels")
 MANIFEST = "manifest"
 
 
 class Missing(CnnvisError):
-    """A part of a top-k is not there, or damaged."""
+    """A part of a top-k is missing or damaged."""
 
 
 def parts_of(run: Run, plan: Record) -> Parts:
-    """Where a run keeps the finished parts of this plan."""
+    """Return where a run keeps the finished parts of this plan."""
     name = digest(plan)
     return Parts(run.parts("topk", name), name)
 
 
 def is_done(file: TopKFile, plan: Record) -> bool:
-    """Whether the file has what is asked for; raises `UsageError` if it is of another plan."""
+    """Return whether the file has the requested content; raise `UsageError` for another plan."""
     have = file.identity()
     if have is None:
         return False
-    own = {"layers": plan["layers"], "device": plan["device"]}  # done is done, also on another
+    own = {"layers": plan["layers"], "device": plan["device"]}  # on any device
     if have | own != plan or not set(plan["layers"]) <= set(have["layers"]):
         raise UsageError(
             f"{file.path} belongs to another plan: {differences(have, plan)}; choose another --run"
@@ -49,7 +49,7 @@ def is_done(file: TopKFile, plan: Record) -> bool:
 
 
 def leave_for_merge(run: Run, plan: Record, manifest: Manifest) -> None:
-    """Keep with a shard's parts what `merge` must know."""
+    """Store with a shard's parts what `merge` needs."""
     parts = parts_of(run, plan)
     if MANIFEST in parts:
         return
@@ -73,10 +73,10 @@ def finish(
     sources: Sequence[Parts],
     report: Report,
 ) -> None:
-    """Add the parts up, in their order, and publish skipped.tsv and topk.h5.
+    """Add up the parts, in their order, and publish skipped.tsv and topk.h5.
 
-    Raises `Missing` naming a part that none of the `sources` has whole; unless topk.h5 is there,
-    from another process (where there are no locks) that has removed the parts.
+    Raise `Missing`, naming a part that none of the `sources` has intact; unless another process
+    (without locks) has already published topk.h5 and removed the parts.
     """
     with _unless_published(run, plan):
         skipped = np.zeros(len(manifest), np.bool_)
@@ -102,7 +102,7 @@ def finish(
 
 @contextmanager
 def _unless_published(run: Run, plan: Record) -> Iterator[None]:
-    """A block in which a part may be missing where topk.h5 has meanwhile come to be."""
+    """Ignore a missing part in this block if topk.h5 exists meanwhile."""
     try:
         yield
     except Missing:
@@ -113,7 +113,7 @@ def _unless_published(run: Run, plan: Record) -> Iterator[None]:
 def _results(
     plan: Record, cut: Cut, groups: Iterable[list[Layer]], sources: Sequence[Parts]
 ) -> Iterator[LayerResult]:
-    """Layer by layer; the parts are read once for each group of layers."""
+    """Yield the results layer by layer; the parts are read once per group of layers."""
     first = 0
     for group in groups:
         last = first + sum(layer.channels for layer in group)
@@ -126,7 +126,7 @@ def _results(
 
 
 def _groups(layers: Sequence[Layer], room: int) -> Iterator[list[Layer]]:
-    """Neighbouring layers that have up to `room` channels together, or are alone."""
+    """Yield groups of neighbouring layers with up to `room` channels, at least one layer each."""
     group: list[Layer] = []
     for layer in layers:
         if group and sum(la.channels for la in group) + layer.channels > room:
@@ -144,7 +144,7 @@ def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
 
 
 def _all_parts(cut: Cut, sources: Sequence[Parts], names: Sequence[str] = ()) -> Iterator[Arrays]:
-    """Each part's arrays, or those of some names, from the first source that has it whole."""
+    """Yield the (named) arrays of each part, from the first source that has it intact."""
     return (_find(number, cut.count, sources, names) for number in range(cut.count))
 
 
@@ -162,12 +162,12 @@ def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str
 
 
 def _one_line(path: str) -> str:
-    """A path that cannot break a line of the table."""
+    """Return a path that cannot break a line of the table."""
     return printable(path.replace("\\", "\\\\"))
 
 
 def tell(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
-    """Say what there is; raises `TooManyUnreadable` (exit 3) for too many unusable images."""
+    """Report the result; raise `TooManyUnreadable` (exit code 3) for too many unusable images."""
     images, skipped = file.summary()
     report.result(f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers")
     if skipped > allowed * images:

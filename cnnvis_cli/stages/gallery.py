@@ -1,4 +1,4 @@
-"""`cnnvis gallery`: a web page to browse every unit of a run, from what its directory holds."""
+"""`cnnvis gallery`: a web page to browse every unit of a run, from the run directory."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
 
-MEMORY = 1 << 29  # bytes that drawing a few units may take
-OWN = re.compile(  # the names of a gallery's files, and of those that were on their way to be one
+MEMORY = 1 << 29  # bytes for drawing a few units
+OWN = re.compile(  # the names of a gallery's files, and of their temporary files
     r"\d{4,}\.(jpg|png)|(grid\d+|units)_\d+\.(jpg|png|js)|layer\.js|strip\.(jpg|png)|\..*\.tmp"
 )
 LAYER = re.compile(r"(conv|fc)\d+")
 
 
 def gallery(session: Session) -> None:
-    """Make what is missing of the gallery, its page last, and remove what an older one had more.
+    """Make the missing files of the gallery, its page last, and remove outdated ones.
 
-    Raises `UsageError` where nothing, or nothing of a layer that was asked for, is there to show.
+    Raise `UsageError` if there is nothing to show, or nothing of a requested layer.
     """
     shown = _shown(session)
     lost = _make(session, [piece for layer in shown for piece in pieces(layer)])
@@ -53,7 +53,7 @@ def gallery(session: Session) -> None:
 
 
 def _shown(session: Session) -> list[Shown]:
-    """The layers to show: those asked for, or all of which the run holds anything."""
+    """Return the layers to show: the requested ones, or all with any results."""
     dataset, photographs = _dataset(session), Photographs(session, set())
     every = [Shown(session, layer, dataset, photographs) for layer in session.layers]
     found = [shown for shown in every if shown.units]
@@ -71,7 +71,7 @@ def _shown(session: Session) -> list[Shown]:
 
 
 def _dataset(session: Session) -> Dataset | None:
-    """What topk.h5 says of the images; None where there is no topk.h5."""
+    """Return the images of topk.h5; None without one."""
     file = TopKFile(session.run.topk)
     if file.identity() is None:
         return None
@@ -81,7 +81,7 @@ def _dataset(session: Session) -> Dataset | None:
 
 
 def _are_there(photographs: Photographs, shown: Sequence[Shown]) -> bool:
-    """Whether the images that patches are cut from can be read."""
+    """Return whether the images of the patches can be read."""
     tops = [layer.top.places.image.ravel() for layer in shown if layer.top]
     wanted = np.unique(np.concatenate(tops)) if tops else np.empty(0, np.int64)
     wanted = wanted[wanted >= 0]
@@ -89,12 +89,12 @@ def _are_there(photographs: Photographs, shown: Sequence[Shown]) -> bool:
 
 
 def _without_patches(shown: Shown) -> Shown:
-    """The layer without its patches, unless they have been cut while their images were there."""
+    """Return the layer without its patches, unless they were made while the images were there."""
     return shown if all(p.is_done() for p in pieces(shown)) else replace(shown, photographs=None)
 
 
 class Piece(Protocol):
-    """Some files of a layer, the last of which says that all are there, and what they are from."""
+    """Some files of a layer, the last of which states that all are complete, and their sources."""
 
     @property
     def shown(self) -> Shown: ...
@@ -106,7 +106,7 @@ class Piece(Protocol):
 
 
 def _is_done(piece: Piece) -> bool:
-    """Whether the files are there, made from what there is now."""
+    """Return whether the files exist, made from the present sources."""
     *others, last = (piece.shown.folder / name for name in piece.files())
     with suppress(OSError):
         known = site.key_of(last.read_bytes())
@@ -116,7 +116,7 @@ def _is_done(piece: Piece) -> bool:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures and facts of some units: a file a unit, and some for the grid."""
+    """The pictures and facts of some units: one file per unit, and some for the grid."""
 
     shown: Shown
     number: int
@@ -138,7 +138,7 @@ class Pictures:
         return _is_done(self)
 
     def make(self) -> Iterator[int]:
-        """Draw and publish; gives how many units are drawn, some at a time."""
+        """Draw and publish; yield the number of drawn units, in groups."""
         shown, units = self.shown, self.units
         firsts: list[list[sprites.Pixels]] = [[] for _ in shown.panes]
         for few in (units[i : i + FEW] for i in range(0, len(units), FEW)):
@@ -159,7 +159,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Summary:
-    """What stands for a whole layer: a strip of some units, and a table of all."""
+    """A layer's summary: a strip of some units, and a table of all."""
 
     shown: Shown
 
@@ -187,20 +187,20 @@ class Summary:
 
 
 def pieces(shown: Shown) -> list[Piece]:
-    """A layer's files, in pieces that are made on their own."""
+    """Return a layer's files, in pieces that are made independently."""
     return [*(Pictures(shown, number) for number in range(shown.chunks)), Summary(shown)]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Told by a lane: so many units are drawn, and these images could not be read."""
+    """A lane's message: so many units are drawn, and these images could not be read."""
 
     units: int
     lost: frozenset[int]
 
 
 def _make(session: Session, found: Sequence[Piece]) -> set[int]:
-    """Make the pieces that are not there yet, several at a time; gives the images that are lost."""
+    """Make the missing pieces, several at a time; return the unreadable images."""
     todo, lost = [piece for piece in found if not piece.is_done()], set[int]()
     meter = session.report.meter("drawing", sum(len(p.units) for p in todo), "units")
 
@@ -224,7 +224,7 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
 
 
 def _lanes(session: Session, count: int) -> list[Lane]:
-    """Processes that draw: as many as there are cores, pieces, memory and workers for."""
+    """Return the number of drawing processes, limited by cores, pieces, memory and workers."""
     workers = session.plan.workers
     most = min(cores() if workers is None else max(workers, 1), count)
     room = max(1, available_memory() // MEMORY)
@@ -232,7 +232,7 @@ def _lanes(session: Session, count: int) -> list[Lane]:
 
 
 NO_PATCHES = (
-    "the dataset's images cannot be read any more, so there are no patches; "
+    "the dataset's images can no longer be read, so there are no patches; "
     "if they have moved, give --dataset"
 )
 
@@ -246,12 +246,12 @@ def _tell_what_is_lost(session: Session, shown: Sequence[Shown], lost: set[int])
         session.report.note(NO_PATCHES)
     elif lost:
         session.report.note(
-            f"{len(lost)} images cannot be read any more or have changed; their patches are grey"
+            f"{len(lost)} images can no longer be read or have changed; their patches are grey"
         )
 
 
 def _publish_page(session: Session, shown: Sequence[Shown]) -> None:
-    """The files that all layers share, the page itself last; one that is the same is left."""
+    """Publish the files shared by all layers, the page itself last; unchanged ones are left."""
     folder, classes = gallery_folder(session), shown[0].dataset.classes if shown[0].dataset else []
     key = digest([s.key for s in shown])
     run = {"classes": classes, "layers": [each.layer.alias for each in shown]}
@@ -265,7 +265,7 @@ def _publish_page(session: Session, shown: Sequence[Shown]) -> None:
 
 
 def _facts(session: Session, shown: Sequence[Shown]) -> Record:
-    """What stands on the first page."""
+    """Return the facts of the first page."""
     usable = int((~shown[0].dataset.images.skipped).sum()) if shown[0].dataset else 0
     layers = [_layer_facts(each) for each in shown]
     held = [layer["holds"] for layer in layers]
@@ -306,7 +306,7 @@ def _label(shown: Shown, unit: int) -> str:
 
 
 def _shape(layer: Layer) -> str:
-    """How much of the input a unit sees, and how often it stands in the map."""
+    """Return how much of the input a unit sees, and how often it occurs in the map."""
     height, width = layer.field.size
     sees = f"sees {height} × {width} pixels"
     if layer.kind == "fc":
@@ -315,7 +315,7 @@ def _shape(layer: Layer) -> str:
 
 
 def _holds(shown: Shown, kind: str, name: str, count: int) -> str:
-    """What there is of the units, in words."""
+    """Return the available results of the units, in words."""
     some = "" if count >= len(shown.units) else f" of {count}"
     return {
         "optimized": f"optimized, style {name}{some}",
@@ -325,7 +325,7 @@ def _holds(shown: Shown, kind: str, name: str, count: int) -> str:
 
 
 def _drop_others(session: Session, shown: Sequence[Shown]) -> None:
-    """Remove files that an older gallery had and this one does not; a person's own stay."""
+    """Remove files of an older gallery that this one does not have; other files stay."""
     kept = {s.folder / name for s in shown for piece in pieces(s) for name in piece.files()}
     folder = gallery_folder(session)
     for place in sorted(folder.iterdir()):
@@ -333,7 +333,7 @@ def _drop_others(session: Session, shown: Sequence[Shown]) -> None:
             for path in session.report.each(sorted(place.iterdir())):
                 if path not in kept and OWN.fullmatch(path.name):
                     path.unlink()
-            with suppress(OSError):  # where something of a person's is left
+            with suppress(OSError):  # if other files are left
                 place.rmdir()
         elif re.fullmatch(r"\..*\.tmp", place.name):
             place.unlink()

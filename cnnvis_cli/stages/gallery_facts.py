@@ -1,4 +1,4 @@
-"""What a gallery says of units, as plain values: histograms, classes, neighbours."""
+"""A gallery's facts on units, as plain values: histograms, classes, neighbours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEIGHBOURS = 8
 
 
 def plain(values: NDArray[Any]) -> list[float | None]:
-    """Numbers to four digits; None for those that are not finite."""
+    """Return numbers with four digits; None for non-finite ones."""
     return [digits(v) if np.isfinite(v) else None for v in values.tolist()]
 
 
@@ -28,10 +28,7 @@ def digits(value: float) -> float:
 
 
 def bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
-    """One channel's counts (bins,) in bars of one width; None where there is nothing to draw.
-
-    Counts are spread evenly over their bin, and end at the channel's `largest` value.
-    """
+    """Return one channel's counts (bins,) in bars of one width; None if there are none."""
     edges, filled = histogram.edges(), np.flatnonzero(counts)
     if not len(filled) or not np.isfinite(largest):
         return None
@@ -43,21 +40,21 @@ def bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
         np.linspace(low, high, BARS + 1), edges, np.concatenate(([0], np.cumsum(counts)))
     )
     below[-1] = counts.sum()
-    found = np.ceil(np.diff(below)).astype(int).tolist()  # a single value is seen as well
+    found = np.ceil(np.diff(below)).astype(int).tolist()  # a single value is visible too
     return digits(low), digits(high), found
 
 
 def class_counts(labels: Sequence[int]) -> list[tuple[int, int]]:
-    """How many of a unit's top images are of each class, the most frequent first."""
+    """Return the number of a unit's top images per class, the most frequent first."""
     counts = Counter(label for label in labels if label >= 0)
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def neighbours(images: Indices, chosen: slice) -> list[list[tuple[int, int]]]:
-    """The units that share most of their top images (U, k) with each of the chosen rows.
+    """Return the units that share most of their top images (U, k) with each of the chosen rows.
 
-    Pairs of a row and how many images it shares, the nearest by Jaccard's index first, ties by
-    number. An empty slot is -1.
+    These are pairs of a row and the number of images it shares, the nearest by Jaccard's index
+    first, ties by number. An empty slot is -1.
     """
     row, slot = np.nonzero(images >= 0)
     known, column = np.unique(images[row, slot], return_inverse=True)
@@ -71,7 +68,7 @@ def neighbours(images: Indices, chosen: slice) -> list[list[tuple[int, int]]]:
 
 
 def _nearest(row: int, shared: Indices, sizes: Indices) -> list[tuple[int, int]]:
-    """A row's neighbours, from how many images it shares with each row."""
+    """Return a row's neighbours, given the number of images that it shares with each row."""
     others = np.flatnonzero(shared)
     others = others[others != row]
     share = shared[others] / (sizes[row] + sizes[others] - shared[others])

@@ -1,4 +1,4 @@
-"""What a gallery says and shows of a layer."""
+"""A gallery's content for one layer."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from cnnvis_cli.stages.sources import SHOWN, OptimizedImages, TopImages, unit_la
 from cnnvis_cli.store.files import Images, LayerTopK, TopKFile
 from cnnvis_cli.store.run import Record
 
-THUMB, SMALL = 112, 80  # pixels a side of a picture in the grid, in the strip
-SHARP = 32  # pixels a side up to which those are kept without loss
-STRIP = 14  # units that stand for a layer
-ROOM = 2_000_000  # pixels of a unit's pictures: well below a megabyte, noise as they are
-CHUNK, COLUMNS = 64, 8  # units whose pictures for the grid share a file, and those in its row
-SHARES = (0.5, 0.99)  # quantiles that are told
-# What the files follow from besides their sources; the first number counts up when their form does.
+THUMB, SMALL = 112, 80  # side in pixels of a picture in the grid, in the strip
+SHARP = 32  # side in pixels up to which those are lossless
+STRIP = 14  # units in a layer's strip
+ROOM = 2_000_000  # pixels of a unit's pictures: well below a megabyte, even if noisy
+CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
+SHARES = (0.5, 0.99)  # quantiles that are shown
+# What the files depend on besides their sources; the first number counts their versions.
 FORM = (1, THUMB, SMALL, SHARP, STRIP, ROOM, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
 
 
@@ -52,7 +52,7 @@ def gallery_folder(session: Session) -> Path:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of the images that topk has seen."""
+    """The known facts on the images of topk."""
 
     images: Images
     classes: list[str]  # names by label
@@ -61,7 +61,7 @@ class Dataset:
         return self.images.name(index)
 
     def labels(self, indices: Sequence[int]) -> list[int]:
-        """The class of each image, -1 where it has none or there is no image."""
+        """Return the class of each image, -1 without a class or an image."""
         return [int(self.images.label[i]) if i >= 0 else -1 for i in indices]
 
 
@@ -90,11 +90,11 @@ class Face(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """A layer as the gallery shows it, with the patches of `photographs` or without."""
+    """A layer as shown in the gallery, with the patches of `photographs` or without."""
 
     session: Session
     layer: Layer
-    dataset: Dataset | None  # None where the run has no topk.h5
+    dataset: Dataset | None  # None if the run has no topk.h5
     photographs: Photographs | None
 
     @property
@@ -127,14 +127,14 @@ class Shown:
 
     @cached_property
     def units(self) -> list[int]:
-        """Every channel that topk has looked at, or those that have a picture; as asked for."""
+        """The channels of topk, or those with a picture; limited to the requested ones."""
         every = range(self.layer.channels) if self.top else ()
         found = set(every).union(*(pane.held.tolist() for pane in self.panes))
         return sorted(found & set(self.session.units(self.layer)))
 
     @cached_property
     def labels(self) -> list[str]:
-        """What the units are called beside their numbers: classes, of the last layer."""
+        """The names of the units besides their numbers: classes, for the last layer."""
         texts = [unit_label(self.session, self.layer, unit) for unit in self.units]
         return [text.partition(" ")[2] for text in texts]
 
@@ -144,13 +144,13 @@ class Shown:
 
     @property
     def usual(self) -> int:
-        """The number of the pane that most units are in, the first of them."""
+        """The number of the pane with most units, the first of equals."""
         counts = [np.isin(self.units, pane.held).sum() for pane in self.panes]
         return int(np.argmax(counts)) if counts else 0
 
     @cached_property
     def sizes(self) -> list[Size]:
-        """How large each pane's pictures are kept: as they are, as far as there is room."""
+        """The stored size of each pane's pictures: their own, as far as there is room."""
         pixels = sum(pane.count * math.prod(pane.size) for pane in self.panes)
         share = min(1, math.sqrt(ROOM / pixels)) if pixels else 1
         return [sprites.within(pane.size, share * max(pane.size)) for pane in self.panes]
@@ -161,7 +161,7 @@ class Shown:
 
     @cached_property
     def key(self) -> str:
-        """What all files of the layer follow from."""
+        """The digest of everything that the layer's files depend on."""
         run, alias = self.session.run, self.layer.alias
         sources = (run.topk, run.optimized(alias), run.projected(alias))
         return digest(
@@ -185,7 +185,7 @@ class Shown:
         return self.units[number * CHUNK : (number + 1) * CHUNK]
 
     def sheet(self, pictures: Sequence[Pixels]) -> bytes:
-        """The file of a unit: a row of pictures (count, h, w, 3) for each pane."""
+        """Return the file of a unit: one row of pictures (count, h, w, 3) per pane."""
         rows = [
             sprites.mosaic(tiles, size, len(tiles))
             for tiles, size in zip(pictures, self.sizes, strict=True)
@@ -194,7 +194,7 @@ class Shown:
 
     @property
     def plan(self) -> Record:
-        """Where which picture is in the file of a unit."""
+        """The places of pictures in the file of a unit."""
         panes, below, width = [], 0, 0
         for pane, size in zip(self.panes, self.sizes, strict=True):
             cell = sprites.cell(size)
@@ -213,7 +213,7 @@ class Shown:
         return {"suffix": self.suffix, "size": (below, width), "panes": panes}
 
     def best(self) -> tuple[Face | None, list[int]]:
-        """How the layer's strip shows which units: the most selective that have a picture."""
+        """Return how the strip shows which units: the most selective ones with a picture."""
         if not self.panes or not self.units:
             return None, []
         pane = self.panes[self.usual]
@@ -222,7 +222,7 @@ class Shown:
         return Face.of(pane, SMALL), units[:STRIP]
 
     def _rank(self) -> NDArray[np.float64]:
-        """What is known of the channels: selectivity, or the largest value; (C,)."""
+        """Return the rank of the channels: selectivity, or the largest value; (C,)."""
         rank = np.full(self.layer.channels, -np.inf)
         for name in ("max", "selectivity"):
             known = self.top.stats[name] if self.top else rank
@@ -236,7 +236,7 @@ class Shown:
 
     @property
     def record(self) -> Record:
-        """What the page needs for the grid: a value a unit in each column."""
+        """Return the page's data for the grid: columns with one value per unit."""
         layer = self.layer
         return {
             "alias": layer.alias,
@@ -255,7 +255,7 @@ class Shown:
         }
 
     def _lacks(self, pane: Pane) -> list[int]:
-        """The places in the list of units that have no such picture."""
+        """Return the places, in the list of units, of those without such a picture."""
         return np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
 
     def _columns(self) -> Record:
@@ -270,7 +270,7 @@ class Shown:
         return columns
 
     def _outcomes(self) -> list[int]:
-        """How each unit's ascent ended, at its best, in the first style that is shown."""
+        """Return the outcome of each unit's best ascent, in the first style shown."""
         found = np.full(self.layer.channels, int(Outcome.NOT_DONE))
         if self.styles:
             images = self.styles[0]
@@ -282,7 +282,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the page says of the units of one chunk."""
+    """The page's data on the units of one chunk."""
 
     shown: Shown
     number: int
@@ -304,14 +304,14 @@ class Facts:
         return records
 
     def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
-        """The units' neighbours, by number."""
+        """Return the units' neighbours, by number."""
         chosen = slice(self.number * CHUNK, self.number * CHUNK + CHUNK)
         found = neighbours(top.places.image[self.shown.units], chosen)
         return [[(self.shown.units[row], shared) for row, shared in near] for near in found]
 
 
 def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
-    """Of each unit's runs, as they are shown: number, activation, first one, step, outcome."""
+    """Return each unit's runs, as shown: number, activation, first one, step, outcome."""
     names = ("activation", "start", "best_step", "outcome")
     columns = [images.file.read(images.style, name) for name in names]
     held = {unit: row for row, unit in enumerate(images.held.tolist())}
@@ -322,14 +322,14 @@ def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]
 
 
 def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
-    """One unit's runs, in the order of their pictures."""
+    """Return one unit's runs, in the order of their pictures."""
     order = best_first(columns[0])
     rows = zip(order, *(plain(column[order]) for column in columns), strict=True)
     return [list(row) for row in rows]
 
 
 def _strongest(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
-    """The unit's strongest places, activation, class and file each, and all their classes."""
+    """Return the unit's strongest places (activation, class and file), and all their classes."""
     images = [index for index in top.places.image[unit].tolist() if index >= 0]
     labels, values = dataset.labels(images), plain(top.places.activation[unit])
     shown = zip(values[: len(images)], labels, map(dataset.name, images), strict=True)
@@ -345,7 +345,7 @@ def _statistics(top: LayerTopK, unit: int) -> Record:
 
 
 def _quantiles(top: LayerTopK, unit: int) -> list[tuple[float, float]]:
-    """Shares, and the values below which they lie."""
+    """Return quantile levels, and the quantiles."""
     values = top.stats["quantiles"][unit]
     found = [(share, float(values[LEVELS.index(share)])) for share in SHARES]
     return [(share, digits(value)) for share, value in found if math.isfinite(value)]

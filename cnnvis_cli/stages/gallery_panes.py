@@ -33,12 +33,12 @@ class Pane:
     kind: Literal["optimized", "patches", "projections"]
     name: str  # of the style or the method
     size: Size
-    count: int  # of pictures a unit
+    count: int  # number of pictures per unit
     held: Held
     draw: Callable[[Units], Pixels]  # (n, count, h, w, 3)
 
     def pictures(self, units: Units) -> Pixels:
-        """The units' pictures (n, count, h, w, 3), grey where a unit has none."""
+        """Return the units' pictures (n, count, h, w, 3), grey if a unit has none."""
         found = np.full((len(units), self.count, *self.size, 3), GREY, np.uint8)
         held = np.isin(units, self.held)
         if held.any():
@@ -47,9 +47,9 @@ class Pane:
 
 
 def optimized_pane(images: OptimizedImages) -> Pane:
-    """The best images of each run in one style, the best of all first."""
+    """Return a pane of the best images of each run in one style, the best of all first."""
     plan, mean = images.session.plan.figure, images.session.network.preprocessing.mean
-    tops: list[float] = []  # what a whole sheet is divided by, once it is known
+    tops: list[float] = []  # the divisor of a whole sheet, once it is known
 
     def draw(units: Units) -> Pixels:
         if plan.tone == "sheet" and not tops:
@@ -67,13 +67,13 @@ def _largest(images: OptimizedImages) -> float:
 
 
 def best_first(activation: NDArray[np.float32]) -> list[int]:
-    """The runs of one unit that are shown: the best, then the others by number."""
+    """Return the runs of one unit that are shown: the best, then the others by number."""
     best = int(activation.argmax())
     return [best, *(run for run in range(len(activation)) if run != best)][:SQUARE]
 
 
 def _runs(images: OptimizedImages, units: Units) -> Floats:
-    """The runs of some units (n, count, h, w, 3); units that lie together are read together."""
+    """Return the runs of some units (n, count, h, w, 3); neighbouring units are read together."""
     rows = np.searchsorted(images.held, units)
     first, last = int(rows.min()), int(rows.max())
     if last - first > 2 * len(rows):
@@ -88,7 +88,7 @@ _READ = ("image", "activation")
 
 
 def projections_pane(images: TopImages) -> Pane:
-    """What in the strongest places caused them, by one method."""
+    """Return a pane of what caused the strongest places, by one method."""
     tone = images.session.plan.figure.tone
     tops: list[float] = []
 
@@ -104,7 +104,7 @@ def projections_pane(images: TopImages) -> Pane:
 
 
 def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> Pane:
-    """The windows of the images that the strongest places see."""
+    """Return a pane of the image patches of the strongest places."""
     size = _patch_size(layer, photographs.size)
     count = min(SHOWN, top.places.image.shape[1])
 
@@ -123,7 +123,7 @@ def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> Pane
 
 
 def _patch_size(layer: Layer, whole: Size) -> Size:
-    """A receptive field, or the whole input where the field does not fit inside it."""
+    """Return a receptive field, or the whole input if the field does not fit inside it."""
     height, width = layer.field.size
     return (height, width) if height <= whole[0] and width <= whole[1] else whole
 
@@ -144,7 +144,7 @@ class Photographs:
         return image_reader(self.session)
 
     def read(self, index: int) -> Pixels | None:
-        """An image's pixels; None where it has gone or changed since."""
+        """Return an image's pixels; None if it is missing or has changed."""
         if index in self.lost:
             return None
         try:
@@ -156,13 +156,13 @@ class Photographs:
             return None
 
     def are_there(self, wanted: Held) -> bool:
-        """Whether any of a few of the wanted images can be read."""
+        """Return whether any of a few of the wanted images can be read."""
         step = max(1, len(wanted) // PROBES)
         return any(self.read(index) is not None for index in wanted[::step].tolist())
 
 
 def styles_held(session: Session, layer: Layer) -> list[OptimizedImages]:
-    """The styles whose images are of units, the planned ones first; sums and directions are not."""
+    """Return the styles with images of units, the planned ones first (no sums or directions)."""
     file = OptimizedFile(session.run.optimized(layer.alias))
     planned = session.plan.optimize.style
     names = sorted(file.styles(), key=lambda name: (name not in planned, name))
@@ -171,7 +171,7 @@ def styles_held(session: Session, layer: Layer) -> list[OptimizedImages]:
 
 
 def methods_held(session: Session, layer: Layer) -> Iterator[TopImages]:
-    """The projections that are of the places in this topk.h5; others are said and left out."""
+    """Yield the projections of the places in this topk.h5; others are reported and left out."""
     path = session.run.projected(layer.alias)
     for name, made in ProjectedFile(path).methods().items():
         if not session.run.topk.is_file() or made["topk"] != file_digest(session.run.topk):
@@ -181,7 +181,7 @@ def methods_held(session: Session, layer: Layer) -> Iterator[TopImages]:
 
 
 def top_of(session: Session, layer: Layer) -> LayerTopK | None:
-    """A layer's strongest places; None where topk has not looked at it."""
+    """Return a layer's strongest places; None if topk did not include it."""
     file = TopKFile(session.run.topk)
     if file.identity() is None or layer.alias not in file.layers():
         return None

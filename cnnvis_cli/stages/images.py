@@ -1,4 +1,4 @@
-"""The dataset's images once more, for those stages that look at single ones."""
+"""Reading the dataset's images again, for stages that need single ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, write_png
-from cnnvis_cli.dataset.decode_there import decode_there
+from cnnvis_cli.dataset.decode_on_gpu import decode_on_gpu
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.errors import CnnvisError, UsageError
@@ -30,11 +30,11 @@ Read = Callable[[int], Pixels]  # from an image's index to its preprocessed pixe
 
 
 def dataset_path(session: Session) -> Path:
-    """The plan's dataset: a folder, a list, a tar or a zip.
+    """Return the plan's dataset: a folder, a list, a tar or a zip.
 
-    The images of ``demo`` are drawn where they are missing (a folder of that name is ``./demo``).
+    Missing images of ``demo`` are drawn (a folder of that name is ``./demo``).
 
-    Raises `UsageError` where the plan names none.
+    Raise `UsageError` if the plan names none.
     """
     dataset = session.plan.dataset
     if not dataset:
@@ -47,7 +47,7 @@ def dataset_path(session: Session) -> Path:
 
 
 def draw_images(folder: Path, report: Report) -> None:
-    """Draw the images of ``demo`` that are missing in a folder."""
+    """Draw the missing images of ``demo`` in a folder."""
     names = [(name, number) for name in CLASSES for number in range(PER_CLASS)]
     for name, number in report.track(names, "drawing", len(names), "images"):
         path = folder / name / f"{number:03d}.png"
@@ -56,19 +56,19 @@ def draw_images(folder: Path, report: Report) -> None:
 
 
 def image_reader(session: Session) -> Read:
-    """A function from image index to preprocessed pixels, uint8 (height, width, 3).
+    """Return a function from image index to preprocessed pixels, uint8 (height, width, 3).
 
-    Raises `UsageError` where topk has not run; the function raises `CnnvisError` for an image
-    that has gone or changed since.
+    Raise `UsageError` before topk; the function raises `CnnvisError` for an image that is missing
+    or has changed since.
     """
     return lru_cache(maxsize=KEPT)(_reader(session))
 
 
 def gather(session: Session, wanted: NDArray[np.int64]) -> Read:
-    """Decode the wanted images, sorted indices, each once; gives a function as `image_reader` does.
+    """Decode the wanted images (sorted indices) once each; return a function like `image_reader`.
 
-    What it decodes lies on disk, however many they are. Raises as `image_reader` and its function
-    do, and `StorageError` where the disk has no room for them.
+    Decoded images are stored on disk. Raise like `image_reader` and its function, and
+    `StorageError` if the disk has no room.
     """
     decode_one = _reader(session)
     kept = scratch(session.run.parts(), (len(wanted), *session.network.size, 3))
@@ -103,7 +103,7 @@ def _reader(session: Session) -> Read:
             return decoded(content)
         except Unreadable as reason:
             raise CnnvisError(
-                f"{place}: cannot be read any more ({reason}); "
+                f"{place}: can no longer be read ({reason}); "
                 "if the dataset has moved, give --dataset"
             ) from None
 
@@ -111,7 +111,7 @@ def _reader(session: Session) -> Read:
 
 
 def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
-    """The decoder that topk used."""
+    """Return the decoder that topk used."""
     preprocessing, device = session.network.preprocessing, session.network.device
     if kind != "gpu":
         return lambda content: decode(content, preprocessing, kind == "fast")
@@ -120,7 +120,7 @@ def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
 
     def on_gpu(content: bytes) -> Pixels:
         with one_at_a_time:
-            (found,) = decode_there([content], preprocessing, device)
+            (found,) = decode_on_gpu([content], preprocessing, device)
         if isinstance(found, Unreadable):
             raise found
         return np.asarray(found.cpu().numpy())
@@ -129,7 +129,7 @@ def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
 
 
 def _root(session: Session) -> Path:
-    """What the stored paths are relative to: now, if the plan says so, or when topk ran."""
+    """Return the folder of the stored paths: the plan's, or that of topk."""
     dataset = session.plan.dataset
     if dataset and dataset != "demo":
         return root_of(Path(dataset))

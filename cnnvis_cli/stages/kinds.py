@@ -1,4 +1,4 @@
-"""The kinds of figure that `cnnvis montage` draws, a decorated function each."""
+"""The kinds of figure that `cnnvis montage` draws, one decorated function each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from cnnvis_cli.stages.sources import (
 )
 from cnnvis_cli.store.run import Record, Run
 
-Pages = list[Figure]  # of one figure, the first without a number
+Pages = list[Figure]  # pages of one figure, the first without a number
 Units = Sequence[int]
 Make = Callable[[Session, Sequence[Layer]], list[Pages]]
 File = Callable[[Run, str], Path]
@@ -50,11 +50,11 @@ File = Callable[[Run, str], Path]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of figure: the files that a layer's is drawn from, and the figures of some layers."""
+    """A kind of figure: the files that a layer needs, and a function from layers to figures."""
 
     files: tuple[File, ...]
     make: Make
-    asked: bool  # drawn only where it is asked for
+    asked: bool  # drawn only on request
 
 
 KINDS: Registry[Kind] = Registry("kind of montage")
@@ -74,7 +74,7 @@ def kind(name: str, *files: File, asked: bool = True) -> Callable[[Make], Make]:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A figure of many units of one layer, on as many pages as it takes."""
+    """A figure of many units of one layer, on as many pages as needed."""
 
     kind: str
     layer: Layer
@@ -82,11 +82,11 @@ class Sheet:
     note: str
     record: Record
     page: Callable[[Units, Caption], Canvas]
-    room: int  # units on a page
+    room: int  # units per page
 
     def pages(self, session: Session) -> Pages:
         pages = -(-len(self.units) // self.room)
-        size = -(-len(self.units) // max(1, pages))  # alike, so that they are done together
+        size = -(-len(self.units) // max(1, pages))  # equal pages, so that they are done together
         chunks = [self.units[i : i + size] for i in range(0, len(self.units), size or 1)]
         return [self._page(session, n, chunk) for n, chunk in enumerate(chunks, 1)]
 
@@ -98,7 +98,7 @@ class Sheet:
 
 
 def _title(session: Session, layer: Layer, units: Units) -> str:
-    """Which network, layer and units a sheet shows."""
+    """Return the network, layer and units of a sheet."""
     name = f"{session.network.name} {layer.alias}"
     if layer.module != layer.alias:
         name += f" ({layer.module})"
@@ -116,19 +116,19 @@ def _units_text(units: Units, channels: int) -> str:
 
 
 def _pixels(size: Size, scale: float) -> str:
-    """A tile's true size, and how much larger or smaller it is drawn."""
+    """Return a tile's true size, and the factor by which it is drawn."""
     drawn = "" if scale == 1 else f", drawn {scale:g} times as large"
     return f"{size[0]}x{size[1]} pixels{drawn}"
 
 
 def _tone(session: Session, values: Floats) -> Pixels:
-    """Optimized images (n, r, h, w, 3) by the plan's rule."""
+    """Return optimized images (n, r, h, w, 3) toned by the plan's rule."""
     return toned(values, session.plan.figure.tone, session.network.preprocessing.mean)
 
 
 @kind("optimized", Run.optimized, asked=False)
 def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """One tile a channel at its true size: Yosinski et al. 2015, Fig. S1."""
+    """Return one tile per channel at its true size: Yosinski et al. 2015, Fig. S1."""
     return [_optimized(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
@@ -153,7 +153,7 @@ FEW = 32  # units that are read at once
 
 
 def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iterator[Pixels]:
-    """The best run of each unit, toned, and reduced where the plan's scale is below 1."""
+    """Yield the best run of each unit, toned, and reduced if the plan's scale is below 1."""
     plan, mean = session.plan.figure, session.network.preprocessing.mean
     some = [units[i : i + FEW] for i in range(0, len(units), FEW)]
     top = max(largest(images.best(few)) for few in some) if plan.tone == "sheet" else None
@@ -164,7 +164,7 @@ def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iter
 
 @kind("top", Run.projected, asked=False)
 def top(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """3x3 projections beside the 3x3 image patches: Zeiler & Fergus 2013, Fig. 2."""
+    """Return 3x3 projections beside the 3x3 image patches: Zeiler & Fergus 2013, Fig. 2."""
     sources = [projected_of(session, layer) for layer in layers]
     if session.plan.montage.together:
         return [_top_together(session, sources)]
@@ -203,13 +203,13 @@ def _top_cell(label: str, projections: Pixels, patches: Pixels, names: tuple[str
 
 
 def _blank_top(images: TopImages) -> Cell:
-    """A cell of a unit that has no place at all; to measure with, too."""
+    """Return a cell of a unit without places; also used to measure."""
     white = np.full((images.shown, *images.size, 3), 255, np.uint8)
     return _top_cell("", white, white, images.names(0))
 
 
 def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
-    """A few units of each layer in one figure, as in print."""
+    """Return a few units of each layer in one figure, as in print."""
     tone = session.plan.figure.tone
     chosen = [_few(session, each.layer, each.held, _blank_top(each)) for each in sources]
     note = (
@@ -232,12 +232,13 @@ def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
 
 @kind("layers", Run.optimized)
 def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """All layers at true size, the last on top, four runs a channel: Yosinski et al., Fig. 5."""
+    """Return all layers at true size, the last on top, four runs per channel: Yosinski, Fig. 5."""
     sources = [style_of(session, layer) for layer in reversed(layers)]
     chosen = [_few(session, each.layer, each.held, _blank_runs(each)) for each in sources]
     note = (
-        f"{sources[0].what}, style {sources[0].style}, up to {RUNS} runs a unit. All layers are at "
-        f"one scale, so sizes are those of the features. Tone: {RULES[session.plan.figure.tone]}."
+        f"{sources[0].what}, style {sources[0].style}, up to {RUNS} runs per unit. All layers "
+        "are at one scale, so sizes are those of the features. "
+        f"Tone: {RULES[session.plan.figure.tone]}."
     )
 
     def rows() -> list[Row]:
@@ -266,7 +267,7 @@ def _record(layer: Layer, units: Units, record: Record) -> Record:
 
 
 def _runs_cell(label: str, tiles: Pixels) -> Cell:
-    """A unit's runs as a square."""
+    """Return a unit's runs as a square."""
     return Cell(label, (Pane(tiles, columns_of(len(tiles))),))
 
 
@@ -282,7 +283,7 @@ def _of_layers(
     records: list[Record],
     rows: Callable[[], list[Row]],
 ) -> Figure:
-    """One figure with a line of units for each layer."""
+    """Return one figure with a row of units for each layer."""
     names = ", ".join(record["layer"] for record in records)
     caption = Caption(f"{session.network.name} · {names}", note)
 
@@ -292,12 +293,12 @@ def _of_layers(
     return Figure(name, ALL, caption.title, {"layers": records}, draw)
 
 
-LINE = 1900  # pixels that a line of units may take; or
+LINE = 1900  # width in pixels of a row of units; or
 LEAST = 4  # units
 
 
 def _few(session: Session, layer: Layer, held: Held, like: Cell) -> Units:
-    """As many units as fit in a line: the first of those asked for, or a random sample."""
+    """Return as many units as fit in a row: the first of those requested, or a random sample."""
     room = max(LEAST, fitting(like, LINE, session.plan.figure.scale))
     units, plan = choose(session, layer, held), session.plan.montage
     if session.plan.units or plan.random or plan.best or plan.sort:
@@ -306,7 +307,7 @@ def _few(session: Session, layer: Layer, held: Held, like: Cell) -> Units:
 
 
 class Cells(NamedTuple):
-    """What a figure of one unit is made by: a function from unit to cell, and what it shows."""
+    """The cells of a figure of one unit: a function from unit to cell, and what it shows."""
 
     layer: Layer
     held: Held
@@ -315,7 +316,7 @@ class Cells(NamedTuple):
 
 
 def _unit_figures(name: str, note: str, session: Session, cells: Cells) -> list[Pages]:
-    """A figure for each unit, or a sheet of all of them."""
+    """Return a figure per unit, or a sheet of all of them."""
     plan, layer = session.plan.figure, cells.layer
     units = choose(session, layer, cells.held)
     note = f"{note} Tone: {RULES[plan.tone]}."
@@ -343,8 +344,8 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
 
 @kind("styles", Run.optimized)
 def styles(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """Four blocks of 3x3 runs, a style each: Yosinski et al. 2015, Fig. 4."""
-    note = "Preferred images: a block a style, up to nine runs in each, the strongest first."
+    """Return four blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
+    note = "Preferred images: one block per style, up to nine runs in each, the strongest first."
     cells = [_style_cells(session, layer) for layer in layers]
     return [p for each in cells for p in _unit_figures("styles", note, session, each)]
 
@@ -368,7 +369,7 @@ def _style_cells(session: Session, layer: Layer) -> Cells:
 
 @kind("unit", Run.projected)
 def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """Preferred images, image patches and projections: panes of Yosinski et al. 2015, Fig. 1."""
+    """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
     note = "Preferred images, the strongest image patches, and what in them caused it."
     cells = [_unit_cells(session, layer) for layer in layers]
     return [p for each in cells for p in _unit_figures("unit", note, session, each)]
@@ -397,9 +398,9 @@ def _unit_cells(session: Session, layer: Layer) -> Cells:
 
 @kind("toolbox", Run.optimized, Run.projected)
 def toolbox(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """What the deep-visualization-toolbox's viewer loads for a unit: three JPEGs.
+    """Return the three JPEGs per unit that the deep-visualization-toolbox's viewer loads.
 
-    Its settings' ``caffevis_unit_jpg_dir`` is then ``figures/toolbox``; see its
+    Set its ``caffevis_unit_jpg_dir`` to ``figures/toolbox``; see its
     caffevis/jpg_vis_loading_thread.py.
     """
     found: list[Pages] = []
@@ -412,7 +413,7 @@ def toolbox(session: Session, layers: Sequence[Layer]) -> list[Pages]:
 
 
 def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:
-    """Blocks of 3x3 runs, styles 1 and 2 above 3 and 4; its viewer shows the third."""
+    """Return blocks of 3x3 runs, styles 1 and 2 above 3 and 4; the viewer shows the third."""
     cells = _style_cells(session, layer)
     names = [record["style"] for record in cells.record["styles"]]
 
@@ -427,7 +428,7 @@ def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:
 
 
 def _toolbox_top(session: Session, layer: Layer) -> list[Figure]:
-    """The strongest patches, and their projections, 3x3 each."""
+    """Return the strongest patches and their projections, 3x3 each."""
     images, tone = projected_of(session, layer), session.plan.figure.tone
     units = choose(session, layer, images.held)
     cells = Cells(layer, images.held, lambda unit: _blank_top(images), images.record)
@@ -458,15 +459,15 @@ def _jpeg(
 
 @kind("history", Run.optimized)
 def history(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """The activation at each step of every run, a line plot a unit."""
+    """Return the activation at each step of every run, one line plot per unit."""
     return [_history(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
 def _history(session: Session, images: OptimizedImages) -> Sheet:
     scale = session.plan.figure.scale
     note = (
-        f"Activation at each step of the ascent, style {images.style}, a line a run; the dot is "
-        "the best image, which is the one that is kept."
+        f"Activation at each step of the ascent, style {images.style}, one line per run; the dot "
+        "is the best image, which is kept."
     )
 
     def page(units: Units, caption: Caption) -> Canvas:

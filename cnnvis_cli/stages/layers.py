@@ -27,7 +27,7 @@ def layers(plan: Plan, report: Report, as_json: bool = False) -> None:
 
 
 def _record(layer: Layer) -> Record:
-    """A layer for programs: sizes are [height, width], called as in topk.h5."""
+    """Return a layer as plain values: sizes are [height, width], with names as in topk.h5."""
     return {
         "alias": layer.alias,
         "module": layer.module,

@@ -1,4 +1,4 @@
-"""What the network makes of images, output by output, and what to call it."""
+"""The network's outputs for images, and their names."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Seen:
     prob: Floats | None  # (B, classes)
 
     def of(self, slot: int) -> Seen:
-        """One image's: (C, h, w) or (C,), and (1, classes)."""
+        """Return the outputs of one image: (C, h, w) or (C,), and (1, classes)."""
         values = {name: np.ascontiguousarray(each[slot]) for name, each in self.values.items()}
         return Seen(values, None if self.prob is None else self.prob[slot : slot + 1])
 
 
 class Eye:
-    """Shows a network pixels and keeps what some of its outputs are."""
+    """Runs the network on pixels and keeps some of its outputs."""
 
     def __init__(self, network: Network, outputs: Sequence[Output], size: int) -> None:
         self.network, self.outputs, self.size = network, tuple(outputs), size
-        self._pass = local()  # several threads may look at once
+        self._pass = local()  # several threads may run it at once
         self._watching = watching(network, outputs, self._keep)
 
     def __enter__(self) -> Eye:
@@ -55,14 +55,14 @@ class Eye:
         self._watching.__exit__(*error)
 
     def _keep(self, output: Output, values: Tensor) -> None:
-        """Copied at once: what comes next in the network may work in place."""
+        """Copy an output at once: the rest of the network may work in place."""
         kept = values.detach().to("cpu", torch.float32, copy=True)
         self._pass.values[output.name] = kept.numpy()
 
     def see(self, pixels: Sequence[Pixels]) -> Seen:
-        """What up to `size` images (height, width, 3) give; a short batch is filled with black.
+        """Return the outputs for up to `size` images (height, width, 3), padding with black.
 
-        Values depend on the size of the batch in their last bits, so it is always the same.
+        Values depend on the batch size in their last bits, so it is always the same.
         """
         batch = np.zeros((self.size, *self.network.size, 3), np.uint8)
         batch[: len(pixels)] = pixels
@@ -76,7 +76,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a session's network, and those that its plan asks for."""
+    """The outputs of a session's network, and those that its plan selects."""
 
     session: Session
 
@@ -86,7 +86,7 @@ class Outputs:
 
     @cached_property
     def shown(self) -> tuple[Output, ...]:
-        """Of images: those asked for; all usual ones unless it is only single units that are."""
+        """For images: the selected outputs; by default all usual ones, unless units are given."""
         plan = self.session.plan
         if plan.activations.unit and not plan.layer:
             return ()
@@ -94,19 +94,19 @@ class Outputs:
 
     @cached_property
     def filmed(self) -> tuple[Output, ...]:
-        """Of videos: those asked for, or all convolutions and fully connected layers."""
+        """For videos: the selected outputs, or all convolutions and fully connected layers."""
         plan = self.session.plan
         names = plan.layer or [layer.alias for layer in self.session.network.layers]
         return choose_outputs(self.session.network, self.all, names)
 
     @cached_property
     def units(self) -> tuple[tuple[Output, int], ...]:
-        """The single channels asked for; raises `UsageError` for one that has no map."""
+        """The selected single channels; raise `UsageError` for one without a map."""
         found = []
         for unit in map(Unit.parse, self.session.plan.activations.unit):
             output = choose_outputs(self.session.network, self.all, (unit.layer,))[0]
             if output.flat:
-                raise UsageError(f"--unit {unit}: {output.name} has no map, only one value a unit")
+                raise UsageError(f"--unit {unit}: {output.name} has one value per unit, no map")
             if unit.channel >= output.channels:
                 last = output.channels - 1
                 raise UsageError(f"--unit {unit}: {output.name} has channels 0 to {last}")
@@ -115,13 +115,13 @@ class Outputs:
 
     @cached_property
     def needed(self) -> tuple[Output, ...]:
-        """All that are drawn or kept, in the network's order."""
+        """All outputs that are drawn or saved, in the network's order."""
         names = {each.name for each in (*self.shown, *(output for output, _ in self.units))}
         kept = {PROB} if self.session.plan.activations.save else set()
         return tuple(each for each in self.all if each.name in names | kept)
 
     def label(self, output: Output, channel: int) -> str:
-        """The number of a channel, and its class where there is one channel for each."""
+        """Return the number of a channel, and its class if there is one channel per class."""
         names = self.session.network.classes
         if output.name in self._of_classes and output.channels == len(names):
             return f"{channel} {names[channel]}"
@@ -129,14 +129,14 @@ class Outputs:
 
     @cached_property
     def _of_classes(self) -> frozenset[str]:
-        """The last layer and all that comes after it."""
+        """The last layer and everything after it."""
         last = self.session.network.layers[-1].module
         begin = next(i for i, each in enumerate(self.all) if each.module == last)
         return frozenset(each.name for each in self.all[begin:])
 
 
 def guesses(network: Network, prob: NDArray[Any] | None, slot: int = 0) -> tuple[Guess, ...]:
-    """The likeliest classes of one image of a batch, the likeliest first."""
+    """Return the most probable classes of one image of a batch, the most probable first."""
     if prob is None:
         return ()
     order = np.argsort(-prob[slot], kind="stable")[:TOP].tolist()
@@ -144,7 +144,7 @@ def guesses(network: Network, prob: NDArray[Any] | None, slot: int = 0) -> tuple
 
 
 def title_of(network: Network, output: Output) -> str:
-    """Which network's output, with its module's path where that is not its name."""
+    """Return the network and output, with its module's path if that differs from its name."""
     path = f" ({output.module})" if output.module and not _same(output) else ""
     return f"{network.name} {output.name}{path}"
 

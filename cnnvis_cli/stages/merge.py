@@ -1,4 +1,4 @@
-"""`cnnvis merge`: what shards have made, in one run directory or many, becomes one run's files."""
+"""`cnnvis merge`: the results of shards, in one or many run directories, become one run."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ IDENTITY = ("model", "weights_sha256", "preprocessing")
 
 
 def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
-    """Join what the shards in `runs` have made, in the plan's run directory.
+    """Join the results of the shards in `runs` in the plan's run directory.
 
-    The bytes are those of a run in one piece. Shards may overlap. Raises `UsageError` for runs of
-    different plans and `CnnvisError` where a part of the top-k is missing.
+    The bytes are those of an undivided run. Shards may overlap. Raise `UsageError` for runs of
+    different plans and `CnnvisError` for a missing part of the top-k.
     """
     sources = [Run(path) for path in runs]
     identity = _identity(sources)
@@ -42,6 +42,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     with report.stoppable(), target.lock():
         target.claim(identity, sources[0].read().get("weights"))
         target.note("network", outlined(network))
+        _tell_arithmetic(sources, report)
         joining = _Joining(sources, target, network, report)
         done = [*map(joining.units, _KINDS), joining.searched()]
         shards = [shard for source in sources for shard in _shards(source)]
@@ -53,7 +54,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
 
 
 def _identity(sources: Sequence[Run]) -> Record:
-    """What all runs are about; raises `UsageError` where that is not the same."""
+    """Return the identity of all runs; raise `UsageError` if they differ."""
     known = [source.read() for source in sources]
     for source, record in zip(sources, known, strict=True):
         if not record:
@@ -68,9 +69,25 @@ def _identity(sources: Sequence[Run]) -> Record:
     return identities[0]
 
 
+def _tell_arithmetic(sources: Sequence[Run], report: Report) -> None:
+    """Say where shards were computed in ways that give different last bits."""
+    for stage in ("topk", "optimize", "project", "search"):
+        found: list[Record] = []
+        for source in sources:
+            for notes in source.all_notes():
+                for record in notes.get(stage, {}).get("arithmetic", []):
+                    if record not in found:
+                        found.append(record)
+        for other in found[1:]:
+            report.note(
+                f"{stage}: shards were computed in different ways, and their last bits may "
+                f"differ: {differences(found[0], other)}"
+            )
+
+
 @dataclass(frozen=True)
 class _Joining:
-    """The units of all runs, layer by layer."""
+    """The units of all runs, joined layer by layer."""
 
     sources: Sequence[Run]
     target: Run
@@ -78,7 +95,7 @@ class _Joining:
     report: Report
 
     def units(self, kind: _Kind) -> bool:
-        """Join what there is of one kind; whether there was anything."""
+        """Join the files of one kind; return whether there were any."""
         found: dict[str, dict[str, list[Any]]] = {}
         for alias, group, piece in self._pieces(kind):
             found.setdefault(alias, {}).setdefault(group, []).append(piece)
@@ -94,11 +111,11 @@ class _Joining:
         return self._tidy(kind.name) or bool(found)
 
     def _pieces(self, kind: _Kind) -> Iterator[tuple[str, str, Any]]:
-        """Layer, group and units: of finished blocks, and of other runs' finished files."""
+        """Yield layer, group and units: of finished blocks, and of other runs' finished files."""
         for folder, about in self._parts(kind.name):
             blocks = Blocks(Parts.of(folder), 1)
             first = next(iter(blocks), None)
-            if first is not None:  # at least one of them is whole
+            if first is not None:  # at least one of them is intact
                 layer = self.network.choose((about["layer"],))[0]
                 yield layer.alias, about["group"], kind.piece(about["record"], layer, blocks, first)
         for source in self._others:
@@ -107,7 +124,7 @@ class _Joining:
                 yield from ((layer.alias, group, file.held(group)) for group in kind.groups(file))
 
     def searched(self) -> bool:
-        """Bring the rows of searches together, for `cnnvis search` to score."""
+        """Collect the rows of searches, for `cnnvis search` to score."""
         names = set()
         for folder, _ in self._parts("search"):
             kept = self.target.parts("search", folder.name)
@@ -117,20 +134,20 @@ class _Joining:
                     publish(kept / path.name, path.read_bytes())
         for name in sorted(names):
             self.report.result(
-                f"{self.target.path}: rows of search {name.rsplit('-', 1)[0]} are together; run "
+                f"{self.target.path}: rows of search {name.rsplit('-', 1)[0]} are complete; run "
                 "cnnvis search there without --shard"
             )
         return bool(names)
 
     @property
     def joined(self) -> bool:
-        """Whether an earlier merge into one of the sources has left nothing to join."""
+        """Return whether an earlier merge into one of the sources has left nothing to join."""
         made = ("topk.h5", "optimized/*.h5", "projected/*.h5")
         return self._among and any(any(self.target.path.glob(name)) for name in made)
 
     @property
     def _among(self) -> bool:
-        """Whether the target is one of the sources."""
+        """Return whether the target is one of the sources."""
         return len(self._others) < len(self.sources)
 
     @property
@@ -139,7 +156,7 @@ class _Joining:
         return [source for source in self.sources if source.path.resolve() != there]
 
     def _parts(self, kind: str) -> Iterator[tuple[Path, Record]]:
-        """The folders of finished blocks that say what they are of."""
+        """Yield the folders of finished blocks that have a description."""
         for source in self.sources:
             for folder in sorted(source.parts(kind).glob("*")):
                 about = described(folder)
@@ -147,7 +164,7 @@ class _Joining:
                     yield folder, about
 
     def _tidy(self, kind: str) -> bool:
-        """Remove from the target's own parts what has been published."""
+        """Remove published pieces from the target's own parts."""
         if not self._among:
             return False
         folders = [
@@ -181,7 +198,7 @@ class _Kind(NamedTuple):
     file: Callable[[Run, str], Any]  # of a layer
     groups: Callable[[Any], dict[str, Record]]  # of a file: styles, or methods
     held: Callable[[Any, str], int]  # units of a group
-    piece: Callable[[Record, Layer, Blocks, Arrays], Any]  # of blocks, the first of them at hand
+    piece: Callable[[Record, Layer, Blocks, Arrays], Any]  # of blocks, the first of them loaded
     joined: Callable[[Sequence[Any]], Any]
 
 
@@ -208,7 +225,7 @@ _KINDS = (
 def _agree(
     path: Path, group: str, held: Record | None, pieces: Sequence[Optimized | Projected]
 ) -> None:
-    """Raise `UsageError` for pieces made otherwise than each other, or than what is `held`."""
+    """Raise `UsageError` for pieces of other plans than each other's, or than that of `held`."""
     first = held or pieces[0].record
     for piece in pieces:
         if piece.record != first:
@@ -219,7 +236,7 @@ def _agree(
 
 @dataclass(frozen=True)
 class _Shard:
-    """A run directory that holds some parts of a top-k."""
+    """A run directory that contains some parts of a top-k."""
 
     run: Run
     plan: Record
@@ -247,7 +264,7 @@ def _join_topk(
 
 
 def _shards(run: Run) -> Iterator[_Shard]:
-    """The shards of a top-k that a run directory holds; raises `UsageError` for several plans."""
+    """Yield the shards of a top-k in a run directory; raise `UsageError` for several plans."""
     folders = [path.parent for path in run.parts("topk").glob(f"*/{MANIFEST}.h5")]
     if len(folders) > 1:
         raise UsageError(f"{run.path}: holds shards of several plans; remove those of old ones")

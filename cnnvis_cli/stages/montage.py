@@ -1,4 +1,4 @@
-"""`cnnvis montage`: figures from what the run directory holds."""
+"""`cnnvis montage`: figures from the results in the run directory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cnnvis_cli.stages.session import Session
 
 
 def check_kinds(plan: Plan) -> None:
-    """Raise `UsageError` for a kind of figure that does not exist."""
+    """Raise `UsageError` for an unknown kind of figure."""
     for kind in plan.montage.kind:
         KINDS[kind]
 
 
 def montage(session: Session) -> None:
-    """Draw every chosen kind of figure for every chosen layer; by default, all that there is.
+    """Draw every chosen kind of figure for every chosen layer; by default all with results.
 
-    Raises `UsageError` for a layer that was asked for and has nothing, or where nothing has.
+    Raise `UsageError` for a requested layer without results, or if there are none at all.
     """
     asked = session.plan.montage.kind
     usual = [name for name, kind in KINDS.items() if not kind.asked]
@@ -36,7 +36,7 @@ def montage(session: Session) -> None:
 
 
 def _pages(session: Session, kind: Kind) -> list[Pages]:
-    """The figures of a kind, page by page, of the layers asked for or those that have a file."""
+    """Return the pages of a kind's figures, for the requested layers or those with a file."""
     asked = bool(session.plan.layer and session.plan.montage.kind)
     layers = [
         layer

@@ -1,4 +1,4 @@
-"""`cnnvis occlude`: which parts of an image a network's decision hangs on.
+"""`cnnvis occlude`: which parts of an image a prediction depends on.
 
 Zeiler & Fergus 2013, section 4.2 and Fig. 7.
 """
@@ -44,20 +44,21 @@ from cnnvis_cli.stages.sources import TopImages, projected_of
 from cnnvis_cli.store.occluded import Arrays, OccludedFile
 from cnnvis_cli.store.run import Record, Run
 
-# Of an input's side. The paper does not say how large its square is, nor how far apart; a fifth
-# hides an eye or a wheel of most photographs, and 20 positions a side show where.
+# Of an input's side. The paper does not give the size and distance of its squares; a fifth
+# covers an eye or a wheel in most photographs, and 20 positions per side show where.
 SIZE, STRIDE = 1 / 5, 1 / 20
-BATCH = {"cpu": 64, "cuda": 256}  # positions a pass: more gain nothing there
-SHOWN = 9  # of the unit's strongest images
-LARGE = 224  # pixels that a panel's side should have
+BATCH = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
+SHOWN = 9  # number of the unit's strongest images
+LARGE = 224  # preferred side of a panel in pixels
 
 
 def occlude(session: Session) -> None:
-    """Cover every image, place after place; what is there already is left as it is."""
+    """Cover every image, place after place; existing results are left as they are."""
     plan = session.plan
-    studies = [Study.of(session, layer) for layer in asked_layers(session)]
     takes = plan.takes(0)
     _share(session, [number for number in range(len(Album(plan.occlude.images))) if takes(number)])
+    session = session.here()
+    studies = [Study.of(session, layer) for layer in asked_layers(session)]
     for image in photographs(session, plan.occlude.images, takes):
         for study in studies:
             for path in study.files(image):
@@ -65,7 +66,7 @@ def occlude(session: Session) -> None:
 
 
 def _share(session: Session, numbers: Sequence[int]) -> None:
-    """Have several processes compute the numbers of several images, where there are any."""
+    """Let several processes compute the numbers, if there are several images."""
     if len(numbers) < 2:
         return
     crew: Crew = session.crew(_need(session), gradients=True)
@@ -74,7 +75,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
     meter = session.report.meter("occlude", len(numbers), "images")
 
     def hear(message: Any) -> None:
-        session.report.breathe()
+        session.hear(message)
         if isinstance(message, Finished):
             meter.add(1)
 
@@ -84,21 +85,21 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
 
 
 def _there(session: Session) -> Plan:
-    """The plan for processes that may stand in another folder."""
+    """Return the plan for processes that may run in another folder."""
     settings = session.plan.occlude
     images = tuple(str(Path(image).absolute()) for image in settings.images)
     return replace(session.there, occlude=replace(settings, images=images))
 
 
 def _need(session: Session) -> int:
-    """About how much memory a process needs on a CPU: the maps of a batch, twice, and itself."""
+    """Return a process's approximate memory on a CPU: the maps of a batch, twice, and itself."""
     maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
     return 2 * 4 * maps * BATCH["cpu"] + (300 << 20)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every process must know; a copy in another process loads the network anew."""
+    """The data that every process needs; a copy in another process loads the network itself."""
 
     plan: Plan
     session: Session | None
@@ -107,22 +108,22 @@ class Work:
         return {**self.__dict__, "session": None}
 
     def called(self, number: int) -> str:
-        """An image's name for a person."""
+        """Return an image's name for messages."""
         return Album(self.plan.occlude.images).path(number)
 
     def on(self, device: torch.device) -> Session:
-        """The session of a process on its device."""
+        """Return the session of a process on its device."""
         network = network_on(device, self.plan, self.session.network if self.session else None)
         return Session(self.plan, network, Run(self.plan.folder), Report(quiet=True))
 
 
 def occlude_images(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
-    """Compute and keep the numbers of the images of these numbers, where they are missing."""
+    """Compute and store the numbers of the images of these numbers, if they are missing."""
     session = work.on(lane.device)
     studies = [Study.of(session, layer) for layer in asked_layers(session)]
     album = Album(work.plan.occlude.images)
     for number in numbers:
-        with suppress(Unreadable):  # said when the figures are drawn
+        with suppress(Unreadable):  # reported when the figures are drawn
             image = album.read(number, session.network.preprocessing)
             for study in studies:
                 study.keep(image, tell)
@@ -130,7 +131,7 @@ def occlude_images(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -
 
 
 def asked_layers(session: Session) -> tuple[Layer, ...]:
-    """The layers asked for, or the last convolution with a map that is not the classifier."""
+    """Return the requested layers, or the last convolution with a map before the classifier."""
     network = session.network
     if session.plan.layer:
         return session.layers
@@ -141,7 +142,7 @@ def asked_layers(session: Session) -> tuple[Layer, ...]:
 
 
 def squares_of(plan: Plan, image: Size) -> Squares:
-    """The squares that a plan asks for over an input; raises `UsageError` for too large ones."""
+    """Return the plan's squares over an input; raise `UsageError` if they are too large."""
     shorter = min(image)
     size = max(1, round(shorter * SIZE)) if plan.occlude.size is None else plan.occlude.size
     stride = max(1, round(shorter * STRIDE)) if plan.occlude.stride is None else plan.occlude.stride
@@ -155,16 +156,16 @@ def squares_of(plan: Plan, image: Size) -> Squares:
 
 @dataclass(frozen=True)
 class Study:
-    """The same squares, layer and class for all images of a command."""
+    """The squares, layer and class for all images of a command."""
 
     session: Session
     layer: Layer
     squares: Squares
-    target: int | None  # the class; None: what each image is taken for
+    target: int | None  # the class; None: each image's predicted class
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Study:
-        """Raises `UsageError` for squares, a class or a layer that there cannot be."""
+        """Return the study; raise `UsageError` for impossible squares, class or layer."""
         network, plan = session.network, session.plan
         squares = squares_of(plan, network.size)
         study = cls(session, layer, squares, None)
@@ -175,8 +176,8 @@ class Study:
 
     @property
     def size(self) -> int:
-        """Positions in a pass."""
-        device = self.session.network.device.type
+        """The number of positions per pass."""
+        device = self.session.device.type
         return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
 
     @cached_property
@@ -193,7 +194,7 @@ class Study:
         return f"{image.name}_{self.layer.alias}"
 
     def record(self, image: Photograph) -> Record:
-        """What decides the numbers of an image."""
+        """Return what decides the numbers of an image."""
         content = f"{image.pixels.shape}".encode() + image.pixels.tobytes()
         return {
             **self.session.identity,
@@ -207,12 +208,12 @@ class Study:
         }
 
     def files(self, image: Photograph) -> Iterator[Path]:
-        """The numbers and the figure of an image, made where they are not there yet."""
+        """Yield the numbers and the figure of an image, made if they do not exist."""
         file = self._file(image)
         if file.key() != digest(self.record(image)):
             if file.path.exists():
                 self.session.report.note(
-                    f"{file.path}: is of another image or other settings; done again"
+                    f"{file.path}: is of another image or other settings; made again"
                 )
             with self.session.timed("occlude"):
                 self.keep(image)
@@ -224,14 +225,14 @@ class Study:
         return OccludedFile(self.session.run.occluded(self.name(image)))
 
     def keep(self, image: Photograph, tell: Tell = lambda _: None) -> None:
-        """Compute the numbers of an image and publish them, unless they are there."""
+        """Compute the numbers of an image and publish them, unless they exist."""
         file, key = self._file(image), digest(self.record(image))
         if file.key() != key:
             record, arrays = self.compute(image, tell)
             file.publish(self.session.header(self.layer), {**record, "key": key}, arrays)
 
     def compute(self, image: Photograph, tell: Tell = lambda _: None) -> tuple[Record, Arrays]:
-        """The file of an image: attributes and arrays."""
+        """Return the file of an image: attributes and arrays."""
         network = self.session.network
         centred = batch_of(network, [image])
         totals, chances = self.occluder.unoccluded(centred)
@@ -272,7 +273,7 @@ class Study:
         return record, arrays
 
     def project(self, centred: torch.Tensor, channel: int) -> Floats:
-        """A channel's whole rectified map, sent back to the pixels: (h, w, 3).
+        """Return a channel's whole rectified map, projected back to the pixels: (h, w, 3).
 
         Zeiler & Fergus 2013, section 2.1: all other activations of the layer are set to zero.
         """
@@ -287,13 +288,13 @@ class Study:
 
 
 def _four_digits(value: float) -> str:
-    """At least; never with an exponent where it is large."""
+    """Return a number with at least four digits, never with an exponent if large."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
 class Occlusion:
-    """An image's numbers, to be drawn."""
+    """An image's numbers, for drawing."""
 
     study: Study
     image: Photograph
@@ -320,7 +321,7 @@ class Occlusion:
                 return None
             found.patches(self.channel)
         except CnnvisError as error:
-            session.report.note(f"{error}; the figure goes without the strongest images")
+            session.report.note(f"{error}; the figure lacks the strongest images")
             return None
         return found
 
@@ -379,21 +380,21 @@ class Occlusion:
         )
 
     def _said(self, whole: int) -> tuple[str, ...]:
-        """What the whole image is taken for, and what hides its parts."""
+        """Return the predicted class of the whole image, and the description of the square."""
         name, squares = class_name(self.session.network, whole), self.study.squares
-        taken = f"taken for {name}"
+        taken = f"predicted {name}"
         if whole == self.record["class"]:
             taken += f", {self.record['whole_probability']:.1%}"
         side = f"{squares.size}x{squares.size}"
         return taken, f"square of {side} pixels, {squares.stride} apart:"
 
     def _toned(self, tiles: Floats) -> Pixels:
-        """Projections (1, n, h, w, 3) by the plan's rule."""
+        """Return projections (1, n, h, w, 3) toned by the plan's rule."""
         rule, mean = self.session.plan.figure.tone, self.session.network.preprocessing.mean
         return toned(tiles.astype(np.float32), rule, mean)
 
     def _strongest(self) -> tuple[Pane, ...]:
-        """The unit's strongest images: projections, and the patches that they are of."""
+        """Return the unit's strongest images: their projections and patches."""
         if self.top is None:
             return ()
         projections = self._toned(self.top.projections([self.channel]))[0]
@@ -403,13 +404,13 @@ class Occlusion:
         )
 
     def note(self) -> str:
-        """How to read the figure."""
+        """Return how to read the figure."""
         plan, squares = self.session.plan, self.study.squares
         grid = "{}x{}".format(*squares.shape)
         said = [
-            f"A square of the mean colour, {squares.size} pixels wide, hides one place after the "
+            f"A square of the mean colour, {squares.size} pixels wide, covers one place after the "
             f"other, {grid} of them {squares.stride} pixels apart; panels (b), (d) and (e) show "
-            "at each place what is left with the square centred there.",
+            "at each place the result with the square centred there.",
             f"(b) and (c): of {self.study.layer.alias}, the channel whose rectified map has the "
             f"largest sum for the whole image; (b) that sum, (c) the map by {plan.occlude.method}"
             f", {TONES[plan.figure.tone]}.",

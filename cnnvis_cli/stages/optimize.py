@@ -22,6 +22,7 @@ from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_s
 from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError, SetAside, UsageError
+from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.report import Meter
@@ -39,7 +40,14 @@ from cnnvis_cli.stages.climbs import (
     history_length,
     probing,
 )
-from cnnvis_cli.stages.engine import Cluster, Crew, check_precision, choose_devices, spread
+from cnnvis_cli.stages.engine import (
+    Aside,
+    Cluster,
+    Crew,
+    limit_to_memory,
+    resolve_precision,
+    spread,
+)
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
@@ -49,7 +57,7 @@ from cnnvis_cli.store.run import Record, differences
 def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
     session.plan.optimize.check(session.plan)
-    check_precision(session.plan.optimize.precision, choose_devices(session.plan.device)[0])
+    resolve_precision(session.plan.optimize.precision, session.device)
     styles = asked_styles(session.plan)
     climbs = [Climbs.of(session, layer, style) for layer in session.layers for style in styles]
     pending = [each for each in climbs if each.pending]
@@ -73,11 +81,14 @@ def optimize(session: Session) -> None:
 def _climb_layers(session: Session, climbs: Sequence[Climbs]) -> SetAside | None:
     """Layer after layer, also where some blocks of one had to be set aside: the first of those."""
     lost: list[SetAside] = []
-    for layer in dict.fromkeys(each.scene.layer for each in climbs):
-        try:
-            climb_all(session, [each for each in climbs if each.scene.layer == layer])
-        except SetAside as error:
-            lost.append(error)
+    with Aside() as publisher:
+        for layer in dict.fromkeys(each.scene.layer for each in climbs):
+            own = [each for each in climbs if each.scene.layer == layer]
+            try:
+                climb_all(session, own, publisher)
+            except SetAside as error:
+                lost.append(error)
+        publisher.settle()
     return lost[0] if lost else None
 
 
@@ -182,8 +193,8 @@ class Climbs:
             "minimise": settings.minimise,
             "diversity": settings.diversity,
             "start": _start_record(settings.start),
-            "precision": settings.precision,
-            "device": self.session.network.device.type,
+            "precision": resolve_precision(settings.precision, self.session.device),
+            "device": self.session.device.type,
             "history": settings.history,
             **({"targets": list(self.scene.names)} if self.scene.names else {}),
         }
@@ -308,7 +319,7 @@ def scene_of(session: Session, layer: Layer) -> Scene:
         diversity=settings.diversity,
         team=settings.runs if settings.diversity else 1,
     )
-    size = session.plan.batch_size or suitable_batch(box, layer.channels, network.device.type)
+    size = session.plan.batch_size or suitable_batch(network, layer, box, session.device)
     size = -(-size // objective.team) * objective.team
     return Scene(layer, box, objective, size, names, _given(session, box))
 
@@ -357,19 +368,21 @@ def _given(session: Session, box: Box) -> Tensor | None:
     return whole[:, box.top : box.bottom, box.left : box.right].clone()
 
 
-def suitable_batch(box: Box, channels: int, device: str) -> int:
+def suitable_batch(network: Network, layer: Layer, box: Box, device: torch.device) -> int:
     """Ascents at a time for a canvas: the largest batch that still gains, a power of two.
 
     On one core that is about 260,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
     than half of the layer's channels, so that two processes have something to do. A GPU takes 8
-    million pixels, 32 to 4,096 ascents, and no more than nine runs of the layer.
+    million pixels, 32 to 4,096 ascents, no more than nine runs of the layer, and no more than its
+    memory holds.
     """
-    area = box.size[0] * box.size[1]
-    if device == "cpu":
-        wanted = max(8, min(128, (1 << 18) // area, _power_of_two(channels) // 2))
+    area, channels = box.size[0] * box.size[1], _power_of_two(layer.channels)
+    if device.type == "cpu":
+        wanted = max(8, min(128, (1 << 18) // area, channels // 2))
     else:
-        wanted = max(32, min(4096, (1 << 23) // area, 9 * _power_of_two(channels)))
-    return 1 << (wanted.bit_length() - 1)
+        wanted = max(32, min(4096, (1 << 23) // area, 9 * channels))
+    each = network.map_bytes(layer) * area // (network.size[0] * network.size[1])
+    return limit_to_memory(1 << (wanted.bit_length() - 1), each, device)
 
 
 def _power_of_two(number: int) -> int:
@@ -423,7 +436,7 @@ def _find(
 
     def hear(message: Any) -> None:
         nonlocal done, steps
-        session.report.breathe()
+        session.hear(message)
         if isinstance(message, Steps):
             steps += message.made
             told = f"calibrating the step: {done} of {len(numbers)} done, {steps} steps so far"
@@ -444,11 +457,12 @@ def _find(
 MEMORY = 1 << 30  # bytes that a process on a CPU may come to need
 
 
-def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
+def climb_all(session: Session, climbs: Sequence[Climbs], publisher: Aside) -> None:
     """Make all ascents of one layer, in every style at once, then publish them together.
 
-    A shard leaves its blocks for `merge`. Raises `SetAside`, when the rest is published, for blocks
-    that ended their processes.
+    Where GPUs do the work they are published beside the next layer's; no process may be forked
+    while a thread writes. A shard leaves its blocks for `merge`. Raises `SetAside`, when the rest
+    is published, for blocks that ended their processes.
     """
     if not climbs:
         return
@@ -463,7 +477,9 @@ def climb_all(session: Session, climbs: Sequence[Climbs]) -> None:
             lost = error
         _check_all_there(climbs, blocks, lost)
     if session.plan.shard is None:
-        _publish(session, climbs, blocks)
+        publisher.begin(_publish, session, climbs, blocks)
+        if session.device.type == "cpu":
+            publisher.settle()
     if lost is not None:
         raise lost
 
@@ -523,7 +539,7 @@ class _Progress:
         self.meter: Meter = session.report.meter(what, steps, "steps")
 
     def __call__(self, message: Any) -> None:
-        self._session.report.breathe()
+        self._session.hear(message)
         if isinstance(message, Steps):
             self._ended += message.ended
             done = f"{self._ended // self._runs} of {self._units} units"

@@ -1,4 +1,4 @@
-"""Images that a person names on the command line, one after the other."""
+"""The images named on the command line, one after the other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cnnvis_cli.stages.session import Session
 
 @dataclass(frozen=True)
 class Photograph:
-    """One image as the network is shown it, and what its files are called."""
+    """One image as the network sees it, and the name of its files."""
 
     name: str
     path: str
@@ -39,10 +39,10 @@ class _Source:
 
 
 class Album:
-    """Images, and those of folders, lists, tars and zips, in order, none of them read yet.
+    """Images, and those of folders, lists, tars and zips, in order, not read yet.
 
-    Each is called by its file's name, with as many of its folders in front as tell it from the
-    others. Raises `UsageError` for a place where there is nothing.
+    Each is named after its file, with as many parent folders as distinguish it from the others.
+    Raise `UsageError` for a place without images.
     """
 
     def __init__(self, places: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ class Album:
         return self._sources[number].path
 
     def read(self, number: int, preprocessing: Preprocessing) -> Photograph:
-        """Decode an image; raises `Unreadable` with the reason."""
+        """Decode an image; raise `Unreadable` with the reason."""
         source = self._sources[number]
         pixels = decode(source.read(), preprocessing)
         return Photograph(self._names[number], source.path, pixels)
@@ -65,10 +65,10 @@ class Album:
 def photographs(
     session: Session, places: Sequence[str], takes: Callable[[int], bool] = lambda _: True
 ) -> Iterator[Photograph]:
-    """Decode those images of an `Album` that one `takes`, in order, one at a time.
+    """Decode the images of an `Album` that `takes` selects, in order, one at a time.
 
-    One that cannot be used is said and left out. Raises `UsageError` as `Album` does, and in the
-    end `TooManyUnreadable` (exit 3) for too large a share left out.
+    Unusable ones are reported and skipped. Raise `UsageError` like `Album`, and at the end
+    `TooManyUnreadable` (exit code 3) if too large a share was skipped.
     """
     album, unusable = Album(places), 0
     chosen = [number for number in range(len(album)) if takes(number)]
@@ -88,7 +88,7 @@ def photographs(
 
 
 def in_batches(images: Iterator[Photograph], size: int) -> Iterator[list[Photograph]]:
-    """Images in lists of so many, the last one shorter; only then it is said if too many failed."""
+    """Yield images in lists of `size`, the last one shorter; then report too many failures."""
     batch: list[Photograph] = []
     late: TooManyUnreadable | None = None
     try:
@@ -120,7 +120,7 @@ def _sources(place: Path) -> Iterator[_Source]:
 def _is_there(place: Path) -> bool:
     try:
         return place.exists()
-    except OSError:  # a name that is too long for any file
+    except OSError:  # a name that is too long for a file
         return False
 
 
@@ -128,7 +128,7 @@ CONTAINERS = (".txt", ".tar", ".zip")
 
 
 def file_names(paths: Sequence[str]) -> list[str]:
-    """A file name for each, the shortest end of its path that is like no other's."""
+    """Return a file name for each path: its shortest ending that no other one has."""
     parts = [[_plain(part) for part in Path(path).with_suffix("").parts] for path in paths]
     names = [""] * len(paths)
     for depth in range(1, max(map(len, parts), default=1) + 1):
@@ -143,7 +143,7 @@ def file_names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-LONGEST = 120  # letters of a name: file systems take 255, and ours put more behind it
+LONGEST = 120  # characters of a name: file systems take 255, and more is appended
 
 
 def _short(name: str) -> str:
@@ -151,22 +151,22 @@ def _short(name: str) -> str:
 
 
 def _plain(part: str) -> str:
-    """A piece of a path that may stand in any file name."""
+    """Return a piece of a path in a form valid in any file name."""
     return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._-") or "image"
 
 
 def batch_of(network: Network, chosen: Sequence[Photograph]) -> torch.Tensor:
-    """Mean-subtracted pixels on the network's device: (B, 3, h, w)."""
+    """Return mean-subtracted pixels on the network's device: (B, 3, h, w)."""
     return network.centre(torch.stack([torch.from_numpy(each.pixels.copy()) for each in chosen]))
 
 
 def class_name(network: Network, index: int) -> str:
-    """What an output of the network is called: its class, or its number."""
+    """Return the name of an output of the network: its class, or its number."""
     return network.classes[index] if index < len(network.classes) else f"class {index}"
 
 
 def find_class(network: Network, outputs: int, text: str) -> int:
-    """The output that a class name or a number means; raises `UsageError` with the nearest name."""
+    """Return the output of a class name or number; raise `UsageError` with the nearest name."""
     if text.isdecimal() and int(text) < outputs:
         return int(text)
     wanted = text.casefold()

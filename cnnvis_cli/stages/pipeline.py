@@ -24,7 +24,7 @@ STAGES: dict[str, Callable[[Session], None]] = {
 
 
 def check(session: Session) -> None:
-    """Raise `UsageError` for what a later stage could not do, before any works through a night."""
+    """Raise `UsageError` for what a later stage cannot do, before any stage starts."""
     session.plan.optimize.check(session.plan)
     asked_styles(session.plan)
     check_kinds(session.plan)
@@ -34,15 +34,15 @@ def check(session: Session) -> None:
         check_ways_back(session)
 
 
-ALONE = ("topk", "search", "optimize")  # what needs nothing that another stage has made
+ALONE = ("topk", "search", "optimize")  # stages that need no other stage's results
 
 
 def run_all(session: Session) -> None:
-    """Do every stage that the plan names; each returns at once where it has nothing left to do.
+    """Run every stage of the plan; each returns at once if it has nothing left to do.
 
-    Too many unreadable images do not keep the later stages from their work, nor do pieces that had
-    to be set aside keep those that need nothing of them: that is said last. A shard does what it
-    can do alone.
+    Too many unreadable images do not stop the later stages, nor do pieces of work set aside stop
+    those that do not need them: both are raised at the end. A shard runs the stages that need no
+    other shard.
     """
     check(session)
     session.run.note("stages", {"asked": list(session.plan.stages)})
@@ -59,12 +59,12 @@ def run_all(session: Session) -> None:
 
 
 def _waits(session: Session, name: str, late: Sequence[CnnvisError]) -> bool:
-    """Whether a stage has to be left for later, which is then said."""
+    """Return whether a stage must be left for later, and report it."""
     shard = session.plan.shard
     if shard and not (name == "project" and session.run.topk.exists()):
         session.report.note(f"{name} is left for later, when cnnvis merge has joined the shards")
         return True
     if any(isinstance(error, SetAside) for error in late):
-        session.report.note(f"{name} is left for later, when all is there")
+        session.report.note(f"{name} is left for later, when everything is complete")
         return True
     return False

@@ -1,4 +1,4 @@
-"""`cnnvis project`: stored activations go back through the network to the pixels behind them."""
+"""`cnnvis project`: stored activations, projected back through the network to the pixels."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.blocks import Block, Blocks
-from cnnvis_cli.stages.engine import Cluster, Finished, Lane, Tell, spread
+from cnnvis_cli.stages.engine import Cluster, Finished, Lane, Tell, ahead, limit_to_memory, spread
 from cnnvis_cli.stages.images import Read, gather
 from cnnvis_cli.stages.session import Session, network_on
 from cnnvis_cli.store.files import LayerTopK, Projected, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.run import Record, Run, differences
 
-PIXELS = 1 << 20  # of the windows of a batch: some 20 inputs of 224x224, thousands of small ones
-# Starting a pass costs about as much as half of the whole input in a large batch does (AlexNet,
-# 0.3 to 0.8 for conv1 to conv5): what windows of their own must save.
+# Pixels of a batch's windows: on a CPU about 20 inputs of 224x224, or thousands of small ones.
+PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24}
+# Starting a pass costs about half as much as the whole input in a large batch (AlexNet,
+# 0.3 to 0.8 for conv1 to conv5): separate windows must save this.
 PASS = 0.5
-# Of a recomputed activation, relative to the largest of its layer, by the arithmetic of topk:
-# TF32 keeps 10 binary places, bfloat16 7, and errors add up over layers.
+# Tolerance of a recomputed activation, relative to the largest of its layer, by the arithmetic of
+# topk: TF32 keeps 10 binary places, bfloat16 7, and errors add up over layers.
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 0.1}
-_BLOCK = 1 << 28  # bytes of projections that are computed, kept and lost together
+_BLOCK = 1 << 28  # bytes of projections that are computed, stored and lost together
 
 
 def check_ways_back(session: Session) -> None:
-    """Raise `UsageError` where a method has no rule for a function of the network."""
+    """Raise `UsageError` if a method has no rule for a function of the network."""
     for method in session.plan.project.method:
         check_rules(session.network, session.layers, method)
 
 
 def group_of(method: str, settings: ProjectPlan) -> str:
-    """The group of the file that holds a method's projections, made with these settings."""
+    """Return the group of the file for a method's projections with these settings."""
     words = {"map": settings.start == "map", "lrn": settings.lrn == "pass"}
     return "-".join([method, *(word for word, asked in words.items() if asked)])
 
@@ -69,12 +70,12 @@ def project(session: Session) -> None:
         return
     for projections in asked:
         group, file = projections.group, projections.file
-        projections.parts.clear()  # what may be left of a killed process's
+        projections.parts.clear()  # possible remains of a killed process
         session.report.result(f"{file.path}: {group}, {int(file.done(group).sum())} units")
 
 
 def _do(session: Session, todo: Sequence[Projections]) -> None:
-    """Make the blocks that are missing, and publish each layer's when the last of them is there."""
+    """Make the missing blocks, and publish each layer's when the last one is done."""
     jobs = tuple(
         Job(number, *block) for number, each in enumerate(todo) for block in each.missing()
     )
@@ -92,7 +93,7 @@ def _do(session: Session, todo: Sequence[Projections]) -> None:
 
 
 class Job(NamedTuple):
-    """A block of channels of one of the pieces, and the part that keeps it."""
+    """A block of channels of one of the pieces, and the part that stores it."""
 
     piece: int
     part: str
@@ -100,7 +101,7 @@ class Job(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A layer and a method, and where its blocks are kept."""
+    """A layer and a method, and where its blocks are stored."""
 
     alias: str
     method: str
@@ -108,14 +109,14 @@ class Piece(NamedTuple):
 
 
 class Made(NamedTuple):
-    """Told: so many places have been projected."""
+    """A message: so many places have been projected."""
 
     places: int
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every process must know; a copy in another process loads the network anew."""
+    """The data that every process needs; a copy in another process loads the network itself."""
 
     plan: Plan
     pieces: tuple[Piece, ...]
@@ -123,18 +124,18 @@ class Work:
     tops: dict[str, LayerTopK]  # by layer
     source: str  # digest of topk.h5
     session: Session | None
-    read: Read | None = None  # what has all images already
+    read: Read | None = None  # for images that are already decoded
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None, "read": None}
 
     def called(self, number: int) -> str:
-        """A job's name for a person."""
+        """Return a job's name for messages."""
         piece, units = self.pieces[self.jobs[number].piece], self.jobs[number].units
         return f"{piece.method} of {piece.alias} units {units[0]} to {units[-1]}"
 
     def on(self, device: torch.device) -> list[Projections]:
-        """The pieces, to be computed on a device."""
+        """Return the pieces, for computing on a device."""
         network = network_on(device, self.plan, self.session.network if self.session else None)
         quiet = Report(quiet=True)
         session = self.session or Session(self.plan, network, Run(self.plan.folder), quiet)
@@ -146,7 +147,7 @@ class Work:
         ]
 
     def images(self, jobs: Sequence[Job]) -> NDArray[np.int64]:
-        """The images that some jobs need, sorted."""
+        """Return the images that some jobs need, sorted."""
         tops = [(self.tops[self.pieces[job.piece].alias], list(job.units)) for job in jobs]
         found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
         images = np.unique(np.concatenate(found))
@@ -154,18 +155,23 @@ class Work:
 
 
 def project_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
-    """Make the blocks of these numbers, and keep them as parts."""
+    """Make the blocks of these numbers, and store them as parts."""
     pieces = work.on(lane.device)
-    for number in numbers:
+
+    def readers() -> Iterator[tuple[int, Read]]:
+        for number in numbers:
+            images = work.images([work.jobs[number]])
+            yield number, work.read or gather(pieces[0].session, images)
+
+    for number, read in ahead(readers(), 1 if lane.device.type == "cuda" else 0):
         job = work.jobs[number]
-        read = work.read or gather(pieces[0].session, work.images([job]))
         arrays = pieces[job.piece].compute(job.units, read, tell)
         work.pieces[job.piece].parts[job.part] = arrays
         tell(Finished(number))
 
 
 class _Progress:
-    """Hears what the processes tell, and publishes a layer's projections when they are all done."""
+    """Receives the processes' messages, and publishes a layer's projections when all are done."""
 
     def __init__(self, session: Session, todo: Sequence[Projections], work: Work) -> None:
         self._session, self._todo, self._work = session, todo, work
@@ -174,7 +180,7 @@ class _Progress:
         self._meter = session.report.meter("project", count, "places")
 
     def __call__(self, message: Any) -> None:
-        self._session.report.breathe()
+        self._session.hear(message)
         if isinstance(message, Made):
             self._meter.add(message.places)
         if isinstance(message, Finished):
@@ -184,7 +190,7 @@ class _Progress:
                 self._publish(piece)
 
     def settle(self) -> None:
-        """Publish what needed no work any more."""
+        """Publish results that needed no more work."""
         self._meter.end()
         for piece in range(len(self._todo)):
             if piece not in self._left:
@@ -196,16 +202,16 @@ class _Progress:
 
 
 def _need(session: Session) -> int:
-    """About how much memory a process needs on a CPU: all maps of a batch, twice, and a block."""
+    """Return a process's approximate memory on a CPU: all maps of a batch, twice, and a block."""
     height, width = session.network.size
     maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
-    return 2 * 4 * maps * max(1, PIXELS // (height * width)) + 2 * _BLOCK
+    return 2 * 4 * maps * max(1, PIXELS["cpu"] // (height * width)) + 2 * _BLOCK
 
 
 def _asked(session: Session) -> list[Projections]:
-    """What the plan asks for; without --layer that is of the layers that topk has looked at.
+    """Return the plan's projections; without --layer those of the layers in topk.h5.
 
-    Raises `UsageError` where it has looked at none.
+    Raise `UsageError` if there are none.
     """
     file = TopKFile(session.run.topk)
     if file.identity() is None:
@@ -233,7 +239,7 @@ class Slots:
 
     @classmethod
     def of(cls, top: LayerTopK, channels: Sequence[int]) -> Slots:
-        """The slots of these channels that are not empty."""
+        """Return the slots of these channels that are not empty."""
         channels = list(channels)
         row, rank = np.nonzero(top.places.image[channels] >= 0)
         at, places = (np.asarray(channels)[row], rank), top.places
@@ -282,18 +288,18 @@ class Projections:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the layer's projections: C, k, h, w."""
+        """The shape of the layer's projections: C, k, h, w."""
         canvas = self._size if self.settings.start == "map" else self.layer.field.size
         return self.layer.channels, self.top.places.image.shape[1], *canvas
 
     @property
     def block(self) -> int:
-        """Channels that are computed together."""
+        """The number of channels that are computed together."""
         return max(1, _BLOCK // (int(np.prod(self.shape[1:])) * 3 * 2))
 
     @property
     def done(self) -> list[int]:
-        """Channels that are in the file; raises `UsageError` if it is of another plan."""
+        """The channels in the file; raise `UsageError` if it is of another plan."""
         groups = self.file.methods()
         for group, held in groups.items():
             wanted = self.record if group == self.group else {"topk": self.source}
@@ -314,43 +320,43 @@ class Projections:
 
     @property
     def job(self) -> tuple[str, Record]:
-        """For `cnnvis status`: what is to be done, and where it will be."""
+        """For `cnnvis status`: the work to do, and where its results go."""
         alias, units = self.layer.alias, {*self.session.units(self.layer), *self.done}
         job = {"unit": "units", "total": len(units), "layer": alias, "group": self.group}
         return f"{alias} {self.group}", {**job, "parts": f"{alias}-{self.group}-*"}
 
     @property
     def described(self) -> Record:
-        """All that decides what a block holds."""
+        """Everything that decides the content of a block."""
         return {
             "identity": self.session.identity,
             "record": self.record,
             "layer": self.layer.alias,
             "group": self.group,
-            "batch": [PIXELS, PASS, self.block],
+            "batch": [PIXELS[self.session.device.type], PASS, self.block],
         }
 
     @property
     def parts(self) -> Parts:
-        """Where finished blocks are kept until the layer is done."""
+        """The folder of finished blocks until the layer is done."""
         plan = digest(self.described)
         name = f"{self.layer.alias}-{self.group}-{plan}"
         return Parts(self.session.run.parts("projected", name), plan)
 
     def missing(self) -> list[Block]:
-        """The blocks that this shard has to do, and nobody has done."""
+        """Return the blocks of this shard that are not done."""
         blocks, takes = Blocks(self.parts, self.block), self.session.takes(self.layer)
         return blocks.missing(self.session.units(self.layer), self.done, takes)
 
     def publish(self) -> None:
-        """Put the blocks that there are into the file."""
+        """Put the finished blocks into the file."""
         parts = self.parts
         added = {self.group: Projected(self.record, self.shape, by_channel(Blocks(parts, 1)))}
         self.file.publish(self.session.header(self.layer), added)
         parts.clear()
 
     def compute(self, units: Sequence[int], read: Read, tell: Tell) -> Arrays:
-        """A block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
+        """Return a block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
         channels = list(units)
         projection = np.zeros((len(channels), *self.shape[1:], 3), np.float16)
         scale = np.where(self.top.places.image[channels] < 0, np.nan, 0).astype(np.float32)
@@ -368,18 +374,24 @@ class Projections:
         return self.session.network.size
 
     def _batches(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
-        """The slots in batches of one pass each, and whether that is on the whole input."""
+        """Yield the slots in batches of one pass each, and whether that is on the whole input."""
         for group, whole in self._alike(slots):
-            height, width = self._size if whole else box_of(group.box[0]).clip(self._size).size
-            size = self.session.plan.batch_size or max(1, PIXELS // (height * width))
+            size = self.session.plan.batch_size or self._batch(group.box[0], whole)
             for first in range(0, len(group), size):
                 yield group[first : first + size], whole
 
-    def _alike(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
-        """The slots in groups that can share a pass, and whether it is on the whole input.
+    def _batch(self, box: NDArray[np.int32], whole: bool) -> int:
+        """How many windows like this one share a pass."""
+        network, device = self.session.network, self.session.device
+        height, width = self._size if whole else box_of(box).clip(self._size).size
+        each = network.map_bytes(self.layer) * height * width // (self._size[0] * self._size[1])
+        return limit_to_memory(max(1, PIXELS[device.type] // (height * width)), each, device)
 
-        Windows that meet the image's border alike share one: the same pixels are padding. Where
-        windows of their own would not save the cost of a pass, the whole input serves any of them.
+    def _alike(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
+        """Yield the slots in groups that can share a pass, and whether it is on the whole input.
+
+        Windows that meet the image's border alike share one: the same pixels are padding. If
+        separate windows would not save the cost of a pass, the whole input serves any of them.
         """
         contact = _contact(slots.box, self._size)
         kinds, first, kind = np.unique(contact, axis=0, return_index=True, return_inverse=True)
@@ -395,7 +407,7 @@ class Projections:
             yield slots[kind.ravel() == number], False
 
     def _worth_it(self, box: Box, count: int) -> bool:
-        """Whether so many places should have a pass on their windows, and can."""
+        """Return whether so many places can have a pass on their windows, and save time by it."""
         height, width = box.clip(self._size).size
         saved = count * (1 - height * width / (self._size[0] * self._size[1]))
         if self.settings.start == "map" or saved < PASS:
@@ -409,7 +421,7 @@ class Projections:
     def _back(self, slots: Slots, whole: bool, read: Read) -> NDArray[np.float32]:
         """Project a batch of places: (n, h, w, 3), 0 outside the image.
 
-        Raises `CnnvisError` where the network does not give the stored activations again.
+        Raise `CnnvisError` if the network does not reproduce the stored activations.
         """
         network, size = self.session.network, self._size
         windows = [Box.whole(size) if whole else box_of(box).clip(size) for box in slots.box]
@@ -431,11 +443,12 @@ class Projections:
         return frames
 
     def _signal(self, output: Tensor, slots: Slots, origin: Size, whole: bool) -> Tensor:
-        """What is sent back from the layer's output: (B, C, h, w), 0 but in each slot's channel."""
+        """Return the signal at the layer's output: (B, C, h, w), 0 but in each slot's channel."""
         places = slots.place if whole else slots.place[:1]
-        rows, columns = torch.from_numpy(places - np.array(origin)).T
-        index, channels = torch.arange(len(slots)), torch.from_numpy(slots.channel)
-        at = index, channels, rows, columns
+        rows, columns = np.broadcast_to(places - np.array(origin), (len(slots), 2)).T
+        chosen = np.stack([np.arange(len(slots)), slots.channel, rows, columns])
+        at = torch.from_numpy(chosen).to(output.device).unbind()
+        index, channels = at[:2]
         self._compare(output[at].cpu().numpy(), slots)
         signal = torch.zeros_like(output)
         if self.settings.start == "map":  # Zeiler & Fergus 2013, section 2.1
@@ -468,7 +481,7 @@ def by_channel(
 
 
 def _contact(boxes: NDArray[Any], size: Size) -> NDArray[Any]:
-    """How windows meet the image's border: what is cut off each side, and what they touch.
+    """Return how windows meet the image's border: the crop on each side, and the contact.
 
     (n, 4) -> (n, 8)
     """
@@ -482,7 +495,7 @@ def _inside(box: Box) -> tuple[slice, slice]:
 
 
 def _within(box: Box, frame: Box) -> Box:
-    """A box in coordinates of another one."""
+    """Return a box in coordinates of another one."""
     return Box(
         box.top - frame.top, box.left - frame.left, box.bottom - frame.top, box.right - frame.left
     )

@@ -1,4 +1,4 @@
-"""A run directory that a person looks at from Python: what is in it, and pictures of its units."""
+"""A run directory opened from Python: its results, and pictures of its units."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ TITLES = {
     "patches": "strongest in images",
     "projections": "{} projections",
 }
-SEEN = 64  # pixels that a tile on the screen has at least, where a whole enlargement gives them
+SEEN = 64  # least size in pixels of a tile on the screen, reached by a whole factor
 
 
 @dataclass(frozen=True)
 class Strongest:
-    """One of the places that a unit answers most strongly.
+    """One of the places that activate a unit most.
 
     `path` is the image's, relative to the dataset; `class_name` that of its class folder, empty
     without one. `activation` is the unit's value, before any ReLU, at `place` (row, column) of its
-    layer's map. `box` (top, left, bottom, right) is what the place sees, in pixels of the
+    layer's map. `box` (top, left, bottom, right) is the field of the place, in pixels of the
     preprocessed image: half-open, not clipped, so it may reach outside.
     """
 
@@ -79,9 +79,9 @@ class Strongest:
 
 
 def look(plan: Plan) -> Session:
-    """A run directory to be looked at: nothing is computed, written, or kept from others.
+    """Open a run directory for reading: nothing is computed, written or locked.
 
-    Raises `UsageError` where there is no run.
+    Raise `UsageError` if there is no run.
     """
     run = Run(plan.folder)
     if not run.read():
@@ -92,7 +92,7 @@ def look(plan: Plan) -> Session:
 
 @dataclass(frozen=True)
 class Places:
-    """What one topk.h5 says, each part read when it is first asked for."""
+    """The content of one topk.h5, each part read when it is first needed."""
 
     session: Session
     digest: str
@@ -112,24 +112,24 @@ class Places:
 
     @cached_property
     def classes(self) -> list[str]:
-        """The name of each class folder."""
+        """The names of the class folders."""
         own, file = self.session.network.classes, self.session.plan.figure.classes
         return class_names(self.images, own, file)
 
     def layer(self, alias: str) -> LayerTopK:
-        """Raises `UsageError` for a layer that topk has not looked at."""
+        """Return a layer's places; raise `UsageError` if topk did not include it."""
         if alias not in self._layers:
             self._layers[alias] = self.file.layer(alias)
         return self._layers[alias]
 
     def class_name(self, image: int) -> str:
-        """The class of an image, empty where it has none."""
+        """Return the class of an image, empty if it has none."""
         label = int(self.images.label[image]) if image >= 0 else -1
         return self.classes[label] if label >= 0 else ""
 
 
 class Reading:
-    """A run's results as values. What topk.h5 says is kept for as long as the file is the same."""
+    """A run's results as values. The content of topk.h5 is cached while the file is unchanged."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -137,7 +137,7 @@ class Reading:
 
     @property
     def places(self) -> Places:
-        """Raises `UsageError` where topk has not run."""
+        """The content of topk.h5; raise `UsageError` before topk."""
         path = self.session.run.topk
         if not path.is_file():
             raise UsageError(f"{path.parent} has no topk.h5 yet; run topk first")
@@ -147,7 +147,7 @@ class Reading:
         return self._places
 
     def strongest(self, layer: Layer, unit: int) -> list[Strongest]:
-        """The unit's stored places, the strongest first; empty slots are left out."""
+        """Return the unit's stored places, the strongest first; empty slots are left out."""
         return list(self._strongest(layer, unit))
 
     def _strongest(self, layer: Layer, unit: int) -> Iterator[Strongest]:
@@ -164,9 +164,9 @@ class Reading:
             )
 
     def patches(self, layer: Layer, unit: int) -> list[Pixels]:
-        """The windows of the images that the strongest places see, (h, w, 3) each.
+        """Return the image patches of the strongest places, (h, w, 3) each.
 
-        Raises `CnnvisError` for an image that has gone or changed since.
+        Raise `CnnvisError` for an image that is missing or has changed since.
         """
         known = self.places
         top = known.layer(layer.alias)
@@ -183,23 +183,23 @@ class Reading:
         return image_reader(self.session)(image) if found is None else found
 
     def stats(self, layer: Layer) -> dict[str, Array]:
-        """A layer's statistics by name, (C,) each, quantiles (C, Q)."""
+        """Return a layer's statistics by name, (C,) each, quantiles (C, Q)."""
         return dict(self.places.layer(layer.alias).stats)
 
     def histogram(self, layer: Layer) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Bounds of the bins (B + 1,), and how many places of each unit lie in each (C, B)."""
-        self.places.layer(layer.alias)  # or its error
+        """Return bin edges (B + 1,), and the number of each unit's places in each bin (C, B)."""
+        self.places.layer(layer.alias)  # raises its error
         return histogram.edges(), self.places.file.histogram(layer.alias)
 
     def optimized(self, layer: Layer, style: str | None) -> OptimizedImages:
-        """A layer's optimized images in a style; raises `UsageError` where there are none."""
+        """Return a layer's optimized images in a style; raise `UsageError` if there are none."""
         return style_of(self._showing(MontagePlan(style=() if style is None else (style,))), layer)
 
     def _showing(self, montage: MontagePlan) -> Session:
         return replace(self.session, plan=replace(self.session.plan, montage=montage))
 
     def images_of(self, layer: Layer, unit: int, style: str | None) -> tuple[Floats, Floats]:
-        """A unit's runs (R, h, w, 3), the best first, and the values that they reached (R,)."""
+        """Return a unit's runs (R, h, w, 3), the best first, and their activations (R,)."""
         images = self.optimized(layer, style)
         _check_held(images.held, Unit(layer.alias, unit), f"optimized in style {images.style}")
         reached = images.read("activation", [unit])[0]
@@ -208,11 +208,11 @@ class Reading:
         return images.runs([unit], images.count)[0], reached[order]
 
     def projected(self, layer: Layer, method: str | None) -> TopImages:
-        """A layer's projections by a method; raises `UsageError` where there are none."""
+        """Return a layer's projections by a method; raise `UsageError` if there are none."""
         return projected_of(self._showing(MontagePlan(method=method)), layer)
 
     def projections_of(self, layer: Layer, unit: int, method: str | None) -> Floats:
-        """A unit's projections of its places (k, h, w, 3), the strongest first; scaling undone."""
+        """Return a unit's unscaled projections of its places (k, h, w, 3), the strongest first."""
         images = self.projected(layer, method)
         _check_held(images.held, Unit(layer.alias, unit), f"projected by {images.method}")
         values, scale = images.file.read(images.method, unit)
@@ -221,17 +221,17 @@ class Reading:
         return found
 
     def styles(self, layer: Layer) -> dict[str, tuple[int, ...]]:
-        """The styles that there is something in, and of which units."""
+        """Return the styles with images, and the units of each."""
         file = OptimizedFile(self.session.run.optimized(layer.alias))
         return {name: tuple(file.units(name).tolist()) for name in file.styles()}
 
     def methods(self, layer: Layer) -> dict[str, tuple[int, ...]]:
-        """The methods that there are projections by, and of which units."""
+        """Return the methods with projections, and the units of each."""
         file = ProjectedFile(self.session.run.projected(layer.alias))
         return {name: tuple(np.flatnonzero(file.done(name)).tolist()) for name in file.methods()}
 
     def tones(self, tiles: Floats) -> Pixels:
-        """Tiles of one unit (n, h, w, 3) as figures show them."""
+        """Return tiles of one unit (n, h, w, 3) as figures show them."""
         mean = self.session.network.preprocessing.mean
         found: Pixels = toned(tiles[None], self.session.plan.figure.tone, mean)[0]
         return found
@@ -240,7 +240,7 @@ class Reading:
         return unit_label(self.session, layer, unit)
 
     def sheet(self, layer: Layer, montage: MontagePlan, units: str, page: int) -> Picture:
-        """A page of a figure of ``cnnvis montage``, drawn and not kept."""
+        """Return a page of a figure of ``cnnvis montage``, drawn but not saved."""
         session = self._showing(montage)
         session = replace(session, plan=replace(session.plan, units=units))
         pages = KINDS[montage.kind[0]].make(session, [layer])
@@ -252,20 +252,20 @@ class Reading:
     def portrait(
         self, layer: Layer, unit: int, style: str | None = None, method: str | None = None
     ) -> Canvas | None:
-        """Optimized images, patches and projections side by side, as far as there are any."""
+        """Return optimized images, patches and projections side by side, as far as available."""
         panes = list(self._panes(layer, unit, style, method))
         if not panes:
             return None
         shown = tuple(self._pane(layer, unit, pane) for pane in panes)
         rule = RULES[self.session.plan.figure.tone]
-        note = f"Tone of what is no photograph: {rule}.{self._lost(panes)}"
+        note = f"Tone of all but patches: {rule}.{self._lost(panes)}"
         caption = sheets.Caption(self._title(layer, unit), note)
         return sheets.single(sheets.Cell("", shown), caption, _enlarged(panes[0].size))
 
     def _panes(
         self, layer: Layer, unit: int, style: str | None, method: str | None
     ) -> Iterator[Pane]:
-        """Those kinds of pictures that there are of a unit; raises for one asked for and absent."""
+        """Yield the available kinds of pictures of a unit; raise if a requested one is missing."""
         if style is not None or styles_held(self.session, layer):
             yield from _holding(unit, optimized_pane(self.optimized(layer, style)))
         if self._has_places(layer):
@@ -278,13 +278,13 @@ class Reading:
         return self.session.run.topk.is_file() and layer.alias in self.places.file.layers()
 
     def _is_projected(self, layer: Layer) -> bool:
-        """Whether there are projections, and of the places in this topk.h5."""
+        """Return whether there are projections of the places in this topk.h5."""
         made = ProjectedFile(self.session.run.projected(layer.alias)).methods().values()
         known = self.places.digest if self._has_places(layer) else None
         return bool(made) and all(each["topk"] == known for each in made)
 
     def _pane(self, layer: Layer, unit: int, pane: Pane) -> sheets.Pane:
-        """Pictures with a title; all have room for class names, so that rows are level."""
+        """Return pictures with a title; all have room for class names, so that rows are level."""
         tiles = pane.pictures([unit])[0]
         names = self._names(layer, unit, len(tiles))
         title = TITLES[pane.kind].format(pane.name)
@@ -293,17 +293,17 @@ class Reading:
         return sheets.Pane(tiles, columns_of(len(tiles)), names, title)
 
     def _names(self, layer: Layer, unit: int, count: int) -> tuple[str, ...]:
-        """The classes of a unit's strongest images; none where topk has not looked at its layer."""
+        """Return the classes of a unit's strongest images; none if topk lacks its layer."""
         if not self._has_places(layer):
             return ()
         images = self.places.layer(layer.alias).places.image[unit, :count].tolist()
         return tuple(map(self.places.class_name, images))
 
     def _lost(self, panes: Sequence[Pane]) -> str:
-        """What to say where images cannot be read any more."""
+        """Return a note if images can no longer be read."""
         if all(pane.kind != "patches" for pane in panes) or not self.places.photographs.lost:
             return ""
-        return " Grey: images that cannot be read any more; if they have moved, give dataset=..."
+        return " Grey: images that can no longer be read; if they have moved, give dataset=..."
 
     def _title(self, layer: Layer, unit: int) -> str:
         _, _, called = self.label(layer, unit).partition(" ")
@@ -312,13 +312,13 @@ class Reading:
 
 
 def as_picture(pixels: Pixels, scale: float = 1) -> Picture:
-    """Pixels (h, w, 3) as a Pillow image; enlarged, each becomes a square."""
+    """Return pixels (h, w, 3) as a Pillow image; enlarged, each becomes a square."""
     height, width = (scaled(side, scale) for side in pixels.shape[:2])
     return resized(np.ascontiguousarray(pixels), (width, height))
 
 
 def _filled(top: LayerTopK, unit: int) -> list[int]:
-    """The ranks of a unit's slots that hold a place."""
+    """Return the ranks of a unit's slots that are not empty."""
     ranks: list[int] = np.flatnonzero(top.places.image[unit] >= 0).tolist()
     return ranks
 
@@ -337,7 +337,7 @@ def _enlarged(size: Size) -> int:
 
 
 def dataset_of(session: Session) -> Path | None:
-    """Where topk's images are, or were; None before topk."""
+    """Return where topk's images are, or were; None before topk."""
     told = session.plan.dataset
     if told in (None, "demo"):
         told = session.run.read().get("dataset", {}).get("path")

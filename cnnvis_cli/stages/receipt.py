@@ -1,8 +1,8 @@
-"""How every command begins and ends: alone in the run directory, and only where there is work.
+"""How every command begins and ends: alone in the run directory, and only if there is work.
 
-A finished command leaves a receipt: what went in and what came out, by size and time of change.
-The same command returns at once where all that is as it was. Nothing heavy is imported here: a
-finished run does not even load torch.
+A finished command leaves a receipt: its inputs and outputs, by size and modification time. The same
+command returns at once if they are unchanged. Nothing heavy is imported here: a finished run does
+not even load torch.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from cnnvis_cli.store.publish import publish
 
 Work = Callable[[Plan, Report], None]
 
-Stamps = dict[str, list[int]]  # path -> size, time of change
+Stamps = dict[str, list[int]]  # path -> size, modification time
 FOLDER = "receipts"
-PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's with its name behind
-SAMPLE = 1000  # files of a dataset's folder that are looked at; each folder is
-PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, no result
+PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's followed by its name
+SAMPLE = 1000  # files of a dataset's folder that are checked; every subfolder is
+PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, but not results
 
 
 def carry_out(command: str, plan: Plan, report: Report, work: Work) -> None:
-    """Do a command's work; say again what it said where the same command has finished already.
+    """Do a command's work, or repeat its results if the same command has finished already.
 
-    Raises `Stopped` (exit 75) where another process works in the run directory.
+    Raise `Stopped` (exit code 75) if another process works in the run directory.
     """
     with report.stoppable(), alone(plan.folder, plan.shard):
         receipt = Receipt.of(command, plan)
@@ -61,9 +61,9 @@ def carry_out(command: str, plan: Plan, report: Report, work: Work) -> None:
 
 @contextmanager
 def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
-    """For `cnnvis status`: keep the last word of the work, and how it ended if it did not finish.
+    """Keep, for `cnnvis status`, the last progress line, and how an unfinished command ended.
 
-    Neither is worth an error of its own.
+    Failing to write them is not an error.
     """
     shard = f"-{file_name(plan.shard)}" if plan.shard else ""
     progress, failure = (plan.folder / f"{name}{shard}" for name in (PROGRESS, FAILURE))
@@ -108,16 +108,16 @@ def _repeat(known: dict[str, Any], report: Report) -> None:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the same command found and said the last time."""
+    """The inputs and results of the same command when it last finished."""
 
     path: Path
     plan: Plan
 
     @classmethod
     def of(cls, command: str, plan: Plan) -> Receipt | None:
-        """The receipt for a command; None where its inputs cannot be told from outside.
+        """Return the receipt for a command; None if its inputs cannot be known from outside.
 
-        That is: a person's own code, and the pieces of a shard, which another may take away.
+        These are your own code, and the pieces of a shard, which another one may remove.
         """
         if plan.trust_code or plan.shard or plan.scheduler:
             return None
@@ -125,7 +125,7 @@ class Receipt:
         return cls(plan.folder / FOLDER / f"{command}-{name}.json", plan)
 
     def found(self) -> dict[str, Any] | None:
-        """What was said, if everything is as it was then."""
+        """Return the results, if everything is unchanged."""
         damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
         with suppress(*damaged):
             record: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
@@ -135,11 +135,11 @@ class Receipt:
         return None
 
     def inputs(self) -> Stamps:
-        """What goes in, looked at before the work begins."""
+        """Return the inputs, stamped before the work begins."""
         return dict(_inputs(self.plan, asdict(self.plan)))
 
     def write(self, inputs: Stamps, said: list[str], unreadable: str | None) -> None:
-        """Keep what was said, and the message about too many unreadable images."""
+        """Store the results, and the message about too many unreadable images."""
         outputs = dict(_files(self._run))
         record = {"inputs": inputs, "outputs": outputs, "said": said, "unreadable": unreadable}
         content = json.dumps(record, indent=1, sort_keys=True).encode()
@@ -165,7 +165,7 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
-    """The results in a run directory."""
+    """Yield the results in a run directory."""
     for folder, folders, names in os.walk(run):
         inside = Path(folder).relative_to(run)
         if inside == Path():
@@ -178,7 +178,7 @@ def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
-    """The files that the settings speak of, and the dataset."""
+    """Yield the files named by the settings, and the dataset."""
     known = _known(plan)
     texts = [*_texts(settings), str(known.get("weights", ""))]
     if plan.dataset == "demo":
@@ -224,7 +224,7 @@ def _of_file(text: str) -> Iterator[tuple[str, list[int]]]:
 
 
 def _of_dataset(root: Path) -> Iterator[tuple[str, list[int]]]:
-    """Every folder, which changes when a file comes or goes, and a sample of the files."""
+    """Yield every folder, which changes when a file comes or goes, and a sample of the files."""
     files: list[tuple[int, str]] = []  # a heap: those of the lowest hashes, negated
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, followlinks=True):

@@ -1,4 +1,4 @@
-"""`cnnvis saliency`: what in an image a class or a unit looks at, by several methods."""
+"""`cnnvis saliency`: what in an image a class or a unit depends on, by several methods."""
 
 from __future__ import annotations
 
@@ -51,12 +51,13 @@ from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.saliency import SaliencyFile
 
-BATCH = {"cpu": 4, "cuda": 32}  # images a pass: more gain little there, and cost single images
-GUESSES = 5  # classes that a figure names
+BATCH = {"cpu": 4, "cuda": 32}  # images per pass: more gain little there, and cost single images
+GUESSES = 5  # classes named in a figure
 
 
 def saliency(session: Session) -> None:
-    """Explain every image, a batch at a time; what is there already is left as it is."""
+    """Explain every image, in batches; existing results are left as they are."""
+    session = session.here()
     study = Study.of(session)
     for chosen in in_batches(photographs(session, session.plan.saliency.images), study.size):
         pending = [photograph for photograph in chosen if not study.is_done(photograph)]
@@ -69,19 +70,19 @@ def saliency(session: Session) -> None:
 
 
 class Answer(NamedTuple):
-    """What was found for one image: its maps by method, (h, w, 3) or (rows, columns)."""
+    """The results for one image: its maps by method, (h, w, 3) or (rows, columns)."""
 
     maps: dict[str, Floats]
     heats: dict[str, Floats]  # strengths (h, w) of each method, 0 to 1
-    channel: int  # the class or unit that was asked about
+    channel: int  # the class or unit that is explained
     value: float
     place: tuple[int, int]  # of a unit: row and column in its map
-    probability: NDArray[np.float32]  # (N,) of each class; empty where there are none
+    probability: NDArray[np.float32]  # (N,) of each class; empty if there are none
 
 
 @dataclass(frozen=True)
 class Study:
-    """The same question and methods for all images of a command."""
+    """The question and methods for all images of a command."""
 
     session: Session
     target: Target
@@ -91,7 +92,7 @@ class Study:
 
     @classmethod
     def of(cls, session: Session) -> Study:
-        """Raises `UsageError` for a target or layer that is none, or no method has a way from."""
+        """Return the study; raise `UsageError` for an invalid target, layer or method."""
         plan, network = session.plan.saliency, session.network
         classes = count_classes(network)
         target = _target(session, plan.target, classes)
@@ -104,13 +105,13 @@ class Study:
 
     @property
     def size(self) -> int:
-        """Images in a pass."""
-        device = self.session.network.device.type
+        """The number of images per pass."""
+        device = self.session.device.type
         return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
 
     @property
     def parameters(self) -> dict[str, Record]:
-        """What each method depends on."""
+        """The parameters of each method."""
         known = {name: dict(method.parameters) for name, method in self.methods.items()}
         if self.at is not None:
             known["gradcam"]["layer"] = self.at.alias
@@ -122,7 +123,7 @@ class Study:
         return f"{image.name}_{self.target}"
 
     def record(self, image: Photograph) -> Record:
-        """What decides an image's maps."""
+        """Return what decides an image's maps."""
         return {
             "image": image.name,
             "pixels": _content(image),
@@ -136,12 +137,12 @@ class Study:
         return digest(self.record(image))
 
     def figure(self, image: Photograph) -> Figure:
-        """The picture of an image, to be drawn by an answer."""
+        """Return the figure of an image, drawn from an answer."""
         record = {**self.record(image), "methods": list(self.methods)}
         return Figure("saliency", self.name(image), "", record, _undrawn)
 
     def numbers(self, image: Photograph) -> SaliencyFile | None:
-        """The file of an image's maps, where the plan asks for it."""
+        """Return the file of an image's maps, if the plan wants it."""
         if self.session.plan.saliency.save is None:
             return None
         return SaliencyFile(self.session.run.saliency(self.name(image)))
@@ -156,7 +157,7 @@ class Study:
         return known and is_there(self.session, self.figure(image))
 
     def explain(self, images: Sequence[Photograph]) -> None:
-        """Compute, draw and keep some images, one batch of them."""
+        """Compute, draw and save one batch of images."""
         with arithmetic("float32", self.session.network.device):
             answers = self.answers(images)
         for image, answer in zip(images, answers, strict=True):
@@ -166,7 +167,7 @@ class Study:
             self.keep(image, answer)
 
     def answers(self, images: Sequence[Photograph]) -> list[Answer]:
-        """What is found for each image of a batch."""
+        """Return the results for each image of a batch."""
         network = self.session.network
         seeds = tuple(_seed(self.session.plan.seed, image) for image in images)
         question = ask(network, self.target, batch_of(network, images), self.size, seeds)
@@ -189,7 +190,7 @@ class Study:
         ]
 
     def _by(self, name: str, question: Question) -> tuple[Floats, list[Floats]]:
-        """One method's maps of a batch, and their strengths."""
+        """Return one method's maps of a batch, and their strengths."""
         self.session.report.breathe()
         method = self.methods[name]
         found = method.explain(question)
@@ -200,7 +201,7 @@ class Study:
         return divmod(place, columns)
 
     def title(self, image: Photograph, answer: Answer) -> str:
-        """Which network, image and target a figure is of."""
+        """Return the network, image and target of a figure."""
         asked = self.called(answer)
         if self.target.layer:
             row, column = answer.place
@@ -209,7 +210,7 @@ class Study:
         return f"{self.session.network.name} · {image.name} · {asked}"
 
     def called(self, answer: Answer) -> str:
-        """What was asked about, for a person."""
+        """Return the explained target, in words."""
         if self.target.layer:
             return str(Unit(self.target.layer.alias, answer.channel))
         name = class_name(self.session.network, answer.channel)
@@ -218,7 +219,7 @@ class Study:
         return called if self.target.channel is not None else f"predicted {called}"
 
     def draw(self, image: Photograph, answer: Answer, title: str) -> Canvas:
-        """The image, and each method's map on its own and over it."""
+        """Return the image, and each method's map alone and over it."""
         shown = {
             name: Explained(self._titled(name, answer), raw, over(image.pixels, answer.heats[name]))
             for name, raw in self._raw(answer).items()
@@ -230,7 +231,7 @@ class Study:
         )
 
     def _raw(self, answer: Answer) -> dict[str, Pixels]:
-        """Each method's map in its tone."""
+        """Return each method's map in its tone."""
         plan, mean = self.session.plan.figure, self.session.network.preprocessing.mean
         signed = [name for name, method in self.methods.items() if method.shown == "signed"]
         grounds: dict[str, Pixels] = {}
@@ -250,13 +251,13 @@ class Study:
         return title if answer.maps[name].any() else f"{title}: 0 everywhere"
 
     def _guesses(self, answer: Answer) -> tuple[tuple[str, float], ...]:
-        """The likeliest classes, by name."""
+        """Return the most probable classes, by name."""
         order = np.argsort(-answer.probability, kind="stable")[:GUESSES].tolist()
         network = self.session.network
         return tuple((class_name(network, i), float(answer.probability[i])) for i in order)
 
     def _seen(self, answer: Answer) -> Box | None:
-        """What of the input a unit sees, where that is not all of it."""
+        """Return the field of a unit in the input, unless it is all of it."""
         network = self.session.network
         if self.target.layer is None:
             return None
@@ -264,7 +265,7 @@ class Study:
         return None if box == Box.whole(network.size) else box
 
     def note(self) -> str:
-        """How to read the figure: what each method is, and by which rule it is drawn."""
+        """Return how to read the figure: what each method is, and how it is drawn."""
         methods = self.methods.values()
         said = [f"{_capital(method.title)}: {method.says}." for method in methods]
         rules = {"signed": f"Tone: {RULES[self.session.plan.figure.tone]}.", **SHOWN}
@@ -272,7 +273,7 @@ class Study:
         return " ".join([*said, *(rules[kind] for kind in kinds), COLOURS])
 
     def keep(self, image: Photograph, answer: Answer) -> None:
-        """Write the maps as numbers, where the plan asks for them."""
+        """Write the maps as numbers, if the plan wants them."""
         file = self.numbers(image)
         if file is None:
             return
@@ -305,12 +306,12 @@ def _undrawn() -> Canvas:
 
 
 def _target(session: Session, text: str | None, classes: int) -> Target:
-    """What ``--target`` means: a class by name or number, or a unit; raises `UsageError`."""
+    """Return the target of ``--target``: a class or a unit; raise `UsageError` if invalid."""
     network = session.network
     if text is None:
         if not classes:
             raise UsageError(
-                f"{network.name} does not give one number a class; ask about a unit, like "
+                f"{network.name} does not give one number per class; ask about a unit, like "
                 f"--target {Unit(network.layers[-1].alias, 0)}"
             )
         return Target()
@@ -327,7 +328,7 @@ def _target(session: Session, text: str | None, classes: int) -> Target:
 
 
 def _map_layer(session: Session, target: Target) -> Layer:
-    """The layer of ``--at``, or the last with a map; raises `UsageError` for one that is none."""
+    """Return the layer of ``--at``, or the last with a map; raise `UsageError` if invalid."""
     network, asked = session.network, session.plan.saliency.at
     if asked is None:
         return last_map(network, target)
@@ -341,25 +342,25 @@ def _map_layer(session: Session, target: Target) -> Layer:
 
 
 def _content(image: Photograph) -> str:
-    """SHA-256 of an image as the network is shown it."""
+    """Return the SHA-256 of an image as the network sees it."""
     return hashlib.sha256(f"{image.pixels.shape}".encode() + image.pixels.tobytes()).hexdigest()
 
 
 def _seed(seed: int, image: Photograph) -> int:
-    """The seed of what is drawn for an image, by its pixels alone."""
+    """Return the seed of random numbers for an image, from its pixels alone."""
     drawn = hashlib.sha256(f"{seed} {_content(image)}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") >> 1
 
 
 def _array(found: Tensor, shown: Shown) -> Floats:
-    """Maps as they are kept: (B, h, w, 3), or (B, rows, columns)."""
+    """Return maps as they are stored: (B, h, w, 3), or (B, rows, columns)."""
     ordered = found if shown == "map" else found.permute(0, 2, 3, 1)
     array: NDArray[Any] = ordered.cpu().float().contiguous().numpy()
     return array
 
 
 def _strengths(found: Tensor, shown: Shown, question: Question) -> list[Floats]:
-    """How strong each pixel is, 0 to 1: (h, w) an image."""
+    """Return the strength of each pixel, 0 to 1: (h, w) per image."""
     if shown == "map":
         return [to_largest(m) for m in enlarged(found, question.network.size).numpy()]
     return [capped(m) for m in found.abs().amax(1).cpu().numpy()]

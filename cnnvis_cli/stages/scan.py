@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,16 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.engine import Aside, Finished, Lane, Tell, arithmetic
+from cnnvis_cli.stages.engine import (
+    Aside,
+    Finished,
+    Lane,
+    Notice,
+    Tell,
+    arithmetic,
+    cores,
+    shared_memory,
+)
 from cnnvis_cli.stages.session import network_on
 from cnnvis_cli.store.parts import Parts
 
@@ -89,17 +98,30 @@ class Work:
         """The network on a lane's device."""
         return network_on(device, self.plan, self.network)
 
-    def reader(self, network: Network, lane: Lane) -> Batches:
+    def reader(self, network: Network, lane: Lane, tell: Tell) -> Batches:
+        """What reads and decodes images for a lane; says so where shared memory is short."""
         decode, on_gpu = self.plan.topk.decode, lane.device.type == "cuda"
-        return Batches(
+        reader = Batches(
             self.manifest,
             network.preprocessing,
             self.cut.size,
             lane.decoders,
             fast=decode == "fast",
             pin=on_gpu and decode != "gpu",
-            there=lane.device if decode == "gpu" else None,
+            gpu=lane.device if decode == "gpu" else None,
         )
+        decoders = cores() if self.plan.workers is None else self.plan.workers
+        free, wanted = shared_memory(), reader.ahead * decoders  # of all lanes together
+        if not lane.decoders or decode == "gpu" or wanted < free:
+            return reader
+        tell(
+            Notice(
+                f"/dev/shm has {free >> 20} MB free and {decoders} decoding processes want "
+                f"{wanted >> 20}: images come through pipes, which is slower; in a container, give "
+                "it more (docker run --shm-size 2g)"
+            )
+        )
+        return replace(reader, pipes=True)
 
 
 def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
@@ -111,7 +133,7 @@ def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
     layers = network.choose(work.layers)
     cut = work.cut
     batches = (batch for number in numbers for batch in cut.batches_of(number))
-    read = work.reader(network, lane).read(batches)
+    read = work.reader(network, lane, tell).read(batches)
     precision = work.plan.topk.precision
     account, first = _Part(work, layers, lane.device), True
 

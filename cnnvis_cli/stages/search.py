@@ -43,16 +43,16 @@ from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.validation import read_settings
 
-SAMPLE = 4  # units, where none are chosen
+SAMPLE = 4  # units, if none are chosen
 BASE = "3"  # the style whose calibrated step the rows multiply
-KEPT = ("image", "activation", "outcome")  # of what an ascent gives
+KEPT = ("image", "activation", "outcome")  # of an ascent's results
 
 
 def search(session: Session) -> None:
     """Optimize a few units of a layer under every row of parameters, and show them sorted."""
     settings = session.plan.search
     session.plan.optimize.check(session.plan)
-    SCORES[settings.score]  # raises for one that does not exist, before hours of work
+    SCORES[settings.score]  # raises for an unknown one, before hours of work
     if settings.save is not None:
         check_name(settings.save)
     for layer in _layers(session):
@@ -63,7 +63,7 @@ def search(session: Session) -> None:
         if session.plan.shard is not None:
             session.report.result(
                 f"{session.run.path}: shard {session.plan.shard} of the search is done; run it "
-                "without --shard when all are"
+                "without --shard when all shards are"
             )
             continue
         for path in found.draw():
@@ -74,13 +74,13 @@ def search(session: Session) -> None:
 
 def _layers(session: Session) -> tuple[Layer, ...]:
     if not session.plan.layer:
-        raise UsageError("which layer? name it with --layer; a search is about one at a time")
+        raise UsageError("which layer? name it with --layer; a search takes one at a time")
     return session.layers
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search in one layer: what is asked for, and what is there."""
+    """A search in one layer: what is requested, and what exists."""
 
     session: Session
     climbs: Climbs  # of the base style: canvas, objective, batch size, step
@@ -109,7 +109,7 @@ class Search:
 
     @property
     def name(self) -> str:
-        """Where the file keeps it."""
+        """The name of its group in the file."""
         sweep = self.session.plan.search.sweep
         return f"sweep-{sweep}" if sweep else "random"
 
@@ -122,7 +122,7 @@ class Search:
 
     @property
     def done(self) -> bool:
-        """Whether the file has it; raises `UsageError` if it holds another search of this name."""
+        """Return whether the file has it; raise `UsageError` for another search of this name."""
         held = self.file.searches().get(self.name)
         if held is None:
             return False
@@ -150,7 +150,7 @@ class Search:
         self._climb(work, parts, rate)
         if self.session.plan.shard is not None:
             return
-        arrays = self._scored(work, parts)
+        arrays = self._scored(_work(self.session.here(), self.climbs.scene), parts)
         record = {**self.record, "rate": rate}
         self.file.publish(self.session.header(self.layer), self.name, record, arrays)
         parts.clear()
@@ -166,7 +166,7 @@ class Search:
         meter = session.report.meter(f"search {self.layer.alias}", total, "steps")
 
         def hear(message: Any) -> None:
-            session.report.breathe()
+            session.hear(message)
             if isinstance(message, Steps):
                 meter.add(message.made)
 
@@ -177,7 +177,7 @@ class Search:
         meter.end()
 
     def _scored(self, work: Work, parts: Parts) -> Arrays:
-        """All rows' images with their scores, (N, U, ...)."""
+        """Return all rows' images with their scores, (N, U, ...)."""
         blocks = [parts[number] for number in range(len(self.rows))]
         stacked = {name: np.stack([block[name][:, 0] for block in blocks]) for name in KEPT}
         scores = [_scores(work, stacked, column, unit) for column, unit in enumerate(self.units)]
@@ -189,7 +189,7 @@ class Search:
         return {**stacked, **columns, "row": rows, "unit": np.array(self.units, np.int32)}
 
     def ranked(self) -> list[int]:
-        """The rows' places in the file from the best to the worst.
+        """Return the rows' places in the file from the best to the worst.
 
         By the mean of their ranks over the units, since activations of different units cannot be
         compared.
@@ -208,7 +208,7 @@ class Search:
         )
 
     def save(self, name: str, row: int | None) -> str:
-        """Keep a row as a style of the run directory; gives its lines for a plan."""
+        """Save a row as a style of the run directory; return its lines for a plan."""
         held = self.file.searches()[self.name]
         place = self.ranked()[0] if row is None else self._place(row)
         style = self.rows[place].style(self.session.plan.search.iterations, held["rate"])
@@ -217,7 +217,7 @@ class Search:
         path, lines = self.session.run.styles, toml(name, style)
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         publish(path, (before + ("\n" if before else "") + lines).encode())
-        return f"kept row {self.rows[place].number} as style {name} in {path}:\n{lines}"
+        return f"saved row {self.rows[place].number} as style {name} in {path}:\n{lines}"
 
     def _place(self, number: int) -> int:
         numbers = [row.number for row in self.rows]
@@ -226,7 +226,7 @@ class Search:
         return numbers.index(number)
 
     def draw(self) -> list[Path]:
-        """The contact sheets; one that is there already is left as it is."""
+        """Return the contact sheets; existing ones are left as they are."""
         drawn = _Sheets(self)
         return drawn.sweeps() if self.session.plan.search.sweep else drawn.pages()
 
@@ -239,14 +239,14 @@ def _rate(text: str) -> float:
 
 
 def _rows(session: Session) -> tuple[Row, ...]:
-    """The rows of parameters that the plan asks for."""
+    """Return the rows of parameters of the plan."""
     settings = session.plan.search
     ranges = read_settings(Ranges, settings.ranges, "[search.ranges]")
     if settings.sweep is None:
         return draw(ranges, settings.trials, session.plan.seed)
     if settings.sweep == "all":
         return tuple(row for rows in every_sweep(ranges, settings.values).values() for row in rows)
-    PARAMETERS[settings.sweep]  # raises for one that does not exist
+    PARAMETERS[settings.sweep]  # raises for an unknown one
     base = Row(blur_width=1.0) if settings.sweep == "blur_every" else Row()
     values = spread(settings.sweep, ranges, settings.values)
     return sweep(settings.sweep, values, base)
@@ -258,7 +258,7 @@ def _work(session: Session, scene: Scene) -> Work:
 
 
 def _scores(work: Work, stacked: Arrays, column: int, unit: int) -> Scores:
-    """The scores of one unit's images, one a row."""
+    """Return the scores of one unit's images, one per row."""
     images = torch.from_numpy(stacked["image"][:, column].astype(np.float32)).permute(0, 3, 1, 2)
     activation = torch.from_numpy(stacked["activation"][:, column])
     assert work.network is not None
@@ -267,7 +267,7 @@ def _scores(work: Work, stacked: Arrays, column: int, unit: int) -> Scores:
 
 
 def _leads(work: Work, unit: int, images: Tensor) -> Tensor:
-    """For which images the unit is the largest of its layer, in batches of the plan's size."""
+    """Return for which images the unit leads its layer, in batches of the plan's size."""
     network, scene = work.network, work.scene
     assert network is not None
     row, column = scene.layer.centre
@@ -281,7 +281,7 @@ def _leads(work: Work, unit: int, images: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """How many of the others each is larger than; NaN is below all."""
+    """Return how many of the others each is larger than; NaN is below all."""
     known = torch.where(values.isnan(), -torch.inf, values)
     return (known[:, None] > known[None]).sum(dim=1).double()
 
@@ -298,7 +298,7 @@ class _Sheets:
         }
 
     def pages(self) -> list[Path]:
-        """All rows, best first, as pages of cards."""
+        """Return all rows, best first, as pages of cards."""
         cards = [self._card(place) for place in self._search.ranked()]
         size = cards_on_a_page(cards, self._plan.figure.scale)
         chunks = [cards[i : i + size] for i in range(0, len(cards), size)]
@@ -310,7 +310,7 @@ class _Sheets:
         ]
 
     def sweeps(self) -> list[Path]:
-        """One line of cards a swept parameter."""
+        """Return one line of cards per swept parameter."""
         count, rows = self._plan.search.values, self._search.rows
         names = [self._plan.search.sweep or ""]
         if names == ["all"]:
@@ -345,7 +345,7 @@ class _Sheets:
         by = "" if self._plan.search.sweep else f", sorted by {self._plan.search.score}"
         note = (
             f"{what} over the regularizers of Yosinski et al. 2015{by}. Under each card: the row's "
-            "parameters (what is absent is left out; the rate is a multiple of the layer's "
+            "parameters (absent ones are left out; the rate is a multiple of the layer's "
             "calibrated step), the share of disturbances after which the units still lead their "
             "layer, how many lead it undisturbed, and the standard deviation in grey levels. "
             f"Tone: {RULES[self._plan.figure.tone]}."

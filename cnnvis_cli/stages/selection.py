@@ -1,4 +1,4 @@
-"""Which units a figure shows."""
+"""The units that a figure shows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Held = NDArray[np.integer[Any]]
 
 
 def choose(session: Session, layer: Layer, held: Held) -> Units:
-    """The units that the plan asks for, of those that there is something to show of.
+    """Return the plan's units, of those with results.
 
-    ``--units`` (or all), of them a ``--random`` sample, in the order of ``--sort``, the ``--best``
-    first. Raises `UsageError` where ``--units`` names one that is not done, or nothing is left.
+    These are ``--units`` (or all), reduced to a ``--random`` sample, in the order of ``--sort``,
+    the first ``--best`` of them. Raise `UsageError` if ``--units`` names one that is not done, or
+    nothing is left.
     """
     plan = session.plan.montage
     units = session.units(layer) if session.plan.units else tuple(held.tolist())
@@ -41,7 +42,7 @@ def choose(session: Session, layer: Layer, held: Held) -> Units:
 
 
 def sample(session: Session, layer: Layer, units: Sequence[int], count: int) -> Units:
-    """So many of the units, in their order; which ones follows from the seed and the layer."""
+    """Return a random sample of the units, in their order, from the seed and the layer."""
     if count >= len(units):
         return tuple(units)
     draw = np.random.default_rng(seed_of(session.plan.seed, Unit(layer.alias, 0), count))
@@ -49,7 +50,7 @@ def sample(session: Session, layer: Layer, units: Sequence[int], count: int) -> 
 
 
 def _sorted(session: Session, layer: Layer, units: Sequence[int]) -> Units:
-    """Highest first, by what topk.h5 says of the units; ties, and what is not known, by number."""
+    """Return the units, highest first by a statistic of topk.h5; unknown ones by number."""
     by = session.plan.montage.sort or "max"
     if not session.run.topk.is_file():
         raise UsageError(

@@ -23,16 +23,20 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, PreprocessingPlan
 from cnnvis_cli.stages.engine import (
     Crew,
+    Notice,
     choose_device,
     choose_devices,
+    describe_device,
     for_gradients,
     keep_memory,
     lanes,
     memory_explained,
     reach,
+    release_idle,
+    remark_on_auto,
 )
 from cnnvis_cli.store.files import Header
-from cnnvis_cli.store.run import Record, Run
+from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.validation import read_settings
 
 
@@ -53,6 +57,27 @@ class Session:
             "weights_sha256": self.network.digest,
             "preprocessing": _plain(asdict(self.network.preprocessing)),
         }
+
+    @property
+    def device(self) -> torch.device:
+        """The first device that the plan asks for."""
+        return choose_device(self.plan.device)
+
+    def here(self) -> Session:
+        """Return the session with its network on the device, for this process to compute with.
+
+        Workers that are idle leave the device first: some are for one process at a time.
+        """
+        if self.network.device == self.device:
+            return self
+        release_idle()
+        return replace(self, network=self.network.to(self.device))
+
+    def hear(self, message: Any) -> None:
+        """Pass on what a worker has to say to the user; a safe moment to stop."""
+        self.report.breathe()
+        if isinstance(message, Notice):
+            self.report.once(message.text)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -109,6 +134,7 @@ class Session:
         """
         start = time.monotonic()
         facts: Record = {}
+        arithmetic = self._arithmetic(stage)
         try:
             yield facts
         finally:
@@ -117,7 +143,8 @@ class Session:
                 **known,
                 **facts,
                 "seconds": round(known.get("seconds", 0.0) + time.monotonic() - start, 1),
-                "device": _device_name(self.network.device),
+                "device": _device_name(self.device),
+                "arithmetic": arithmetic,
                 "versions": {
                     "cnnvis": __version__,
                     "torch": torch.__version__,
@@ -125,6 +152,16 @@ class Session:
                 },
             }
             self.run.note(stage, record)
+
+    def _arithmetic(self, stage: str) -> list[Record]:
+        """All that this stage has been computed with so far; says so where it is not all alike."""
+        own: Record = dict(describe_device(self.device))
+        known: list[Record] = self.run.noted().get(stage, {}).get("arithmetic", [])
+        if own in known or not known:
+            return known or [own]
+        apart = differences(known[-1], own)
+        self.report.once(f"{stage}: goes on with other arithmetic, whose last bits differ: {apart}")
+        return [*known, own]
 
 
 def header_of(network: Network, layer: Layer) -> Header:
@@ -139,6 +176,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Load the network, then hold the run directory while the block works in it.
 
+    The network stays on the CPU, so that GPUs are left to the workers; see `Session.here`.
+
     What the plan leaves open of the network is taken from the run directory. Raises `UsageError`
     where there is no run yet and a `new` one would be of no use. A stage that does not compute
     with the network can do without its `weights`, those of the run directory.
@@ -152,6 +191,9 @@ def open_session(
     with report.stoppable(), memory_explained(plan.device):
         bare = not weights and not plan_weights
         network = bare_network(plan, run) if bare else load_network(plan)
+        remark = None if bare else remark_on_auto(plan.device)
+        if remark is not None:
+            report.once(remark)
         report.breathe()
         with run.lock(plan.shard):
             session = Session(plan, network, run, report)
@@ -172,31 +214,31 @@ def _lasting(weights: str | None) -> str | None:
 
 
 def load_network(plan: Plan) -> Network:
-    """The plan's network on the plan's device, with its trained weights."""
-    device = choose_device(plan.device)
+    """The plan's network on the CPU, with its trained weights."""
+    choose_devices(plan.device)  # raises for one that is absent, before anything is loaded
     found = blueprint(plan.model, plan.trust_code, plan.weights)
     module, digest = load(found, plan.weights)
     preprocessing = preprocess(found.preprocessing, plan.preprocessing)
-    network = Network.prepare(found.name, module, preprocessing, digest, found.classes)
-    return network.to(device)
+    return Network.prepare(found.name, module, preprocessing, digest, found.classes)
 
 
 def network_on(device: torch.device, plan: Plan, network: Network | None) -> Network:
     """For a worker process: the network on a device, which becomes the process's own."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    found = network or _loaded_once(replace(plan, device=str(device)))
-    return found if found.device == device else found.to(device)
+    if network is not None:
+        return network if network.device == device else network.to(device)
+    return _loaded_once(replace(plan, device=str(device)), device)
 
 
 _loaded: list[tuple[Plan, Network]] = []
 
 
-def _loaded_once(plan: Plan) -> Network:
+def _loaded_once(plan: Plan, device: torch.device) -> Network:
     """A worker process goes on with the network that it has."""
     parts = ("model", "weights", "trust_code", "preprocessing", "device")
     if not _loaded or any(getattr(_loaded[0][0], p) != getattr(plan, p) for p in parts):
-        _loaded[:] = [(plan, load_network(plan))]
+        _loaded[:] = [(plan, load_network(plan).to(device))]
     return _loaded[0][1]
 
 

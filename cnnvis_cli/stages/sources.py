@@ -1,4 +1,4 @@
-"""What figures are drawn from: optimized images, and projections with their patches."""
+"""The sources of figures: optimized images, and projections with their patches."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import Images, LayerTopK, OptimizedFile, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.run import Record
 
-GREY = 128  # what lies outside the image
+GREY = 128  # the colour outside the image
 SHOWN = 9
 Held = NDArray[np.integer[Any]]
 
 
 def columns_of(count: int) -> int:
-    """Pictures a row of a block as square as it gets."""
+    """Return the pictures per row of a nearly square block."""
     return int(np.ceil(np.sqrt(count)))
 
 
 def unit_label(session: Session, layer: Layer, unit: int) -> str:
-    """The channel number, and the class name where the layer is the network's last."""
+    """Return the channel number, and the class name if the layer is the network's last."""
     classes = session.network.classes
     if layer == session.network.layers[-1] and unit < len(classes) == layer.channels:
         return f"{unit} {classes[unit]}"
@@ -57,7 +57,7 @@ class OptimizedImages:
 
     @cached_property
     def made(self) -> Record:
-        """What the file says of the style."""
+        """The style's parameters in the file."""
         return self.file.styles()[self.style]
 
     @cached_property
@@ -74,14 +74,14 @@ class OptimizedImages:
 
     @property
     def every(self) -> int:
-        """Steps from one value of the history to the next."""
+        """The steps from one value of the history to the next."""
         return int(self.made["history"])
 
     @property
     def what(self) -> str:
-        """What the images are of."""
+        """The description of the images."""
         least = self.made.get("minimise")
-        what = "Images that are liked least" if least else "Preferred images"
+        what = "Least preferred images" if least else "Preferred images"
         return what + (", mean over the map" if self.made.get("objective") == "mean" else "")
 
     def label(self, unit: int) -> str:
@@ -89,22 +89,22 @@ class OptimizedImages:
         return names[unit] if names else unit_label(self.session, self.layer, unit)
 
     def read(self, name: str, units: Sequence[int]) -> NDArray[Any]:
-        """One array of the file, the rows of these units."""
+        """Return one array of the file, the rows of these units."""
         return self.file.read(self.style, name)[np.searchsorted(self.held, units)]
 
     def dead(self, units: Sequence[int]) -> NDArray[np.bool_]:
-        """Whether no gradient reached the image in any run."""
+        """Return whether no gradient reached the image in any run."""
         dead: NDArray[np.bool_] = (self.read("outcome", units) == int(Outcome.NO_GRADIENT)).all(1)
         return dead
 
     def best(self, units: Sequence[int]) -> Floats:
-        """Each unit's best run: (n, 1, h, w, 3)."""
+        """Return each unit's best run: (n, 1, h, w, 3)."""
         runs = self.read("activation", units).argmax(axis=1)
         rows = np.searchsorted(self.held, units)
         return self.file.pick(self.style, rows.tolist(), runs.tolist())[:, None]
 
     def runs(self, units: Sequence[int], most: int) -> Floats:
-        """Each unit's first runs, the best of all of them first: (n, r, h, w, 3)."""
+        """Return each unit's first runs, the best of all of them first: (n, r, h, w, 3)."""
         best = self.read("activation", units).argmax(axis=1)
         count = min(most, self.count)
         found = np.empty((len(units), count, *self.size, 3), np.float32)
@@ -116,14 +116,14 @@ class OptimizedImages:
 
     @cached_property
     def count(self) -> int:
-        """Runs of a unit."""
+        """The number of runs per unit."""
         return int(self.file.read(self.style, "activation", slice(0, 1)).shape[1])
 
 
 def style_of(session: Session, layer: Layer) -> OptimizedImages:
-    """The style to show: the one asked for, or the first planned, or the first there is.
+    """Return the style to show: the requested one, the first planned one, or the first available.
 
-    Raises `UsageError` where nothing is there, or more than one is asked for.
+    Raise `UsageError` if there is none, or if several are requested.
     """
     plan, file = session.plan, OptimizedFile(session.run.optimized(layer.alias))
     if len(plan.montage.style) > 1:
@@ -134,7 +134,7 @@ def style_of(session: Session, layer: Layer) -> OptimizedImages:
 
 
 def styles_of(session: Session, layer: Layer) -> list[OptimizedImages]:
-    """The styles to show beside each other: those asked for, or the paper's four, or all."""
+    """Return the styles to show side by side: the requested ones, or the paper's four, or all."""
     file = OptimizedFile(session.run.optimized(layer.alias))
     held = list(file.styles())
     paper = [name for name in TABLE_1 if name in held]
@@ -151,7 +151,7 @@ TABLE_1 = ("1", "2", "3", "4")
 
 @dataclass(frozen=True)
 class TopImages:
-    """A layer's projections by one method, with the image patches that they are of."""
+    """A layer's projections by one method, with their image patches."""
 
     session: Session
     layer: Layer
@@ -171,7 +171,7 @@ class TopImages:
 
     @cached_property
     def size(self) -> Size:
-        """Height and width of a projection: a receptive field, or the whole input."""
+        """The height and width of a projection: a receptive field, or the whole input."""
         return self.file.canvas(self.method)
 
     @property
@@ -192,11 +192,11 @@ class TopImages:
         return unit_label(self.session, self.layer, unit)
 
     def dead(self, unit: int) -> bool:
-        """Whether the unit has no place at all."""
+        """Return whether the unit has no place at all."""
         return bool((self.top.places.image[unit] < 0).all())
 
     def projections(self, units: Sequence[int]) -> Floats:
-        """Each unit's strongest: (n, shown, h, w, 3)."""
+        """Return each unit's strongest projections: (n, shown, h, w, 3)."""
         found = np.empty((len(units), self.shown, *self.size, 3), np.float32)
         for i, unit in enumerate(units):
             values, scale = self.file.read(self.method, unit)
@@ -205,7 +205,7 @@ class TopImages:
         return found
 
     def patches(self, unit: int) -> Pixels:
-        """The image windows of the strongest places, (shown, h, w, 3); white for none."""
+        """Return the image patches of the strongest places, (shown, h, w, 3); white for none."""
         found = np.full((self.shown, *self.size, 3), 255, np.uint8)
         for rank in range(self.shown):
             image = int(self.top.places.image[unit, rank])
@@ -222,7 +222,7 @@ class TopImages:
         return image_reader(self.session)
 
     def names(self, unit: int) -> tuple[str, ...]:
-        """The class of each image, empty where it has none."""
+        """Return the class of each image, empty if it has none."""
         images, names = self._images, self._class_names
         labels = [
             int(images.label[i]) if i >= 0 else -1
@@ -241,9 +241,9 @@ class TopImages:
 
 
 def projected_of(session: Session, layer: Layer) -> TopImages:
-    """The method to show: the one asked for, or the first planned, or the first there is.
+    """Return the method to show: the requested one, the first planned one, or the first available.
 
-    Raises `UsageError` where nothing is there, or it was made from another topk.h5.
+    Raise `UsageError` if there is none, or if it was made from another topk.h5.
     """
     plan, file = session.plan, ProjectedFile(session.run.projected(layer.alias))
     held = file.methods()
@@ -257,7 +257,7 @@ def projected_of(session: Session, layer: Layer) -> TopImages:
 
 
 def crop(image: Pixels, box: Box) -> Pixels:
-    """A window of an image, (h, w, 3); grey where it reaches outside."""
+    """Return a window of an image, (h, w, 3); grey outside the image."""
     patch = np.full((*box.size, 3), GREY, np.uint8)
     inside = box.clip((image.shape[0], image.shape[1]))
     top, left = inside.top - box.top, inside.left - box.left
@@ -271,7 +271,7 @@ def crop(image: Pixels, box: Box) -> Pixels:
 def _one_of(
     kind: str, asked: str | None, held: list[str], planned: Sequence[str], layer: Layer
 ) -> str:
-    """Which style or method to show: as asked, or the first planned, or the first there is."""
+    """Return the style or method to show: requested, first planned, or first available."""
     stage = {"style": "optimize", "method": "project"}[kind]
     if not held:
         raise UsageError(f"{layer.alias}: nothing to show yet; run cnnvis {stage} first")

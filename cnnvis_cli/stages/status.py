@@ -1,4 +1,4 @@
-"""`cnnvis status`: what a run has done, what is left, how fast, and until when."""
+"""`cnnvis status`: what a run has done, what is left, its speed, and the time left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGES = ("topk", "optimize", "search", "project")
 
 @dataclass(frozen=True)
 class Row:
-    """How far one piece of a stage is; `rate` is units a second, as its parts came to be."""
+    """The progress of one piece of a stage; `rate` is units per second, from its parts."""
 
     stage: str
     what: str
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Status:
-    """What there is to say of a run."""
+    """The state of a run."""
 
     run: str
     model: str
@@ -48,18 +48,18 @@ class Status:
     device: str | None
     rows: tuple[Row, ...]
     figures: int
-    not_begun: tuple[str, ...]  # stages that cnnvis run is to do
+    not_begun: tuple[str, ...]  # stages that cnnvis run will do
     damaged: int  # parts that were set aside
-    at_work: tuple[str, ...]  # who holds the directory
-    told: tuple[Record, ...]  # the last word of each that works there, or was killed
+    at_work: tuple[str, ...]  # the holders of the directory
+    told: tuple[Record, ...]  # the last note of each process that works there, or was killed
     failed: Record | None
 
     def record(self) -> Record:
-        """For programs."""
+        """Return plain values for ``--json``."""
         return {**asdict(self), "rows": [{**asdict(r), "left": r.left} for r in self.rows]}
 
     def table(self) -> str:
-        """For people."""
+        """Return the table as text."""
         lines = [f"{self.run}: {self.model}, weights {self.weights_sha256[:12]}"]
         lines += [f"  worked on by {who}" for who in self.at_work]
         lines += [f"  {_told(told, bool(self.at_work))}" for told in self.told]
@@ -75,7 +75,7 @@ class Status:
 
 
 def status(folder: Path) -> Status:
-    """Look at a run directory; nothing is written. Raises `UsageError` where there is no run."""
+    """Read a run directory; nothing is written. Raise `UsageError` if there is no run."""
     run = Run(folder)
     known = run.read()
     if not known:
@@ -103,7 +103,7 @@ def _of(note: Record, section: str) -> Record:
 
 
 def _asked(notes: Iterable[Record]) -> Record:
-    """What the stages are to do, by stage and by what it is of."""
+    """Return the requested work of the stages, by stage and subject."""
     asked: Record = {stage: {} for stage in STAGES}
     for note in notes:
         for stage in STAGES:
@@ -119,7 +119,7 @@ def _is_job(stage: str, job: Any) -> bool:
 
 
 def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
-    """The stages of a plan of which there is no sign yet."""
+    """Yield the stages of a plan that have not begun."""
     plans = (_of(note, "stages").get("asked") for note in notes)
     stages = dict.fromkeys(str(s) for plan in plans if isinstance(plan, list) for s in plan)
     signs = {"montage": run.path / "figures", "gallery": run.path / "gallery" / "index.html"}
@@ -141,7 +141,7 @@ def _json(path: Path) -> Record | None:
 
 
 def _note(path: Path, words: Iterable[str]) -> Record | None:
-    """What a process has noted; None unless it has these words."""
+    """Return a process's note; None unless it has these keys."""
     found = _json(path) or {}
     return found if all(isinstance(found.get(word), str) for word in words) else None
 
@@ -194,7 +194,7 @@ def _searched(run: Run, job: Record) -> set[int]:
 
 @dataclass(frozen=True)
 class _Part:
-    made: float  # when
+    made: float  # modification time
     units: tuple[int, ...]
 
 
@@ -202,7 +202,7 @@ FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project
 
 
 def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
-    """The finished pieces of a job, of all shards."""
+    """Yield the finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
         parts = Parts.of(folder)
@@ -223,7 +223,7 @@ def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
 
 
 def _rate(parts: Iterable[_Part], size: int | None = None) -> float | None:
-    """Units a second since the last interruption: a pause of ten times the usual one."""
+    """Return units per second since the last interruption: a pause of ten times the usual one."""
     made = sorted(parts, key=lambda part: part.made)
     pauses = sorted(b.made - a.made for a, b in itertools.pairwise(made))
     if len(pauses) < 2:
@@ -239,11 +239,11 @@ def _rate(parts: Iterable[_Part], size: int | None = None) -> float | None:
 
 
 def _told(told: Record, at_work: bool) -> str:
-    """The last word of a process, and until when it reckons to work."""
+    """Return the last note of a process, and its estimated end."""
     line = f"{told['line']} (at {told['at']})"
     if not at_work:
-        return f"stopped without a word after: {line}"
-    with suppress(TypeError, ValueError, OverflowError, OSError):  # no time that there is
+        return f"stopped unexpectedly after: {line}"
+    with suppress(TypeError, ValueError, OverflowError, OSError):  # an invalid time
         return f"{line}; about until {_clock(told['until'])}"
     return line
 

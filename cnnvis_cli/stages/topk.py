@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cnnvis_cli.dataset.decode_there import check_decoder
+from cnnvis_cli.dataset.decode_on_gpu import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.engine import check_precision, choose_devices, spread
@@ -123,7 +123,7 @@ def _scan(session: Session, work: Work) -> None:
     pace = Pace(min(len(crew), len(pending)))
 
     def hear(message: Any) -> None:
-        session.report.breathe()
+        session.hear(message)
         if isinstance(message, Step):
             pace.add(message)
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")

@@ -1,8 +1,7 @@
-"""Trains the bundled network on images drawn by code: `python -m cnnvis_cli.stages.train_demo`.
+"""Train the bundled network on generated images: `python -m cnnvis_cli.stages.train_demo`.
 
-Nothing is downloaded and no image is stored: the images are drawn from seeds that are always the
-same, start and order follow from `--seed`, and so the same machine, thread count and seed give the
-same weights, bit for bit.
+Nothing is downloaded and no image is stored: the images are drawn from fixed seeds, start and order
+follow from `--seed`, so the same machine, thread count and seed give the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.network.demo import INPUT, DemoNet
 
 OUTPUT = Path(__file__).parent.parent / "network" / "demo.safetensors"
-HELD_OUT = 1_000_000  # images drawn from this seed on are never trained on
+HELD_OUT = 1_000_000  # images drawn from this seed on are not used in training
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision uses them
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides which weights come out."""
+    """Everything that decides the weights."""
 
     seed: int = 0
     per_class: int = 600  # images of each class
@@ -44,7 +43,7 @@ class Recipe:
     batch: int = 64
     rate: float = 0.08  # the peak of the learning rate
     decay: float = 1e-3  # of the weights
-    first_decay: float = 5e-3  # of the first filters: what no image asks for fades away
+    first_decay: float = 5e-3  # of the first filters: components that images do not need fade away
     dropout: float = 0.2
     smoothing: float = 0.05  # of the labels
 
@@ -76,20 +75,20 @@ class Drawn(Dataset[Tensor]):
 
 
 def drawn(first: int, per_class: int, threads: int = 0) -> Images:
-    """Draws images of every class, in as many processes as there are threads (0: in this one)."""
+    """Draw images of every class, in as many processes as threads (0: in this one)."""
     images = Drawn(first, per_class)
     batches = list(DataLoader(images, batch_size=100, num_workers=threads))
     return Images(torch.cat(batches), torch.arange(len(CLASSES)).repeat_interleave(per_class))
 
 
 def prepared(pixels: Tensor) -> Tensor:
-    """What the network takes in: (B, 3, H, W) of 0 to 255 -> normalised float32."""
+    """Return the network's input: (B, 3, H, W) of 0 to 255 -> normalised float32."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
 
 def varied(pixels: Tensor, dice: torch.Generator) -> Tensor:
-    """Images seen slightly otherwise: mirrored, moved, turned, zoomed, in another light."""
+    """Return augmented images: mirrored, moved, rotated, zoomed, in another light."""
     count = len(pixels)
     flip = torch.randint(0, 2, (count,), generator=dice) * 2.0 - 1
     angle = (torch.rand(count, generator=dice) - 0.5) * math.radians(20)
@@ -107,7 +106,7 @@ def varied(pixels: Tensor, dice: torch.Generator) -> Tensor:
 
 
 def with_norms(network: DemoNet, dropout: float) -> nn.Sequential:
-    """The network with a batch normalisation after every hidden layer, for the training only."""
+    """Return the network with batch normalisation after every hidden layer, for training only."""
     modules: list[nn.Module] = []
     for module in (*network.features, nn.Flatten(), *network.classifier):
         modules.append(nn.Dropout(dropout) if isinstance(module, nn.Dropout) else module)
@@ -120,7 +119,7 @@ def with_norms(network: DemoNet, dropout: float) -> nn.Sequential:
 
 @torch.no_grad()
 def fold(normed: nn.Sequential) -> None:
-    """Moves each normalisation into the weights before it and resets it to do nothing."""
+    """Fold each normalisation into the weights before it, and reset it to the identity."""
     for layer, norm in zip(normed, list(normed)[1:], strict=False):
         if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             continue
@@ -137,9 +136,9 @@ def fold(normed: nn.Sequential) -> None:
 
 @torch.no_grad()
 def soften(filters: Tensor, width: float = 1.2) -> None:
-    """Blurs random first filters, (C, 3, k, k), by `width` pixels and keeps their strength.
+    """Blur random first filters, (C, 3, k, k), by `width` pixels, keeping their strength.
 
-    Images are smooth, so training hardly touches the fine grain of a random start: it would stay
+    Images are smooth, so training hardly changes the fine grain of a random start: it would stay
     visible in the trained filters.
     """
     ticks = torch.arange(filters.shape[-1])
@@ -149,7 +148,7 @@ def soften(filters: Tensor, width: float = 1.2) -> None:
 
 
 def optimizer(normed: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Momentum descent; only weight matrices and filters decay, not biases and normalisations."""
+    """Return momentum descent; only weight matrices and filters decay."""
     first, *weights = (value for value in normed.parameters() if value.ndim > 1)
     others = [value for value in normed.parameters() if value.ndim == 1]
     groups: list[dict[str, Any]] = [
@@ -161,14 +160,14 @@ def optimizer(normed: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def shuffled(images: Images, batch: int, dice: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over the images in random order, in whole batches."""
+    """Yield one pass over the images in random order, in whole batches."""
     order = torch.randperm(len(images), generator=dice)
     for chosen in order[: len(order) // batch * batch].view(-1, batch):
         yield images.pixels[chosen], images.labels[chosen]
 
 
 def train(network: DemoNet, images: Images, recipe: Recipe) -> None:
-    """Trains the network in place; the learning rate rises briefly and falls to nothing."""
+    """Train the network in place; the learning rate rises briefly and falls to 0."""
     normed = with_norms(network, recipe.dropout)
     descent = optimizer(normed, recipe)
     steps = len(images) // recipe.batch * recipe.epochs
@@ -191,7 +190,7 @@ def train(network: DemoNet, images: Images, recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def peaks(network: DemoNet) -> Iterator[dict[str, Tensor]]:
-    """Notes, while the block runs, the highest output of every unit before any ReLU."""
+    """Record, during the block, the highest output of every unit before any ReLU."""
     found: dict[str, Tensor] = {}
 
     def note(name: str, output: Tensor) -> None:
@@ -208,7 +207,7 @@ def peaks(network: DemoNet) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def examined(network: DemoNet, images: Images) -> tuple[float, dict[str, float]]:
-    """The share of images recognised, and for every layer the share of units that never fire."""
+    """Return the share of correct images, and each layer's share of dead units."""
     network.eval()
     with peaks(network) as highest:
         guesses = [network(prepared(part)).argmax(1) for part in torch.split(images.pixels, 100)]
@@ -218,7 +217,7 @@ def examined(network: DemoNet, images: Images) -> tuple[float, dict[str, float]]
 
 
 def save(network: DemoNet, output: Path, facts: dict[str, object]) -> None:
-    """Writes weights and facts; a reader never meets a half-written file."""
+    """Write weights and facts, atomically."""
     weights, about = output.with_suffix(".part"), output.with_suffix(".json.part")
     weights.write_bytes(serialized(network.state_dict()))
     about.write_text(json.dumps(facts, indent=2) + "\n")
@@ -227,12 +226,12 @@ def save(network: DemoNet, output: Path, facts: dict[str, object]) -> None:
 
 
 def say(text: str) -> None:
-    """One line of progress on stderr, with the processor time spent so far."""
+    """Print a line of progress on stderr, with the processor time used so far."""
     print(f"[{time.process_time():6.0f} s of processor time] {text}", file=sys.stderr, flush=True)
 
 
 def parsed() -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """Return the command line's options."""
     usual = Recipe()
     parser = argparse.ArgumentParser(description="Train the bundled demo network.")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the weights; facts go beside")
@@ -246,7 +245,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Draws the images, trains, examines on held-out images, writes weights and facts."""
+    """Draw the images, train, test on held-out images, and write weights and facts."""
     asked = parsed()
     recipe = Recipe(seed=asked.seed, per_class=asked.images, epochs=asked.epochs)
     torch.use_deterministic_algorithms(True)

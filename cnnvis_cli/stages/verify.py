@@ -1,7 +1,7 @@
-"""`cnnvis verify`: is what stands in a run directory whole, and still true?
+"""`cnnvis verify`: are a run directory's files complete, and still true?
 
-Whole: every sealed file has the bytes that were written, every picture its checksums. True: the
-dataset is the one that was looked at, and stored values come out again.
+Complete: every sealed file has the bytes that were written, every picture its checksums. True: the
+dataset is the one that was used, and stored values can be reproduced.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from cnnvis_cli.store.files import OptimizedFile, ProjectedFile, TopKFile
 from cnnvis_cli.store.publish import intact
 from cnnvis_cli.store.run import Run, differences
 
-# Of an optimized image's value, relative to the largest of its layer: the image is kept in 11 bits.
+# Of an optimized image's value, relative to the largest of its layer: images have 11 bits.
 ROUNDED = 0.02
 APART = 0.01  # of a projection's values, of which the largest is 1
-CHANNELS = 2  # of a layer and method whose projections are made again
+CHANNELS = 2  # of a layer and method whose projections are recomputed
 
 
 @dataclass
 class Findings:
-    """What was looked at, and what is wrong with it."""
+    """What was checked, and what is wrong with it."""
 
     looked_at: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    untold: list[str] = field(default_factory=list)  # what could not be looked at, and why
+    untold: list[str] = field(default_factory=list)  # what could not be checked, and why
 
     def check(self, what: str, fine: bool, problem: str) -> None:
-        """Count a thing, and keep the problem unless it is fine."""
+        """Count a check, and record the problem unless it is fine."""
         self.looked_at[what] += 1
         if not fine:
             self.wrong.append(problem)
 
     def record(self) -> dict[str, Any]:
-        """For programs."""
+        """Return plain values for ``--json``."""
         return {
             "looked_at": dict(self.looked_at),
             "wrong": self.wrong,
@@ -62,19 +62,19 @@ class Findings:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Return the lines of text."""
         counts = ", ".join(f"{count} {what}" for what, count in self.looked_at.items())
-        yield f"looked at: {counts or 'nothing'}"
-        yield from (f"not looked at: {text}" for text in self.untold)
+        yield f"checked: {counts or 'nothing'}"
+        yield from (f"not checked: {text}" for text in self.untold)
         yield from (f"wrong: {text}" for text in self.wrong)
 
 
 def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Findings:
-    """Look at everything in a run directory; nothing there is changed.
+    """Check everything in a run directory; nothing there is changed.
 
-    `sample` places, and as many optimized images, are computed again; so are the projections of a
-    few channels a layer. The content of as many images is compared with what was read, or that
-    of all images of the dataset. Raises `UsageError` where there is no run.
+    `sample` places, and as many optimized images, are recomputed; so are the projections of a few
+    channels per layer. The content of as many images is compared with what was read, or that of all
+    images of the dataset. Raise `UsageError` if there is no run.
     """
     run = Run(plan.folder)
     if not run.read():
@@ -82,11 +82,11 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
     findings = Findings()
     with report.stoppable():
         _files(run, findings, report)
-        if findings.wrong:  # numbers of damaged files say nothing
+        if findings.wrong:  # numbers of damaged files are meaningless
             findings.untold.append("values and images, until the damaged files are made again")
             return findings
         plan = planned_for(plan)
-        session = Session(plan, load_network(plan), run, report)
+        session = Session(plan, load_network(plan), run, report).here()
         checks = _checks(session, findings, sample, whole_dataset)
         for what, check in checks:
             with _told(findings, what):
@@ -97,7 +97,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
 def _checks(
     session: Session, findings: Findings, sample: int, whole_dataset: bool
 ) -> list[tuple[str, Callable[[], None]]]:
-    """What is to be looked at beyond the files, by name: no values if the network is another."""
+    """Return the checks beyond the files, by name: no values if the network is another one."""
     run, generator = session.run, np.random.default_rng(session.plan.seed)
     known = {name: run.read().get(name) for name in session.identity}
     apart = differences(known, session.identity)
@@ -118,19 +118,19 @@ def _checks(
 
 @contextmanager
 def _told(findings: Findings, what: str) -> Iterator[None]:
-    """Whatever goes wrong with one check is its finding; the others go on."""
+    """Turn any failure of one check into a finding; the others continue."""
     try:
         yield
     except StorageError:
         raise
     except CnnvisError as error:
         findings.check(what, False, str(error))
-    except (IndexError, KeyError, ValueError) as error:  # of numbers that point nowhere
+    except (IndexError, KeyError, ValueError) as error:  # from invalid indices
         findings.check(what, False, f"{what}: cannot be computed again ({error})")
 
 
 def _files(run: Run, findings: Findings, report: Report) -> None:
-    """Every sealed file and every picture."""
+    """Check every sealed file and every picture."""
     paths = sorted(path for path in run.path.rglob("*") if path.is_file())
     for path in report.track(paths, "verify", len(paths), "files"):
         if path.name.startswith("."):
@@ -151,7 +151,7 @@ def _files(run: Run, findings: Findings, report: Report) -> None:
 
 
 def _dataset(session: Session, findings: Findings, sample: int, everything: bool) -> None:
-    """The list of images, and the bytes of some or all."""
+    """Check the list of images, and the bytes of some or all."""
     images = TopKFile(session.run.topk).images()
     manifest = Manifest.scan(_root(session))
     known, here = images.path.tolist(), manifest.paths.tolist()
@@ -174,7 +174,7 @@ def _dataset(session: Session, findings: Findings, sample: int, everything: bool
 
 
 def _root(session: Session) -> Path:
-    """The dataset: where the plan says, or where it was."""
+    """Return the dataset: the plan's, or where it was."""
     if session.plan.dataset:
         return dataset_path(session)
     path = session.run.read().get("dataset", {}).get("path")
@@ -197,7 +197,7 @@ def _crc(manifest: Manifest, index: int) -> int | None:
 def _places(
     session: Session, findings: Findings, generator: np.random.Generator, sample: int
 ) -> None:
-    """Some stored places, each computed again from its image."""
+    """Recompute some stored places from their images."""
     file, read = TopKFile(session.run.topk), image_reader(session)
     chosen = [layer for layer in session.network.layers if layer.alias in file.layers()]
     for layer, count in _shares(chosen, sample):
@@ -220,7 +220,7 @@ def _places(
 
 
 def _shares(layers: Sequence[Layer], sample: int) -> Iterator[tuple[Layer, int]]:
-    """So many in all, the same for each layer, at least one."""
+    """Return a number per layer, at least one, of so many in all."""
     for layer in layers:
         yield layer, max(1, sample // len(layers))
 
@@ -235,13 +235,13 @@ def _some(
 def _optimized(
     session: Session, findings: Findings, generator: np.random.Generator, sample: int
 ) -> None:
-    """Some optimized images, each shown to the network again."""
+    """Run the network again on some optimized images."""
     layers = session.network.layers
     files = [(la, OptimizedFile(session.run.optimized(la.alias))) for la in layers]
     groups = [(la, file, group) for la, file in files for group in file.styles()]
     for layer, file, group in groups:
         if file.styles()[group].get("targets"):
-            findings.untold.append(f"{file.path}: {group}, since it is of no single units")
+            findings.untold.append(f"{file.path}: {group}, since its targets are not single units")
             continue
         rows = np.argwhere(np.isfinite(file.read(group, "activation")))
         for row, run in _some(rows, max(1, sample // len(groups)), generator):
@@ -279,7 +279,7 @@ def _image(
 
 
 def _projections(session: Session, findings: Findings, generator: np.random.Generator) -> None:
-    """The projections of a few channels, made again."""
+    """Recompute the projections of a few channels."""
     top, read = TopKFile(session.run.topk), image_reader(session)
     for layer in session.network.layers:
         file = ProjectedFile(session.run.projected(layer.alias))
@@ -297,7 +297,7 @@ def _projections(session: Session, findings: Findings, generator: np.random.Gene
                 same = np.allclose(stored, fresh["projection"][row], rtol=0, atol=APART)
                 same &= np.allclose(scale, fresh["scale"][row], rtol=0.01, equal_nan=True)
                 name = f"{file.path}: {group}, unit {channel}"
-                findings.check("projections", bool(same), f"{name}: comes out otherwise now")
+                findings.check("projections", bool(same), f"{name}: gives another result now")
 
 
 def _breathing(report: Report) -> Callable[[Any], None]:

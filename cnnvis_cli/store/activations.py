@@ -21,7 +21,7 @@ from cnnvis_cli.store.schema import ACTIVATIONS, VERSION, storage
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """A layer's values, (C, h, w) or (C,), and which module gave them at which of its calls."""
+    """A layer's values, (C, h, w) or (C,), and the module and call that gave them."""
 
     module: str
     call: int
@@ -30,17 +30,17 @@ class LayerActivations:
 
 
 class ActivationsFile:
-    """The activations of one image, complete under their name."""
+    """A file of one image's activations."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def is_of(self, record: Record) -> bool:
-        """Whether the file was made from what the record says; no where it is absent or damaged."""
+        """Return whether the file was made from this record; False if absent or damaged."""
         return recorded_key(self.path, "activations") == digest(record)
 
     def publish(self, record: Record, layers: Mapping[str, LayerActivations]) -> None:
-        """Write the whole file; `record` is what a rerun is compared with."""
+        """Write the whole file; a rerun compares `record`."""
         with publishing_hdf5(self.path) as file:
             file.attrs.update(format="cnnvis/activations", version=VERSION, key=digest(record))
             for name in ("model", "weights_sha256", "name"):

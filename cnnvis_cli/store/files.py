@@ -1,4 +1,4 @@
-"""Reading and writing the run's HDF5 files; each is only ever replaced as a whole."""
+"""Reading and writing the run's HDF5 files, which are only ever replaced as a whole."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cnnvis_cli import histogram
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.store.chunks import write_rows
 from cnnvis_cli.store.ours import check, kind_of
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
@@ -42,14 +43,14 @@ Array = NDArray[Any]
 
 
 STATS = [name.removeprefix("stats/") for name in TOPK_LAYER if name.startswith("stats/")]
-DAMAGED = (  # what h5py, and whoever takes an array for ours, raise for files that are not
+DAMAGED = (  # exceptions of h5py, and of reading foreign arrays as ours
     *(OSError, LookupError, ValueError, TypeError, AttributeError),
     *(RuntimeError, MemoryError, RecursionError),
 )
 
 
 def _record(text: Any) -> Record:
-    """A record out of an attribute; raises ValueError for anything else."""
+    """Return a record from an attribute; raise ValueError for anything else."""
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("holds no record of its plan")
@@ -58,9 +59,9 @@ def _record(text: Any) -> Record:
 
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open one of our files; raises `UsageError` for one that is not, `CnnvisError` for damage.
+    """Open one of our files; raise `UsageError` for any other, `CnnvisError` for damage.
 
-    And `StorageError` where the disk fails.
+    Raise `StorageError` if the disk fails.
     """
     try:
         check(path, kind)
@@ -75,7 +76,7 @@ def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
 
 
 def recorded_key(path: Path, kind: str) -> str | None:
-    """What a file of one image says that it was made from; None where absent, damaged, not ours."""
+    """Return the key of a file of one image; None if absent, damaged or not ours."""
     try:
         check(path, kind)
         with h5py.File(path, "r") as file:
@@ -86,7 +87,7 @@ def recorded_key(path: Path, kind: str) -> str | None:
 
 @dataclass(frozen=True)
 class Images:
-    """The images that a topk.h5 speaks of: N of each."""
+    """The images of a topk.h5: N of each."""
 
     path: NDArray[np.bytes_]  # UTF-8
     label: NDArray[np.int32]
@@ -96,7 +97,7 @@ class Images:
     offset: NDArray[np.int64]
 
     def name(self, index: int) -> str:
-        """The path of an image as text."""
+        """Return the path of an image as text."""
         return os.fsdecode(self.path[index])
 
 
@@ -112,7 +113,7 @@ class LayerTopK:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What topk.h5 is to say of a layer; `arrays` by the names of the schema."""
+    """A layer's results for topk.h5; `arrays` by the names of the schema."""
 
     layer: Layer
     strongest: TopK
@@ -121,13 +122,13 @@ class LayerResult:
 
 
 class TopKFile:
-    """``topk.h5``, complete under its name."""
+    """The file ``topk.h5``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def identity(self) -> Record | None:
-        """The plan that the file was made by; None where there is no file."""
+        """Return the plan that the file was made by; None if there is no file."""
         if not self.path.exists():
             return None
         with _reading(self.path, "topk") as file:
@@ -137,7 +138,7 @@ class TopKFile:
             return plan
 
     def summary(self) -> tuple[int, int]:
-        """How many images it covers, and how many of them could not be used."""
+        """Return the number of its images, and how many of them could not be used."""
         with _reading(self.path, "topk") as file:
             return int(file.attrs["images"]), int(file.attrs["skipped"])
 
@@ -152,7 +153,7 @@ class TopKFile:
             return Images(**columns | {"path": columns["path"].astype("S")})
 
     def layer(self, alias: str) -> LayerTopK:
-        """Raises `UsageError` for a layer that the file does not hold."""
+        """Return a layer's places; raise `UsageError` if the file does not have it."""
         with _reading(self.path, "topk") as file:
             if alias not in file["layers"]:
                 raise UsageError(
@@ -169,13 +170,13 @@ class TopKFile:
             return LayerTopK(places, box, stats, str(file.attrs["precision"]))
 
     def histogram(self, alias: str) -> NDArray[np.int64]:
-        """How many places of a layer's channels lie in each bin: (C, bins)."""
+        """Return the number of a layer's places in each bin: (C, bins)."""
         with _reading(self.path, "topk") as file:
             counts: NDArray[np.int64] = file["layers"][alias]["histogram"][()]
             return counts
 
     def publish(self, plan: Record, images: Images, layers: Iterable[LayerResult]) -> None:
-        """Write the whole file; `plan` is the identity that a rerun is compared with."""
+        """Write the whole file; a rerun compares `plan`, its identity."""
         with publishing_hdf5(self.path) as file:
             file.attrs.update(format="cnnvis/topk", version=VERSION)
             for name in ("model", "weights_sha256", "k", "precision", "decode"):
@@ -197,7 +198,7 @@ SIDE = 1 << 14  # pixels; the windows of the deepest networks are 2000 wide
 
 
 def _check_places(places: TopK, box: NDArray[np.int32], images: int) -> None:
-    """Raise ValueError for places in images that there are not, or windows of no size."""
+    """Raise ValueError for places in unknown images, or windows without size."""
     if places.image.min(initial=-1) < -1 or places.image.max(initial=-1) >= images:
         raise ValueError("speaks of images that it does not list")
     sides = box[..., 2:].astype(np.int64) - box[..., :2]
@@ -224,7 +225,7 @@ def _places(layer: Layer, places: TopK) -> dict[str, Array]:
 
 
 def boxes(layer: Layer, places: TopK) -> NDArray[np.int32]:
-    """The receptive field of each place in the input, (C, k, 4); zeros in empty slots."""
+    """Return the receptive field of each place in the input, (C, k, 4); zeros in empty slots."""
     rows, columns = layer.field.rows, layer.field.columns
     top = rows.start + rows.stride * places.row
     left = columns.start + columns.stride * places.column
@@ -234,7 +235,7 @@ def boxes(layer: Layer, places: TopK) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class Header:
-    """What the files of one layer say about where they come from."""
+    """What the files of one layer record about their origin."""
 
     model: str
     weights_sha256: str
@@ -258,7 +259,7 @@ class Optimized:
 
     @classmethod
     def joined(cls, pieces: Sequence[Optimized]) -> Optimized:
-        """The units of several pieces that were made alike, each once."""
+        """Return the units of several pieces of one plan, each once."""
         rows = _in_order(map(_rows, pieces))
         blocks = ({n: v[i : i + 1] for n, v in block.items()} for _, block, i in rows)
         units = np.unique(np.concatenate([piece.units for piece in pieces]))
@@ -266,20 +267,20 @@ class Optimized:
 
 
 class OptimizedFile:
-    """``optimized/<layer>.h5``: one group a style, arrays by unit."""
+    """The file ``optimized/<layer>.h5``: one group per style, arrays by unit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def styles(self) -> dict[str, Record]:
-        """The parameters of each style that is there."""
+        """Return the parameters of each stored style."""
         if not self.path.exists():
             return {}
         with _reading(self.path, "optimized") as file:
             return {name: _record(group.attrs["parameters"]) for name, group in file.items()}
 
     def units(self, style: str) -> NDArray[np.int32]:
-        """The channels that are done in a style."""
+        """Return the finished channels of a style."""
         if style not in self.styles():
             return np.empty(0, np.int32)
         with _reading(self.path, "optimized") as file:
@@ -287,19 +288,19 @@ class OptimizedFile:
             return units
 
     def canvas(self, style: str) -> tuple[int, int]:
-        """Height and width of a style's images."""
+        """Return the height and width of a style's images."""
         with _reading(self.path, "optimized") as file:
             shape = file[style]["image"].shape
             return int(shape[2]), int(shape[3])
 
     def read(self, style: str, name: str, rows: slice = slice(None)) -> Array:
-        """One array of a style by its name in the schema, or some units' rows of it."""
+        """Return one array of a style by its name in the schema, or the rows of some units."""
         with _reading(self.path, "optimized") as file:
             values: Array = file[style][name][rows]
             return values
 
     def pick(self, style: str, rows: Sequence[int], runs: Sequence[int]) -> NDArray[np.float32]:
-        """One run of each of some rows: (n, h, w, 3)."""
+        """Return one run of each of some rows: (n, h, w, 3)."""
         found = np.empty((len(rows), *self.canvas(style), 3), np.float32)
         with _reading(self.path, "optimized") as file:
             images = file[style]["image"]
@@ -308,9 +309,9 @@ class OptimizedFile:
         return found
 
     def publish(self, header: Header, added: dict[str, Optimized]) -> None:
-        """Write the file anew with these styles beside the others that it already holds.
+        """Write the file anew with these styles beside those that it already holds.
 
-        A style that it holds and that is added again gains units and keeps its old ones.
+        A style that exists already gains units and keeps its old ones.
         """
         styles = {name: [self.held(name)] for name in self.styles()}
         for name, optimized in added.items():
@@ -323,7 +324,7 @@ class OptimizedFile:
                 _write_style(group, pieces)
 
     def held(self, style: str) -> Optimized:
-        """A style that the file holds, in blocks of a few units."""
+        """Return a stored style, in blocks of a few units."""
         with _reading(self.path, "optimized") as file:
             shape, steps = file[style]["image"].shape, file[style]["history"].shape[2]
         units = self.units(style)
@@ -339,20 +340,20 @@ class OptimizedFile:
 
 
 class SearchFile:
-    """``search/<layer>.h5``: one group a search or sweep, arrays by row of parameters."""
+    """The file ``search/<layer>.h5``: one group per search or sweep, arrays by row."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def searches(self) -> dict[str, Record]:
-        """What each search that is there was made of."""
+        """Return the record of each stored search."""
         if not self.path.exists():
             return {}
         with _reading(self.path, "search") as file:
             return {name: _record(group.attrs["parameters"]) for name, group in file.items()}
 
     def read(self, search: str, name: str) -> Array:
-        """One array of a search by its name in the schema."""
+        """Return one array of a search by its name in the schema."""
         with _reading(self.path, "search") as file:
             values: Array = file[search][name][()]
             return values
@@ -360,7 +361,7 @@ class SearchFile:
     def publish(
         self, header: Header, search: str, record: Record, arrays: dict[str, Array]
     ) -> None:
-        """Write the file anew with this search beside the others that it already holds."""
+        """Write the file anew with this search beside those that it already holds."""
         kept = {
             name: (known, {column: self.read(name, column) for column in SEARCHED})
             for name, known in self.searches().items()
@@ -384,46 +385,46 @@ class Projected:
 
     @classmethod
     def joined(cls, pieces: Sequence[Projected]) -> Projected:
-        """The channels of several pieces that were made alike, each once."""
+        """Return the channels of several pieces of one plan, each once."""
         return replace(pieces[0], channels=_in_order(piece.channels for piece in pieces))
 
 
 class ProjectedFile:
-    """``projected/<layer>.h5``: one group a method, arrays by channel and rank."""
+    """The file ``projected/<layer>.h5``: one group per method, arrays by channel and rank."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def methods(self) -> dict[str, Record]:
-        """The plan that each method's projections were made by."""
+        """Return the plan of each method's projections."""
         if not self.path.exists():
             return {}
         with _reading(self.path, "projected") as file:
             return {name: _record(group.attrs["plan"]) for name, group in file.items()}
 
     def done(self, method: str) -> NDArray[np.bool_]:
-        """Which channels are projected: (C,)."""
+        """Return which channels are projected: (C,)."""
         with _reading(self.path, "projected") as file:
             group = file[method]
             done: NDArray[np.bool_] = group["done"][()]
             return done
 
     def read(self, method: str, channel: int) -> tuple[Array, Array]:
-        """A channel's projections (k, h, w, 3), float16, and their scales (k,)."""
+        """Return a channel's projections (k, h, w, 3), float16, and their scales (k,)."""
         with _reading(self.path, "projected") as file:
             group = file[method]
             return group["projection"][channel], group["scale"][channel]
 
     def canvas(self, method: str) -> tuple[int, int]:
-        """Height and width of a method's projections."""
+        """Return the height and width of a method's projections."""
         with _reading(self.path, "projected") as file:
             shape = file[method]["projection"].shape
             return int(shape[2]), int(shape[3])
 
     def publish(self, header: Header, added: dict[str, Projected]) -> None:
-        """Write the file anew with these methods beside the others that it already holds.
+        """Write the file anew with these methods beside those that it already holds.
 
-        A method that it holds and that is added again gains channels and keeps its old ones.
+        A method that exists already gains channels and keeps its old ones.
         """
         methods = {name: [self.held(name)] for name in self.methods()}
         for name, projected in added.items():
@@ -436,7 +437,7 @@ class ProjectedFile:
                 _write_method(group, pieces)
 
     def held(self, method: str) -> Projected:
-        """A method that the file holds, channel by channel."""
+        """Return a stored method, channel by channel."""
         with _reading(self.path, "projected") as file:
             shape = file[method]["projection"].shape[:4]
         return Projected(self.methods()[method], shape, self._channels(method))
@@ -460,19 +461,25 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
         for name in OPTIMIZED_STYLE
     }
     small = {name: np.empty(c.shape, c.dtype) for name, c in columns.items() if name != "image"}
-    row = -1
-    for row, (_, block, place) in enumerate(_in_order(map(_rows, pieces))):
-        columns["image"][row] = block["image"][place]
-        for name, values in small.items():
-            values[row] = block[name][place]
-    if row + 1 != len(units):
-        raise CnnvisError(f"{group.file.filename}: a part has gone meanwhile; run again")
+    written = 0
+
+    def images() -> Iterator[tuple[int, Array]]:
+        nonlocal written
+        for row, (_, block, place) in enumerate(_in_order(map(_rows, pieces))):
+            for name, values in small.items():
+                values[row] = block[name][place]
+            yield row, block["image"][place]
+            written += 1
+
+    write_rows(columns["image"], images())
+    if written != len(units):
+        raise CnnvisError(f"{group.file.filename}: a part has been removed meanwhile; run again")
     for name, values in small.items():
         columns[name][...] = values
 
 
 def _rows(piece: Optimized) -> Iterator[tuple[int, dict[str, Array], int]]:
-    """Each unit with its block and its row there."""
+    """Yield each unit with its block and its row there."""
     for block in piece.blocks:
         yield from ((unit, block, row) for row, unit in enumerate(block["unit"].tolist()))
 
@@ -481,7 +488,7 @@ Rows = Iterable[Any]
 
 
 def _in_order(pieces: Iterable[Rows]) -> Rows:
-    """Rows of several sorted pieces in the order of the numbers that they begin with, each once."""
+    """Yield the rows of several sorted pieces in the order of their first numbers, each once."""
     by_unit = groupby(merge(*pieces, key=itemgetter(0)), key=itemgetter(0))
     return (next(rows) for _, rows in by_unit)
 
@@ -492,13 +499,17 @@ def _write_method(group: h5py.Group, pieces: list[Projected]) -> None:
     projection = create(group, PROJECTED_METHOD, "projection", (*shape, 3))
     scales = np.full(shape[:2], np.nan, np.float32)
     done = np.zeros(shape[0], np.bool_)
-    for channel, values, scale in _in_order(piece.channels for piece in pieces):
-        projection[channel] = values
-        scales[channel], done[channel] = scale, True
+
+    def projections() -> Iterator[tuple[int, Array]]:
+        for channel, values, scale in _in_order(piece.channels for piece in pieces):
+            scales[channel], done[channel] = scale, True
+            yield channel, values
+
+    write_rows(projection, projections())
     create(group, PROJECTED_METHOD, "scale", scales.shape)[...] = scales
     create(group, PROJECTED_METHOD, "done", done.shape)[...] = done
 
 
 def box_of(row: NDArray[np.int32]) -> Box:
-    """A stored box as a value."""
+    """Return a stored box as a value."""
     return Box(*(int(edge) for edge in row))

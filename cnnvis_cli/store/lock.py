@@ -1,7 +1,7 @@
 """One process at a time in a run directory.
 
-It only saves work: what is published is whole even without it. Nothing heavy is imported here, so
-that a second start is told within a moment.
+The lock only saves work: published files are complete even without it. Nothing heavy is imported
+here, so that a second start is refused at once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cnnvis_cli.errors import Stopped, StorageError
 
 NAME = ".lock"
 _open: dict[Path, IO[str]] = {}  # of this process, which may enter its own directory again
-_without: set[Path] = set()  # those of them that are no locks
+_without: set[Path] = set()  # those among them without a working lock
 
 
 def _leave_to_the_parent() -> None:
-    """A forked child is no holder: its parent may be gone before it."""
+    """Drop the locks in a forked child: its parent may end before it."""
     for handle in _open.values():
         with suppress(OSError):
             os.close(handle.fileno())
@@ -34,10 +34,10 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 @contextmanager
 def alone(folder: Path, shard: str | None = None) -> Iterator[None]:
-    """Work alone in a run directory; raises `Stopped` (exit 75) if another process does.
+    """Work alone in a run directory; raise `Stopped` (exit code 75) if another process does.
 
-    Shards work beside each other, each of them alone on its own. A directory in which nothing has
-    come to be is removed again.
+    Shards work side by side, each alone on its own part. A directory that is still empty at the end
+    is removed.
     """
     folder = folder.absolute()
     if shard is None:
@@ -50,18 +50,18 @@ def alone(folder: Path, shard: str | None = None) -> Iterator[None]:
 
 
 def file_name(shard: str) -> str:
-    """A shard, i/n, as a part of file names."""
+    """Return a shard, i/n, in a form for file names."""
     return shard.replace("/", "of")
 
 
 def is_alone(folder: Path) -> bool:
-    """Whether this process has a whole run directory for itself, where there are locks at all."""
+    """Return whether this process alone has a whole run directory, with working locks."""
     path = folder.absolute() / NAME
     return path in _open and path not in _without
 
 
 def may_be_shared(place: Path) -> bool:
-    """Whether others may be at work around a place, since its file system has no locks."""
+    """Return whether others may be working in a directory because its file system has no locks."""
     return any(place.is_relative_to(path.parent) for path in _without)
 
 
@@ -81,7 +81,7 @@ def _held(path: Path, kind: int) -> Iterator[None]:
 
 
 def _taken(path: Path, kind: int) -> IO[str]:
-    """The lock file, locked; raises `Stopped` where another process has it."""
+    """Return the lock file, locked; raise `Stopped` if another process has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = path.open("a+", encoding="utf-8")
@@ -99,13 +99,13 @@ def _taken(path: Path, kind: int) -> IO[str]:
     if not _is_at(path, handle):  # its last holder has just removed it
         handle.close()
         return _taken(path, kind)
-    if kind == fcntl.LOCK_EX:  # one of several shards says nothing here
+    if kind == fcntl.LOCK_EX:  # one of several shards writes nothing here
         _say(handle, f"process {os.getpid()} on {os.uname().nodename} since {_now()}\n")
     return handle
 
 
 def holder(path: Path) -> str | None:
-    """Who holds a lock file; None where nobody does."""
+    """Return the holder of a lock file; None if there is none."""
     try:
         with path.open(encoding="utf-8", errors="replace") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -129,7 +129,7 @@ def _now() -> str:
 
 
 def _say(handle: IO[str], text: str) -> None:
-    """Who holds it; a full disk does not matter here."""
+    """Write who holds it; a full disk does not matter here."""
     with suppress(OSError):
         handle.truncate(0)
         handle.write(text)
@@ -137,7 +137,7 @@ def _say(handle: IO[str], text: str) -> None:
 
 
 def _tidy(path: Path, handle: IO[str], kind: int) -> None:
-    """A finished run looks the same however often it is started, and one of nothing is gone."""
+    """Clear the lock file, and remove it with its folder if that is otherwise empty."""
     if kind == fcntl.LOCK_EX:
         _say(handle, "")
     with suppress(OSError):

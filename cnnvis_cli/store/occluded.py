@@ -1,4 +1,4 @@
-"""``occluded/<image>_<layer>.h5``: what is left of an image behind a square at every position."""
+"""An image's results for a square at every position: ``occluded/<image>_<layer>.h5``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class OccludedFile:
-    """One file of an image and a layer, complete under its name."""
+    """A file of an image and a layer."""
 
     path: Path
 
     def key(self) -> str | None:
-        """What the file was made of; None where it is absent, damaged or not ours."""
+        """Return the file's key; None if absent, damaged or not ours."""
         return recorded_key(self.path, "occluded")
 
     def read(self) -> tuple[Record, Arrays]:
-        """Its attributes, and its arrays by their names in the schema."""
+        """Return its attributes, and its arrays by their names in the schema."""
         try:
             check(self.path, "occluded")
             with h5py.File(self.path, "r") as file:
@@ -41,7 +41,7 @@ class OccludedFile:
             ) from None
 
     def publish(self, header: Header, record: Record, arrays: Arrays) -> None:
-        """Write the whole file; the record becomes attributes beside the header's."""
+        """Write the whole file; the record becomes attributes beside those of the header."""
         with publishing_hdf5(self.path) as file:
             header.write(file, "occluded")
             file.attrs.update(record)

@@ -1,7 +1,7 @@
-"""Whether an HDF5 file is as cnnvis writes it: nothing leads elsewhere, nothing is endless.
+"""Checks that an HDF5 file is as cnnvis writes it: no links elsewhere, no endless arrays.
 
-A run directory may have come from anywhere. HDF5 follows links to other files by itself, and a
-few bytes may declare an array of terabytes.
+A run directory may come from anywhere. HDF5 follows links to other files by itself, and a few bytes
+may declare an array of terabytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cnnvis_cli.store.schema import (
     Table,
 )
 
-# kind of file -> its groups, * for any name, and what is in them
+# kind of file -> its groups (* for any name), and their arrays
 GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     "topk": (
         ("images", IMAGES),
@@ -41,13 +41,13 @@ GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     "search": (("*", SEARCHED),),
     "occluded": (("", OCCLUDED),),
 }
-PACKED = 1100  # bytes that one byte may stand for: deflate reaches 1032
+PACKED = 1100  # bytes that one stored byte may expand to: deflate reaches 1032
 SMALL = 1 << 20  # bytes that any array may have
 PICTURES = 5  # axes of arrays that are read a few rows at a time, and may be partly written
 
 
 def check(path: Path, kind: str) -> None:
-    """Raise OSError or ValueError, with the place, for what cnnvis never writes."""
+    """Raise OSError or ValueError, naming the place, for anything cnnvis never writes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError("not a regular file")
@@ -56,7 +56,7 @@ def check(path: Path, kind: str) -> None:
 
 @lru_cache(maxsize=1024)
 def _check_once(path: Path, kind: str, _state: tuple[int, ...]) -> None:
-    """A file that has not changed since is not looked at again."""
+    """Check a file unless it has been checked and is unchanged."""
     with h5py.File(path, "r") as file:
         if kind_of(file) == kind:
             for pattern, table in GROUPS.get(kind, ()):
@@ -65,13 +65,13 @@ def _check_once(path: Path, kind: str, _state: tuple[int, ...]) -> None:
 
 
 def kind_of(file: h5py.File) -> str:
-    """What a file says that it is, ``topk`` and the like; empty where it is none of ours."""
+    """Return the kind that a file states, ``topk`` and the like; empty if it is not ours."""
     text = file.attrs.get("format")
     return text.removeprefix("cnnvis/") if isinstance(text, str) else ""
 
 
 def _groups(group: h5py.Group, names: list[str]) -> Iterator[h5py.Group]:
-    """The groups that a pattern speaks of, as far as they are there."""
+    """Return the existing groups that match a pattern."""
     if not names:
         yield group
         return
@@ -82,7 +82,7 @@ def _groups(group: h5py.Group, names: list[str]) -> Iterator[h5py.Group]:
 
 
 def _child(group: h5py.Group, name: str) -> Any:
-    """What has a name in a group, None where nothing has; raises ValueError for a link."""
+    """Return the member of a group, None if there is none; raise ValueError for a link."""
     link = group.get(name, getlink=True, default=None)
     if link is None:
         return None
@@ -92,7 +92,7 @@ def _child(group: h5py.Group, name: str) -> Any:
 
 
 def _check_group(group: h5py.Group, table: Table) -> None:
-    """Raise ValueError for arrays of other types or shapes than the table's, or endless ones."""
+    """Raise ValueError for arrays of wrong type, shape or size."""
     lengths: dict[str, int] = {}  # of the axes, by their names
     for name, column in table.items():
         folder, _, last = name.rpartition("/")
@@ -104,7 +104,7 @@ def _check_group(group: h5py.Group, table: Table) -> None:
 
 def _check_array(array: Any, column: Column, lengths: dict[str, int]) -> None:
     if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external:
-        raise ValueError(f"{array.name} is no array of this file")
+        raise ValueError(f"{array.name} does not belong in this file")
     is_text = column.dtype == "S" and array.dtype.kind == "S"
     if not is_text and array.dtype != np.dtype(column.dtype):
         raise ValueError(f"{array.name} is {array.dtype}, not {np.dtype(column.dtype)}")
@@ -117,4 +117,4 @@ def _check_array(array: Any, column: Column, lengths: dict[str, int]) -> None:
         raise ValueError(f"{array.name} has the shape {shape}, not ({', '.join(column.axes)})")
     stored = array.id.get_storage_size()
     if len(shape) < PICTURES and array.nbytes > SMALL + PACKED * stored:
-        raise ValueError(f"{array.name} is {array.nbytes} bytes, of which {stored} are there")
+        raise ValueError(f"{array.name} is {array.nbytes} bytes, of which only {stored} are stored")

@@ -1,4 +1,4 @@
-"""Finished pieces of unfinished work: their presence is what "done" means."""
+"""Finished pieces of unfinished work: a piece exists only if it is done."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Name = int | str
 
 @dataclass(frozen=True)
 class Parts:
-    """Pieces of one plan in a folder of their own, by number or by name.
+    """Pieces of one plan in their own folder, by number or by name.
 
     A piece carries the plan's digest and is sealed; a damaged piece is set aside, and it or one of
     another plan counts as not done.
@@ -38,15 +38,15 @@ class Parts:
 
     @classmethod
     def of(cls, folder: Path) -> Parts:
-        """The pieces in a folder whose name ends with their plan's digest."""
+        """Return the pieces in a folder whose name ends with their plan's digest."""
         return cls(folder, folder.name.rsplit("-", 1)[-1])
 
     def __getitem__(self, name: Name) -> Arrays:
-        """The arrays of a finished piece; raises KeyError where there is none that is whole."""
+        """Return the arrays of a finished piece; raise KeyError if there is no intact one."""
         return self.read(name)
 
     def read(self, name: Name, arrays: Sequence[str] = ()) -> Arrays:
-        """The arrays of these names, or all of them; raises KeyError as above."""
+        """Return the arrays of these names, or all; raise KeyError as above."""
         with self._opened(name) as file:
             return {array: file[array][()] for array in arrays or file}
 
@@ -66,23 +66,23 @@ class Parts:
             return False
 
     def pending(self, count: int) -> Iterator[int]:
-        """The pieces from 0 to `count` that are not done, each looked at when its turn comes."""
+        """Yield the pieces from 0 to `count` that are not done, each checked in its turn."""
         return (number for number in range(count) if number not in self)
 
     def names(self) -> list[str]:
-        """What there is, whole or not, sorted."""
+        """Return the names of all pieces, intact or not, sorted."""
         return sorted(path.stem for path in self.folder.glob("[!.]*.h5"))
 
     def describe(self, record: Mapping[str, Any]) -> None:
-        """Keep beside the pieces what their plan's digest was made of, for those who join them."""
+        """Store beside the pieces what their plan's digest is made of, for merging."""
         path = self.folder / _ABOUT
         if not path.exists():
             publish(path, json.dumps(record, sort_keys=True, indent=1).encode())
 
     def clear(self) -> None:
-        """Remove all pieces, once what they add up to is published.
+        """Remove all pieces, once their result is published.
 
-        Where there are no locks they stay: another process may be about to read them.
+        Without locks they stay: another process may be about to read them.
         """
         if may_be_shared(self.folder):
             return
@@ -90,12 +90,12 @@ class Parts:
         for parent in self.folder.parents:
             try:
                 parent.rmdir()
-            except OSError:  # the folders that hold something else
+            except OSError:  # the folders with other content
                 return
 
     @contextmanager
     def _opened(self, name: Name) -> Iterator[h5py.File]:
-        """A piece that is whole and of this plan; raises KeyError for any other."""
+        """Open an intact piece of this plan; raise KeyError for any other."""
         path = self._path(name)
         try:
             if not _intact(path):
@@ -119,7 +119,7 @@ _ABOUT = "plan.json"
 
 
 def described(folder: Path) -> dict[str, Any] | None:
-    """What a folder of pieces says of their plan; None unless that is what their digest says."""
+    """Return the description of a folder's plan; None unless it matches their digest."""
     try:
         record = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -128,7 +128,7 @@ def described(folder: Path) -> dict[str, Any] | None:
 
 
 def _intact(path: Path) -> bool:
-    """Whether the seal is unbroken; looked at once, as long as the file is the same."""
+    """Return whether the seal is unbroken; cached while the file is unchanged."""
     known = path.stat()
     return _sealed(path, known.st_ino, known.st_size, known.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their final name, then moved over it.
+"""Files that are complete or absent: written beside their final name, then moved into place.
 
 A reader never sees half a file, whatever kills the writer, and two writers never mix their halves.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def publishing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that appears under `path`, complete and on disk, when the block ends.
+    """Open a new file that appears at `path`, complete and on disk, when the block ends.
 
-    If the block raises, nothing appears and what was under `path` stays. Raises `StorageError`
-    where the disk is full or fails.
+    If the block raises, nothing appears and the old content of `path` stays. Raise `StorageError`
+    if the disk is full or fails.
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
@@ -44,7 +44,7 @@ def publishing(path: Path) -> Iterator[BinaryIO]:
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write a small file, whole or not at all; raises `StorageError`."""
+    """Write a small file atomically; raise `StorageError`."""
     with publishing(path) as file:
         file.write(content)
 
@@ -53,7 +53,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # as above
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove what killed writers have left in a folder and below it; for who is alone there."""
+    """Remove remains of killed writers in a folder and below; only for the lock's holder."""
     for place, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
             with suppress(OSError):
@@ -61,7 +61,7 @@ def remove_remains(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut."""
+    """Make the new name survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -70,10 +70,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 class _Guarded(io.RawIOBase):
-    """A file for HDF5 that never fails in its hands.
+    """A file for HDF5 that never fails while HDF5 uses it.
 
-    HDF5 dies of a segmentation fault when a write fails while it closes a file. So the first
-    failure is kept, everything after it is swallowed, and the writer raises it in the end.
+    HDF5 crashes with a segmentation fault when a write fails while it closes a file. So the first
+    failure is kept, everything after it is ignored, and the writer raises it at the end.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -121,11 +121,11 @@ class _Guarded(io.RawIOBase):
 
 @contextmanager
 def publishing_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Build an HDF5 file that appears under `path`, complete and sealed, when the block ends.
+    """Build an HDF5 file that appears at `path`, complete and sealed, when the block ends.
 
-    The same content gives the same bytes. Raises `StorageError` where the disk is full or fails.
+    The same content gives the same bytes. Raise `StorageError` if the disk is full or fails.
     """
-    import h5py  # here: small files are published without it
+    import h5py  # imported here: small files are published without it
 
     with publishing(path) as file:
         guarded = _Guarded(file)
@@ -142,11 +142,11 @@ def publishing_hdf5(path: Path) -> Iterator[h5py.File]:
         file.write(seal)
 
 
-BLOCK = 512  # bytes before the first of HDF5, which it leaves to its users (the "user block")
+BLOCK = 512  # bytes before HDF5's first one, which it leaves to its users (the "user block")
 
 
 def _seal(file: BinaryIO) -> bytes:
-    """What the user block says: the SHA-256 of all bytes behind it."""
+    """Return the user block's content: the SHA-256 of all bytes behind it."""
     file.flush()
     file.seek(BLOCK)
     found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def _seal(file: BinaryIO) -> bytes:
 
 
 def intact(path: Path) -> bool:
-    """Whether a file is, to the last bit, what `publishing_hdf5` wrote; raises `OSError`."""
+    """Return whether a file is exactly what `publishing_hdf5` wrote; raise `OSError`."""
     with path.open("rb") as file:
         written = file.read(BLOCK)
         return written == _seal(file)

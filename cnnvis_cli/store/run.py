@@ -1,4 +1,4 @@
-"""The run directory: whose it is, who works in it, and what it is about."""
+"""The run directory: its identity, its lock and its notes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def differences(have: Record, want: Record) -> str:
-    """What two records disagree on, for a person."""
+    """Return the differences of two records, in words."""
     unequal = [k for k in want if have.get(k) != want[k]]
     return "; ".join(f"{k} is {_short(have.get(k))} there, {_short(want[k])} here" for k in unequal)
 
@@ -29,10 +29,10 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory; `identity` is what all its files have in common.
+    """One run directory; `identity` is common to all its files.
 
     The network, its weights and its preprocessing belong to the identity: a directory that holds
-    another network's results is refused. A shard keeps its notes in a file of its own.
+    another network's results is refused. A shard keeps its notes in its own file.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def styles(self) -> Path:
-        """The styles that searches have kept."""
+        """The styles that searches have saved."""
         return self.path / "styles.toml"
 
     def projected(self, layer: str) -> Path:
@@ -71,34 +71,39 @@ class Run:
         return self.path / "occluded" / f"{name}.h5"
 
     def figure(self, kind: str, name: str) -> Path:
-        """A figure's file, without its suffix."""
+        """Return the path of a figure's file, without its suffix."""
         return self.path / "figures" / kind / name
 
     def parts(self, *names: str) -> Path:
-        """Where finished pieces of unfinished work are kept."""
+        """Return the folder of finished pieces of unfinished work."""
         return self.path.absolute().joinpath("parts", *names)
 
     @property
     def notes(self) -> Path:
-        """Where is noted what was done here."""
+        """The file in which the work done here is noted."""
         if self.shard is None:
             return self.manifest
         return self.path / "shards" / f"{file_name(self.shard)}.json"
 
     def read(self) -> Record:
-        """What run.json says; empty where there is none."""
+        """Return the content of run.json; empty if there is none."""
         return _read(self.manifest)
 
     def noted(self) -> Record:
-        """What `note` has noted."""
+        """Return the notes made by `note`."""
         return _read(self.notes)
+
+    def all_notes(self) -> list[Record]:
+        """What has been noted here by this run and by its shards."""
+        files = [self.manifest, *sorted((self.path / "shards").glob("*.json"))]
+        return [_read(path) for path in files]
 
     def claim(self, identity: Record, weights: str | None) -> None:
         """Make this directory the run of a network, or check that it is.
 
-        `weights` is where they came from, for commands that name no network later on.
+        `weights` is their origin, for later commands that name no network.
 
-        Raises `UsageError` if it belongs to another network or holds somebody's other files.
+        Raise `UsageError` if it belongs to another network or contains other files.
         """
         known = self.read()
         if known:
@@ -109,7 +114,7 @@ class Run:
                     "choose another --run"
                 )
             return
-        own = (self.styles.name, "shards")  # a person may put the first there beforehand
+        own = (self.styles.name, "shards")  # the user may put the first there beforehand
         if any(not e.name.startswith(".") and e.name not in own for e in self.path.iterdir()):
             if self.read():  # another shard has just begun it
                 self.claim(identity, weights)
@@ -121,7 +126,7 @@ class Run:
         _write(self.manifest, first)
 
     def note(self, section: str, record: Record) -> None:
-        """Add to run.json what a stage did; nothing is written where it says the same already."""
+        """Add a stage's note to run.json; nothing is written if it is unchanged."""
         known = self.noted() or {"format": "cnnvis/run", "version": 1}
         if known.get(section) != record:
             _write(self.notes, {**known, section: record})
@@ -130,7 +135,7 @@ class Run:
     def lock(self, shard: str | None = None) -> Iterator[None]:
         """Work alone in the directory; see `store.lock`.
 
-        What processes that were killed have left half written is removed in the end.
+        Half-written files of killed processes are removed at the end.
         """
         with alone(self.path, shard):
             try:
@@ -142,7 +147,7 @@ class Run:
 
 _NAMED = ("preprocessing", "network", "dataset", "stages", "asked")
 _TIMED = ("topk", "search", "optimize", "project", "saliency", "occlude")
-SECTIONS: dict[str, type] = {  # what run.json may say, and what it then is
+SECTIONS: dict[str, type] = {  # the sections of run.json, and their types
     **dict.fromkeys(("model", "weights_sha256"), str),
     **dict.fromkeys((*_NAMED, *_TIMED), dict),
 }

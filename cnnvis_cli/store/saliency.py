@@ -1,4 +1,4 @@
-"""``saliency/<image>_<target>.h5``: an image's maps by method."""
+"""One image's maps by method: ``saliency/<image>_<target>.h5``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cnnvis_cli.store.schema import SALIENCY, VERSION, create
 
 @dataclass(frozen=True)
 class SaliencyFile:
-    """One file of an image and a target, complete under its name."""
+    """A file of an image and a target."""
 
     path: Path
 
     def key(self) -> str | None:
-        """What the file was made of; None where it is absent, damaged or not ours."""
+        """Return the file's key; None if absent, damaged or not ours."""
         return recorded_key(self.path, "saliency")
 
     def publish(self, record: Record, arrays: dict[str, NDArray[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Every array that cnnvis stores: its path, shape, type and unit, in one table each file."""
+"""Every array that cnnvis stores: its path, shape, type and unit, in one table per file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSION = 1
 
 
 class Column(NamedTuple):
-    """One dataset: its type, its axes by name, and what it means."""
+    """One dataset: its type, its axes by name, and its meaning."""
 
     dtype: str
     axes: tuple[str, ...]
@@ -26,12 +26,12 @@ IMAGES: Table = {
     "label": Column("i4", ("N",), "index of the class folder, -1 without one"),
     "skipped": Column("?", ("N",), "could not be used"),
     "size": Column("i8", ("N",), "bytes of the image"),
-    "crc": Column("u4", ("N",), "CRC-32 of the bytes that were read; 0 where none were"),
-    "offset": Column("i8", ("N",), "where it lies in its tar or zip; -1 for a file of its own"),
+    "crc": Column("u4", ("N",), "CRC-32 of the bytes that were read; 0 if none were"),
+    "offset": Column("i8", ("N",), "its offset in its tar or zip; -1 for a plain file"),
 }
 BINS: Table = {
-    "edges": Column("f8", ("bins + 1",), "bounds of the histograms' bins"),
-    "levels": Column("f8", ("Q",), "the shares whose quantiles are given"),
+    "edges": Column("f8", ("bins + 1",), "edges of the histogram bins"),
+    "levels": Column("f8", ("Q",), "the levels of the quantiles"),
 }
 PLACES: Table = {
     "activation": Column("f4", ("C", "k"), "strongest first; NaN in an empty slot"),
@@ -49,7 +49,7 @@ TOPK_LAYER: Table = {
     "stats/selectivity": Column("f8", ("C",), "class selectivity index, 0 to 1"),
     "stats/class": Column("i4", ("C",), "class with the highest mean rectified activation"),
     "stats/quantiles": Column("f8", ("C", "Q"), "of the places in the histogram"),
-    "histogram": Column("i8", ("C", "bins"), "places by activation, up to 8 an image"),
+    "histogram": Column("i8", ("C", "bins"), "places by activation, up to 8 per image"),
 }
 OPTIMIZED_STYLE: Table = {
     "image": Column("f2", ("U", "R", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
@@ -63,9 +63,9 @@ OPTIMIZED_STYLE: Table = {
 SEARCHED: Table = {
     "image": Column("f2", ("N", "U", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
     "activation": Column("f4", ("N", "U"), "the unit's value for the best image"),
-    "outcome": Column("i1", ("N", "U"), "as of optimized images"),
+    "outcome": Column("i1", ("N", "U"), "as for optimized images"),
     "robustness": Column("f4", ("N", "U"), "share of disturbances after which the unit leads"),
-    "variation": Column("f4", ("N", "U"), "mean total variation a pixel, grey levels"),
+    "variation": Column("f4", ("N", "U"), "mean total variation per pixel, grey levels"),
     "grey": Column("f4", ("N", "U"), "share of pixels near the mean colour"),
     "clipped": Column("f4", ("N", "U"), "share of values at 0 or 255"),
     "deviation": Column("f4", ("N", "U"), "standard deviation, grey levels"),
@@ -78,14 +78,14 @@ PROJECTED_METHOD: Table = {
     "done": Column("?", ("C",), "the channel has been projected"),
 }
 SALIENCY: Table = {
-    "image": Column("u1", ("h", "w", "3"), "RGB, as the network is shown it"),
+    "image": Column("u1", ("h", "w", "3"), "RGB, as the network sees it"),
     "probability": Column("f4", ("N",), "of each class: softmax of the network's output"),
     **dict.fromkeys(
         ("gradient", "guided", "deconv", "smoothgrad"),
-        Column("f4", ("h", "w", "3"), "RGB, signed, what a grey level adds to the value"),
+        Column("f4", ("h", "w", "3"), "RGB, signed, change of the value per grey level"),
     ),
-    "integrated": Column("f4", ("h", "w", "3"), "RGB, signed, parts of the value"),
-    "gradcam": Column("f4", ("rows", "columns"), "not negative, a value a place of the map"),
+    "integrated": Column("f4", ("h", "w", "3"), "RGB, signed, shares of the value"),
+    "gradcam": Column("f4", ("rows", "columns"), "not negative, one value per place of the map"),
 }
 OCCLUDED: Table = {
     "total": Column("f4", ("rows", "columns"), "sum of the map's rectified activations"),
@@ -95,14 +95,14 @@ OCCLUDED: Table = {
     "left": Column("i4", ("columns",), "first input column of a square, may be outside"),
     "projection": Column("f2", ("h", "w", "3"), "RGB, signed, max |value| 1"),
 }
-ACTIVATIONS: Table = {  # of one image; a dataset a layer, called like it
-    "map": Column("f4", ("C", "h", "w"), "what the module gave"),
-    "vector": Column("f4", ("C",), "what the module gave, one value a channel"),
+ACTIVATIONS: Table = {  # of one image; a dataset per layer, with its name
+    "map": Column("f4", ("C", "h", "w"), "output of the module"),
+    "vector": Column("f4", ("C",), "output of the module, one value per channel"),
 }
 
 
 def create(group: h5py.Group, table: Table, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """An empty dataset of the table's type, compressed and checksummed."""
+    """Return an empty dataset of the table's type, compressed and checksummed."""
     column = table[name]
     if len(shape) != len(column.axes):
         raise ValueError(f"{name} has axes {column.axes}, not the shape {shape}")
@@ -124,10 +124,10 @@ _CHUNK = 1 << 20  # bytes
 
 
 def storage(shape: tuple[int, ...], itemsize: int, lasting: bool = True) -> dict[str, Any]:
-    """How a dataset is stored: gzip 1, shuffle and fletcher32, in chunks of up to a megabyte.
+    """Return a dataset's storage: gzip 1, shuffle and fletcher32, in chunks of up to a megabyte.
 
-    A chunk takes whole trailing axes: one read fetches one unit, or many small ones. What is not
-    `lasting` has checksums alone. HDF5 has no filters for arrays without elements.
+    A chunk takes whole trailing axes: one read fetches one unit, or many small ones. Datasets that
+    are not `lasting` have only checksums. HDF5 has no filters for arrays without elements.
     """
     if 0 in shape:
         return {}
@@ -142,7 +142,7 @@ def storage(shape: tuple[int, ...], itemsize: int, lasting: bool = True) -> dict
 
 
 def _write_text(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
-    """Fixed-length UTF-8 from an array of byte strings."""
+    """Write fixed-length UTF-8 from an array of byte strings."""
     length = max(1, values.dtype.itemsize)
     kind = h5py.string_dtype("utf-8", length)
     group.create_dataset(name, data=values.astype(kind), **storage(values.shape, length))

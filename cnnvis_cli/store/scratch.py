@@ -15,13 +15,13 @@ from cnnvis_cli.errors import StorageError
 
 
 def scratch(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array of bytes in a file without a name: however the process ends, nothing stays.
+    """Return an array of bytes in a file without a name: it vanishes however the process ends.
 
-    Its room is reserved at once, since a full disk under a mapped file ends the process. Raises
-    `StorageError` where there is too little.
+    Its room is reserved at once, since a full disk under a mapped file ends the process. Raise
+    `StorageError` if there is too little.
     """
     size = math.prod(shape)
-    if not size:  # a file of nothing can be neither reserved nor mapped
+    if not size:  # an empty file can be neither reserved nor mapped
         return np.empty(shape, np.uint8)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What each channel of a layer does over a whole dataset."""
+"""Statistics of each channel of a layer over a whole dataset."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass
 class Account:
-    """All that is known of the channels `first` to `last` of a run's parts, added part by part.
+    """The sums of channels `first` to `last`, added part by part.
 
-    Sums are rounded: for the same last bits, add parts in one fixed order. `lowest` holds
-    negated activations.
+    Sums are rounded: for the same last bits, add parts in one fixed order. `lowest` holds negated
+    activations.
     """
 
     first: int
@@ -42,7 +42,7 @@ class Account:
         self.histogram = np.zeros((channels, BINS), np.int64)
 
     def add(self, part: Arrays) -> None:
-        """Add one part, in the arrays of `network.tally.Tally.arrays`."""
+        """Add one part, with the arrays of `network.tally.Tally.arrays`."""
         mine = slice(self.first, self.last)
         self.images += int(part["images"][0])
         self.strongest = self.strongest.merge(_places(part, "", mine))
@@ -58,7 +58,7 @@ class Account:
             self.classes[label] = images + more, total + positive
 
     def of(self, channels: slice, places: int) -> tuple[TopK, TopK | None, Arrays]:
-        """Strongest and lowest places and statistics of a layer with maps of so many places.
+        """Return strongest and lowest places and statistics of a layer with maps of `places`.
 
         `channels` counts from this account's first one.
         """
@@ -67,7 +67,7 @@ class Account:
         return self.strongest.rows(chosen), lowest, self._statistics(chosen, places)
 
     def _statistics(self, chosen: slice, places: int) -> Arrays:
-        """Mean, standard deviation, maximum, share above 0 and so on; NaN without an image."""
+        """Return mean, deviation, maximum, share above 0 and so on; NaN without an image."""
         largest = self.strongest.activation[chosen, 0].astype(np.float64)
         counts = self.histogram[chosen]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -87,12 +87,12 @@ class Account:
         }
 
     def _selectivity(self, chosen: slice) -> tuple[NDArray[np.int32], Numbers]:
-        """The class that drives each channel most, and the class selectivity index.
+        """Return the class that activates each channel most, and the class selectivity index.
 
         (a - b) / (a + b), where a is the channel's mean rectified activation over the images of
-        that class and b the mean of the other classes' means (Morcos et al. 2018,
-        arXiv:1803.06959, section 2.3); 0 no preference, 1 one class alone. NaN and -1 with fewer
-        than two classes, or where the channel is never on.
+        that class and b the mean of the other classes' means (Morcos et al. 2018, arXiv:1803.06959,
+        section 2.3); 0 for no preference, 1 for a single class. NaN and -1 with fewer than two
+        classes, or if the channel is never active.
         """
         channels = self.sums[0, chosen].shape[0]
         if len(self.classes) < 2:
@@ -112,6 +112,6 @@ class Account:
 
 
 def _places(part: Arrays, prefix: str, mine: slice) -> TopK:
-    """Places by their number in the map; the column is told apart when the layer is known."""
+    """Return places by their number in the map; rows and columns follow when the layer is known."""
     activation, image, place = (part[prefix + n][mine] for n in ("activation", "image", "place"))
     return TopK(activation, image, place.astype(np.int64), np.zeros_like(image))

@@ -15,9 +15,9 @@ Ints = NDArray[np.int64]
 class TopK:
     """For each of C channels, up to k places, strongest first; arrays of (C, k).
 
-    The order is total: activation descending, then image, row and column ascending. A slot is
-    empty where image is -1; its activation is NaN. NaN never takes a slot. `merge` is
-    associative, commutative and idempotent, so that a dataset can be cut anywhere.
+    The order is total: activation descending, then image, row and column ascending. A slot is empty
+    where image is -1; its activation is NaN. NaN never takes a slot. `merge` is associative,
+    commutative and idempotent, so that a dataset can be divided anywhere.
     """
 
     activation: Floats
@@ -32,10 +32,10 @@ class TopK:
 
     @classmethod
     def of(cls, activation: Floats, image: Ints, row: Ints, column: Ints, k: int) -> TopK:
-        """The k strongest of candidate places, arrays of (C, n) each, in any order.
+        """Return the k strongest of candidate places, arrays of (C, n) each, in any order.
 
-        Candidates with image -1 or a NaN activation are no places; a place that is given twice
-        counts once.
+        Candidates with image -1 or a NaN activation are not places; a place given twice counts
+        once.
         """
         image = np.where(np.isnan(activation), -1, image)
         none = image < 0
@@ -60,19 +60,19 @@ class TopK:
         return filled
 
     def rows(self, chosen: slice) -> TopK:
-        """Of some of the channels."""
+        """Return the places of some of the channels."""
         return TopK(*(values[chosen] for values in vars(self).values()))
 
     def on_map(self, width: int) -> TopK:
-        """With rows and columns of a map `width` wide, where `row` has counted all its places."""
+        """Return places on a map of this `width`, where `row` counted all its places before."""
         return TopK(self.activation, self.image, self.row // width, self.row % width)
 
     def negated(self) -> TopK:
-        """With activations of the other sign; never -0."""
+        """Return places with activations of the other sign; never -0."""
         return TopK(0 - self.activation, self.image, self.row, self.column)
 
     def merge(self, other: TopK) -> TopK:
-        """The k strongest places of both."""
+        """Return the k strongest places of both."""
         return TopK.of(
             np.concatenate((self.activation, other.activation), axis=1),
             np.concatenate((self.image, other.image), axis=1),
@@ -83,6 +83,6 @@ class TopK:
 
 
 def _repeats(values: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Whether each entry equals the one before it in its row: (C, n) -> (C, n - 1)."""
+    """Return whether each entry equals the one before it in its row: (C, n) -> (C, n - 1)."""
     equal: NDArray[np.bool_] = values[:, 1:] == values[:, :-1]
     return equal

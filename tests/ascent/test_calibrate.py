@@ -23,7 +23,7 @@ from cnnvis_cli.ascent.calibrate import (
     probe_channels,
     remaining_noise,
 )
-from cnnvis_cli.ascent.climb import Ascent, Outcome, Task, climb
+from cnnvis_cli.ascent.climb import Ascent, Batch, Outcome, Task, climb
 from cnnvis_cli.ascent.starts import noise, seed_of
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
@@ -62,7 +62,7 @@ def probe(scale: float, channels: list[int]) -> Probe:
 
     def ascend(style: Style) -> list[Ascent]:
         tasks = [[Task(i, c, style, start[i])] for i, c in enumerate(channels)]
-        found = climb(look, tasks, len(channels), MEAN)
+        found = climb(look, tasks, Batch(len(channels), last=True), MEAN)
         return sorted(found, key=lambda ascent: int(str(ascent.key)))
 
     gradient = look(start, torch.tensor(channels))[2]

@@ -1,8 +1,8 @@
-"""The ascent against a second telling of the authors' loop: numpy, scipy, one image at a time."""
+"""The ascent against a reference implementation of the authors' loop in numpy and scipy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import CHECK, Ascent, Look, Outcome, Task, climb
+from cnnvis_cli.ascent.climb import CHECK, Ascent, Batch, Look, Outcome, Task, climb
 from cnnvis_cli.ascent.regularizers import Decay
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.steps import Constant
@@ -67,7 +67,7 @@ def weight(network: nn.Sequential, number: int) -> Tensor:
 
 
 def score_of(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """The second layer's own output at one place: (B, 3, H, W) -> (B, 7)."""
+    """Return the second layer's own output at one place: (B, 3, H, W) -> (B, 7)."""
 
     def score(x: Tensor) -> Tensor:
         out: Tensor = network[:3](x)
@@ -78,7 +78,7 @@ def score_of(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class Told:
-    """How one ascent went."""
+    """The record of one ascent."""
 
     best: Image
     value: float
@@ -89,7 +89,7 @@ class Told:
 
 
 def look(network: nn.Sequential, x: Image, unit: int) -> tuple[NDArray[np.float64], Image]:
-    """All units' activations, and the gradient of one."""
+    """Return all units' activations, and the gradient of one."""
     image = torch.from_numpy(x[None]).requires_grad_()
     activations = score_of(network)(image)[0]
     (gradient,) = torch.autograd.grad(activations[unit], image)
@@ -97,7 +97,7 @@ def look(network: nn.Sequential, x: Image, unit: int) -> tuple[NDArray[np.float6
 
 
 def ascend(network: nn.Sequential, x: Image, unit: int, row: Row, iterations: int) -> Told:
-    """The loop, step by step as in the deep-visualization-toolbox; the best image is kept."""
+    """Run the loop, step by step as in the deep-visualization-toolbox; keep the best image."""
     told = Told(x, -np.inf, 0, 0, 0, [])
     mean = MEAN[:, None, None]
     for i in range(iterations):
@@ -140,7 +140,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 def looking(score: Score) -> Look:
-    """What the loop wants of activations (B, C): value, whether it leads, and gradient."""
+    """Return what the loop needs of activations (B, C): value, whether it leads, and gradient."""
 
     def look(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
@@ -153,9 +153,13 @@ def looking(score: Score) -> Look:
 
 
 def made(score: Score, tasks: list[Task], size: int | None = None) -> list[Ascent]:
-    """The ascents of these tasks, in their order."""
+    """Return the ascents of these tasks, in their order."""
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).to(tasks[0].start.dtype)
-    found = list(climb(looking(score), ([task] for task in tasks), size or len(tasks), mean))
+    found = list(
+        climb(
+            looking(score), ([task] for task in tasks), Batch(size or len(tasks), last=True), mean
+        )
+    )
     assert len(found) == len(tasks)
     by_key = {ascent.key: ascent for ascent in found}
     return [by_key[task.key] for task in tasks]
@@ -300,13 +304,13 @@ def test_an_ascent_without_a_gradient_has_ended_even_if_decay_would_bring_it_bac
 
 
 def single(order: list[int], styles: list[Style]) -> list[Task]:
-    """Tasks in single precision, each the same wherever it stands in the order."""
+    """Return tasks in single precision, each the same at any place in the order."""
     images = [image.float() for image in starts(max(order) + 1)]
     return [Task(i, i % 7, styles[i % len(styles)], images[i]) for i in order]
 
 
 def alike(one: Ascent, other: Ascent) -> bool:
-    """Whether two ascents are the same to the bit."""
+    """Return whether two ascents are identical bit for bit."""
     same = [
         getattr(one, name) == getattr(other, name)
         for name in ("key", "activation", "start", "best_step", "outcome")
@@ -328,7 +332,7 @@ MIXED = [replace(STYLES[name], iterations=length) for name, length in LENGTHS.it
 
 @pytest.mark.parametrize("size", [4, 8])
 def test_styles_share_a_batch_and_slots_are_refilled(size: int) -> None:
-    """Whatever shares its batch, and whenever it enters it, an ascent is the same to the bit."""
+    """An ascent is identical bit for bit, whatever shares its batch and whenever it enters it."""
     score = score_of(small_network().float())
     order = [*range(30)]
     all_at_once = made(score, single(order, MIXED), size)
@@ -353,15 +357,47 @@ def test_a_slot_without_a_gradient_is_given_to_another() -> None:
     start = [image.float() for image in starts(8)]
     tasks = [[Task(i, 5 if i < 4 else i % 4, style, start[i])] for i in range(8)]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    found = list(climb(counted, tasks, 4, mean))
+    found = list(climb(counted, tasks, Batch(4), mean))
     assert [ascent.outcome == 3 for ascent in found] == [True] * 4 + [False] * 4
     assert len(looks) == 11 * CHECK
     assert set(looks) == {4}  # always full batches: the last bits depend on their size
     assert [len(ascent.history) for ascent in found] == [1] * 4 + [10 * CHECK] * 4
 
 
+class Replayed:
+    """Does again what was done first for a key, as a CUDA graph does, and counts the keys."""
+
+    def __init__(self) -> None:
+        self.first: dict[Hashable, Callable[[], None]] = {}
+
+    def __call__(self, key: Hashable, work: Callable[[], None], state: Sequence[Tensor]) -> None:
+        self.first.setdefault(key, work)()
+
+
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier"])
+def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> None:
+    """To the bit, also where a batch is not full and where an ascent has no gradient."""
+    network, channels = small_network(), (0, 5, 2, 3)  # 5 is dead
+    style = replace(STYLES[name], iterations=45)
+    styles = [style, replace(style, name="other", iterations=39)]
+    tasks = [
+        Task(i, channels[i % 4], styles[i // 5], start.float(), seed=i)
+        for i, start in enumerate(starts(7))
+    ]
+    score = score_of(network.float())
+    mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
+    teams = [[task] for task in tasks]
+    usual = {a.key: a for a in climb(looking(score), teams, Batch(3), mean)}
+    replayed = Replayed()
+    steady = Batch(3, steady=True, run=replayed)
+    found = {a.key: a for a in climb(looking(score), teams, steady, mean)}
+    assert found.keys() == usual.keys()
+    assert all(alike(found[key], usual[key]) for key in usual)
+    assert len(replayed.first) <= 10  # of 45 + 45 + 39 steps
+
+
 def test_teams_stay_side_by_side() -> None:
-    """The three runs of a unit stand in neighbouring slots, all the time."""
+    """The three runs of a unit are in neighbouring slots all the time."""
     network, seen = small_network().float(), []
     look = looking(score_of(network))
 
@@ -372,7 +408,7 @@ def test_teams_stay_side_by_side() -> None:
     style, start = replace(STYLES["3"], iterations=40), [image.float() for image in starts(18)]
     teams = [[Task((u, r), u, style, start[3 * u + r]) for r in range(3)] for u in (1, 2, 5, 3, 4)]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    found = list(climb(watched, iter(teams), 6, mean))
+    found = list(climb(watched, iter(teams), Batch(6), mean))
     assert {ascent.key for ascent in found} == {task.key for team in teams for task in team}
     assert all(row[:3] == row[:1] * 3 and row[3:] == row[3:4] * 3 for row in seen)
     dead = [ascent for ascent in found if ascent.outcome == 3]
@@ -389,16 +425,18 @@ def test_no_more_slots_are_used_than_there_is_room_for() -> None:
             given.append(task.target)
             yield [task]
 
-    found = climb(looking(score), teams(), 8, mean, room=2)
+    found = climb(looking(score), teams(), Batch(8, room=2), mean)
     next(found)
     assert len(given) == 2
     whole = made(score, tasks)
-    for ascent in [*climb(looking(score), teams(), 8, mean, room=2)]:
+    for ascent in [*climb(looking(score), teams(), Batch(8, room=2), mean)]:
         assert alike(ascent, next(a for a in whole if a.key == ascent.key))
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
-    assert not list(climb(looking(score_of(small_network())), [], 4, torch.zeros(1, 3, 1, 1)))
+    assert not list(
+        climb(looking(score_of(small_network())), [], Batch(4), torch.zeros(1, 3, 1, 1))
+    )
 
 
 def test_starts_are_functions_of_seed_unit_and_run_alone() -> None:

@@ -1,4 +1,4 @@
-"""The Fourier image against a second telling: sums of cosines, scipy's resampling, slow loops."""
+"""The Fourier image against a reference: sums of cosines, scipy's resampling, slow loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import Ascent, Task, climb
+from cnnvis_cli.ascent.climb import Ascent, Batch, Task, climb
 from cnnvis_cli.ascent.fourier import Fourier, FourierBrush, Motion, PictureModel, unit_rms
 from cnnvis_cli.ascent.regularizers import Regularizer, TotalVariation
 from cnnvis_cli.ascent.steps import Constant
@@ -178,14 +178,13 @@ def test_the_way_back_is_the_transpose(canvas: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("canvas", CANVASES)
 def test_the_gradient_is_that_of_what_is_shown(canvas: tuple[int, int]) -> None:
-    """Adam's first step hides the length of a gradient, so its moments are looked at."""
+    """Adam's first step hides the length of a gradient, so its moments are compared."""
     image = Fourier(jitter=0.3, every=50, spread=0.2)
     shown, brush = begin(style_of(image), canvas, [4, 5])
     push = drawn(2, 3, *canvas)
     shown = brush.advance(shown, torch.zeros(2), push, 0)
-    before, moving = brush.first.clone(), brush.motion
-    assert moving is not None
-    spectra = brush.spectra.detach()
+    before, moving = brush.first.clone(), brush.motion()
+    spectra = brush.spectra.clone()
     back = moving.back(push)
     length = back.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     brush.advance(shown, torch.zeros(2), push, 1)
@@ -208,7 +207,7 @@ def test_adam_is_torch_s_and_goes_up() -> None:
     weights = brush.spectra.detach().clone().requires_grad_()
     adam = torch.optim.Adam([weights], lr=0.05, maximize=True)
     for age in range(5):
-        push = drawn(1, 3, 6, 8, seed=age) * 10.0 ** (3 * age - 6)  # its length does not tell
+        push = drawn(1, 3, 6, 8, seed=age) * 10.0 ** (3 * age - 6)  # its length does not matter
         shown = brush.advance(shown, torch.zeros(1), push, age)
         picture = brush.model(weights.detach())
         weights.grad = brush.model.back(picture, push / push.square().mean().sqrt())
@@ -274,7 +273,7 @@ def test_every_ascent_and_step_has_its_own_moves_within_bounds() -> None:
 def climbed(
     canvas: tuple[int, int], seeds: Sequence[int], lost: Sequence[int] = (), steps: int = 12
 ) -> dict[int, Tensor]:
-    """Spectra after some steps in float32, each pushed by what its own seed draws.
+    """Return spectra after some steps in float32, each moved by random numbers of its own seed.
 
     Those in `lost` leave in the middle of the way.
     """
@@ -311,7 +310,7 @@ def test_an_ascent_does_not_depend_on_its_neighbours(canvas: tuple[int, int]) ->
 
 
 def network() -> nn.Sequential:
-    """Two layers; smooth, so that no unit is off."""
+    """Two layers; smooth, so that no unit is inactive."""
     generator = torch.Generator().manual_seed(0)
     made = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.Softplus(), nn.Conv2d(8, 5, 3))
     for parameter in made.parameters():
@@ -333,7 +332,9 @@ def ascents(style: Style, size: int = 4, channels: Sequence[int] = range(5)) -> 
     start = torch.zeros(3, 17, 15)
     teams = [[Task(c, c, style, start, seed=c)] for c in channels]
     with torch.no_grad():
-        return {int(str(a.key)): a for a in climb(look, teams, size, MEAN.float())}
+        return {
+            int(str(a.key)): a for a in climb(look, teams, Batch(size, last=True), MEAN.float())
+        }
 
 
 def variation(image: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What is climbed, against plain numpy: one image and one number at a time."""
+"""The objectives against plain numpy: one image and one number at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIRECTIONS = drawn(5, 5, seed=1) * torch.tensor([0.1, 1, 7, 3, 0.5])[:, None]
 
 
 def vector(maps: Maps, objective: Objective) -> Maps:
-    """The numbers that one image's channels count with: (C, h, w) -> (C,)."""
+    """Return the numbers by which one image's channels count: (C, h, w) -> (C,)."""
     found: Maps = maps.mean(axis=(1, 2)) if objective.mean else maps[:, PLACE[0], PLACE[1]]
     if objective.softmax:
         powers = np.exp(found)
@@ -92,7 +92,7 @@ def test_the_axis_of_a_channel_is_the_channel() -> None:
 
 
 def gram(run: Maps) -> Maps:
-    """How much each channel goes with each other: (C, P) -> (C, C)."""
+    """Return the Gram matrix of the channels: (C, P) -> (C, C)."""
     channels = len(run)
     found = np.zeros((channels, channels))
     for a in range(channels):
@@ -181,7 +181,7 @@ def test_what_is_climbed_is_less_by_the_share_that_runs_have_in_common(
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("minimise", [False, True])
 def test_diversity_pushes_runs_apart(mean: bool, minimise: bool) -> None:
-    """A small step up the difference that diversity makes leaves the runs less alike."""
+    """A small step along the gradient of the diversity penalty makes the runs less alike."""
     objective = Objective(mean=mean, minimise=minimise, diversity=0.5, team=3)
     maps = MAPS.clone().requires_grad_()
     climbed, value, _ = objective(maps, TARGETS, PLACE)

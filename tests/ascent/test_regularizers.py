@@ -38,7 +38,7 @@ def images(seed: int, size: tuple[int, int, int], levels: int = 0) -> Tensor:
 
 
 def blurred(x: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Each channel of each image by itself, with scipy's defaults."""
+    """Return each channel of each image, filtered alone with scipy's defaults."""
     out = np.empty_like(x)
     for b in range(x.shape[0]):
         for c in range(3):
@@ -156,7 +156,7 @@ def test_small_contributions_are_zeroed(
 
 
 def exactly(values: NDArray[np.float64], percentile: float) -> float:
-    """numpy's percentile, without the rounding that may lift it above a value that it equals."""
+    """Return numpy's percentile, without the rounding that may lift it above an equal value."""
     ranked = np.sort(values, axis=None)
     rank = (len(ranked) - 1) * percentile / 100
     low, high = ranked[int(rank)], ranked[min(int(rank) + 1, len(ranked) - 1)]

@@ -1,4 +1,4 @@
-"""Scores of pictures, told again pixel by pixel, and what they say of pictures made for it."""
+"""Scores of pictures against pixel-by-pixel references, and on pictures made for them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def images(seed: int, size: tuple[int, int, int], scale: float = 9) -> Tensor:
 
 
 def moved(x: NDArray[np.float64], down: int, right: int) -> NDArray[np.float64]:
-    """Each pixel from the place that it comes from, or the nearest place there is."""
+    """Return each pixel from its source, or the nearest place in the image."""
     out = np.empty_like(x)
     height, width = x.shape[2:]
     for i in range(height):

@@ -1,4 +1,4 @@
-"""Random search and sweeps: what is drawn, that it can be drawn again, and kept in a plan."""
+"""Random search and sweeps: rows are reproducible, and can be saved in a plan."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_labels_leave_out_what_is_absent() -> None:
 @given(st.integers(0, 999))
 @CASES
 def test_what_a_label_says_is_what_is_used(seed: int) -> None:
-    """The row can be typed in again from its label."""
+    """The row can be read back from its label."""
     (*_, row) = draw(ALL_ON, 3, seed)
     words = dict(part.split() for part in row.label().split(" · "))
     width, every = words.pop("blur").split("/")

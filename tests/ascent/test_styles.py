@@ -1,4 +1,4 @@
-"""Styles of one's own: what a TOML table says is what is done, and a slip is named."""
+"""Your own styles: a TOML table does what it says, and mistakes are named."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_table_is_read(text: str, style: Style) -> None:
     assert style.calibrates
 
 
-# what is written -> what the answer must hold
+# the text -> what the message must contain
 BAD: dict[str, tuple[str, ...]] = {
     "iteration = 5": ("setting", "'iteration'", "did you mean 'iterations'?"),
     "regularisers = []": ("'regularisers'", "did you mean 'regularizers'?"),
@@ -115,8 +115,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "step = {kind = 'constant', rate = 'x'}": ("rate = 'x'", "not a number"),
 }
 TAKEN = {
-    "iterations = true": "a bool is taken for 1 iteration",
-    "regularizers = [{kind = 'decay', rate = nan}]": "not a number is taken for one",
+    "iterations = true": "a bool counts as 1 iteration",
+    "regularizers = [{kind = 'decay', rate = nan}]": "NaN counts as a number",
     "regularizers = [{kind = 'decay', rate = inf}]": "infinite numbers are taken",
     "regularizers = [{kind = 'norm', percentile = 150}]": "ends in torch's RuntimeError later",
     "regularizers = [{kind = 'norm', percentile = -1}]": "is taken",
@@ -168,7 +168,7 @@ def test_a_style_that_is_no_table_is_refused() -> None:
 
 
 def table_of(style: Style) -> dict[str, Any]:
-    """The table that would be written for a style, from its record."""
+    """Return the table that would be written for a style, from its record."""
     record = style.parameters()
     assert record.pop("image") == {"kind": "Pixels"}
 

@@ -1,4 +1,4 @@
-"""The gallery in a real browser: what a person sees, types and presses, and what it loads."""
+"""The gallery in a real browser: what the user sees, types and presses, and what it loads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 @dataclass
 class Browser:
-    """A browser that keeps what a page says and asks for."""
+    """A browser that records a page's messages and requests."""
 
     browser: Any
     folder: Path
@@ -38,7 +38,7 @@ class Browser:
     asked: set[str] = field(default_factory=set)
 
     def open(self, address: str = "", width: int = 1600, scheme: str = "light") -> Any:
-        """The page at an address like ``#conv5/0042``, once it shows something."""
+        """Return the page at an address like ``#conv5/0042``, once it shows something."""
         context = self.browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme
         )
@@ -57,7 +57,7 @@ class Browser:
 
     @property
     def files(self) -> list[Path]:
-        """What was asked for; each is a file of the gallery."""
+        """The requested files; each belongs to the gallery."""
         places = [urlsplit(address) for address in self.asked]
         assert all(place.scheme == "file" for place in places), self.asked
         return [Path(unquote(place.path)) for place in places]
@@ -73,7 +73,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def browser(chromium: Any, tmp_path: Path) -> Iterator[Browser]:
-    """The browser; in the end nothing has gone wrong, and nothing was asked for outside."""
+    """The browser; at the end nothing has gone wrong, and nothing outside was requested."""
     browser = Browser(chromium, tmp_path / "run" / "gallery")
     yield browser
     for context in chromium.contexts:
@@ -100,7 +100,7 @@ def gallery(
 
 
 def shown(page: Any) -> list[int]:
-    """The numbers of the units in the grid, in order."""
+    """Return the numbers of the units in the grid, in order."""
     return [int(text) for text in page.locator("#grid .number").all_text_contents()]
 
 
@@ -109,7 +109,7 @@ def heading(page: Any) -> str:
 
 
 def at(page: Any, title: str) -> None:
-    """Wait until the page is at the place whose title begins so."""
+    """Wait until the page is at the place whose title begins with this."""
     playwright.expect(page).to_have_title(re.compile(f"^{title}"))
 
 
@@ -161,7 +161,7 @@ def test_a_permalink_opens_a_unit_with_everything(browser: Browser, gallery: Pat
     assert "conv2/0005, optimized, style 3, run 1" in names
     assert any(f"conv2/0005, patch 1, {name}" in names for name in (HOSTILE, "class1"))
     titles = page.locator("#unit h3").all_text_contents()
-    assert {"How often which value", "Optimized", "Over all images"} < set(titles)
+    assert {"Histogram", "Optimized", "Over all images"} < set(titles)
     assert page.locator("#unit .near a").count()
     assert page.locator("img").count() == 0, "a class name has become an element"
     assert HOSTILE in page.locator("#unit").inner_text()

@@ -81,7 +81,7 @@ def cnnvis(
 
 
 WRONG = {
-    # a command line, and what its complaint must say
+    # a command line, and what its message must contain
     "no command": ("cnnvis optimise", "optimise"),
     "option": ("cnnvis layers --modle demo", "--model"),
     "no model": ("cnnvis optimize", "--model"),
@@ -128,7 +128,7 @@ WRONG = {
     "two kinds of device": (f"cnnvis topk images {EXACT} --device cpu,meta", "--device"),
     "compressed tar": (f"cnnvis topk images.tar.gz {EXACT}", "unpack it"),
     "broken tar": (f"cnnvis topk broken.tar {EXACT}", "broken.tar"),
-    "list of nothing": (f"cnnvis topk nothing.txt {EXACT}", "one path a line"),
+    "list of nothing": (f"cnnvis topk nothing.txt {EXACT}", "one path per line"),
     "no shards": ("cnnvis merge images --run merged", "holds no shard"),
     "nothing to merge": ("cnnvis merge", "RUNS"),
     "nothing to measure": (f"cnnvis bench topk nowhere {EXACT}", "nowhere"),
@@ -324,7 +324,7 @@ def command_of(name: str) -> click.Command:
 
 
 def example(command: str) -> str:
-    """The example of a command's help."""
+    """Return the example of a command's help."""
     found = re.search(r"Example:\s+(cnnvis [^(\n]*)", command_of(command).help or "")
     assert found
     return found[1]

@@ -1,4 +1,4 @@
-"""What a shell offers when Tab is pressed, and how soon."""
+"""Shell completion, and how fast it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnnvis_cli.stages.kinds import KINDS
 
 
 def offered(line: str) -> list[str]:
-    """What is offered for the last word of a line; it ends in a space to begin a new one."""
+    """Return the completions of a line's last word; the line ends in a space to begin a new one."""
     *words, begun = line.split(" ")
     complete = ShellComplete(cli, {}, "cnnvis", "_CNNVIS_COMPLETE")
     return [item.value for item in complete.get_completions(words[1:], begun)]
@@ -64,7 +64,7 @@ def test_paths_are_the_shell_s_own_affair(line: str, kind: str) -> None:
 
 
 def test_what_is_offered_is_what_there_is() -> None:
-    """The names are written down, or read off a source: here they are asked for."""
+    """The names are written by hand, or read from a source: here they are compared."""
     assert set(completing.OWN) == set(OWN)
     assert set(completing.KINDS) == set(KINDS)
     assert set(completing._builders()) == set(models.list_models(module=models))
@@ -79,7 +79,7 @@ MAIN = (
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_is_told_how_and_answered_without_torch(shell: str) -> None:
-    """As the shells call it: once to learn how to ask, then at each Tab."""
+    """As shells call it: once to learn how to ask, then at each Tab."""
     begun = {"COMP_WORDS": "cnnvis layers --model alex", "COMP_CWORD": "3"}
     if shell == "fish":
         begun["COMP_CWORD"] = "alex"  # fish gives the word itself

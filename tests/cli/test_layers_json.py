@@ -34,5 +34,5 @@ def test_layers_are_a_list_of_objects(
 
 
 def text(value: Any) -> str:
-    """A number, a word, or a size as the table has it."""
+    """Return a number, a word, or a size as the table has it."""
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""How much memory `topk` takes: as much for twenty thousand images as for two hundred."""
+"""The memory of `topk`: the same for twenty thousand images as for two hundred."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):  # of children: the
 
 
 def draw(folder: Path, count: int) -> None:
-    """So many small JPEGs in ten class folders, no two alike."""
+    """Draw this many small JPEGs in ten class folders, all different."""
     for number in range(10):
         (folder / f"class{number}").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def draw(folder: Path, count: int) -> None:
 
 
 def peaks(folder: Path, run: Path) -> list[int]:
-    """Largest resident memory of the command and of its worker processes, in megabytes."""
+    """Return the peak memory of the command and of its worker processes, in megabytes."""
     flags = ["--model", "demo", "--device", "cpu", "--workers", "2", "--run", str(run), "--quiet"]
     command = [sys.executable, "-c", PROGRAM, "topk", str(folder), *flags]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -26,7 +26,7 @@ COUNT, NOTHING, GONE = 11, 2, 10  # images; two that cannot be used
 
 @pytest.fixture
 def manifest(tmp_path: Path, photographs: Callable[..., Path]) -> Manifest:
-    """Eleven images in two classes; one holds no image and one has gone since."""
+    """Eleven images in two classes; one holds no image and one is missing."""
     folder = photographs(tmp_path / "images", COUNT, classes=2)
     paths = sorted(folder.rglob("*.png"))
     paths[NOTHING].write_bytes(b"nothing")
@@ -133,7 +133,7 @@ def test_pinned_pixels_are_the_same_pixels(manifest: Manifest, workers: int) -> 
 
 
 class Deadly(Preprocessing):
-    """Settings whose use ends the process, as running out of memory does."""
+    """Settings whose use ends the process, as when memory runs out."""
 
     @property
     def crop(self) -> tuple[int, int]:

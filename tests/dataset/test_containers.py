@@ -1,4 +1,4 @@
-"""Tars and zips: what their own libraries read is what is read here, and damage is told."""
+"""Tars and zips: read as by their own libraries, and damage is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tar(path: Path, content: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -
 
 
 class Pipe(io.RawIOBase):
-    """Somewhere to write to that cannot go back, so that a zip's CRCs follow its members."""
+    """A stream that cannot seek, so that a zip's CRCs follow its members."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -62,7 +62,7 @@ def zipped(path: Path, content: dict[str, bytes], method: int, streamed: bool = 
 
 
 def read(path: Path) -> dict[str, bytes]:
-    """Every image of a container; of equal names the last one."""
+    """Return every image of a container; of equal names the last one."""
     return {
         name: read_member(path.parent, f"{path.name}/{name}", place, size)
         for name, size, place in members(path)
@@ -252,7 +252,7 @@ def test_a_mutated_container_is_read_or_refused(
 
 
 def zip_with(path: Path, *changes: tuple[bytes, int, bytes]) -> Path:
-    """A zip of one member of 1000 bytes; each change is (record, offset in it, new bytes)."""
+    """Return a zip of one 1000-byte member; changes are (record, offset in it, new bytes)."""
     zipped(path, {"image.jpg": b"content " * 125}, zipfile.ZIP_DEFLATED)
     content = bytearray(path.read_bytes())
     for record, offset, new in changes:

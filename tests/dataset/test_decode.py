@@ -38,7 +38,7 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def png(depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """An 8 x 8 PNG file written by hand."""
+    """Return an 8 x 8 PNG file written by hand."""
     header = struct.pack(">IIBBBBB", 8, 8, depth, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = (
@@ -191,7 +191,7 @@ def test_an_empty_file_is_called_so() -> None:
 
 
 def early(side: int, height: int, width: int) -> int:
-    """The largest denominator that leaves both sides of a JPEG at least `side` long."""
+    """Return the largest denominator that leaves both sides of a JPEG at least `side` long."""
     return max(d for d in (1, 2, 4, 8) if d == 1 or min(height, width) >= side * d)
 
 
@@ -253,7 +253,7 @@ def test_a_decompression_bomb_is_unreadable(
 
 
 def tiff(side: int, content: bytes) -> bytes:
-    """A TIFF of 8 x 8 pixels in one deflated tile of `side` x `side`."""
+    """Return a TIFF of 8 x 8 pixels in one deflated tile of `side` x `side`."""
     tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 0}
     tags[325], tags[324] = len(content), 8 + 2 + 12 * 10 + 4
     rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
@@ -268,7 +268,7 @@ def test_tiles_much_larger_than_the_image_are_never_unpacked() -> None:
 
 
 def scanned(side: int, times: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """Return a progressive JPEG whose last scan comes again and again."""
     buffer = io.BytesIO()
     Image.new("L", (side, side)).save(buffer, "JPEG", progressive=True)
     content = buffer.getvalue()

@@ -195,7 +195,7 @@ def test_a_manifest_is_its_arrays(root: Path) -> None:
 def test_a_list_of_which_nothing_is_there_is_refused(tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("n01/a.jpg 0\nn02/b.jpg 1\n")  # as Caffe has them, with labels
-    with pytest.raises(UsageError, match=r"none of its 2 images is there.*one path a line"):
+    with pytest.raises(UsageError, match=r"none of its 2 images is there.*one path per line"):
         Manifest.scan(listed)
 
 
@@ -215,7 +215,7 @@ SMALL = Preprocessing(resize=16, crop=(16, 16))
 
 
 def same_images(folder: Path, to: Path) -> dict[str, Path]:
-    """A folder of class folders as every kind of dataset."""
+    """Return a folder of class folders as every kind of dataset."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     contents = {name: (folder / name).read_bytes() for name in reversed(names)}
     (folder / "list.txt").write_text("\n".join(reversed(names)))
@@ -383,7 +383,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         ("empty.txt", b"# nothing\n\n", "holds no images"),
         ("long.txt", b"a" * 5000 + b".jpg", "over 4096 bytes"),
         ("empty.tar", b"", "broken at byte 0"),
-        ("empty.zip", b"", "is no whole zip"),
+        ("empty.zip", b"", "is not a complete zip"),
     ],
 )
 def test_what_is_no_dataset_is_refused(

@@ -1,4 +1,4 @@
-"""The drawn images: every class can be drawn, again and again the same, and never twice alike."""
+"""The generated images: every class can be drawn, reproducibly, and no two images are alike."""
 
 from __future__ import annotations
 

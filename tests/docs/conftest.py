@@ -45,7 +45,7 @@ EXTRA = {  # a command, and what makes it shorter without changing the plan
 
 
 class Told(NamedTuple):
-    """How a command line ended, and what it said."""
+    """How a command line ended, and its output."""
 
     code: int
     out: str
@@ -53,7 +53,7 @@ class Told(NamedTuple):
 
 
 def cheaper(plan: Plan) -> Plan:
-    """The same plan with less to do.
+    """Return the same plan with less to do.
 
     Fewer steps, smaller images, one process, no GPU, no cluster, no
     downloads.
@@ -93,7 +93,7 @@ def _at_hand(plan: Plan) -> str | None:
 
 
 def fewer(session: session.Session, layer: Layer) -> tuple[int, ...]:
-    """The units of a plan that names none: those that are shown, of a large network two."""
+    """Return the units of a plan that names none: those that are shown, of a large network two."""
     plan, small = session.plan, session.network.name in OWN
     if plan.units:
         return _units(session, layer)
@@ -132,7 +132,7 @@ def less() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `cnnvis demo` leaves: the folder that holds outputs/."""
+    """The folder with the outputs/ of `cnnvis demo`."""
     folder = tmp_path_factory.mktemp("demo")
     with less(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -150,7 +150,7 @@ def cheap() -> Iterator[None]:
 
 @pytest.fixture
 def furnished(demo: Path, cheap: None) -> None:
-    """The current folder holds what the pages speak of, and the run of the demo."""
+    """Change to a folder with the files that the pages name, and the run of the demo."""
     for inside in ("imagenet/val", "imagenet/train"):
         for number in range(8):
             folder = Path("data", inside, ("n01440764", "n01443537")[number % 2])

@@ -51,7 +51,7 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """All blocks of code, fenced and indented; an indented one follows an empty line."""
+    """Yield all blocks of code, fenced and indented; an indented one follows an empty line."""
     lines = page.read_text(encoding="utf-8").splitlines()
     number, previous = 0, ""
     while number < len(lines):
@@ -71,7 +71,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def command_lines(block: Block) -> Iterator[Line]:
-    """The command lines of a block that a shell would be given, whatever the command."""
+    """Yield the command lines of a block that a shell would be given, whatever the command."""
     number, lines = block.number, iter(block.lines)
     for text in lines:
         whole, count = text, 1
@@ -84,7 +84,7 @@ def command_lines(block: Block) -> Iterator[Line]:
 
 
 def _split(text: str) -> list[str]:
-    """The words of a line; of one that is none, such as an unfinished quotation, no words."""
+    """Return the words of a line, or none if it is invalid, such as an unfinished quotation."""
     reader = shlex.shlex(text, posix=True, punctuation_chars=";|&<>")
     reader.commenters = "#"
     reader.whitespace_split = True
@@ -95,7 +95,7 @@ def _split(text: str) -> list[str]:
 
 
 def _apart(words: list[str]) -> Iterator[tuple[str, ...]]:
-    """Commands one by one, without redirections and what stands before them."""
+    """Yield commands one by one, without redirections and prefixes."""
     found: list[str] = []
     rest = iter([*words, ";"])
     for word in rest:
@@ -112,7 +112,7 @@ def _apart(words: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def is_ours(line: Line) -> bool:
-    """Whether a command line is one that has to be run."""
+    """Return whether a command line is one that has to be run."""
     return Path(line.words[0]).name in COMMANDS
 
 
@@ -125,5 +125,5 @@ def inline(page: Path) -> Iterator[tuple[str, ...]]:
 
 
 def links(page: Path) -> list[str]:
-    """Where links and pictures lead."""
+    """Return where links and pictures lead."""
     return re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))

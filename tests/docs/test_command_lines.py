@@ -72,13 +72,13 @@ def reason(line: Line) -> str | None:
 
 
 def tasks(page: Path) -> list[str]:
-    """The numbers of the page's SLURM array."""
+    """Return the numbers of the page's SLURM array."""
     found = re.search(r"--array=(\d+)-(\d+)", page.read_text(encoding="utf-8"))
     return [str(n) for n in range(int(found[1]), int(found[2]) + 1)] if found else []
 
 
 def of_tasks(line: Line, numbers: list[str]) -> Iterator[Line]:
-    """A line, or what it is in each task of an array."""
+    """Yield a line, or its form in each task of an array."""
     if "SLURM_ARRAY_TASK_ID" not in str(line):
         yield line
         return
@@ -104,7 +104,7 @@ def steps(page: Path) -> Iterator[Block | Line]:
 
 
 def made(line: Line) -> list[str]:
-    """The command that `make TARGET` comes to."""
+    """Return the command that `make TARGET` comes to."""
     told = subprocess.run(
         ["make", "-n", "--no-print-directory", *line.words[1:]],
         cwd=ROOT,
@@ -123,7 +123,7 @@ def run(line: Line, cnnvis: Call, python: Call) -> Told:
     return (cnnvis if Path(command).name == "cnnvis" else python)(arguments)
 
 
-LONG = ("docs/measurements.md", "docs/nights.md", "docs/plan.md")  # half a minute or more
+LONG = ("docs/measurements.md", "docs/unattended-runs.md", "docs/plan.md")  # half a minute or more
 WITHOUT_DEMO = ("docs/measurements.md",)  # pages that begin without its run
 READ = [
     pytest.param(page, marks=[pytest.mark.long] if name_of(page) in LONG else []) for page in PAGES
@@ -213,7 +213,7 @@ EXAMPLES = [name for name in COMMANDS if name != "bench"]
 
 
 def example(command: str) -> list[str]:
-    """The example in a command's help."""
+    """Return the example in a command's help."""
     context, found = click.Context(cli), None
     for name in command.split():
         group = found or cli

@@ -32,12 +32,12 @@ BEFOREHAND = (  # what store.md says that its examples come after
 
 
 def code(page: str) -> list[Block]:
-    """The Python of a page that stands alone."""
+    """Return the Python of a page that stands alone."""
     return [b for b in blocks(ROOT / page) if b.language == "python" and not b.file]
 
 
 def run(block: Block, python: Call) -> str:
-    """Run a block as a file; gives what it printed."""
+    """Run a block as a file; return its output."""
     Path("example.py").write_text(block.text, encoding="utf-8")
     return python(["example.py"]).out
 
@@ -67,7 +67,7 @@ def test_the_store_s_examples_run(cnnvis: Call, python: Call) -> None:
 
 
 def test_the_seal_is_what_sha256sum_gives(furnished: None) -> None:
-    """The two lines for a shell, told in Python."""
+    """The two shell lines, written in Python."""
     (block,) = (b for b in blocks(ROOT / "docs/store.md") if b.language == "sh")
     tail, digest, head = (line.words for line in command_lines(block))
     assert (tail[0], digest[0], head[0]) == ("tail", "sha256sum", "head")
@@ -78,7 +78,7 @@ def test_the_seal_is_what_sha256sum_gives(furnished: None) -> None:
 
 
 def test_a_figure_from_outside_is_drawn(cnnvis: Call, python: Call) -> None:
-    """extending.md's files: `test_command_lines` runs its commands; here is what they leave."""
+    """`test_command_lines` runs the commands of extending.md; this checks their files."""
     files = {b.file: b for b in blocks(ROOT / "docs/extending.md") if b.file}
     assert set(files) >= {"tiny.py", "soft.toml", "median.py", "average.py"}
     for name, block in files.items():

@@ -22,7 +22,7 @@ def cards(count: int, pictures: int, side: int) -> list[Card]:
 
 
 def found(canvas: Canvas, picture: NDArray[np.uint8], scale: int) -> list[tuple[int, int]]:
-    """Upper left corners where a picture stands on the sheet, pixel by pixel."""
+    """Return the upper left corners of a picture on the sheet, pixel by pixel."""
     large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     sheet, (h, w, _) = canvas.pixels, large.shape
     corners = np.argwhere((sheet == large[0, 0]).all(axis=2))

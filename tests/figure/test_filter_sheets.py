@@ -22,7 +22,7 @@ CAPTION = Caption("a title", "a note")
 
 
 def places(paper: Pixels, tile: Pixels) -> list[tuple[int, int]]:
-    """Where a picture is on a sheet, to the pixel."""
+    """Return where a picture is on a sheet, to the pixel."""
     height, width = tile.shape[:2]
     corners = paper[: len(paper) - height + 1, : paper.shape[1] - width + 1]
     starts = np.argwhere((corners == tile[0, 0]).all(axis=-1)).tolist()

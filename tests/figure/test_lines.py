@@ -35,7 +35,7 @@ def panel(values: list[list[float]], best: list[int] | None = None) -> Plot:
 
 
 def inked(plot: Plot, run: int) -> np.ndarray:
-    """Where on the sheet the colour of a run is, rows and columns."""
+    """Return where on the sheet the colour of a run is, rows and columns."""
     sheet = plots([plot], CAPTION).pixels.astype(int)
     return np.argwhere((np.abs(sheet - INKS[run]).sum(axis=2)) < 90)
 

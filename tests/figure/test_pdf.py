@@ -32,13 +32,13 @@ def noise(seed: int, height: int, width: int) -> Pixels:
 
 
 def drawn() -> Canvas:
-    """A sheet with tiles of two shapes, text and a cross."""
+    """Return a sheet with tiles of two shapes, text and a cross."""
     cells = [Cell.of(f"{n} ünit", noise(n, 30, 40), dead=n == 2) for n in range(5)]
     return sheet(cells, Caption("a title (with brackets) \\", "a note " * 20))
 
 
 def streams(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The dictionary and the unpacked bytes of each stream of a file."""
+    """Yield the dictionary and the unpacked bytes of each stream of a file."""
     for found in re.finditer(STREAM, content, re.DOTALL):
         length = re.search(rb"/Length (\d+)", found[1])
         assert length is not None
@@ -48,7 +48,7 @@ def streams(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def pictures(content: bytes) -> list[Pixels]:
-    """Every picture in a file, (h, w, 3)."""
+    """Return every picture in a file, (h, w, 3)."""
     found = []
     for about, raw in streams(content):
         if b"/Subtype /Image" in about:
@@ -60,7 +60,7 @@ def pictures(content: bytes) -> list[Pixels]:
 
 
 def page_text(content: bytes) -> str:
-    """What the page is drawn by."""
+    """Return the drawing commands of the page."""
     plain = [raw for about, raw in streams(content) if b"/Subtype" not in about]
     (found,) = (raw for raw in plain if raw.startswith(b"1 0 0 1 0 0 cm"))
     return found.decode("latin-1")
@@ -73,7 +73,7 @@ def media_box(content: bytes) -> list[float]:
 
 
 def info(content: bytes, name: str) -> str:
-    """One of a file's properties, in which brackets are escaped."""
+    """Return one of a file's properties, in which brackets are escaped."""
     found = re.search(rb"/%s \(((?:\\.|[^\\)])*)\)" % name.encode(), content, re.DOTALL)
     assert found is not None
     escapes = {rb"\r": b"\r", rb"\n": b"\n", rb"\t": b"\t"}

@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 
 def picture(height: int, width: int, noise: int, seed: int = 0) -> Pixels:
-    """A slope of colours with noise of so many levels; 256 is nothing but noise, 0 is flat."""
+    """Return a colour gradient with noise of so many levels; 256 is only noise, 0 is flat."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     slope = np.stack([rows, columns, rows + columns], axis=-1) * bool(noise)
@@ -26,7 +26,7 @@ def picture(height: int, width: int, noise: int, seed: int = 0) -> Pixels:
 
 
 def opened(content: bytes) -> Image.Image:
-    """What Pillow makes of a file; it checks every chunk's sum."""
+    """Return what Pillow makes of a file; it checks every chunk's sum."""
     image = Image.open(io.BytesIO(content), formats=("PNG",))
     image.load()
     return image

@@ -40,7 +40,7 @@ def tiles(seed: int = 0, units: int = 3, each: int = 2) -> Floats:
 
 
 def grey(value: float, top: float, bottom: float) -> int:
-    """One value by the rule x / max(2 max, -2 min) + 0.5, as a level of 0..255."""
+    """Return one value by the rule x / max(2 max, -2 min) + 0.5, as a level of 0..255."""
     return min(255, max(0, int((value / max(2 * top, -2 * bottom) + 0.5) * 255 + 0.5)))
 
 
@@ -107,7 +107,7 @@ def test_a_block_has_its_tiles_row_by_row(count: int, columns: int, gap: int) ->
 
 
 def pattern(number: int, height: int, width: int) -> Pixels:
-    """A tile that is like no other, in colours that no text has."""
+    """Return a tile that is like no other, in colours that no text has."""
     random = np.random.default_rng(number)
     found = random.integers(0, 120, (height, width, 3)).astype(np.uint8)
     found[..., 1] += 130  # green: text and paper have no colour
@@ -115,7 +115,7 @@ def pattern(number: int, height: int, width: int) -> Pixels:
 
 
 def places(paper: Pixels, tile: Pixels) -> list[tuple[int, int]]:
-    """Where a tile is on a sheet, to the pixel."""
+    """Return where a tile is on a sheet, to the pixel."""
     height, width = tile.shape[:2]
     corners = paper[: len(paper) - height + 1, : paper.shape[1] - width + 1]
     starts = np.argwhere((corners == tile[0, 0]).all(axis=-1)).tolist()
@@ -225,14 +225,14 @@ def patterns(first: int, count: int, height: int, width: int) -> Pixels:
 
 
 def ink_of(paper: Pixels) -> NDArray[np.bool_]:
-    """Where a sheet has text: neither paper nor a tile, which is green."""
+    """Return where a sheet has text: neither paper nor a tile, which is green."""
     grey = (paper == paper[..., :1]).all(axis=-1)
     found: NDArray[np.bool_] = grey & (paper[..., 0] < 250)
     return found
 
 
 def boxes_of(paper: Pixels, tiles: Pixels, scale: int = 1) -> list[tuple[int, int]]:
-    """The only place of each tile on a sheet."""
+    """Return the only place of each tile on a sheet."""
     drawn = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     found = [places(paper, tile) for tile in drawn]
     assert all(len(each) == 1 for each in found), "every tile stands on the sheet once"
@@ -347,7 +347,7 @@ def test_what_fits_in_a_row_fits(width: int) -> None:
 
 
 def viewed(img: Pixels, row: int, column: int) -> Pixels:
-    """The corner of a picture that the toolbox's viewer cuts out, by its rule told again."""
+    """Return the corner of a picture that the toolbox's viewer cuts out, by its rule."""
     assert img.shape[0] == img.shape[1], "square"
     assert img.shape[0] % 2 == 0, "of an even side"
     half, t = img.shape[0] // 2, 1 + 2

@@ -77,7 +77,7 @@ def picture(rng: Rng, mode: str) -> Image.Image:
 
 
 def whole(rng: Rng, form: str, kind: int) -> bytes:
-    """A valid file of a format, in one of its kinds."""
+    """Return a valid file of a format, in one of its kinds."""
     mode, settings = WHOLE[form][kind % len(WHOLE[form])]
     first, buffer = picture(rng, mode), io.BytesIO()
     frames = [first.transpose(Image.Transpose.ROTATE_180)] * (settings.get("frames", 1) - 1)
@@ -111,7 +111,7 @@ def _piece(rng: Rng, content: bytearray) -> slice:
 
 
 def _repeat(rng: Rng, content: bytearray, _other: bytes) -> bytearray:
-    """A piece once more, up to fifty times, behind itself."""
+    """Return the data with a piece repeated behind itself, up to fifty times."""
     piece = _piece(rng, content)
     content[piece.start : piece.start] = content[piece] * int(rng.integers(1, 51))
     return content
@@ -123,7 +123,7 @@ def _delete(rng: Rng, content: bytearray, _other: bytes) -> bytearray:
 
 
 def _splice(rng: Rng, content: bytearray, other: bytes) -> bytearray:
-    """The beginning of one file and the end of another."""
+    """Return the beginning of one file and the end of another."""
     return content[: int(rng.integers(len(content)))] + other[int(rng.integers(len(other))) :]
 
 
@@ -144,7 +144,7 @@ def _head(rng: Rng, content: bytearray, _other: bytes) -> bytearray:
 
 
 def _with_right_sums(content: bytes) -> bytes:
-    """A PNG whose chunks have the CRCs of what they hold now: else nothing behind them is read."""
+    """Return a PNG whose chunks have valid CRCs: otherwise nothing behind them is read."""
     fixed, place = bytearray(content), 8
     while place + 12 <= len(fixed):
         (length,) = struct.unpack_from(">I", fixed, place)
@@ -163,7 +163,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def mutated(seed: int, number: int) -> tuple[str, bytes]:
-    """The suffix and content of a file: a function of the seed and its number."""
+    """Return the suffix and content of a file: a function of the seed and its number."""
     rng = np.random.default_rng([seed, number])
     form = list(SUFFIXES)[number % len(SUFFIXES)]
     content = bytearray(whole(rng, form, number // len(SUFFIXES)))

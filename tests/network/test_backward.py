@@ -1,4 +1,4 @@
-"""Projections against a deconvnet that is told step by step, as Zeiler & Fergus tell it."""
+"""Projections against a deconvnet written step by step, as Zeiler & Fergus describe it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ METHODS = ["deconv", "guided", "gradient"]
 SIZE = (29, 33)
 STD = (57.0, 56.0, 58.0)
 
-# The slow telling
+# The reference implementation
 
 
 def rectified(signal: Tensor, forward: Tensor, method: str) -> Tensor:
-    """What comes back through a rectifier whose input was `forward`."""
+    """Return what comes back through a rectifier whose input was `forward`."""
     if method == "deconv":
         return signal.clamp(min=0)
     on = (forward > 0).to(signal)
@@ -56,7 +56,7 @@ def unpooled(signal: Tensor, pool: nn.MaxPool2d, below: Tensor) -> Tensor:
 
 
 def told(layers: nn.Sequential, pixels: Tensor, start: Tensor, method: str) -> Tensor:
-    """The projection of the signal `start` at the output of `layers`, part by part backwards."""
+    """Return the projection of the signal `start` at the output of `layers`, part by part."""
     maps = [pixels / torch.tensor(STD, dtype=pixels.dtype)[:, None, None]]
     for part in layers:
         maps.append(part(maps[-1]).detach())
@@ -95,7 +95,7 @@ def photograph() -> Tensor:
 
 
 def projected(network: Network, pixels: Tensor, start: Tensor, method: str) -> Tensor:
-    """The projection as the package makes it, over the whole input."""
+    """Return the projection as the package makes it, over the whole input."""
     pixels = pixels.clone().requires_grad_()
     with rectify(method):
         output, _ = network.values(network.layers[-1], Box.whole(network.size), pixels)
@@ -188,7 +188,7 @@ class Functional(nn.Module):
 
 
 def forgetful(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """In place, and what comes back is not looked at."""
+    """In place, and what comes back is ignored."""
 
     def rectify(x: Tensor) -> Tensor:
         function(x)

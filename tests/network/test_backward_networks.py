@@ -73,7 +73,7 @@ def replace(module: nn.Module, method: str) -> int:
 
 
 def projected(network: Network, layer: Layer, place: tuple[int, int], way: Any) -> Tensor:
-    """What in a photograph moves channel 3 at a place."""
+    """Return what in a photograph activates channel 3 at a place."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, 3, *network.size)
     pixels = torch.rand(shape, dtype=torch.float64, generator=generator) * 255 - 120

@@ -36,7 +36,7 @@ def whole(field: int, number: int) -> bytes:
 
 
 def part(field: int, content: bytes) -> bytes:
-    """A string, a message, or numbers in a row: with its length before it."""
+    """Return a string, a message, or numbers, prefixed by its length."""
     return varint(field << 3 | 2) + varint(len(content)) + content
 
 
@@ -44,7 +44,7 @@ def part(field: int, content: bytes) -> bytes:
 
 
 def blob(array: Array) -> bytes:
-    """shape = 7 { dim = 1 }, data = 5; and diff = 6, which nobody reads."""
+    """Return shape = 7 { dim = 1 }, data = 5; and diff = 6, which is never read."""
     dims = b"".join(varint(n) for n in array.shape)
     numbers = array.astype("<f4").tobytes()
     return part(7, part(1, dims)) + part(5, numbers) + part(6, numbers)

@@ -1,4 +1,4 @@
-"""Receptive fields against what really reaches a place: gradients, and one poisoned pixel."""
+"""Receptive fields against measurements: gradients, and one poisoned pixel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def average_instead_of_maximum(module: nn.Module) -> None:
 
 
 def support(output: Tensor, row: int, column: int, pixels: Tensor) -> Box:
-    """The smallest box around the pixels that the output at a place has a gradient for."""
+    """Return the smallest box around the pixels that the output at a place has a gradient for."""
     value = output[0, :, row, column].sum()
     (gradient,) = torch.autograd.grad(value, pixels, retain_graph=True)
     reached = gradient[0].ne(0).any(0)
@@ -131,7 +131,7 @@ def conv(inputs: int, outputs: int, kernel: int | Size, **settings: object) -> n
 
 
 def look(module: nn.Module, size: Size) -> tuple[Layer, Tensor]:
-    """The last layer, and which pixels reach each of its places: (h, w, H, W).
+    """Return the last layer, and which pixels reach each of its places: (h, w, H, W).
 
     Image i of the batch has a NaN as pixel i, and a NaN spreads to all that is computed from it.
     Numbers are float64, where torch convolves by plain matrix products.
@@ -260,7 +260,7 @@ def test_a_field_is_where_poison_comes_from(name: str) -> None:
 
 @st.composite
 def windows(draw: st.DrawFn) -> nn.Module:
-    """A convolution or pooling of random shape, from three channels to three."""
+    """Return a convolution or pooling of random shape, from three channels to three."""
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     padding = draw(st.tuples(*(st.integers(0, n // 2) for n in kernel)))

@@ -58,7 +58,7 @@ def test_a_filter_of_zeros_stays_one() -> None:
 
 
 def grating(size: int, across: float, down: float, phase: float) -> Tensor:
-    """A wave of so many cycles a pixel in both directions: (1, 3, size, size)."""
+    """Return a wave of so many cycles per pixel in both directions: (1, 3, size, size)."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     wave = torch.cos(2 * math.pi * (across * x + down * y) + phase)
     return wave.expand(1, 3, size, size) * torch.tensor([0.2, 1.0, -0.4]).view(1, 3, 1, 1)

@@ -52,7 +52,7 @@ def inputs(count: int = 2) -> Tensor:
 
 
 def before_rectifying(module: Plain, x: Tensor) -> dict[str, Tensor]:
-    """Each layer's own output, from a pass in which nothing is done in place."""
+    """Return each layer's own output, from a pass in which nothing is done in place."""
     first = F.conv2d(x, module.first.weight, module.first.bias)
     second = F.conv2d(first.clamp(min=0), module.second.weight, module.second.bias)
     pooled = second.clamp(min=0).mean((2, 3))

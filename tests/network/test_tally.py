@@ -34,7 +34,7 @@ def compiled(maps: Tensor) -> Summary:
 
 
 def tensors(maps: Tensor) -> Summary:
-    """The reading in tensor operations, whatever else there is."""
+    """Return the reading in tensor operations, whatever else there is."""
     return tally._read(tally.places_first(maps), torch.ones(len(maps), dtype=torch.bool))
 
 
@@ -56,7 +56,7 @@ def layer(alias: str, channels: int, height: int, width: int) -> Layer:
 
 
 def slowly(values: list[float]) -> tuple[float, int]:
-    """The largest of a map's values and the first place where it is; NaN is no value."""
+    """Return the largest of a map's values and the first place where it is; NaN is no value."""
     known = [(i, v) for i, v in enumerate(values) if not math.isnan(v)]
     if not known:
         return -math.inf, -1
@@ -200,7 +200,7 @@ class Place(NamedTuple):
 
 
 def strongest(maps: NDArray[np.float32], used: NDArray[np.bool_], k: int, c: int) -> list[Place]:
-    """The k strongest places of a channel by Python's sort; maps (N, C, places)."""
+    """Return the k strongest places of a channel by Python's sort; maps (N, C, places)."""
     seen = [(slowly(maps[i, c].tolist()), i) for i in range(len(maps)) if used[i]]
     places = [Place(value, i, at) for (value, at), i in seen if at >= 0]
     return sorted(places, key=lambda p: (-p.activation, p.image))[:k]

@@ -48,7 +48,7 @@ def looking(forward: Forward) -> Pass:
 
 
 def check(forward: Forward, pixels: Tensor) -> Pass:
-    """The traced pass equals the untraced one for the pixels it was traced with, and for others.
+    """Check that the traced pass equals the untraced one, for these pixels and for others.
 
     It leaves its arguments as they were, and gives the same bits again. Returns it.
     """

@@ -349,7 +349,7 @@ def squeezenet() -> Blueprint:
 
 
 def _cached(plan: Blueprint, tmp_path: Path) -> Path:
-    """Where torchvision keeps the weights of a network once they are downloaded."""
+    """Return where torchvision keeps the weights of a network once they are downloaded."""
     name = plan.torchvision_weights["DEFAULT"].url.rpartition("/")[2]
     return tmp_path / "torch" / "hub" / "checkpoints" / str(name)
 

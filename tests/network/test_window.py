@@ -22,7 +22,7 @@ def photographs(size: Size, count: int = 1) -> Tensor:
 
 
 def normalised(network: Network, pixels: Tensor) -> Tensor:
-    """What `Network.normalise` promises, written anew."""
+    """Return what `Network.normalise` promises, written anew."""
     divided = pixels / torch.tensor(network.preprocessing.std)[:, None, None]
     return divided[:, [2, 1, 0]] if network.preprocessing.bgr else divided
 
@@ -42,7 +42,7 @@ class Whole:
         self.outputs = trunk(network, normalised(network, self.inputs))
 
     def check(self, layer: Layer, place: Place, box: Box | None = None) -> Box:
-        """The window over `box` gives all channels of a place, and their gradient; returns it."""
+        """Check that the window over `box` gives all channels of a place and their gradient."""
         value = self.outputs[layer.alias][0, :, place[0], place[1]]
         weights = torch.linspace(-1, 1, len(value), dtype=value.dtype)
         (gradient,) = torch.autograd.grad(value @ weights, self.inputs, retain_graph=True)
@@ -63,7 +63,7 @@ class Whole:
 
 
 def fitting(network: Network) -> list[Layer]:
-    """The convolutions whose centre unit's field lies inside the input."""
+    """Return the convolutions whose centre unit's field lies inside the input."""
     return [
         layer
         for layer in network.layers

@@ -24,7 +24,7 @@ from cnnvis_cli.store.publish import intact
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-# Two networks. The whole numbers of `exact` take no time, but a person's own code has no receipts;
+# Two networks. The whole numbers of `exact` take no time, but your own code has no receipts;
 # the bundled network has.
 PLANS = {
     "exact": """
@@ -90,7 +90,7 @@ class Zygote:
         return pid
 
     def hear(self, seconds: float) -> dict[str, Any]:
-        """The next message; empty where none comes in time."""
+        """Return the next message; empty where none comes in time."""
         assert self.process.stdout
         number = self.process.stdout.fileno()
         while b"\n" not in self._text:
@@ -106,7 +106,7 @@ class Zygote:
         return message
 
     def is_over(self, pid: int, seconds: float) -> bool:
-        """Whether a command ends within this time."""
+        """Return whether a command ends within this time."""
         until = time.monotonic() + seconds
         while "code" not in self.ended[pid]:
             if time.monotonic() >= until:
@@ -115,7 +115,7 @@ class Zygote:
         return True
 
     def wait(self, pid: int, seconds: float = 120) -> Ended:
-        """How a command ended; one that does not is killed with its group."""
+        """Return how a command ended; one that does not is killed with its group."""
         over = self.is_over(pid, seconds)
         if not over:
             os.killpg(pid, signal.SIGKILL)
@@ -137,7 +137,7 @@ class Zygote:
 
 
 def said(path: Path) -> str:
-    """What a command wrote; nothing where it was killed before it could."""
+    """Return a command's output; empty if it was killed before it wrote any."""
     return path.read_text() if path.exists() else ""
 
 
@@ -199,7 +199,7 @@ def results() -> Callable[[Path], dict[str, str]]:
 
 @pytest.fixture
 def check_whole() -> Callable[[Path], None]:
-    """A function that asserts that whatever stands under its final name in a run is whole."""
+    """A function that asserts that every file under its final name in a run is complete."""
 
     def check(run: Path) -> None:
         for path in run.rglob("[!.]*"):

@@ -23,7 +23,7 @@ import h5py
 
 
 def _behind(descriptor: int) -> str:
-    """The path of what is open."""
+    """Return the path of what is open."""
     return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
 
@@ -43,7 +43,7 @@ class Steps:
         self._count = get_context("fork").Value("q")
 
     def here(self, path: Any, folder: int | None = None) -> str | None:
-        """The path, if it is in the folder; also of a descriptor, or relative to one."""
+        """Return the path, if it is in the folder; also of a descriptor, or relative to one."""
         found = _behind(path) if isinstance(path, int) else os.fsdecode(path)
         if folder is not None:
             found = f"{_behind(folder)}/{found}"

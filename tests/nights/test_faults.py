@@ -1,4 +1,4 @@
-"""Each step on the disk fails once: nothing is lost, nothing is half, and it is said in a line."""
+"""Each step on the disk fails once: nothing is lost or half-written, and one line reports it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Fault(NamedTuple):
 
 @pytest.fixture
 def plan(request: pytest.FixtureRequest) -> str:
-    """A plan of every stage, the gallery as well, with a few pictures of one layer."""
+    """A plan of every stage, including the gallery, with a few pictures of one layer."""
     name: str = request.param
     text = Path(f"{name}.toml").read_text()
     text = text.replace('"montage"]', '"montage", "gallery"]\nworkers = 0')
@@ -46,7 +46,7 @@ def plan(request: pytest.FixtureRequest) -> str:
 
 
 def run(zygote: Zygote, plan: str, name: str, at: int, how: str) -> tuple[Ended, Fault | None]:
-    """A start in a new directory, and what failed; None where the end came first."""
+    """Return a start in a new directory, and what failed; None where the end came first."""
     log = Path(f"{name}.steps")
     order = {"folder": name, "at": at, "how": how, "log": str(log)}
     told = zygote.do(f"run {plan}.toml --run {name}", fault=order)
@@ -57,7 +57,7 @@ def run(zygote: Zygote, plan: str, name: str, at: int, how: str) -> tuple[Ended,
 
 
 def faults(steps: int, short: bool) -> Iterator[tuple[int, str]]:
-    """Which step fails, and how: a few of so many, or each in both ways and some beyond."""
+    """Yield which step fails, and how: a few of them, or each in both ways and some beyond."""
     if short:
         yield from ((1 + i * steps // 10, ("EIO", "ENOSPC")[i % 2]) for i in range(10))
     else:
@@ -70,7 +70,7 @@ def lasting(files: dict[str, str]) -> dict[str, str]:
 
 
 def complaints(told: Ended, fault: Fault) -> list[str]:
-    """What is wrong with the way a command ended."""
+    """Return what is wrong with how a command ended."""
     if told.code == 0:
         return [told.err] if told.err else []
     found = [] if told.code == 4 else [f"exit code {told.code}"]

@@ -25,7 +25,7 @@ LONG = pytest.mark.long
 
 
 def command(*words: str) -> str:
-    """Do a command of the system; gives what it complains about."""
+    """Run a system command; return its error output."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return done.stderr.strip() if done.returncode else ""
 
@@ -47,7 +47,7 @@ def resize(disk: Path, pages: int) -> None:
 
 
 def pages(disk: Path) -> int:
-    """How many pages of 4 kB the disk has in use."""
+    """Return how many pages of 4 kB the disk has in use."""
     found = os.statvfs(disk)
     return (found.f_blocks - found.f_bfree) * found.f_frsize // 4096
 
@@ -101,7 +101,7 @@ def test_a_disk_of_ten_sizes(
 
 
 def is_said(told: Ended) -> bool:
-    """Whether a failure is one line that says what is the matter."""
+    """Return whether a failure is one line that states the cause."""
     return len(told.err.splitlines()) == 1 and "No space left on device" in told.err
 
 

@@ -1,4 +1,4 @@
-"""Commands that are killed and started again end with the bytes of one that was left alone."""
+"""Killed and restarted commands end with the bytes of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("plans")
 
 
 def commands(plan: str, run: str, workers: int) -> list[str]:
-    """One night, command by command."""
+    """Return one night, command by command."""
     flags = f"--config {plan}.toml --run {run} --workers {workers}"
     return [f"topk {flags}", f"optimize {flags}", f"project {flags}", f"montage {flags}"]
 
@@ -38,7 +38,7 @@ def children(pid: int) -> list[int]:
 
 
 def kill(pid: int, target: str) -> str:
-    """Kill a command alone, with its group, or one of its workers; gives what was hit."""
+    """Kill a command alone, with its group, or one of its workers; return which."""
     workers = children(pid)
     with suppress(ProcessLookupError):
         if target == "worker" and workers:
@@ -64,7 +64,7 @@ def wait_for_orphans(groups: list[int]) -> None:
 
 
 def leftovers(run: Path) -> list[str]:
-    """What only unfinished work needs."""
+    """Return what only unfinished work needs."""
     passing = ("*.tmp", "*.damaged", "parts", ".progress*", ".failed*")
     return sorted(str(path) for pattern in passing for path in run.rglob(pattern))
 
@@ -120,7 +120,7 @@ def test_killed_at_any_moment(plan: str, kills: int, zygote: Zygote, results: Re
 def test_killed_at_each_step_of_publishing(
     plan: str, stride: int, zygote: Zygote, results: Results
 ) -> None:
-    """One kill a start, each at a later step of what is left: every file is begun many times."""
+    """One kill per start, each at a later step of the rest: every file is begun many times."""
     line = f"run {plan}.toml --workers 0 --run "
     zygote.done(f"{line} straight")
     expected, kills, at = results(Path("straight")), 0, 1

@@ -81,7 +81,7 @@ class Told(NamedTuple):
 
 
 def start(line: str) -> Told:
-    """A command in a fresh process, as a person starts it, and what it took."""
+    """Run a command in a fresh process, as a user starts it; return what it took."""
     words = [sys.executable, "-c", LAUNCH, sys.executable, "-m", "cnnvis_cli", *line.split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, stdout=subprocess.PIPE, env=environment, text=True, check=True)

@@ -32,7 +32,7 @@ ALSO = (  # what the commands import when they come to it
 
 
 def main() -> None:
-    """Serve until nobody orders any more."""
+    """Serve until there are no more orders."""
     prepare()
     going: dict[int, tuple[int, float]] = {}  # by descriptor: process, start
     ready = selectors.DefaultSelector()
@@ -83,7 +83,7 @@ def _ended(pid: int, start: float) -> dict[str, Any]:
 
 
 def start(order: dict[str, Any]) -> int:
-    """A child that does the command of an order, in a process group of its own."""
+    """Return a child that does the command of an order, in a process group of its own."""
     pid = os.fork()
     if pid == 0:
         try:

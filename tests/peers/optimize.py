@@ -1,4 +1,4 @@
-"""How fast `cnnvis optimize` is beside its peers: some layers of one network, in one run.
+"""The speed of `cnnvis optimize` compared with its peers: some layers of one network, in one run.
 
     python tests/peers/optimize.py --model alexnet --weights FILE --layer conv2 --layer conv5
 
@@ -67,7 +67,7 @@ FEW = 50  # iterations of the shorter command
 WARMING = 3  # steps before the clock is started
 DECAY, BLUR, EVERY = 1e-4, 1.0, 4  # style 3, Yosinski et al. 2015, table 1
 
-Paces = dict[str, float]  # unit-steps a second, by the row of the table
+Paces = dict[str, float]  # unit steps per second, by the row of the table
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Task:
 
 
 def now(network: Network) -> float:
-    """Seconds, when the device has done what it was given."""
+    """Return the time in seconds, after the device has finished its work."""
     if network.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -112,7 +112,7 @@ def cnnvis(task: Task) -> Paces:
 
 
 def _command(task: Task, iterations: int) -> tuple[float, float]:
-    """The seconds of one command, by the stage's own clock and as a whole."""
+    """Return the seconds of one command, by the stage's own clock and as a whole."""
     weights = ["--weights", task.weights] if task.weights else []
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -139,7 +139,7 @@ def toolbox(task: Task, to_the_end: bool) -> Paces:
 
 
 def ascent(network: Network, layer: Layer, to_the_end: bool, unit: int = 0) -> Iterator[Tensor]:
-    """The best image so far of a unit at each step of its ascent, for ever."""
+    """Yield the best image so far of a unit at each step of its ascent, for ever."""
     outputs: dict[str, Tensor] = {}
     x = torch.randn(1, 3, *network.size, device=network.device) * 10
     best, best_value = x, -torch.inf
@@ -163,7 +163,7 @@ def ascent(network: Network, layer: Layer, to_the_end: bool, unit: int = 0) -> I
 
 
 def blurred(x: Tensor) -> Tensor:
-    """Each channel by scipy, as in the toolbox."""
+    """Return each channel by scipy, as in the toolbox."""
     channels = [gaussian_filter(channel, BLUR) for channel in x[0].cpu().numpy()]
     return torch.stack([torch.from_numpy(channel) for channel in channels])[None].to(x.device)
 
@@ -179,7 +179,7 @@ def lucent(task: Task, batch: bool, at_canvas: bool) -> Paces:
     each = [objectives.neuron(name, unit, batch=unit) for unit in range(count)]
 
     def climb(steps: int) -> float:
-        """The seconds of so many steps."""
+        """Return the seconds of so many steps."""
         start = now(network)
         render.render_vis(
             network.module,
@@ -227,7 +227,7 @@ def in_its_own_process(name: str, task: Task) -> Paces | None:
 
 
 def rows_of(name: str, rounds: list[dict[str, Paces | None]]) -> list[dict[str, Any]]:
-    """A tool's rows of the table: the paces of all rounds, the median of the ratios within each."""
+    """Return a tool's rows of the table: paces of all rounds, medians of ratios within each."""
     pairs = [(ours[CNNVIS], its) for r in rounds if (its := r[name]) and (ours := r["cnnvis"])]
     if not pairs:
         return [{"tool": name, "installed": False}]
@@ -271,7 +271,7 @@ def main(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Unit-steps a second of cnnvis optimize, of Lucent and in the toolbox's way."""
+    """Measure unit steps per second of cnnvis optimize, of Lucent and in the toolbox's way."""
     cores = cores or len(os.sched_getaffinity(0))
     tasks = [Task(layer=layer, cores=cores, **given) for layer in layers]
     if only:

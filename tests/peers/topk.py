@@ -81,7 +81,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Found:
-    """What a tool says of itself: seconds by the row of the table, and what it found."""
+    """A tool's results: seconds by the row of the table, and what it found."""
 
     seconds: dict[str, float]
     images: int
@@ -217,13 +217,13 @@ def in_its_own_process(name: str, task: Task) -> Found | None:
 
 
 def difference(one: Best, other: Best) -> float:
-    """The largest difference of two strongest activations, relative to their layer's largest."""
+    """Return the largest difference of two strongest activations, relative to their layer's."""
     pairs = [(np.array(one[name]), np.array(other[name])) for name in one | other]
     return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
 
 
 def rows_of(name: str, rounds: list[dict[str, Found | None]]) -> list[dict[str, Any]]:
-    """A tool's rows of the table: medians of all rounds, ratios within each."""
+    """Return a tool's rows of the table: medians of all rounds, ratios within each."""
     pairs = [(ours, its) for r in rounds if (its := r[name]) and (ours := r["cnnvis"])]
     if not pairs:
         return [{"tool": name, "installed": False}]
@@ -262,7 +262,7 @@ def line(row: dict[str, Any]) -> str:
 @click.option("--only", type=click.Choice(list(TOOLS)), help="This tool, in this process.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def main(cores: int | None, rounds: int, only: str | None, as_json: bool, **given: Any) -> None:
-    """Images a second of cnnvis topk, zennit-crp and baukit over the images of DATASET.
+    """Measure images per second of cnnvis topk, zennit-crp and baukit over the images of DATASET.
 
     Where all of them found the same strongest activations, they differ by 1e-3 at most.
     """

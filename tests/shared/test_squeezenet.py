@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def every_maximum() -> dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Each image alone through torchvision's own code: maxima and flat places, (N, C) a module."""
+    """Run each image alone through torchvision: maxima and flat places, (N, C) per module."""
     from PIL import Image
     from safetensors.torch import load_file
 

@@ -14,7 +14,7 @@ import pytest
 from cnnvis_cli.cli import _code
 
 PLANS = {
-    # whole numbers, computed in no time; but a person's own code has no receipts
+    # whole numbers, computed in no time; but your own code has no receipts
     "exact": """
 model = "tinynet:exact"
 trust-code = true
@@ -39,7 +39,7 @@ stages = ["topk", "optimize", "project"]
 
 
 class Told(NamedTuple):
-    """How a command ended and what it said."""
+    """How a command ended and its output."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""`activations`: what is on the sheets, in the films, and in the files of numbers."""
+"""`activations`: the content of the sheets, the films, and the files of numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = Preprocessing(resize=112, crop=(112, 112))
 
 
 class Heard(Report):
-    """A report that keeps what it is told."""
+    """A report that keeps its output."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -50,7 +50,7 @@ class Heard(Report):
 
 @pytest.fixture
 def show(tmp_path: Path) -> Callable[..., Heard]:
-    """A function that does the stage with the demo network, and gives what it told."""
+    """A function that runs the stage with the demo network, and returns its output."""
 
     def run(*images: Path, **flags: Any) -> Heard:
         settings: dict[str, Any] = {"model": "demo", "device": "cpu", "workers": 0}
@@ -76,7 +76,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def hooked(run: Path, path: Path, module: str) -> NDArray[np.float32]:
-    """The plain answer: a forward hook on the module, batch of four."""
+    """Return the plain answer: a forward hook on the module, batch of four."""
     flags = {"model": "demo", "device": "cpu", "run": str(run)}
     with open_session(Plan.make(None, flags), Report(quiet=True)) as session:
         network, kept = session.network, []
@@ -92,7 +92,7 @@ def hooked(run: Path, path: Path, module: str) -> NDArray[np.float32]:
 
 
 def tile_of(sheet: Pixels, corner: tuple[int, int], number: int, shape: Any, scale: int) -> Any:
-    """One tile of a sheet in its own size, whose first tile is at a corner."""
+    """Return one tile of a sheet in its own size, whose first tile is at a corner."""
     count, height, width = shape
     row, column = divmod(number, int(np.ceil(np.sqrt(count))))
     top, left = corner[0] + row * (height + 1) * scale, corner[1] + column * (width + 1) * scale
@@ -100,7 +100,7 @@ def tile_of(sheet: Pixels, corner: tuple[int, int], number: int, shape: Any, sca
 
 
 def corner_of(sheet: Pixels, first: Pixels, scale: int) -> tuple[int, int]:
-    """Where a tile is on a sheet, to one grey level."""
+    """Return where a tile is on a sheet, to one grey level."""
     height, width = first.shape
     for top in range(sheet.shape[0] - height * scale):
         for left in range(min(sheet.shape[1] - width * scale, 80)):
@@ -320,7 +320,7 @@ def test_outputs_of_reused_modules_and_before_sums_in_place() -> None:
 
 
 def make_video(path: Path, frames: int, codec: str = "libx264", **options: str) -> list[Pixels]:
-    """A video of flat colours with a moving square, nearly lossless; gives its frames."""
+    """Return a video of flat colours with a moving square, nearly lossless; gives its frames."""
     shown = []
     with av.open(str(path), "w", options=options) as container:
         stream: Any = container.add_stream(codec, rate=10)

@@ -1,4 +1,4 @@
-"""`bench optimize` measures what it says, in the form that programs read."""
+"""`bench optimize` measures what it says, in the form for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench project` measures what it says, in the form that programs read."""
+"""`bench project` measures what it says, in the form for programs."""
 
 from __future__ import annotations
 

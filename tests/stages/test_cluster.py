@@ -50,18 +50,18 @@ def dask_setup(worker):
 
 
 class Stock(NamedTuple):
-    """A scheduler and its workers, as a person starts them."""
+    """A scheduler and its workers, as a user starts them."""
 
     address: str
     folder: Path
 
     def workers(self) -> list[int]:
-        """The processes of the workers that are alive now."""
+        """Return the processes of the workers that are alive now."""
         pids = sorted(int(path.name) for path in (self.folder / "pids").iterdir())
         return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
     def published(self) -> list[str]:
-        """The parts that workers were about to publish, as often as they were."""
+        """Return the parts that workers were about to publish, as often as they were."""
         path = self.folder / "published"
         return path.read_text().splitlines() if path.exists() else []
 
@@ -225,7 +225,7 @@ LINES = ("topk", "optimize --layer conv2", "project --method deconv")
 
 
 def whole(cnnvis: Call) -> Path:
-    """The run of one process."""
+    """Return the run of one process."""
     for line in LINES:
         cnnvis(f"{line} -c demo.toml --run whole")
     return Path("whole")

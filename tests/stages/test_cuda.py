@@ -10,23 +10,41 @@ import numpy as np
 import pytest
 import torch
 
-from cnnvis_cli.stages.engine import captured
+from cnnvis_cli.stages.engine import Graphs
 from cnnvis_cli.store.files import OptimizedFile
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
-def test_a_captured_pass_equals_the_pass_itself() -> None:
-    weight = torch.randn(4, 3, device="cuda")
+def test_replayed_work_equals_the_work_itself() -> None:
+    heard: list[str] = []
+    graphs = Graphs(torch.device("cuda", 0), heard.append)
+    weight, x = torch.randn(4, 4, device="cuda") / 4, torch.randn(8, 4, device="cuda")
+    plain = x.clone()
 
-    def double(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x @ weight) * scale
+    def work() -> None:
+        x.copy_(torch.relu(x @ weight) + 1)
 
-    x, scale = torch.randn(8, 4, device="cuda"), torch.rand(8, 1, device="cuda")
-    replay = captured(double, x, scale)
     for _ in range(3):
-        x, scale = torch.randn(8, 4, device="cuda"), torch.rand(8, 1, device="cuda")
-        assert torch.equal(replay(x, scale).clone(), double(x, scale))
+        graphs("work", work, [x])
+        plain = torch.relu(plain @ weight) + 1
+        assert torch.equal(x, plain)
+    assert not heard
+
+
+def test_work_that_cannot_be_captured_is_run_as_it_is() -> None:
+    heard: list[str] = []
+    graphs = Graphs(torch.device("cuda", 0), heard.append)
+    x = torch.ones(4, device="cuda")
+
+    def work() -> None:
+        x.add_(float(x.sum()))  # waits for the device, which a capture forbids
+
+    for expected in (5, 25, 125):
+        graphs("work", work, [x])
+        assert x.tolist() == [expected] * 4
+    assert len(heard) == 1
+    assert "cannot be captured" in heard[0]
 
 
 @pytest.mark.parametrize("style", ["1", "3", "fourier"])
@@ -36,12 +54,17 @@ def test_ascents_follow_those_of_the_cpu(
 ) -> None:
     flags: dict[str, Any] = {"model": "demo", "layer": (layer,), "units": "0-5", "batch_size": 8}
     flags |= {"optimize__style": (style,), "optimize__iterations": 8, "optimize__step": "50"}
-    found = {}
+    flags["optimize__precision"] = "float32"
+    found, begun = {}, {}
     for device in ("cpu", "cuda"):
         do("optimize", **flags, device=device, run=str(tmp_path / device))
         file = OptimizedFile(tmp_path / device / "optimized" / f"{layer}.h5")
         found[device] = file.read(style, "activation")
-    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0.02, atol=1e-3)
+        begun[device] = file.read(style, "start")
+    np.testing.assert_allclose(begun["cuda"], begun["cpu"], rtol=1e-3, atol=1e-3)
+    # Adam makes whole steps of the last bits of small gradients
+    rtol, atol = (0.1, 0.3) if style == "fourier" else (0.02, 1e-3)
+    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("layer", ["conv2", "fc6"])

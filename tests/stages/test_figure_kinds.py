@@ -87,7 +87,7 @@ def read(flags: Flags, layer: str, name: str, kind: str = "optimized") -> NDArra
 
 
 def stretched(tile: NDArray[Any]) -> Pixels:
-    """The contract's tone: x / max(2 max, -2 min) + 0.5."""
+    """Return the contract's tone: x / max(2 max, -2 min) + 0.5."""
     x = tile.astype(np.float32)
     grey = x / max(2 * x.max(), -2 * x.min()) + np.float32(0.5)
     levels: Pixels = (grey * 255 + np.float32(0.5)).astype(np.uint8)
@@ -95,7 +95,7 @@ def stretched(tile: NDArray[Any]) -> Pixels:
 
 
 def places(sheet: Pixels, tile: Pixels) -> list[tuple[int, int]]:
-    """Where a picture is on a sheet, but for a grey level of rounding."""
+    """Return where a picture is on a sheet, but for a grey level of rounding."""
     height, width = tile.shape[:2]
     y, x = divmod(int(np.abs(tile.astype(int) - 128).sum(axis=-1).argmax()), width)
     field = sheet[y : len(sheet) - height + y + 1, x : sheet.shape[1] - width + x + 1]
@@ -231,7 +231,7 @@ def test_units_in_one_figure(kind: str, do: Do, flags: Flags) -> None:
 
 
 def chosen(do: Do, flags: Flags, **how: Any) -> list[int]:
-    """The units that a sheet of conv3 shows."""
+    """Return the units that a sheet of conv3 shows."""
     do("montage", **flags | {"montage__kind": ("optimized",), "layer": ("conv3",), **how})
     units: list[int] = record(flags, "optimized/conv3.png")["units"]
     return units
@@ -324,7 +324,7 @@ def test_class_names_stand_under_patches(do: Do, flags: Flags, tmp_path: Path) -
 
 
 def images_of(*folders: str) -> Images:
-    """What topk.h5 would say of an image in each class folder."""
+    """Return what topk.h5 would say of an image in each class folder."""
     paths = np.array([f"{name}/a.jpg".encode() for name in folders])
     count = len(folders)
     zeros = np.zeros(count, np.int64)
@@ -354,7 +354,7 @@ def test_names_of_classes(tmp_path: Path) -> None:
 
 
 def test_figures_do_not_need_the_weights(do: Do, flags: Flags) -> None:
-    """The run directory says what there is to know of the network."""
+    """The run directory has everything needed about the network."""
     manifest = Path(flags["run"]) / "run.json"
     known = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**known, "weights": "/gone/weights.pth"}))

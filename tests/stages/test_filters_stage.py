@@ -78,7 +78,7 @@ def opened(path: Path) -> Pixels:
 
 
 def places(paper: Pixels, tile: Pixels) -> list[tuple[int, int]]:
-    """Where a picture is on a sheet, to the pixel."""
+    """Return where a picture is on a sheet, to the pixel."""
     height, width = tile.shape[:2]
     corners = paper[: len(paper) - height + 1, : paper.shape[1] - width + 1]
     starts = np.argwhere((corners == tile[0, 0]).all(axis=-1)).tolist()
@@ -86,14 +86,14 @@ def places(paper: Pixels, tile: Pixels) -> list[tuple[int, int]]:
 
 
 def picture(filter_: NDArray[np.float32], largest: float, scale: int) -> Pixels:
-    """The stated tone: x / (2 max |x|) + 0.5; (3, h, w) to pixels."""
+    """Return the stated tone: x / (2 max |x|) + 0.5; (3, h, w) to pixels."""
     grey = filter_.transpose(1, 2, 0) / np.float32(2 * largest) + np.float32(0.5)
     levels: Pixels = (grey * 255 + np.float32(0.5)).astype(np.uint8)
     return levels.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def renormalised(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each filter on its own, as the paper's sentence says."""
+    """Return each filter on its own, as the paper's sentence says."""
     found = weights.copy()
     for number, each in enumerate(weights):
         rms = np.sqrt(np.mean(each.astype(np.float64) ** 2))
@@ -165,7 +165,7 @@ def test_the_table_has_the_numbers(seen: dict[str, Any], tmp_path: Path) -> None
 
 
 def activations(flags: dict[str, Any], folder: Path) -> NDArray[np.float32]:
-    """The first layer's output for every image: (N, C, places)."""
+    """Return the first layer's output for every image: (N, C, places)."""
     network = load_network(Plan.make(None, flags))
     photographs = np.stack([opened(path) for path in sorted(folder.rglob("*.png"))])
     inputs = network.normalise(network.centre(torch.from_numpy(photographs)))

@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> list[Any]:
-    """The values that a file of data hands to the page."""
+    """Return the values that a file of data hands to the page."""
     text = path.read_text("ascii")
     call = re.fullmatch(r"// \w+\ngallery\.\w+\((.*)\);\n", text, re.DOTALL)
     assert call, text[:200]
@@ -86,7 +86,7 @@ def units_of(folder: Path, alias: str) -> list[dict[str, Any]]:
 
 
 def picture(folder: Path, alias: str, unit: int, kind: str, rank: int) -> Pixels:
-    """One picture, cut out of a unit's file as the page does."""
+    """Return one picture, cut out of a unit's file as the page does."""
     sheet = layer_of(folder, alias)["sheet"]
     pane = next(p for p in sheet["panes"] if p["kind"] == kind)
     pixels = np.asarray(Image.open(folder / alias / f"{unit:04d}.{sheet['suffix']}"))
@@ -96,7 +96,7 @@ def picture(folder: Path, alias: str, unit: int, kind: str, rank: int) -> Pixels
 
 
 def stretched(values: NDArray[Any]) -> Pixels:
-    """The contract's tone: x / max(2 max, -2 min) + 0.5."""
+    """Return the contract's tone: x / max(2 max, -2 min) + 0.5."""
     x = values.astype(np.float32)
     grey = x / max(2 * x.max(), -2 * x.min()) + np.float32(0.5)
     levels: Pixels = (grey * 255 + np.float32(0.5)).astype(np.uint8)
@@ -377,7 +377,7 @@ def test_an_image_that_has_changed_is_told_and_grey(
         path = tmp_path / "images" / top["images/path"][index].decode()
     path.write_bytes(b"another")
     do("gallery", Report(), **ready)
-    assert "1 images cannot be read any more" in capfd.readouterr().err
+    assert "1 images can no longer be read" in capfd.readouterr().err
     assert (picture(folder, "conv1", 0, "patches", 1) == 128).all()
 
 

@@ -1,4 +1,4 @@
-"""`montage`: where the figures lie, what is on them, and that nothing is drawn twice."""
+"""`montage`: where the figures are, what they show, and that nothing is drawn twice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ready(do: Callable[..., None], flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def stretched(tile: NDArray[Any]) -> Pixels:
-    """The contract's tone: x / max(2 max, -2 min) + 0.5."""
+    """Return the contract's tone: x / max(2 max, -2 min) + 0.5."""
     x = tile.astype(np.float32)
     grey = x / max(2 * x.max(), -2 * x.min()) + np.float32(0.5)
     levels: Pixels = (grey * 255 + np.float32(0.5)).astype(np.uint8)
@@ -51,7 +51,7 @@ def stretched(tile: NDArray[Any]) -> Pixels:
 
 
 def contains(sheet: Pixels, tile: Pixels) -> bool:
-    """Whether a picture is somewhere on a sheet, to the pixel."""
+    """Return whether a picture is somewhere on a sheet, to the pixel."""
     height, width = tile.shape[:2]
     busiest = int(tile.std(axis=(1, 2)).argmax())
     for top in range(len(sheet) - height + 1):
@@ -62,7 +62,7 @@ def contains(sheet: Pixels, tile: Pixels) -> bool:
 
 
 def _within(piece: Pixels, line: Pixels) -> list[int]:
-    """Where a row of pixels begins in a longer one."""
+    """Return where a row of pixels begins in a longer one."""
     starts = (line[: len(line) - len(piece) + 1] == piece[0]).all(axis=-1).nonzero()[0].tolist()
     return [s for s in starts if (line[s : s + len(piece)] == piece).all()]
 

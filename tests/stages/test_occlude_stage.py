@@ -1,4 +1,4 @@
-"""`occlude`: one pass a position equals a plain loop, and what its files say."""
+"""`occlude`: one pass per position equals a plain loop, and its files have the results."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def pixels(network: Network, seed: int = 5) -> torch.Tensor:
 def plain_loop(
     network: Network, layer: Layer, image: torch.Tensor, squares: Squares, channel: int, label: int
 ) -> list[np.ndarray[Any, Any]]:
-    """One position after the other, by hand: totals, probabilities, predictions."""
+    """Return one position after the other, by hand: totals, probabilities, predictions."""
     kept: list[torch.Tensor] = []
     module = network.module.get_submodule(layer.module)
     handle = module.register_forward_hook(lambda _m, _i, out: kept.append(out.clone()))
@@ -242,7 +242,7 @@ def test_another_image_under_the_same_name_is_done_again(told: Told) -> None:
     photograph(6).save(CAT)
     code, _, said = told(CAT)
     assert code == 0
-    assert "done again" in said
+    assert "made again" in said
     assert Path(lines[0]).read_bytes() != once[0]
     assert Path(lines[1]).read_bytes() != once[1]
 

@@ -1,4 +1,4 @@
-"""`optimize` with each of its options: what is stored is recomputed by hand, on the whole input."""
+"""`optimize` with each of its options: stored values are recomputed by hand, on the whole input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ UNITS = (1, 4, 5)
 
 
 def near(value: float, scale: float = 1.0) -> Any:
-    """What a stored activation has to be: images are kept in half precision."""
+    """Return what a stored activation has to be: images are kept in half precision."""
     return pytest.approx(value, rel=0.01, abs=0.01 * scale)
 
 
@@ -62,7 +62,7 @@ def flags(tmp_path: Path) -> Flags:
 
 @cache
 def network() -> DemoNet:
-    """The bundled network, loaded by hand, none of its modules working in place."""
+    """Return the bundled network, loaded by hand, none of its modules working in place."""
     module = DemoNet(24)
     folder = Path(cnnvis_cli.network.__file__).parent
     module.load_state_dict(load_file(folder / "demo.safetensors"))
@@ -73,7 +73,7 @@ def network() -> DemoNet:
 
 
 def output(alias: str, picture: Array) -> Array:
-    """What a layer says to a picture (mean-subtracted), put on the mean colour: (C, h, w)."""
+    """Return a layer's output for a mean-subtracted picture on the mean colour: (C, h, w)."""
     module, _, size, first = LAYERS[alias]
     canvas = np.zeros((112, 112, 3), np.float32)
     if picture.shape == canvas.shape:
@@ -90,13 +90,13 @@ def output(alias: str, picture: Array) -> Array:
 
 
 def at_centre(alias: str, picture: Array) -> Array:
-    """The activations (C,) of a layer's centre for a picture."""
+    """Return the activations (C,) of a layer's centre for a picture."""
     centre = LAYERS[alias][1]
     return output(alias, picture)[:, centre, centre]
 
 
 def result(flags: Flags, group: str = "3") -> dict[str, Any]:
-    """All that is stored of one layer and style, and its record under "record"."""
+    """Return everything stored of one layer and style, and its record under "record"."""
     with h5py.File(Path(flags["run"]) / "optimized" / f"{flags['layer'][0]}.h5") as file:
         found: dict[str, Any] = {name: values[()] for name, values in file[group].items()}
         return found | {"record": json.loads(file[group].attrs["parameters"])}
@@ -127,7 +127,7 @@ def do_config(text: str, flags: Flags) -> None:
         optimize(session)
 
 
-# ---- what is climbed
+# ---- objectives
 
 
 @pytest.mark.parametrize("alias", ["conv1", "conv2"])
@@ -356,11 +356,11 @@ def test_no_option_makes_a_unit_depend_on_others(
     same(result(flags, group), result(alone, group), rows=[4])
 
 
-# ---- runs that shun each other
+# ---- diverse runs
 
 
 def alike(pictures: Array) -> float:
-    """The mean squared cosine of the centre's activations for the runs of one unit."""
+    """Return the mean squared cosine of the centre's activations for the runs of one unit."""
     vectors = [at_centre("conv1", picture).astype(np.float64) for picture in pictures]
     units = [vector / np.linalg.norm(vector) for vector in vectors]
     pairs = [(a, b) for a in range(len(units)) for b in range(a)]
@@ -407,13 +407,13 @@ def test_diverse_runs_do_not_depend_on_interruption(
 
 
 def picture(seed: int = 3) -> NDArray[np.uint8]:
-    """A picture of the network's size, so that nothing is resized."""
+    """Return a picture of the network's size, so that nothing is resized."""
     pixels = np.random.default_rng(seed).integers(0, 256, (112, 112, 3))
     return pixels.astype(np.uint8)
 
 
 def start_by_hand(start: str, unit: int, run: int, alias: str, pixels: NDArray[np.uint8]) -> Array:
-    """The first picture, mean-subtracted, of the canvas: (h, w, 3)."""
+    """Return the first picture, mean-subtracted, of the canvas: (h, w, 3)."""
     _, _, size, first = LAYERS[alias]
     if start == "mean":
         return np.zeros((size, size, 3), np.float32)
@@ -494,7 +494,7 @@ def test_bf16_is_near_single_precision_and_is_recorded(do: Do, flags: Flags) -> 
         do("optimize", **flags | {"optimize__precision": "bf16"})
 
 
-# ---- what is kept of the way
+# ---- the history
 
 
 @pytest.mark.parametrize("every", [1, 7, 30, 1000])

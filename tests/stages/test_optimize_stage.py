@@ -1,4 +1,4 @@
-"""`optimize` on the bundled network: what is stored is what the whole network says of the image."""
+"""`optimize` on the bundled network: stored values are those of the whole network for the image."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def flags(tmp_path: Path) -> dict[str, Any]:
 
 
 def network() -> DemoNet:
-    """The bundled network, loaded by hand."""
+    """Return the bundled network, loaded by hand."""
     module = DemoNet(24)
     folder = Path(cnnvis_cli.network.__file__).parent
     module.load_state_dict(load_file(folder / "demo.safetensors"))
@@ -64,7 +64,7 @@ def network() -> DemoNet:
 
 
 def at_centre(alias: str, picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A layer's activations at its centre for a picture put on the mean colour: (C,)."""
+    """Return a layer's activations at its centre for a picture put on the mean colour: (C,)."""
     module, centre, size, stride, start = LAYERS[alias]
     first = start + stride * centre
     canvas = np.zeros((112, 112, 3), np.float32)  # mean-subtracted: 0 is the mean colour

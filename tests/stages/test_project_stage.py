@@ -37,7 +37,7 @@ K = 4
 
 
 def network(method: str) -> DemoNet:
-    """The bundled network; its rectifiers go back by the rule that the papers state."""
+    """Return the bundled network; its rectifiers go back by the rule that the papers state."""
     net = DemoNet(24)
     folder = Path(cnnvis_cli.network.__file__).parent
     net.load_state_dict(load_file(folder / "demo.safetensors"))
@@ -57,7 +57,7 @@ def network(method: str) -> DemoNet:
 
 
 def projected(path: Path, alias: str, unit: int, place: tuple[int, int], method: str) -> Any:
-    """What in the whole image (112, 112, 3) caused a unit's value, and that value."""
+    """Return what in the whole image (112, 112, 3) caused a unit's value, and that value."""
     net = network(method)
     seen: list[Tensor] = []
     net.get_submodule(MODULES[alias]).register_forward_hook(lambda *_args: seen.append(_args[2]))
@@ -96,7 +96,7 @@ def scanned(do: Callable[..., None], flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut(image: NDArray[np.float32], box: list[int]) -> NDArray[np.float32]:
-    """A window of an image with 0 outside of it, pixel by pixel."""
+    """Return a window of an image with 0 outside of it, pixel by pixel."""
     top, left, bottom, right = box
     window = np.zeros((bottom - top, right - left, 3), np.float32)
     for row in range(max(top, 0), min(bottom, 112)):
@@ -378,7 +378,7 @@ def check_map(run: Path, folder: Path, alias: str) -> None:
 
 
 def from_map(path: Path, alias: str, unit: int) -> NDArray[np.float32]:
-    """What in the whole image caused a channel's rectified map: (112, 112, 3)."""
+    """Return what in the whole image caused a channel's rectified map: (112, 112, 3)."""
     net = network("deconv")
     seen: list[Tensor] = []
     net.get_submodule(MODULES[alias]).register_forward_hook(lambda *_args: seen.append(_args[2]))

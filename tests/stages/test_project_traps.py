@@ -1,4 +1,4 @@
-"""A network with every trap of a deconvnet at once, told again by hand and without autograd."""
+"""A network with every trap of a deconvnet, against a hand-written reference without autograd."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Told:
         return rules[self.method]
 
     def unnormalised(self, signal: Tensor) -> Tensor:
-        """Each channel divides by its own and its neighbours' energy."""
+        """Divide each channel by its own and its neighbours' energy."""
         if self.passing:
             return signal
         result = signal * self.energy**-0.75
@@ -142,7 +142,7 @@ def energies(below: Tensor) -> Tensor:
 
 
 def pooled(below: Tensor, ceil: bool) -> tuple[Tensor, dict[Any, tuple[int, int]]]:
-    """3x3 maxima at every second place, if `ceil` also over what is left; and where they are."""
+    """Return 3x3 maxima at every second place, with `ceil` also over the rest; and their places."""
     channels, height, width = below.shape
     rows, columns = ((length - 3 + int(ceil)) // 2 + 1 for length in (height, width))
     result = below.new_zeros(channels, rows, columns)
@@ -179,7 +179,7 @@ def places_of(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def top_of(network: Network, alias: str, told: list[Told]) -> LayerTopK:
-    """Every one of these places in every channel, as if they were the strongest."""
+    """Return every one of these places in every channel, as if they were the strongest."""
     layer = network.layer(alias)
     places = np.array(places_of(layer.map))
     shape = layer.channels, len(places)
@@ -196,7 +196,7 @@ def top_of(network: Network, alias: str, told: list[Told]) -> LayerTopK:
 def made(
     net: Traps, folder: Path, layer: str, method: str, settings: ProjectPlan, told: list[Told]
 ) -> Iterator[tuple[Slots, NDArray[np.float32]]]:
-    """What the stage makes before it is scaled and rounded, batch by batch."""
+    """Yield what the stage makes before it is scaled and rounded, batch by batch."""
     preprocessing = Preprocessing(crop=SIZE, mean=MEAN, std=STD)
     network = Network.prepare("traps", net, preprocessing)
     net.relu.inplace = True  # `prepare` turns it off
@@ -247,7 +247,7 @@ def test_a_whole_map_is_as_told(
 
 
 def framed(whole: NDArray[np.float64], box: list[int]) -> NDArray[np.float64]:
-    """A window of an image, 0 outside of it; outside the window the image must be 0."""
+    """Return a window of an image, 0 outside of it; outside the window the image must be 0."""
     top, left, bottom, right = box
     frame = np.zeros((bottom - top, right - left, 3))
     outside = whole.copy()

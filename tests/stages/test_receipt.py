@@ -31,7 +31,7 @@ sys.exit(code)
 
 @pytest.fixture(autouse=True)
 def small(plans: None) -> None:
-    """The plans; the bundled network's weights in a file of one's own."""
+    """The plans; the bundled network's weights in their own file."""
     Path("own.safetensors").write_bytes(WEIGHTS.read_bytes())
 
 
@@ -98,7 +98,7 @@ def removed() -> None:
     Path("images/class0/000.png").unlink()
 
 
-# A touched image is looked at and found to be the same; other images belong to another run.
+# A touched image is read and found unchanged; other images belong to another run.
 @pytest.mark.parametrize(
     ("change", "code"), [(touched, 0), (replaced, 2), (added, 2), (removed, 2)]
 )
@@ -222,7 +222,7 @@ def test_too_many_unreadable_images_are_said_again(cnnvis: Call, worked: Call) -
 @pytest.mark.parametrize(
     "line",
     [
-        "optimize -c exact.toml --layer conv1",  # a person's own code
+        "optimize -c exact.toml --layer conv1",  # your own code
         "optimize -c demo.toml --shard 1/2",
         "optimize -c demo.toml --scheduler tcp://127.0.0.1:1",
     ],

@@ -199,7 +199,7 @@ def test_all_methods_are_kept_as_numbers(saliency: Call) -> None:
 
 
 def contains(sheet: NDArray[np.uint8], tile: NDArray[np.uint8]) -> bool:
-    """Whether a picture is somewhere on a sheet, to the pixel."""
+    """Return whether a picture is somewhere on a sheet, to the pixel."""
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (1, tile.shape[1], 3))[:, :, 0, 0]
     height, row = len(tile), len(tile) // 2
     starts = (windows == tile[row]).all(axis=(2, 3)).nonzero()
@@ -254,7 +254,7 @@ def test_images_of_one_name_in_two_folders(saliency: Call) -> None:
 
 
 def odd_images() -> dict[str, Image.Image]:
-    """The same picture in modes that need a rule."""
+    """Return the same picture in modes that need a rule."""
     drawn = draw("cat", FIRST)
     picture = Image.fromarray(drawn)
     clear = picture.convert("RGBA")

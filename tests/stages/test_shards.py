@@ -30,7 +30,7 @@ def small(plans: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def whole(cnnvis: Call) -> Path:
-    """A run in one piece."""
+    """Return a run in one piece."""
     for stage in STAGES:
         cnnvis(f"{stage} -c exact.toml --run whole")
     return Path("whole")
@@ -219,7 +219,7 @@ def images_of(units: Sequence[int]) -> dict[str, Any]:
 
 
 def published(folder: Path, pieces: Sequence[tuple[set[int], int, bool]]) -> bytes:
-    """The file after these selections, in blocks of some size; some published before the next."""
+    """Return the file after these selections, in blocks; some are published before the next."""
     file, parts = OptimizedFile(folder / "conv1.h5"), Parts(folder / "parts" / "x", "x")
     header = Header("made-up", "0", "conv1", "0", (0.0, 0.0, 0.0))
     for number, (units, size, now) in enumerate(pieces, 1):

@@ -1,4 +1,4 @@
-"""`cnnvis status`: what is done, left, skipped and going on, of runs in every state."""
+"""`cnnvis status`: what is done, left, skipped and in progress, of runs in every state."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_the_last_word_of_a_process_that_was_killed(cnnvis: Call, status: Call) 
     Path("run", f"{PROGRESS}-2of2").write_bytes(b"\xff")  # half a file
     found = status()
     assert len(found["told"]) == 2
-    assert found["table"].count("stopped without a word after: topk: 3/9 \\x1b[2J") == 2
+    assert found["table"].count("stopped unexpectedly after: topk: 3/9 \\x1b[2J") == 2
 
 
 def test_a_failure_is_told_until_the_next_success(cnnvis: Call, status: Call) -> None:
@@ -247,4 +247,4 @@ def test_until_when_is_said_while_somebody_is_at_work() -> None:
     told = {"line": "topk: 1/2", "at": "12:00", "until": time.time()}
     assert _told(told, True).startswith("topk: 1/2 (at 12:00); about until ")
     assert _told(told | {"until": None}, True) == "topk: 1/2 (at 12:00)"
-    assert _told(told, False) == "stopped without a word after: topk: 1/2 (at 12:00)"
+    assert _told(told, False) == "stopped unexpectedly after: topk: 1/2 (at 12:00)"

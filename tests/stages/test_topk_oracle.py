@@ -79,7 +79,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def part_of(case: Case, number: int) -> Arrays:
-    """What one process finds in one part: full batches, padded."""
+    """Return what one process finds in one part: full batches, padded."""
     size, account = case.cut.size, Tally(LAYERS, case.k, True, torch.device("cpu"))
     for batch in case.cut.batches_of(number):
         rows = slice(batch * size, (batch + 1) * size)
@@ -102,7 +102,7 @@ def put_together(case: Case, sources: list[Shelf], room: int = 100) -> list[Laye
 
 
 def sorted_places(case: Case, layer: Layer, channel: int, sign: int) -> list[Slot]:
-    """The k strongest places by one sort over everything, one an image."""
+    """Return the k strongest places by one sort over everything, one an image."""
     best = []
     for image in np.flatnonzero(case.used).tolist():
         places = [
@@ -115,7 +115,7 @@ def sorted_places(case: Case, layer: Layer, channel: int, sign: int) -> list[Slo
 
 
 def told(places: TopK, channel: int, sign: int) -> list[Slot]:
-    """The slots of a channel that are taken; the others must be empty, and at the end."""
+    """Return the slots of a channel in use; the others must be empty, and at the end."""
     columns = (values[channel].tolist() for values in vars(places).values())
     slots = [Slot(*slot) for slot in zip(*columns, strict=True)]
     taken = [slot for slot in slots if slot.image >= 0]
@@ -127,7 +127,7 @@ def told(places: TopK, channel: int, sign: int) -> list[Slot]:
 
 
 def same(a: LayerResult, b: LayerResult) -> None:
-    """Equal to the bit."""
+    """Return whether two values are identical bit for bit."""
     assert a.lowest is not None
     assert b.lowest is not None
     pairs = [
@@ -230,7 +230,7 @@ def test_parts_cover_every_batch_once(images: int, size: int) -> None:
 
 
 def test_tensors_and_compiled_loops_agree() -> None:
-    """A GPU's way of telling, on the same maps."""
+    """The tensor operations of a GPU, on the same maps."""
     maps, used = torch.randn(4, 6, 9, 8), np.array([True, True, False, True])
     compiled = tally.summarise(tally.places_first(maps), used)
     plain = tally._read(tally.places_first(maps), torch.from_numpy(used))

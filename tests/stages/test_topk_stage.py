@@ -1,4 +1,4 @@
-"""`topk` against a scan that looks at one image at a time and sorts everything it saw."""
+"""`topk` against a scan of one image at a time that sorts everything."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Seen(NamedTuple):
 
 
 def maps_of(path: Path, function: str = "exact") -> Maps:
-    """Every layer's own output for one image, by plain torch."""
+    """Return every layer's own output for one image, by plain torch."""
     module: nn.Sequential = getattr(importlib.import_module("tinynet"), function)().eval()
     image = np.asarray(Image.open(path).convert("RGB"))
     x = torch.from_numpy(image - np.array([120, 110, 100], np.float32))
@@ -68,7 +68,7 @@ def maps_of(path: Path, function: str = "exact") -> Maps:
 
 
 def strongest(maps: list[tuple[int, Maps]], alias: str, channel: int, k: int) -> list[Seen]:
-    """The k strongest places of a channel, one an image, NaN left out."""
+    """Return the k strongest places of a channel, one per image, NaN left out."""
     seen = []
     for image, layers in maps:
         places = [

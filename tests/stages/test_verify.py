@@ -31,9 +31,9 @@ def made(plans: None, cnnvis: Call) -> Path:
 
 
 def verify(cnnvis: Call, options: str = "", wrong: str = "") -> Any:
-    """What it says; `wrong` is what must be among it, and alone make the exit code 1."""
+    """Run it; `wrong` must be among its findings, and alone gives exit code 1."""
     told = cnnvis(f"{VERIFY} run {options}", code=1 if wrong else 0)
-    assert re.search(f"wrong: .*{wrong}" if wrong else "looked at: ", told.out), told
+    assert re.search(f"wrong: .*{wrong}" if wrong else "checked: ", told.out), told
     assert bool(wrong) == ("wrong:" in told.out)
     return told
 
@@ -118,7 +118,7 @@ def test_a_part_that_was_set_aside_is_named(made: Path, cnnvis: Call) -> None:
 
 
 def change(path: Path, array: str, to: Callable[[Any], Any]) -> None:
-    """Write a file again with one array changed: its seal is good, what it says is not."""
+    """Rewrite a file with one array changed: its seal is valid, its content is wrong."""
     with h5py.File(path) as old:
         names: list[str] = []
         old.visit(names.append)
@@ -161,7 +161,7 @@ def noise(values: Any) -> Any:
         ("optimized/fc3.h5", "3/image", noise, r"fc3.h5: style 3, unit \d+, run 0: is"),
         ("optimized/conv2.h5", "3/activation", first(99, 1), r"conv2.h5: style 3, unit"),
         ("projected/conv2.h5", "deconv/projection", np.negative, r"conv2.h5: deconv, unit"),
-        ("projected/fc3.h5", "deconv/scale", first(0, 2), r"fc3.h5: deconv, unit \d+: comes"),
+        ("projected/fc3.h5", "deconv/scale", first(0, 2), r"fc3.h5: deconv, unit \d+: gives"),
     ],
 )
 def test_a_changed_number_behind_a_good_seal_is_found(
@@ -206,13 +206,16 @@ def test_another_network_is_refused_by_name(made: Path, cnnvis: Call) -> None:
     del sys.modules["tinynet"]
     told = verify(cnnvis, wrong="run.json: is of another network: weights_sha256 is ")
     assert "20 images read" in told.out  # the dataset is the same
-    assert "not looked at: values" in told.out
+    assert "not checked: values" in told.out
 
 
 def test_what_is_of_no_single_units_is_said_to_be_left_out(plans: None, cnnvis: Call) -> None:
     cnnvis("optimize -c exact.toml --run run --layer fc3 --sum 1+2")
     told = cnnvis(f"{VERIFY} run")
-    assert "not looked at: run/optimized/fc3.h5: 3-sum, since it is of no single units" in told.out
+    assert (
+        "not checked: run/optimized/fc3.h5: 3-sum, since its targets are not single units"
+        in told.out
+    )
 
 
 def test_where_there_is_no_run(plans: None, cnnvis: Call) -> None:

@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def names(path: Path) -> list[str]:
-    """What is in the folder, temporary files included."""
+    """Return what is in the folder, temporary files included."""
     return sorted(p.name for p in path.parent.iterdir()) if path.parent.exists() else []
 
 

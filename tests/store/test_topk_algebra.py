@@ -48,12 +48,12 @@ def candidates(draw: st.DrawFn) -> Seen:
 
 
 def sort_key(candidate: Candidate) -> tuple[float, int, int, int]:
-    """The contract: activation descending, then image, row and column ascending."""
+    """Return the contract: activation descending, then image, row and column ascending."""
     return -candidate.activation, candidate.image, candidate.row, candidate.column
 
 
 def kept(channel: Channel, k: int) -> Channel:
-    """What a channel should keep, told slowly."""
+    """Return what a channel should keep, by a slow reference."""
     return sorted((c for c in channel if not math.isnan(c.activation)), key=sort_key)[:k]
 
 
@@ -67,7 +67,7 @@ def topk_of(channels: list[Channel], k: int) -> TopK:
 
 
 def told(top: TopK) -> list[list[Any]]:
-    """Every slot as plain values, in order; None for an empty one."""
+    """Return every slot as plain values, in order; None for an empty one."""
     rows = []
     for channel in range(len(top.image)):
         slots = zip(

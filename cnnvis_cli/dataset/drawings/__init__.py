@@ -1,7 +1,7 @@
-"""One small function for every class of the drawn images: eight patterns and sixteen objects.
+"""One small function per class of the generated images: eight patterns and sixteen objects.
 
-A drawing paints its object upright into [-1, 1] of the sheet's plane; where it ends up in the
-image, how large and how much turned, is the scene's affair. A new class is one decorated function.
+A drawing paints its object upright into [-1, 1] of the sheet's plane; the scene decides its place,
+size and rotation in the image. A new class is one decorated function.
 """
 
 from cnnvis_cli.dataset.drawings import creatures, patterns, things

@@ -1,4 +1,4 @@
-"""Animals, faces and plants, put together from their parts."""
+"""Animals, faces and plants, composed from their parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Things that people make, put together from their parts."""
+"""Man-made objects, composed from their parts."""
 
 from __future__ import annotations
 

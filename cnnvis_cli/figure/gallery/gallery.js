@@ -1,10 +1,10 @@
-// Everything that the page does. Data come as calls of `gallery.run`, `.layer` and `.units`; text
+// The page's behaviour. Data come as calls of `gallery.run`, `.layer` and `.units`; text
 // only ever reaches the page as text.
 "use strict";
 
 (() => {
-  const GRID = 112; // pixels a side that a picture may take in the grid
-  const CELL = 72; // a cell is at least so wide: its numbers need room
+  const GRID = 112; // most pixels per side of a picture in the grid
+  const CELL = 72; // least width of a cell: its numbers need room
   const PANE = 128; // and in a block of three columns on a unit's page
   const OUTCOMES = ["not optimized", "leads its layer", "does not lead its layer", "no gradient reaches it"];
   const ENDS = ["–", "leads", "does not", "no gradient"];
@@ -34,7 +34,7 @@
       if (value) localStorage.setItem("cnnvis-theme", value);
       return localStorage.getItem("cnnvis-theme");
     } catch {
-      return value; // where a page from a disk has no memory
+      return value; // if a page on disk has no storage
     }
   };
   const isDark = () => (document.documentElement.dataset.theme
@@ -45,7 +45,7 @@
   // words and numbers
 
   const known = (value) => value !== null && value !== undefined;
-  const short = (value) => { // three digits, also where the last ones are zeros
+  const short = (value) => { // three digits, including trailing zeros
     if (!known(value)) return "–";
     const text = value.toPrecision(3);
     return (value === 0 || text.includes("e") ? String(Number(text)) : text).replace("-", "−");
@@ -136,7 +136,7 @@
     return node;
   };
 
-  // data that are loaded when they are needed
+  // data loaded when needed
 
   const loading = new Map();
   const load = (source) => {
@@ -379,7 +379,7 @@
     const ends = styles.map(([style, runs]) => `style ${style} ${OUTCOMES[runs[0][4]]}`);
     const words = new Set(styles.map(([, runs]) => runs[0][4]));
     const end = words.size === 1 ? `On its best image it ${OUTCOMES[styles[0][1][0][4]]}.` : `On their best images: ${ends.join("; ")}.`;
-    return section("Optimized", table, make("p", { class: "end" }, words.has(3) && words.size === 1 ? "No gradient reached the image: nothing that feeds the unit is on." : end));
+    return section("Optimized", table, make("p", { class: "end" }, words.has(3) && words.size === 1 ? "No gradient reached the image: nothing that feeds the unit is active." : end));
   };
   const histogram = (unit) => {
     if (!unit.bars) return null;
@@ -399,7 +399,7 @@
       picture.append(drawn("line", { class: "zero", x1: zero, x2: zero, y1: 0, y2: 100 }));
     }
     const scale = make("p", { class: "scale" }, make("span", {}, short(low)), make("span", {}, short(high)));
-    return section("How often which value", picture, scale, make("p", { class: "end" }, `Counts of up to 8 places an image, on a logarithmic scale. ${quantiles.length ? `${quantiles.join(", ")}.` : ""}`));
+    return section("Histogram", picture, scale, make("p", { class: "end" }, `Counts of up to 8 places per image, on a logarithmic scale. ${quantiles.length ? `${quantiles.join(", ")}.` : ""}`));
   };
   const classes = (unit, layer) => {
     if (!unit.classes?.length) return null;
@@ -443,7 +443,7 @@
 
   const showUnit = async (layer, position) => {
     const unit = await unitOf(layer, position);
-    if (state.alias !== layer.alias || state.unit !== layer.units[position]) return; // gone on meanwhile
+    if (state.alias !== layer.alias || state.unit !== layer.units[position]) return; // the page has moved on meanwhile
     const order = ordered(layer).includes(position) ? ordered(layer) : layer.units.map((_, i) => i);
     const here = order.indexOf(position);
     const step = (text, other, rel) => (known(other)
@@ -476,7 +476,7 @@
     }
   };
 
-  // from an address to what is shown
+  // from an address to the page
 
   const address = () => {
     let text = "";
@@ -505,7 +505,7 @@
       await show(before);
     } catch (error) {
       reveal("layer");
-      byId("layer").replaceChildren(make("p", { class: "nothing" }, `${error.message} cannot be read. Make the gallery once more.`));
+      byId("layer").replaceChildren(make("p", { class: "nothing" }, `${error.message} cannot be read. Make the gallery again.`));
     }
   };
   const show = async (before) => {
@@ -517,7 +517,7 @@
       return;
     }
     const layer = await layerOf(alias);
-    if (state.alias !== alias || state.unit !== unit) return; // gone on while it was loading
+    if (state.alias !== alias || state.unit !== unit) return; // the page has moved on while loading
     const position = layer.at.get(unit);
     if (unit === null || position === undefined) {
       reveal("layer");
@@ -601,7 +601,7 @@
     event.preventDefault();
   };
 
-  // the beginning
+  // start
 
   document.addEventListener("DOMContentLoaded", () => {
     const toggle = byId("theme");

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import Pipe, connection, get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from joblib.externals.loky.backend import get_context as get_loky
@@ -26,8 +26,8 @@ from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
 from cnnvis_cli.errors import CnnvisError, Died, SetAside, Stopped
 from cnnvis_cli.report import leave_signals_to_the_parent
-from cnnvis_cli.stages.engine.devices import is_lost, keep_memory, memory_explained
-from cnnvis_cli.stages.engine.lanes import Finished, Lane, Tell, Work
+from cnnvis_cli.stages.engine.devices import in_short, is_lost, keep_memory, memory_explained
+from cnnvis_cli.stages.engine.lanes import Finished, Lane, Notice, Tell, Work
 
 ATTEMPTS = 3  # a piece of work that ends its process so often is set aside
 PATIENCE = 8  # seconds that a process has to end when it is told to
@@ -73,7 +73,12 @@ def for_gradients(lanes: Sequence[Lane]) -> list[Lane]:
 
 
 def _forks_can_differentiate() -> bool:
-    """Tried out, since torch does not tell."""
+    """Tried out, since torch does not tell.
+
+    torch 2.6 lets a fork begin where this process has followed a gradient, and may hang later.
+    """
+    if torch._C._autograd._get_sequence_nr():  # operations that autograd has noted here
+        return False
     child = os.fork()
     if not child:
         failed = 1
@@ -170,7 +175,9 @@ class _Hand:
     process: _Process
     pipe: End
     theirs: End  # open here as well until it has arrived there
+    starts: int = 1  # processes of this lane that have not taken anything yet, this one counted
     holds: list[int] = field(default_factory=list)
+    last_words: str = ""
     ended: bool = False
 
 
@@ -194,7 +201,7 @@ class _Crew:
                 self._hear(hand)
             self.tell(None)  # a moment to stop, also while all are busy
 
-    def _hire(self, lane: Lane) -> None:
+    def _hire(self, lane: Lane, starts: int = 1) -> None:
         # A forked child may compute on one thread only (OpenMP's threads do not come along), and
         # never on a GPU that its parent has used.
         ours, theirs = Pipe()
@@ -205,7 +212,7 @@ class _Crew:
             theirs.close()
         else:
             process = _Fresh(self.task, lane, theirs)
-        self.hands.append(_Hand(lane, process, ours, theirs))
+        self.hands.append(_Hand(lane, process, ours, theirs, starts))
 
     def _ready(self) -> list[_Hand]:
         waiting = {hand.pipe: hand for hand in self.hands if not hand.ended}
@@ -221,7 +228,10 @@ class _Crew:
             message = None
         if message is None:
             self._mourn(hand)
+        elif isinstance(message, _Lost):
+            hand.last_words = message.why
         elif message == _TAKE:
+            hand.starts = 0
             number = self._choose(hand)
             hand.holds += [] if number is None else [number]
             with suppress(OSError):  # of one that has just died
@@ -250,19 +260,29 @@ class _Crew:
     def _mourn(self, hand: _Hand) -> None:
         """What a dead process had in hand goes to another, up to a limit."""
         hand.ended = True
-        why = hand.process.why()
-        for number in hand.holds or [_NOTHING]:
+        why = hand.last_words or hand.process.why()
+        for number in hand.holds:
             self.deaths[number] = self.deaths.get(number, 0) + 1
-        if self.deaths.get(_NOTHING, 0) >= ATTEMPTS:
-            raise CnnvisError(
-                f"worker processes ended {ATTEMPTS} times before they took any work ({why}); "
-                "use fewer --workers or a smaller --batch-size"
-            )
         hopeless = [number for number in hand.holds if self.deaths[number] >= ATTEMPTS]
         self.aside |= dict.fromkeys(hopeless, why)
         self.pending.extendleft(n for n in reversed(hand.holds) if n not in hopeless)
-        if self.pending:
-            self._hire(hand.lane)
+        if hand.starts >= ATTEMPTS:
+            self._give_up(hand.lane, why)
+        elif self.pending:
+            if hand.last_words:
+                ended = f"{hand.lane.device}: a worker process ended ({why})"
+                self.tell(Notice(f"{ended}; another does its work"))
+            self._hire(hand.lane, hand.starts + 1)
+
+    def _give_up(self, lane: Lane, why: str) -> None:
+        """Go on without a lane whose processes end before they take any work.
+
+        Raises `CnnvisError` where it was the last one.
+        """
+        ended = f"worker processes ended {ATTEMPTS} times before they took any work ({why})"
+        if all(hand.ended for hand in self.hands):
+            raise CnnvisError(f"{ended}; use fewer --workers or a smaller --batch-size")
+        self.tell(Notice(f"{lane.device}: {ended}; the work goes on without it"))
 
     def dismiss(self) -> None:
         """End every process, those that are still at work by closing their pipe."""
@@ -279,7 +299,18 @@ def _find_in(paths: Sequence[str]) -> None:
 
 
 _TAKE, _END = "take", "end"
-_NOTHING = -1  # in hand
+
+
+class _Lost(NamedTuple):
+    """A process's last words: why it can do nothing more."""
+
+    why: str
+
+
+def release_idle() -> None:
+    """End the fresh processes that are kept without work, and with them what they hold of GPUs."""
+    while _Fresh.idle:
+        _Fresh.idle.pop()[1].shutdown(kill_workers=True)
 
 
 def _forked(work: Work, lane: Lane, pipe: End, inherited: Sequence[End]) -> None:
@@ -310,10 +341,15 @@ def run_lane(work: Work, lane: Lane, pipe: End) -> None:
     leave_signals_to_the_parent()
     keep_memory()
     torch.set_num_threads(lane.threads)
+    one_at_a_time = threading.Lock()  # work may be taken in another thread than is told of it
+
+    def send(message: Any) -> None:
+        with one_at_a_time:
+            pipe.send(message)
 
     def take() -> Iterator[int]:
         while True:
-            pipe.send(_TAKE)
+            send(_TAKE)
             number = pipe.recv()
             if number is None:
                 return
@@ -321,15 +357,16 @@ def run_lane(work: Work, lane: Lane, pipe: End) -> None:
 
     try:
         with memory_explained(lane.device):
-            work(lane, take(), pipe.send)
-        pipe.send(_END)
+            work(lane, take(), send)
+        send(_END)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         return  # the parent has stopped
     except Exception as error:
-        if isinstance(error, Died) or is_lost(error):  # another process can do it
-            os._exit(LOST)
+        lost = isinstance(error, Died) or is_lost(error)  # then another process can do it
         with suppress(OSError):
-            pipe.send(portable(error))
+            send(_Lost(in_short(error)) if lost else portable(error))
+        if lost:
+            os._exit(LOST)
     finally:
         pipe.close()
 

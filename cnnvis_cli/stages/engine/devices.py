@@ -3,50 +3,150 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.settings import Precision
 
+SPELLINGS = "use auto, cpu, cuda, cuda:0,cuda:1 or cuda:all"
+
 
 def choose_devices(names: str) -> tuple[torch.device, ...]:
-    """The devices of a ``--device`` option, ``cuda:0,cuda:1``; ``auto`` is CUDA where there is one.
+    """Return the devices of a ``--device`` option; ``auto`` is the first GPU where there is one.
 
-    Raises `UsageError` for a device that is asked for and absent.
+    A CUDA device always has its index. Raises `UsageError` for a device that is asked for and
+    absent.
     """
     # Full single precision and one order of summation: the same numbers each time.
-    torch.backends.cudnn.allow_tf32 = False
+    _set_tf32(False)
     torch.backends.cudnn.deterministic = True
-    found = tuple(_device(name.strip()) for name in names.split(","))
+    found = tuple(device for name in names.split(",") for device in _devices(name.strip()))
     if len({device.type for device in found}) > 1:
         raise UsageError(f"--device {names}: devices of two kinds give different last bits")
     return found
 
 
 def choose_device(names: str) -> torch.device:
-    """The first device of a ``--device`` option, for work that runs on one."""
+    """Return the first device of a ``--device`` option, for work that runs on one."""
     return choose_devices(names)[0]
 
 
-def _device(name: str) -> torch.device:
+def _devices(name: str) -> list[torch.device]:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name!r}: use auto, cpu, cuda or cuda:0,cuda:1") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name}: use auto, cpu, cuda or cuda:0,cuda:1")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: there is no CUDA device here; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+        return [torch.device("cuda", 0) if _cuda_works() else torch.device("cpu")]
+    if not re.fullmatch(r"cpu|cuda(:(all|\d{1,4}))?", name):
+        raise UsageError(f"--device {name}: {SPELLINGS}")
+    if name == "cpu":
+        return [torch.device("cpu")]
+    if not _cuda_works():
+        raise UsageError(f"--device {name}: {_why_not_cuda()}; use --device cpu")
+    count = torch.cuda.device_count()
+    if name == "cuda:all":
+        return [torch.device("cuda", index) for index in range(count)]
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
         raise UsageError(f"--device {name}: there are {count}, cuda:0 to cuda:{count - 1}")
-    return device
+    return [torch.device("cuda", index)]
+
+
+def remark_on_auto(names: str) -> str | None:
+    """Return what a person should know of the choice that ``auto`` made; None for nothing."""
+    if names != "auto":
+        return None
+    if not _cuda_works():
+        return f"--device auto: computing on the CPU, since {_why_not_cuda()}" if _gpus() else None
+    count = torch.cuda.device_count()
+    if count > 1:
+        return f"--device auto: computing on cuda:0, one of {count} GPUs; cuda:all takes all"
+    return None
+
+
+def _cuda_works() -> bool:
+    return not isinstance(_cuda_found(), str)
+
+
+@cache
+def _cuda_found() -> str | None:
+    """Return None where CUDA works, otherwise what torch says about it."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return None
+    return " ".join(str(each.message).split("(")[0].strip() for each in heard)
+
+
+def _why_not_cuda() -> str:
+    """Return why there is no CUDA device, in a few words."""
+    if torch.version.cuda is None and _gpus():
+        return f"this torch ({torch.__version__}) is built without CUDA, though there is {_gpus()}"
+    if _gpus():
+        said = _cuda_found() or "its driver may be too old or broken"
+        return f"torch cannot use {_gpus()} ({said})"
+    return "there is no CUDA device here"
+
+
+@cache
+def _gpus() -> str:
+    """Return the first GPU that the driver's own tool shows; empty where there is none."""
+    tool = shutil.which("nvidia-smi")
+    with suppress(OSError, subprocess.SubprocessError):
+        if tool is not None:
+            asked = [tool, "--query-gpu=name", "--format=csv,noheader"]
+            told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+            return next(iter(told.stdout.splitlines()), "").strip()
+    return ""
+
+
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Return all of a device that may decide the last bits of what it computes."""
+    about = {"device": device.type, "torch": torch.__version__}
+    if device.type == "cpu":
+        return about | {"processor": torch.backends.cpu.get_cpu_capability()}
+    major, minor = torch.cuda.get_device_capability(device)
+    return about | {
+        "name": torch.cuda.get_device_name(device),
+        "capability": f"{major}.{minor}",
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+    }
+
+
+COPIES = 4  # of a layer's output that a pass there and back holds at once: measured up to 3.5
+SHARE = 0.5  # of a GPU's memory that a pass may take: there are other processes, and fragments
+
+
+def limit_to_memory(batch: int, each: int, device: torch.device) -> int:
+    """Return the batch, halved until a pass of it fits the device's memory.
+
+    `each` is the bytes of the maps of one item. On a CPU the batch is as it is. The size of the
+    card counts, not what happens to be free: a rerun has to choose the same.
+    """
+    if device.type == "cpu":
+        return batch
+    room = SHARE * torch.cuda.get_device_properties(device).total_memory
+    while batch > 1 and batch * each * COPIES > room:
+        batch //= 2
+    return batch
+
+
+def resolve_precision(asked: Precision | None, device: torch.device) -> Precision:
+    """Return the arithmetic of ascents: by default TF32 on a GPU and float32 on a CPU.
+
+    Raises `UsageError` for arithmetic that the device does not have.
+    """
+    chosen: Precision = asked or ("tf32" if device.type == "cuda" else "float32")
+    check_precision(chosen, device)
+    return chosen
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
@@ -57,45 +157,93 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """A block in which networks compute in float32, TF32 or bfloat16."""
-    cudnn, blas = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, blas.allow_tf32
-    cudnn.allow_tf32 = blas.allow_tf32 = precision == "tf32"
+    """Enter a block in which networks compute in float32, TF32 or bfloat16."""
+    halved = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with tensor_cores(precision, device), halved:
+        yield
+
+
+@contextmanager
+def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Enter a block in which convolutions multiply as TF32, where that is the precision."""
+    if precision != "tf32" or device.type != "cuda":
+        yield
+        return
+    _set_tf32(True)
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
+        yield
     finally:
-        cudnn.allow_tf32, blas.allow_tf32 = before
+        _set_tf32(False)
 
 
-Pass = Callable[[torch.Tensor, torch.Tensor], Any]
+def _set_tf32(allowed: bool) -> None:
+    """Allow TF32 in convolutions or not; in products of matrices it never is.
 
-
-def captured(function: Pass, *examples: torch.Tensor) -> Pass:
-    """On a GPU, the function as one launch for arguments of these shapes (a CUDA graph).
-
-    Small canvases are bound by launches. The results are overwritten by the next call.
+    There the last bits of a row depend on where in its batch it stands (cuBLAS 13.1 on an H200),
+    and they are a small part of a vision network's arithmetic. torch 2.9 has new names for this
+    and refuses a mixture with the old.
     """
-    if examples[0].device.type != "cuda":
-        return function
-    held = [example.clone() for example in examples]
-    side: Any = torch.cuda.Stream(examples[0].device)  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream(examples[0].device))
-    with torch.cuda.stream(side):
-        for _ in range(3):  # libraries choose and allocate before anything is captured
-            function(*held)
-    torch.cuda.current_stream(examples[0].device).wait_stream(side)
-    graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function(*held)
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = "ieee"
+        cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
+    else:
+        matmul.allow_tf32, cudnn.allow_tf32 = False, allowed
 
-    def replay(*arguments: torch.Tensor) -> Any:
-        for place, argument in zip(held, arguments, strict=True):
-            place.copy_(argument)
-        graph.replay()
-        return results
 
-    return replay
+class Graphs:
+    """Runs work on tensors that stay where they are; on a GPU each piece becomes one launch.
+
+    A piece of work reads and writes the same tensors each time, so that a CUDA graph of it can be
+    replayed. All graphs of an object share memory, so no result may be kept in a tensor that the
+    work itself allocates. Work that cannot be captured is run as it is, and `notice` is told why.
+    """
+
+    def __init__(self, device: torch.device, notice: Callable[[str], None]) -> None:
+        self._device, self._notice = device, notice
+        self._graphs: dict[Hashable, tuple[Any, Callable[[], None]]] = {}  # and what they hold
+        self._pool: Any = None
+        self._captures = device.type == "cuda"
+
+    def __call__(self, key: Hashable, work: Callable[[], None], state: Sequence[Tensor]) -> None:
+        """Do a piece of work that is known by `key` and changes nothing but the `state`."""
+        if self._captures and key not in self._graphs:
+            self._graphs[key] = self._captured(work, state), work
+        if self._captures:
+            self._graphs[key][0].replay()
+        else:
+            work()
+
+    def _captured(self, work: Callable[[], None], state: Sequence[Tensor]) -> Any:
+        with torch.cuda.device(self._device):
+            side: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            current = torch.cuda.current_stream(self._device)
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                before = [part.clone() for part in state]
+                work()  # libraries choose and allocate before anything is captured
+                for part, value in zip(state, before, strict=True):
+                    part.copy_(value)
+            current.wait_stream(side)
+            return self._recorded(work, side)
+
+    def _recorded(self, work: Callable[[], None], side: Any) -> Any:
+        graph: Any = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=side):
+                work()
+        except RuntimeError as error:
+            if is_about_memory(error):
+                raise
+            torch.cuda.synchronize(self._device)  # raises where the device itself is lost
+            self._captures = False
+            self._notice(
+                f"{self._device}: this network cannot be captured as a CUDA graph "
+                f"({in_short(error)}); it runs step by step, which is slower for small layers"
+            )
+            return None
+        self._pool = graph.pool()
+        return graph
 
 
 def keep_memory() -> None:
@@ -115,35 +263,43 @@ def keep_memory() -> None:
 
 @contextmanager
 def memory_explained(device: torch.device | str) -> Iterator[None]:
-    """A block in which memory that runs out is a `CnnvisError` with a remedy.
+    """Turn memory that runs out in a block into a `CnnvisError` with a remedy.
 
     Never a smaller batch instead: another size changes the last bits of what is computed.
     """
     try:
         yield
     except Exception as error:
-        if not _is_about_memory(error):
+        if not is_about_memory(error):
             raise
         raise CnnvisError(
-            f"{device}: memory ran out ({_in_short(error)}); what was finished is "
+            f"{device}: memory ran out ({in_short(error)}); what was finished is "
             "saved; free some and run again, or use fewer --workers or, in a new --run, a smaller "
             "--batch-size"
         ) from error
 
 
-def _in_short(error: Exception) -> str:
-    """Its first line; Python's own `MemoryError` has none."""
+def in_short(error: BaseException) -> str:
+    """Return an error's first line; Python's own `MemoryError` has none."""
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
-def _is_about_memory(error: Exception) -> bool:
-    """On a CPU torch has no class for it."""
+_MEMORY = re.compile(r"out of memory|allocate memory|_ALLOC(ATION)?_FAILED", re.IGNORECASE)
+_LOST = re.compile(
+    r"CUDA error|CUDA driver error|cuDNN error|cuFFT error|CUBLAS_STATUS_|CUDNN_STATUS_"
+)
+
+
+def is_about_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: torch and its libraries say so in several ways."""
     named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return named or (type(error) is RuntimeError and "allocate memory" in str(error))
+    return named or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether after this error its process can do nothing more on its device."""
+    """Return whether after this error its process can do nothing more on its device."""
+    if is_about_memory(error):
+        return False
     kind = getattr(torch, "AcceleratorError", None)  # torch 2.8
     named = kind is not None and isinstance(error, kind)
-    return named or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    return named or (isinstance(error, RuntimeError) and bool(_LOST.search(str(error))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,16 @@ def available_memory() -> int:
         most, used = (int((CONTROL / f"memory.{name}").read_text()) for name in ("max", "current"))
         known.append(most - used + _table(CONTROL / "memory.stat")["inactive_file"])
     return max(0, min(known))
+
+
+SHARED = Path("/dev/shm")  # where processes hand each other large things; small in containers
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that are free; very many where that is not known."""
+    with suppress(OSError):
+        return shutil.disk_usage(SHARED).free
+    return 1 << 62
 
 
 def _table(path: Path) -> dict[str, int]:
@@ -71,3 +82,9 @@ class Finished(NamedTuple):
     """Told by a lane: this piece of work is done and safe."""
 
     number: int
+
+
+class Notice(NamedTuple):
+    """Told by a lane, or of it: a line for the user, once."""
+
+    text: str

@@ -50,16 +50,19 @@ def in_threads(action: Callable[[T], R], items: Iterable[T]) -> Generator[R, Non
         pool.shutdown(cancel_futures=True)
 
 
-def ahead(items: Iterable[T]) -> Generator[T, None, None]:
-    """The items, each begun in a thread of its own while the one before it is worked with."""
+def ahead(items: Iterable[T], count: int = 1) -> Generator[T, None, None]:
+    """The items, up to `count` of them made in a thread of its own before they are asked for."""
+    if not count:
+        yield from items
+        return
     source, pool = iter(items), ThreadPoolExecutor(1)
     try:
-        going = pool.submit(next, source, _OVER)
-        while (item := going.result()) is not _OVER:
-            going = pool.submit(next, source, _OVER)
+        going = deque(pool.submit(next, source, _OVER) for _ in range(count))
+        while (item := going.popleft().result()) is not _OVER:
+            going.append(pool.submit(next, source, _OVER))
             yield item  # type: ignore[misc]
     finally:
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
 
 def in_order(action: Callable[[T], R], items: Iterable[T], count: int) -> Generator[R, None, None]:

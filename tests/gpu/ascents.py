@@ -1,0 +1,77 @@
+"""Ascents as `optimize` makes them, but of chosen tasks: the one place here that knows the pieces.
+
+For what counts launches and compares bits, here and in `device_check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cnnvis_cli.ascent.climb import Ascent, Task, climb
+from cnnvis_cli.ascent.objectives import Objective
+from cnnvis_cli.ascent.starts import noise
+from cnnvis_cli.ascent.steps import Constant
+from cnnvis_cli.ascent.styles import STYLES, Style
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.settings import Plan, Precision
+from cnnvis_cli.stages.climbs import Scene, traced_look
+from cnnvis_cli.stages.engine import arithmetic
+from cnnvis_cli.stages.optimize import suitable_batch
+from cnnvis_cli.stages.session import load_network
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A layer's pass, traced and ready, in some arithmetic."""
+
+    network: Network
+    scene: Scene
+    look: Any
+    precision: Precision
+
+    def task(self, number: int, style: Style, seed: int | None = None) -> Task:
+        """Return the ascent of this number, from the noise of its seed."""
+        seed = number if seed is None else seed
+        target = number % self.scene.layer.channels
+        return Task(number, target, style, noise(seed, self.scene.box.size), seed)
+
+    def tasks(self, style: Style, count: int | None = None) -> list[Task]:
+        """Return ascents for all slots."""
+        return [self.task(number, style) for number in range(count or self.scene.size)]
+
+    def ascend(self, tasks: Sequence[Task]) -> Iterator[Ascent]:
+        """Make the ascents, each when it has ended."""
+        with arithmetic(self.precision, self.network.device):
+            teams = [[task] for task in tasks]
+            yield from climb(self.look, teams, self.scene.size, self.network.mean)
+
+    def bare(self, x: Any, targets: Any) -> Any:
+        """Do the pass alone."""
+        with arithmetic(self.precision, self.network.device):
+            return self.look(x, targets)
+
+
+_networks: dict[tuple[str, str], Network] = {}
+
+
+def stand_on(
+    device: str, model: str, alias: str, size: int | None = None, precision: Precision = "float32"
+) -> Stand:
+    """Return the pass of a layer; with random weights, and by default the stage's own batch."""
+    if (device, model) not in _networks:
+        weights = None if model == "demo" else "random"
+        _networks[device, model] = load_network(Plan(model=model, weights=weights, device=device))
+    network = _networks[device, model]
+    layer = network.layer(alias)
+    box = network.canvas(layer)
+    size = size or suitable_batch(box, layer.channels, network.device.type)
+    scene = Scene(layer, box, Objective(), size)
+    return Stand(network, scene, traced_look(network, scene, size, precision), precision)
+
+
+def style_of(name: str, steps: int) -> Style:
+    """Return a style of so many steps whose rate needs no calibration."""
+    style = replace(STYLES[name], iterations=steps)
+    return style.with_step(Constant(20.0)) if name in ("2", "3") else style
