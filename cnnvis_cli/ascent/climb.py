@@ -6,6 +6,8 @@ ascents end, others take their place. An ascent's result does not depend on what
 
 On a GPU all slots begin and end together: then a step works on the same tensors in the same order
 each time, can be replayed as one launch, and the host waits for the device once in `CHECK` steps.
+There an ascent's slot is always the same one: in TF32, cuDNN's convolutions give the last bits of
+an image by its place in the batch, though not by its neighbours (measured on an H200).
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class Task:
     style: Style
     start: Tensor  # (3, h, w) mean-subtracted
     seed: int = 0
+    place: int = 0  # its slot in a steady batch, modulo the batch's size
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Batch:
     room: int | None = None
     steady: bool = False
     run: Run = directly
+    on_step: Callable[[], None] = lambda: None  # called before each step
     half: bool = False
     last: bool = False
 
@@ -139,13 +143,23 @@ def _one_after_another(
 def _together(
     look: Look, teams: Iterator[Sequence[Task]], slots: _Slots, length: int
 ) -> Iterator[Ascent]:
-    """Begin ascents of one style at a time, and others when all of them have ended."""
+    """Begin ascents of one style at a time, and others when all of them have ended.
+
+    An ascent whose slot is taken waits for the next batch.
+    """
+    room = slots.batch.used // length
     for _, alike in groupby(teams, key=lambda team: team[0].style):
-        while chosen := list(islice(alike, slots.batch.used // length)):
-            slots.fill(chosen)
+        waiting: list[Sequence[Task]] = []
+        while waiting := [*waiting, *islice(alike, room - len(waiting))]:
+            chosen: dict[int, Sequence[Task]] = {}
+            for team in waiting:
+                chosen.setdefault(slots.place(team), team)
+            slots.fill(list(chosen.values()), list(chosen))
             while slots.cohorts:
                 slots.step(look)
                 yield from slots.ended()
+            begun = {id(team) for team in chosen.values()}
+            waiting = [team for team in waiting if id(team) not in begun]
 
 
 @dataclass(eq=False)
@@ -200,14 +214,16 @@ class _Slots:
         about = (self.best_value, self.age, self.best_age, self.lived, self.leads, self.alive)
         return [self.x, self.best, self._values, self._next, *about]
 
-    def fill(self, teams: Sequence[Sequence[Task]]) -> None:
-        """Begin these ascents in free slots."""
+    def place(self, team: Sequence[Task]) -> int:
+        """The first slot of a team in a steady batch."""
+        whole = self.batch.size // len(team) * len(team)
+        return team[0].place % whole // len(team) * len(team)
+
+    def fill(self, teams: Sequence[Sequence[Task]], places: Iterable[int] | None = None) -> None:
+        """Begin these ascents in the slots from these places on, or in free ones."""
         length = len(teams[0]) if teams else 1
-        taken = {row for cohort in self.cohorts for row in cohort.rows}
-        places = range(0, self.batch.size - length + 1, length)
-        free = (place for place in places if taken.isdisjoint(range(place, place + length)))
         begun: dict[Style, tuple[list[Task], list[int]]] = {}
-        for team, place in zip(teams, free, strict=False):
+        for team, place in zip(teams, places or self._free(length), strict=False):
             for row, task in enumerate(team, start=place):
                 tasks, rows = begun.setdefault(task.style, ([], []))
                 tasks.append(task)
@@ -215,8 +231,15 @@ class _Slots:
         for style, (tasks, rows) in begun.items():
             self._begin(style, tasks, rows, length == 1)
 
+    def _free(self, length: int) -> Iterator[int]:
+        """Where so many neighbouring slots are free."""
+        taken = {row for cohort in self.cohorts for row in cohort.rows}
+        for place in range(0, self.batch.size - length + 1, length):
+            if taken.isdisjoint(range(place, place + length)):
+                yield place
+
     def _begin(self, style: Style, tasks: list[Task], rows: list[int], alone: bool) -> None:
-        drawn = self._padded(tasks) if self.steady else tasks
+        drawn = self._padded(tasks, rows) if self.steady else tasks
         seeds = [task.seed for task in drawn]
         images, brush = style.image.begin(style, self._starts(drawn), self.mean, seeds)
         whole = self.steady or rows == list(range(self.batch.size))
@@ -233,15 +256,16 @@ class _Slots:
         cohort = _Cohort(tasks, rows, self.now, brush, alone, None if whole else index)
         self.cohorts.append(cohort)
 
-    def _padded(self, tasks: list[Task]) -> list[Task]:
+    def _padded(self, tasks: list[Task], rows: list[int]) -> list[Task]:
         """A full batch, so that every step is of the same shape; the rest is not alive."""
         self.alive.zero_()
-        return [*tasks, *[tasks[-1]] * (self.batch.size - len(tasks))]
+        by_row = dict(zip(rows, tasks, strict=True))
+        return [by_row.get(row, tasks[-1]) for row in range(self.batch.size)]
 
     def _starts(self, tasks: Sequence[Task]) -> Tensor:
         """The first images on the device, (N, 3, h, w); copied while it works on."""
         if not self.steady:
-            return torch.stack([task.start for task in tasks])
+            return torch.stack([task.start for task in tasks]).to(self.device)
         shape = len(tasks), 3, *self.canvas
         starts = torch.empty(shape, device=self.device, dtype=self.mean.dtype)
         for row, task in enumerate(tasks):
@@ -258,6 +282,7 @@ class _Slots:
 
     def step(self, look: Look) -> None:
         """Look at every image, keep what is better than before, and go on to the next ones."""
+        self.batch.on_step()
         if self.steady:
             self._replayed(look)
         else:

@@ -116,13 +116,14 @@ class Work:
 
     def tasks(self, network: Network, style: Style, target: int, number: int = 0) -> list[Task]:
         """The ascents of a target, one a run."""
-        found = []
-        for run in range(self.plan.optimize.runs):
+        found, runs = [], self.plan.optimize.runs
+        for run in range(runs):
             seed = seed_of(self.plan.seed, Unit(self._name, target), run)
             start = self._start(network, seed)
             if network.device.type == "cuda":
                 start = start.pin_memory()  # copied there while the device works on
-            found.append(Task((number, target, run), target, style, start, seed))
+            place = target * runs + run
+            found.append(Task((number, target, run), target, style, start, seed, place))
         return found
 
     @property
@@ -228,7 +229,7 @@ def climb_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> 
                 tasks = work.tasks(network, job.style, target, number)
                 yield from [tasks] if work.scene.objective.team > 1 else [[task] for task in tasks]
 
-    look = _Telling(work.look(network, work.scene.size), work.room or work.scene.size, tell)
+    look = work.look(network, work.scene.size)
     batch = batch_on(lane, work.scene.size, tell, room=work.room, half=True)
     drawn = ahead(teams(), batch.used if lane.device.type == "cuda" else 0)
     with Aside() as writer, closing(drawn):
@@ -247,26 +248,26 @@ def climb_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> 
 def batch_on(lane: Lane, size: int, tell: Tell, **settings: Any) -> Batch:
     """A batch of ascents on a lane's device, whose steps are one launch each on a GPU."""
     run = Graphs(lane.device, lambda text: tell(Notice(text)))
-    return Batch(size, steady=lane.device.type == "cuda", run=run, **settings)
+    pulse = _Pulse(settings.get("room") or size, tell)
+    steady = lane.device.type == "cuda"
+    return Batch(size, steady=steady, run=run, on_step=pulse, **settings)
 
 
 @dataclass
-class _Telling:
-    """A look that says now and then how often it has looked."""
+class _Pulse:
+    """Tells now and then how many steps have been made."""
 
-    look: Look
     busy: int
     tell: Tell
     steps: int = 0
     spoken: float = field(default_factory=time.monotonic)
 
-    def __call__(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self) -> None:
         self.steps += 1
         now = time.monotonic()
         if self.steps == BEAT or now - self.spoken > PAUSE:
             self.tell(Steps(self.steps * self.busy))
             self.steps, self.spoken = 0, now
-        return self.look(x, targets)
 
 
 @dataclass
@@ -372,7 +373,7 @@ def probing(work: Work) -> Work:
 def calibrated(work: Work, style: Style, lane: Lane, tell: Tell) -> Style:
     """The style with the step that suits the layer; see `ascent.calibrate`."""
     network, scene = work.on(lane.device), work.scene
-    look = _Telling(work.look(network, PROBES), PROBES, tell)
+    look = work.look(network, PROBES)
     chosen = [work.tasks(network, style, target)[0] for target in probe_channels(scene.targets)]
     start = torch.stack([task.start for task in chosen]).to(network.device)
 

@@ -381,7 +381,7 @@ def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> No
     style = replace(STYLES[name], iterations=45)
     styles = [style, replace(style, name="other", iterations=39)]
     tasks = [
-        Task(i, channels[i % 4], styles[i // 5], start.float(), seed=i)
+        Task(i, channels[i % 4], styles[i // 5], start.float(), seed=i, place=2 * i)
         for i, start in enumerate(starts(7))
     ]
     score = score_of(network.float())
@@ -394,6 +394,25 @@ def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> No
     assert found.keys() == usual.keys()
     assert all(alike(found[key], usual[key]) for key in usual)
     assert len(replayed.first) <= 10  # of 45 + 45 + 39 steps
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 0, 3, 1, 2], [3, 0]])
+def test_an_ascent_has_the_same_slot_of_a_steady_batch_in_any_company(order: list[int]) -> None:
+    places, seen = [5, 3, 1, 2, 6], []  # of a batch of 3: 2, 0, 1, 2, 0
+
+    def watched(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen.append(targets.tolist())
+        value = x.flatten(1).sum(dim=1)
+        return value, value > 0, torch.ones_like(x)
+
+    style = replace(STYLES["2"], iterations=3)
+    teams = [[Task(i, i, style, starts(1)[0].float(), place=places[i])] for i in order]
+    mean = torch.zeros(1, 3, 1, 1)
+    found = [int(str(a.key)) for a in climb(watched, teams, Batch(3, steady=True), mean)]
+    assert sorted(found) == sorted(order)
+    for i in order:
+        slots = {slot for row in seen for slot, target in enumerate(row) if target == i and i}
+        assert slots <= {places[i] % 3}
 
 
 def test_teams_stay_side_by_side() -> None:

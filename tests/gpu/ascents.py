@@ -6,8 +6,10 @@ For what counts launches and compares bits, here and in `device_check`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from cnnvis_cli.ascent.climb import Ascent, Task, climb
 from cnnvis_cli.ascent.objectives import Objective
@@ -16,8 +18,8 @@ from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.settings import Plan, Precision
-from cnnvis_cli.stages.climbs import Scene, traced_look
-from cnnvis_cli.stages.engine import arithmetic
+from cnnvis_cli.stages.climbs import Scene, batch_on, traced_look
+from cnnvis_cli.stages.engine import Lane
 from cnnvis_cli.stages.optimize import suitable_batch
 from cnnvis_cli.stages.session import load_network
 
@@ -29,13 +31,13 @@ class Stand:
     network: Network
     scene: Scene
     look: Any
-    precision: Precision
+    told: list[Any] = field(default_factory=list)  # what a worker would tell its parent
 
     def task(self, number: int, style: Style, seed: int | None = None) -> Task:
         """Return the ascent of this number, from the noise of its seed."""
         seed = number if seed is None else seed
         target = number % self.scene.layer.channels
-        return Task(number, target, style, noise(seed, self.scene.box.size), seed)
+        return Task(number, target, style, noise(seed, self.scene.box.size), seed, number)
 
     def tasks(self, style: Style, count: int | None = None) -> list[Task]:
         """Return ascents for all slots."""
@@ -43,14 +45,13 @@ class Stand:
 
     def ascend(self, tasks: Sequence[Task]) -> Iterator[Ascent]:
         """Make the ascents, each when it has ended."""
-        with arithmetic(self.precision, self.network.device):
-            teams = [[task] for task in tasks]
-            yield from climb(self.look, teams, self.scene.size, self.network.mean)
+        lane = Lane(self.network.device, 1, 0)
+        batch = batch_on(lane, self.scene.size, self.told.append)
+        yield from climb(self.look, [[task] for task in tasks], batch, self.network.mean)
 
     def bare(self, x: Any, targets: Any) -> Any:
         """Do the pass alone."""
-        with arithmetic(self.precision, self.network.device):
-            return self.look(x, targets)
+        return self.look(x, targets)
 
 
 _networks: dict[tuple[str, str], Network] = {}
@@ -62,13 +63,15 @@ def stand_on(
     """Return the pass of a layer; with random weights, and by default the stage's own batch."""
     if (device, model) not in _networks:
         weights = None if model == "demo" else "random"
-        _networks[device, model] = load_network(Plan(model=model, weights=weights, device=device))
+        _networks[device, model] = load_network(
+            Plan(model=model, weights=weights, device=device)
+        ).to(torch.device(device))
     network = _networks[device, model]
     layer = network.layer(alias)
     box = network.canvas(layer)
-    size = size or suitable_batch(box, layer.channels, network.device.type)
+    size = size or suitable_batch(network, layer, box, network.device)
     scene = Scene(layer, box, Objective(), size)
-    return Stand(network, scene, traced_look(network, scene, size, precision), precision)
+    return Stand(network, scene, traced_look(network, scene, size, precision))
 
 
 def style_of(name: str, steps: int) -> Style:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -186,16 +187,13 @@ def _beside_the_cpu(found: Findings) -> None:
 
 def stand(alias: str, size: int | None, precision: Precision = "float32") -> Stand:
     """Return the pass of a layer: AlexNet's on a GPU, the bundled network's in a dry run."""
-    from ascents import stand_on
-
+    stand_on = import_module("ascents").stand_on  # not at the top: it loads torch
     made: Stand = stand_on(DEVICE, "alexnet" if GPU else "demo", alias, size, precision)
     return made
 
 
 def climbing(name: str, steps: int) -> Any:
-    from ascents import style_of
-
-    return style_of(name, steps)
+    return import_module("ascents").style_of(name, steps)
 
 
 def bits(found: Findings) -> None:
@@ -228,7 +226,11 @@ def _bits_of_the_pass(found: Findings, place: Stand, what: str) -> None:
     wrong = (value[moved] != value_there) | (gradient[moved] != gradient_there).flatten(1).any(1)
     apart = float((gradient[moved] - gradient_there).abs().max() / gradient.abs().max())
     detail = f"{int(wrong.sum())} of {size} slots differ, gradients by {apart:.0e} of the largest"
-    found.claim(f"bits of the pass, {what}, in other slots", not wrong.any(), detail)
+    what = f"bits of the pass, {what}, in other slots"
+    if "tf32" in what:  # known of cuDNN, and why an ascent has a slot of its own
+        found.note(what, detail)
+    else:
+        found.claim(what, not wrong.any(), detail)
 
 
 def _bits_of_ascents(found: Findings, place: Stand, name: str, what: str) -> None:
@@ -291,7 +293,9 @@ def syncs(found: Findings) -> None:
             step = (walls[1] - walls[0]) / (long - short)
             what = f"style {name} waits at most once in 32 steps"
             found.claim(what, more.total() <= (long - short) / 32, dict(more.most_common(4)))
-            found.note(f"a step of conv2, style {name}, 64 slots", f"{1e6 * step:.0f} us")
+            found.note(
+                f"a step of conv2, style {name}, {place.scene.size} slots", f"{1e6 * step:.0f} us"
+            )
             if GPU:
                 _kernels(found, place, name)
 
@@ -333,7 +337,7 @@ def passes(found: Findings) -> None:
                 continue
             if found.has_time(5, f"pass of {alias} {precision}"):
                 with found.attempt(f"pass of {alias} {precision}"):
-                    milliseconds[alias, precision] = _pace(found, alias, precision)  # type: ignore[arg-type]
+                    milliseconds[alias, precision] = _pace(found, alias, precision)
     for precision in ("tf32", "bf16"):
         _extrapolate(found, milliseconds, precision, real if precision == "tf32" else None)
     for alias in ("conv3", "fc6") if GPU else ():
@@ -447,7 +451,7 @@ def _layouts(found: Findings, alias: str) -> None:
     size = (place.scene.size, 3, *place.scene.box.size)
     for name, layout in (("nhwc", torch.channels_last), ("nchw", torch.contiguous_format)):
         network = alexnet(weights=None).eval().requires_grad_(False)
-        network = network.to(DEVICE).to(memory_format=layout)  # type: ignore[call-overload]
+        network = network.to(DEVICE).to(memory_format=layout)
         part = network if alias.startswith("fc") else network.features
         x = torch.randn(size, device=DEVICE).contiguous(memory_format=layout).requires_grad_()
         times = []
@@ -468,20 +472,24 @@ def _layouts(found: Findings, alias: str) -> None:
 def host(found: Findings) -> None:
     model = ("--model", "alexnet", "--weights", "random") if GPU else ("--model", "demo")
     precision = ("--precision", "tf32") if GPU else ("--batch-size", "2")
-    counts, steps = ((128, 256), 60) if GPU else ((2, 4), 2)
+    alias, counts, steps = ("fc6", (128, 256), 60) if GPU else ("conv1", (2, 4), 2)
     seconds = []
     for count in counts:
-        words = ("--layer", "fc6" if GPU else "conv1", "--units", f"0-{count - 1}")
+        words = ("--layer", alias, "--units", f"0-{count - 1}")
         pace = ("--iterations", str(steps), "--step", "20", *precision)
         run = f"host-{count}"
         ended = cnnvis("optimize", *model, *words, *pace, "--device", DEVICE, "--run", run)
-        found.claim(f"fc6, {count} ascents, {steps} steps", ended.code == 0, ended)
+        found.claim(f"{alias}, {count} ascents, {steps} steps", ended.code == 0, ended)
         if ended.code == 0:
             known = noted(run, "optimize")["seconds"]
-            found.note(f"fc6, {count} ascents, the stage", f"{known} s of {ended.seconds:.1f} s")
+            found.note(
+                f"{alias}, {count} ascents, the stage", f"{known} s of {ended.seconds:.1f} s"
+            )
             seconds.append(known)
     if len(seconds) == 2:
-        found.note(f"fc6, {counts[1] - counts[0]} more ascents", f"{seconds[1] - seconds[0]:.1f} s")
+        found.note(
+            f"{alias}, {counts[1] - counts[0]} more ascents", f"{seconds[1] - seconds[0]:.1f} s"
+        )
 
 
 # ---- topk: what is reached of the slower of decoding and the forward pass
@@ -489,7 +497,7 @@ def host(found: Findings) -> None:
 
 def topk(found: Findings) -> None:
     folder = images(4096 if GPU else 24)
-    for model in ("alexnet", "squeezenet1_0", "resnet50") if GPU else ("demo",):
+    for model in ("alexnet", "resnet50", "squeezenet1_0") if GPU else ("demo",):
         if not found.has_time(15, f"topk of {model}"):
             continue
         with found.attempt(f"topk of {model}"):
@@ -501,11 +509,21 @@ def topk(found: Findings) -> None:
             found.claim(f"bench topk of {model}", ended.code == 0, ended)
             if ended.code == 0:
                 _reached(found, model, json.loads(ended.out))
-    if GPU and found.has_time(12, "--decode gpu"):
-        words = ("--model", "alexnet", "--weights", "random", "--decode", "gpu")
-        ended = cnnvis("topk", str(folder), *words, "--device", DEVICE, "--run", "decode-gpu")
-        said = ended.err if ended.code else noted("decode-gpu", "topk").get("images_a_second")
-        found.note("topk --decode gpu of alexnet, images a second", said)
+        if model == "alexnet":
+            _decoded_on_the_gpu(found, folder)
+
+
+def _decoded_on_the_gpu(found: Findings, folder: Path) -> None:
+    """The same images decoded by nvJPEG, with few processes and with many."""
+    for workers in ("2", "16"):
+        for how in ("exact", "gpu"):
+            words = ("--model", "alexnet", "--weights", "random", "--decode", how)
+            place = ("--workers", workers, "--device", DEVICE, "--run", f"decode-{how}-{workers}")
+            ended = cnnvis("topk", str(folder), *words, *place, seconds=30)
+            place_noted = noted(f"decode-{how}-{workers}", "topk") if not ended.code else {}
+            said = ended.err.strip()[-200:] if ended.code else place_noted.get("images_a_second")
+            what = f"topk --decode {how}, --workers {workers}, of alexnet, images a second"
+            found.note(what, f"{said}, all of it {ended.seconds:.1f} s")
 
 
 def _reached(found: Findings, model: str, told: dict[str, Any]) -> None:
@@ -537,7 +555,7 @@ class Losing(nn.Identity):
         if x.is_cuda and not MARK.exists():
             MARK.touch()
             far = torch.full((1,), 10**9, device=x.device)
-            x = x + x.flatten().index_select(0, far).sum()
+            x = x + torch.zeros(1, device=x.device).index_select(0, far)
         return x
 
 

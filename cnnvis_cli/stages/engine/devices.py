@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import shutil
 import subprocess
@@ -177,11 +178,9 @@ def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def _set_tf32(allowed: bool) -> None:
-    """Allow TF32 in convolutions or not; in products of matrices it never is.
+    """Allow TF32 in convolutions or not; products of matrices, few in a vision network, never are.
 
-    There the last bits of a row depend on where in its batch it stands (cuBLAS 13.1 on an H200),
-    and they are a small part of a vision network's arithmetic. torch 2.9 has new names for this
-    and refuses a mixture with the old.
+    torch 2.9 has new names for this and refuses a mixture with the old.
     """
     matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     if hasattr(matmul, "fp32_precision"):
@@ -229,8 +228,12 @@ class Graphs:
 
     def _recorded(self, work: Callable[[], None], side: Any) -> Any:
         graph: Any = torch.cuda.CUDAGraph()
+        # Other threads may pin memory meanwhile, which a capture otherwise forbids everywhere.
+        how = {"pool": self._pool, "stream": side, "capture_error_mode": "thread_local"}
+        gc.collect()  # old graphs may not be freed during a capture
+        gc.disable()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=side):
+            with torch.cuda.graph(graph, **how):
                 work()
         except RuntimeError as error:
             if is_about_memory(error):
@@ -242,6 +245,8 @@ class Graphs:
                 f"({in_short(error)}); it runs step by step, which is slower for small layers"
             )
             return None
+        finally:
+            gc.enable()
         self._pool = graph.pool()
         return graph
 

@@ -38,7 +38,7 @@ class Capture:
         key = storage_of(tensor)._cdata
         if key in self._made or key in self._kept:
             return
-        whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+        whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
         self._kept[key] = whole, whole.clone()
 
     def note(self, noted: Noted, device: torch.device) -> None:

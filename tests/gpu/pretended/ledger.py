@@ -30,14 +30,14 @@ class Told(NamedTuple):
 
 def told(folder: Path) -> Told:
     """Return what the processes of a command have written into its folder, added up."""
-    sums: tuple[Counter[str], ...] = (Counter(), Counter(), Counter())
+    sums = Told(Counter(), Counter(), Counter(), 0)
     processes = 0
     for path in folder.glob("*.json"):
         found = json.loads(path.read_text())
         processes += bool(found[0].get("launches"))
-        for known, more in zip(sums, found, strict=True):
+        for known, more in zip(sums[:3], found, strict=True):
             known.update(more)
-    return Told(*sums, processes)
+    return sums._replace(processes=processes)
 
 
 def where() -> str:

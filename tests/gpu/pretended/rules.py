@@ -24,7 +24,7 @@ from .surroundings import FREE
 from .tags import CPU, FLIGHT, PINNED, CudaError, cuda_device, device_of, place
 
 aten: Any = torch.ops.aten
-_LIBRARY = torch.library.Library("pretended", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY: Any = torch.library.Library("pretended", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("move(Tensor x, int index, bool non_blocking) -> Tensor")
 _LIBRARY.impl("move", lambda x, index, non_blocking: x.clone(), "CompositeExplicitAutograd")
 move: Any = torch.ops.pretended.move.default  # index -1: to the CPU
@@ -89,7 +89,7 @@ def bytes_of(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What runs on a device, as CUDA would see it."""
 
     def __torch_dispatch__(
@@ -398,5 +398,5 @@ class _Moved(torch.autograd.Function):
 @contextmanager
 def under_the_rules() -> Iterator[None]:
     """Enter both modes in this thread: they are each thread's own."""
-    with Calls(), Operations():
+    with Calls(), Operations():  # type: ignore[no-untyped-call]
         yield

@@ -12,7 +12,7 @@ import torch
 
 from . import graphs
 from .ledger import COUNTS, keep_counts
-from .rules import Calls, Operations, under_the_rules, wait_for_device
+from .rules import pinned_copy, under_the_rules, wait_for_device
 from .surroundings import FREE, SWITCH
 from .tags import FLIGHT, HERE, cuda_device
 
@@ -194,8 +194,6 @@ def properties(device: Any = None) -> Any:
 
 def pin_memory(tensor: Any, device: Any = None) -> Any:
     with torch._C.DisableTorchFunction():
-        from .rules import pinned_copy
-
         return pinned_copy(tensor)
 
 
@@ -252,6 +250,9 @@ ACCELERATOR: dict[str, Any] = {
 }
 
 
+_entered: list[Any] = []  # never left
+
+
 def install() -> None:
     """Put this process under the rules from here on, its threads included."""
     for module, names in ((torch.cuda, CUDA), (getattr(torch, "accelerator", None), ACCELERATOR)):
@@ -259,12 +260,12 @@ def install() -> None:
             if module is not None:
                 setattr(module, name, found)
     torch.Tensor.pin_memory = pin_memory  # type: ignore[method-assign, assignment]
-    torch.Tensor.record_stream = lambda *_: None  # type: ignore[method-assign, assignment]
+    torch.Tensor.record_stream = lambda *_: None  # type: ignore[method-assign]
     _install_autocast()
     _install_threads()
     keep_counts()
-    for mode in (Calls(), Operations()):
-        mode.__enter__()
+    _entered.append(under_the_rules())
+    _entered[0].__enter__()
 
 
 def _install_autocast() -> None:

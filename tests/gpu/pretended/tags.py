@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.multiprocessing import reductions
 
 from .surroundings import EXCLUSIVE
 
 CPU = torch.device("cpu")
+StorageWeakRef: Any = reductions.StorageWeakRef  # untyped
 CudaError: Any = getattr(torch, "AcceleratorError", RuntimeError)  # torch 2.8
 
 
@@ -24,7 +25,7 @@ class Tags:
     """Labels of storages, forgotten with them."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[StorageWeakRef, Any]] = {}
+        self._known: dict[int, tuple[Any, Any]] = {}
         self._most = 1 << 14
 
     def get(self, tensor: Tensor) -> Any:
