@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test long gpu oldest bench meaning check format train clean
+.PHONY: help setup demo test long gpu oldest bench meaning check page format train clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -55,6 +55,9 @@ check: setup  ## style and types: ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+page: setup  ## write the tables of docs/plan.md anew, from the declared settings
+	$(BIN)/python tests/docs/plan_page.py
 
 format: setup  ## put the code into the one format
 	$(BIN)/ruff check --fix .

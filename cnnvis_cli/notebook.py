@@ -54,8 +54,8 @@ from numpy.typing import NDArray
 from cnnvis_cli import nouns
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Picture
-from cnnvis_cli.plan import FigurePlan, MontagePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import FigurePlan, MontagePlan, Plan
 from cnnvis_cli.stages.montage import check_kinds
 from cnnvis_cli.stages.pipeline import STAGES
 from cnnvis_cli.stages.reading import Reading, Strongest, as_picture, dataset_of, look

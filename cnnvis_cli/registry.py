@@ -18,11 +18,14 @@ def unknown(kind: str, name: str, known: Iterable[str], place: str = "") -> Usag
     >>> print(unknown("layer", "cnv5", ["conv4", "conv5"], place="alexnet"))
     alexnet has no layer 'cnv5'; did you mean 'conv5'?
     """
-    names = list(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]!r}?" if near else f"choose from: {_some(names)}"
     start = f"{place} has no {kind}" if place else f"there is no {kind}"
-    return UsageError(f"{start} {name!r}; {remedy}")
+    return UsageError(f"{start} {name!r}; {remedy(name, list(known))}")
+
+
+def remedy(name: str, known: list[str]) -> str:
+    """Return the advice for a name that does not exist: the nearest one, or some that do."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"choose from: {_some(known)}"
 
 
 def _some(names: list[str], most: int = 12) -> str:
@@ -54,6 +57,10 @@ class Registry(Mapping[str, T]):
         if name not in self._things:
             raise unknown(self.kind, name, self._things)
         return self._things[name]
+
+    def require(self, name: str) -> None:
+        """Raise `UsageError` for a name that is not there."""
+        self[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._things

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from cnnvis_cli.errors import Stopped
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.pipeline import STAGES
 from cnnvis_cli.stages.session import open_session
 

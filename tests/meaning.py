@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cnnvis_cli.ascent.scores import blur, shift
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import load_network, open_session
 from cnnvis_cli.store.files import OptimizedFile
 

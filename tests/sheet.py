@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import Session, open_session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
 

@@ -7,17 +7,19 @@ regular one. `gradient` is that of the step just made, taken before it; `iterati
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from cnnvis_cli.registry import Registry
+from cnnvis_cli.validation import STRICT, Number, Whole
 
 
 class Regularizer(Protocol):
@@ -44,28 +46,19 @@ def phase_of(regularizers: Sequence[Regularizer], iteration: int) -> Hashable:
 REGULARIZERS: Registry[type[Regularizer]] = Registry("regularizer")
 
 
-def within(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError for a number outside its range, NaN included."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} = {value}: must be {low:g} to {high:g}")
-
-
 @REGULARIZERS.register("decay")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Decay(Unvarying):
     """L2 decay: x (1 - rate), against a few extreme pixels (section 3)."""
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        within("rate", self.rate, 0, 1)
+    rate: Number = Field(ge=0, le=1)
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         return x * (1 - self.rate) if self.rate else x
 
 
 @REGULARIZERS.register("blur")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Blur:
     """Gaussian blur of each channel, `width` pixels sigma, every so many iterations (section 3).
 
@@ -73,13 +66,8 @@ class Blur:
     at iteration 0 too, as in the deep-visualization-toolbox.
     """
 
-    width: float
-    every: int
-
-    def __post_init__(self) -> None:
-        within("width", self.width, 0, 1000)
-        if self.every != int(self.every) or self.every < 0:
-            raise ValueError(f"every = {self.every}: must be a whole number of iterations")
+    width: Number = Field(ge=0, le=1000)
+    every: Whole = Field(ge=0)
 
     def phase(self, iteration: int) -> Hashable:
         return bool(self.width and self.every) and iteration % self.every == 0
@@ -145,14 +133,11 @@ def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
 
 
 @REGULARIZERS.register("norm")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClipNorm(Unvarying):
     """Zero the pixels whose norm over the channels is below a percentile (section 3)."""
 
-    percentile: float
-
-    def __post_init__(self) -> None:
-        within("percentile", self.percentile, 0, 100)
+    percentile: Number = Field(ge=0, le=100)
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         if not self.percentile:
@@ -161,17 +146,14 @@ class ClipNorm(Unvarying):
 
 
 @REGULARIZERS.register("contribution")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ClipContribution(Unvarying):
     """Zero the pixels that matter least: |sum over channels of x g| below a percentile (section 3).
 
     The sum estimates, to first order, what the activation loses without the pixel.
     """
 
-    percentile: float
-
-    def __post_init__(self) -> None:
-        within("percentile", self.percentile, 0, 100)
+    percentile: Number = Field(ge=0, le=100)
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         if not self.percentile:
@@ -181,7 +163,7 @@ class ClipContribution(Unvarying):
 
 
 @REGULARIZERS.register("tv")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TotalVariation(Unvarying):
     """A step down the total variation: noise goes, edges stay (Mahendran & Vedaldi 2015, beta 1).
 
@@ -189,10 +171,7 @@ class TotalVariation(Unvarying):
     the three channels together, rounded off below one grey level.
     """
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        within("rate", self.rate, 0, 1000)
+    rate: Number = Field(ge=0, le=1000)
 
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor:
         return x - self.rate * total_variation_gradient(x) if self.rate else x

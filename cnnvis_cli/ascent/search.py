@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import inf, isfinite
 from random import Random
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic.dataclasses import dataclass as checked
 
 from cnnvis_cli.ascent.regularizers import REGULARIZERS, TotalVariation
 from cnnvis_cli.ascent.steps import STEPS, Constant
 from cnnvis_cli.ascent.styles import Pixels, Style, check_name, table_1
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry
+from cnnvis_cli.validation import STRICT
 
 Scale = Literal["log", "even", "whole"]
 
@@ -27,15 +30,13 @@ SWEPT = ("decay", "blur_width", "norm", "contribution", "tv")  # one sweep per r
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number of a row: its valid values, and how they are spread over a range.
+    """One number of a row: how its values are spread over a range.
 
     Parameters of one part, such as the two of the blur, are present or absent together.
     """
 
     part: str
     scale: Scale
-    least: float
-    most: float
 
     def between(self, low: float, high: float, share: float, digits: int) -> float:
         """Return the value at this share, 0..1, of the way from low to high, rounded."""
@@ -48,21 +49,41 @@ class Parameter:
 PARAMETERS: Registry[Parameter] = Registry("parameter")
 
 
-def _parameter(name: str, *settings: Any) -> None:
-    """Add a parameter: its part, scale, least and most; rows are drawn in this order."""
-    PARAMETERS.register(name)(Parameter(*settings))
+def _parameter(name: str, part: str, scale: Scale) -> None:
+    """Register a parameter; the order is the one in which rows are drawn."""
+    PARAMETERS.register(name)(Parameter(part, scale))
 
 
-_parameter("decay", "decay", "log", 0, 1)  # above 1 it would invert the picture
-_parameter("blur_width", "blur", "even", 0, inf)
-_parameter("blur_every", "blur", "whole", 1, inf)
-_parameter("norm", "norm", "even", 0, 100)
-_parameter("contribution", "contribution", "even", 0, 100)
-_parameter("tv", "tv", "log", 0, inf)
-_parameter("rate", "rate", "log", 0, inf)
+_parameter("decay", "decay", "log")
+_parameter("blur_width", "blur", "even")
+_parameter("blur_every", "blur", "whole")
+_parameter("norm", "norm", "even")
+_parameter("contribution", "contribution", "even")
+_parameter("tv", "tv", "log")
+_parameter("rate", "rate", "log")
 
 
-@dataclass(frozen=True)
+def _lowest_first(given: tuple[float, float]) -> tuple[float, float]:
+    if given[0] > given[1]:
+        raise ValueError("must have its lowest number first")
+    return given
+
+
+def _above_zero(given: tuple[float, float]) -> tuple[float, float]:
+    if not given[0]:
+        raise ValueError("must begin above 0: it is drawn by its logarithm")
+    return given
+
+
+T = TypeVar("T", int, float)
+Upward = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Percentile = Annotated[float, Field(ge=0, le=100)]
+Range = Annotated[tuple[T, T], Strict(False), AfterValidator(_lowest_first)]
+LogRange = Annotated[Range[T], AfterValidator(_above_zero)]
+
+
+@checked(frozen=True, config=STRICT)
 class Ranges:
     """The ranges of a search: the lowest and the highest value of each parameter.
 
@@ -77,52 +98,22 @@ class Ranges:
     sixteen has none at all, for comparison. Total variation is not from the paper and is absent
     unless `tv_absent` is below 1; its range also applies to sweeps.
 
-    Raise `UsageError` for an invalid range or probability.
+    Raise ValueError for an invalid range or probability.
     """
 
-    decay: tuple[float, float] = (1e-5, 0.5)
-    blur_width: tuple[float, float] = (0.3, 1.5)  # pixels, sigma
-    blur_every: tuple[int, int] = (1, 8)  # iterations
-    norm: tuple[float, float] = (0, 80)  # percentile
-    contribution: tuple[float, float] = (0, 95)  # percentile
-    tv: tuple[float, float] = (1e-3, 1)
-    rate: tuple[float, float] = (0.3, 30)  # times the layer's own step
-    absent: float = 0.5
-    tv_absent: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in PARAMETERS:
-            _check_range(name, getattr(self, name))
-        for name in ("absent", "tv_absent"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} = {getattr(self, name)!r}: a chance is from 0 to 1")
+    decay: LogRange[Share] = (1e-5, 0.5)  # above 1 it would invert the picture
+    blur_width: Range[Upward] = (0.3, 1.5)  # pixels, sigma
+    blur_every: Range[Annotated[int, Field(ge=1)]] = (1, 8)  # iterations
+    norm: Range[Percentile] = (0, 80)
+    contribution: Range[Percentile] = (0, 95)
+    tv: LogRange[Upward] = (1e-3, 1)
+    rate: LogRange[Upward] = (0.3, 30)  # times the layer's own step
+    absent: Share = 0.5
+    tv_absent: Share = 1.0
 
     def absence(self, part: str) -> float:
         """Return the probability that a part of a row is absent; a row always has a rate."""
         return {"tv": self.tv_absent, "rate": 0.0}.get(part, self.absent)
-
-
-def _check_range(name: str, given: Sequence[float]) -> None:
-    """Raise `UsageError` for a range from which no value can be drawn."""
-    parameter, where = PARAMETERS[name], f"the range of {name}, {list(given)},"
-    if len(given) != 2:
-        raise UsageError(f"{where} must be two numbers, the lowest and the highest")
-    for value in given:
-        _check_value(name, value, where)
-    low, high = given
-    if low > high:
-        raise UsageError(f"{where} must have its lowest number first")
-    if parameter.scale == "log" and not low:
-        raise UsageError(f"{where} must begin above 0: it is drawn by its logarithm")
-
-
-def _check_value(name: str, value: float, where: str) -> None:
-    parameter = PARAMETERS[name]
-    if not (parameter.least <= value <= parameter.most and isfinite(value)):
-        most = f"to {parameter.most:g}" if isfinite(parameter.most) else "up"
-        raise UsageError(f"{where} must lie from {parameter.least:g} {most}")
-    if parameter.scale == "whole" and value != int(value):
-        raise UsageError(f"{where} must be whole: it counts iterations")
 
 
 TEXTS = {  # the label of a parameter that differs from plain ascent
@@ -135,7 +126,7 @@ TEXTS = {  # the label of a parameter that differs from plain ascent
 }
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=STRICT)
 class Row:
     """One combination of parameters, as a row of Table 1: its number and settings.
 
@@ -143,20 +134,19 @@ class Row:
     """
 
     number: int = 0
-    decay: float = 0.0
-    blur_width: float = 0.0
-    blur_every: int = 4  # iterations, as in all rows of Table 1 that blur
-    norm: float = 0.0
-    contribution: float = 0.0
-    tv: float = 0.0
-    rate: float = 1.0
+    decay: Share = 0.0
+    blur_width: Upward = 0.0
+    blur_every: Annotated[int, Field(ge=0)] = 4  # iterations, as in all rows of Table 1 that blur
+    norm: Percentile = 0.0
+    contribution: Percentile = 0.0
+    tv: Upward = 0.0
+    rate: Upward = 1.0
 
-    def __post_init__(self) -> None:
-        for name in PARAMETERS:
-            if value := getattr(self, name):
-                _check_value(name, value, f"{name} = {value!r}")
+    @model_validator(mode="after")
+    def _blurs_at_some_step(self) -> Row:
         if self.blur_width and not self.blur_every:
-            raise UsageError(f"blur_width = {self.blur_width:g} also needs blur_every, from 1 up")
+            raise ValueError(f"blur_width = {self.blur_width:g} also needs blur_every, from 1 up")
+        return self
 
     @property
     def name(self) -> str:
@@ -220,13 +210,12 @@ def spread(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
 
 def sweep(parameter: str, values: Sequence[float], base: Row) -> tuple[Row, ...]:
     """Return rows that differ in one parameter only, numbered from the base row's number on."""
-    whole = PARAMETERS[parameter].scale == "whole"
+    PARAMETERS.require(parameter)
     if parameter == "blur_every" and not base.blur_width:
         raise UsageError("a sweep of blur_every needs a base row with a blur_width above 0")
     rows = []
     for number, value in enumerate(values, start=base.number):
-        _check_value(parameter, value, f"{parameter} = {value!r}")
-        change: dict[str, Any] = {parameter: int(value) if whole else float(value)}
+        change: dict[str, Any] = {parameter: value}
         rows.append(replace(base, number=number, **change))
     return tuple(rows)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from cnnvis_cli.registry import Registry
+from cnnvis_cli.validation import STRICT, Number
 
-MOST = 1e30
+Upward = Annotated[Number, Field(ge=0, le=1e30)]
 
 
 class StepPolicy(Protocol):
@@ -22,32 +24,26 @@ STEPS: Registry[type[StepPolicy]] = Registry("step policy")
 
 
 @STEPS.register("constant")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Constant:
     """The same rate in every iteration, in squared grey levels per unit of activation."""
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        _check(self)
+    rate: Upward
 
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         return x.add_(gradient, alpha=self.rate)
 
 
 @STEPS.register("progress")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Progress:
     """The rate that would raise the activation by `desired` if the network were linear.
 
     rate = min(max_rate, desired / |g|^2): the deep-visualization-toolbox's "progress" policy.
     """
 
-    max_rate: float
-    desired: float
-
-    def __post_init__(self) -> None:
-        _check(self)
+    max_rate: Upward
+    desired: Upward
 
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         rate = (self.desired / _squared(gradient)).clamp(max=self.max_rate)
@@ -55,19 +51,16 @@ class Progress:
 
 
 @STEPS.register("progress01")
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Progress01:
     """Progress for values that end at 1, as those of softmax units do.
 
     rate = min(max_rate, min(early, late (1 - value)) / |g|^2): the toolbox's "progress01" policy.
     """
 
-    max_rate: float
-    early: float
-    late: float
-
-    def __post_init__(self) -> None:
-        _check(self)
+    max_rate: Upward
+    early: Upward
+    late: Upward
 
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         desired = (self.late * (1 - value)).clamp(max=self.early)
@@ -81,10 +74,3 @@ def _squared(gradient: Tensor) -> Tensor:
     Summed in double precision: on a GPU the order of a sum depends on where a row lies in memory.
     """
     return gradient.double().square().sum(dim=(1, 2, 3)).to(gradient.dtype)
-
-
-def _check(policy: StepPolicy) -> None:
-    """Raise ValueError for numbers that are no steps upwards."""
-    for name, value in vars(policy).items():
-        if not 0 <= value <= MOST:
-            raise ValueError(f"{name} = {value}: must be a number from 0 up")

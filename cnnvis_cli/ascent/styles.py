@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,7 @@ from cnnvis_cli.ascent.regularizers import (
 from cnnvis_cli.ascent.steps import STEPS, Constant, Progress, StepPolicy
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry, unknown
+from cnnvis_cli.validation import read_settings
 
 
 class Brush(Protocol):
@@ -185,46 +186,31 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_style(name: str, table: Mapping[str, Any], place: str) -> Style:
-    """A style from a plan: ``iterations``, ``step`` and ``regularizers``, each with its ``kind``.
+@dataclass(frozen=True)
+class _Table:
+    """What a plan may say of a style."""
 
-    Raises `UsageError` for a key or a kind that does not exist. Without a step it is calibrated.
+    iterations: int = field(default=1000, metadata={"ge": 1})
+    step: Any = field(default_factory=lambda: {"kind": "constant", "rate": 100})
+    regularizers: list[Any] = field(default_factory=list)
+
+
+def read_style(name: str, table: Mapping[str, Any], place: str) -> Style:
+    """Return a style from a plan: iterations, step and regularizers, each with its ``kind``.
+
+    Raise `UsageError` for a key or a kind that does not exist. Without a step it is calibrated.
     """
     where = f"{place}: [styles.{name}]"
-    if not isinstance(table, Mapping):
-        raise UsageError(f"{where} must be a table, with iterations, step and regularizers")
-    for key in table:
-        if key not in ("iterations", "step", "regularizers"):
-            raise unknown("setting", key, ("iterations", "step", "regularizers"), place=where)
-    iterations = table.get("iterations", 1000)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise UsageError(f"{where}: iterations = {iterations!r} must be a whole number above 0")
-    parts = table.get("regularizers", [])
-    if not isinstance(parts, list):
-        raise UsageError(f"{where}: regularizers must be a list of tables")
-    regularizers = tuple(_read_part(REGULARIZERS, part, where) for part in parts)
-    step = _read_part(STEPS, table["step"], where) if "step" in table else Constant(100)
-    return Style(name, regularizers, step, iterations)
+    read: _Table = read_settings(_Table, table, where)
+    regularizers = tuple(_read_part(REGULARIZERS, part, where) for part in read.regularizers)
+    return Style(name, regularizers, _read_part(STEPS, read.step, where), read.iterations)
 
 
 def _read_part(registry: Registry[Any], table: Any, where: str) -> Any:
-    """A registered dataclass from its ``kind`` and its fields."""
+    """Return a registered dataclass from its ``kind`` and its fields."""
     if not isinstance(table, Mapping) or "kind" not in table:
         raise UsageError(f"{where}: a {registry.kind} is a table with its kind, from {[*registry]}")
-    if table["kind"] not in registry:
-        raise unknown(registry.kind, str(table["kind"]), registry, place=where)
-    cls = registry[table["kind"]]
-    names = [f.name for f in fields(cls)]
-    values = {key: value for key, value in table.items() if key != "kind"}
-    for key, value in values.items():
-        if key not in names:
-            raise unknown("setting", key, names, place=f"{where}: {table['kind']}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UsageError(f"{where}: {table['kind']}: {key} = {value!r} is not a number")
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise UsageError(f"{where}: {table['kind']} needs {', '.join(missing)}")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise UsageError(f"{where}: {table['kind']}: {error}") from None
+    kind, numbers = str(table["kind"]), {k: v for k, v in table.items() if k != "kind"}
+    if kind not in registry:
+        raise unknown(registry.kind, kind, registry, place=where)
+    return read_settings(registry[kind], numbers, f"{where}: {kind}")

@@ -7,72 +7,17 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import printing, working
+from cnnvis_cli.cli.options import PRINTING, WORKING, section, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("activations")
 @click.argument(
     "activations__image", metavar="IMAGE-OR-VIDEO...", nargs=-1, shell_complete=completing.files
 )
-@click.option(
-    "--unit",
-    "activations__unit",
-    multiple=True,
-    metavar="LAYER/N",
-    help="Show one channel over the image, such as conv5/0151; repeatable.",
-)
-@click.option(
-    "--compare",
-    "activations__compare",
-    is_flag=True,
-    default=None,
-    help="Show the same channels of two to six images side by side.",
-)
-@click.option(
-    "--save",
-    "activations__save",
-    type=click.Choice(["h5"]),
-    help="Also save the numbers, as activations/<image>.h5.",
-)
-@click.option(
-    "--every",
-    "activations__every",
-    type=int,
-    help="Use every n-th frame of a video.  [default: 1]",
-)
-@click.option(
-    "--size", "activations__size", type=int, help="Height of the video in pixels.  [default: 480]"
-)
-@click.option(
-    "--frames",
-    "activations__frames",
-    is_flag=True,
-    default=None,
-    help="Treat the images of a folder as the frames of a video, 25 per second.",
-)
-@click.option(
-    "--tone",
-    "activations__tone",
-    type=click.Choice(["layer", "tile"]),
-    help="What shares one grey scale: a layer, or each channel.  [default: layer]",
-)
-@click.option(
-    "--scale",
-    "activations__scale",
-    type=float,
-    help="Pixels per place of a map: a whole number, or a fraction below 1.  [default: as fits]",
-)
-@click.option(
-    "--max-unreadable",
-    "topk__max_unreadable",
-    type=float,
-    help="Share of unreadable images above which the exit code is 3.  [default: 0.01]",
-)
-@printing
-@working
+@takes(*section("activations"), "topk.max_unreadable", *PRINTING, *WORKING)
 def command(**flags: Any) -> None:
     """Show every layer's activations for an image, or for each frame of a video.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, projecting, working, working_on_units
+from cnnvis_cli.cli.options import JSON, WORKING, WORKING_ON_UNITS, planned, section, setting, takes
 
 
 @click.group("bench")
@@ -22,8 +22,7 @@ def command() -> None:
 @click.argument("dataset")
 @click.option("--seconds", default=3.0, show_default=True, help="Seconds per measurement.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@working
+@takes(JSON, *WORKING)
 def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
     """Measure decoding alone, the forward pass alone, their combined limit, and topk.
 
@@ -40,19 +39,13 @@ def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None
 
 
 @command.command("optimize")
-@click.option(
-    "--style", "optimize__style", multiple=True, help="A style; repeatable.  [default: 1, 2, 3, 4]"
-)
-@click.option(
-    "--precision",
-    "optimize__precision",
-    type=click.Choice(["float32", "tf32", "bf16"]),
-    help="Arithmetic of the network.  [default: float32]",
+@takes(
+    setting("optimize.style", help="A style; repeatable.", shown="1, 2, 3, 4"),
+    "optimize.precision",
 )
 @click.option("--seconds", default=3.0, show_default=True, help="Seconds per measurement.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@working_on_units
+@takes(JSON, *WORKING_ON_UNITS)
 def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
     """Measure each layer's forward and backward pass alone, optimize, and the toolbox's way.
 
@@ -70,11 +63,9 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
 
 
 @command.command("occlude")
-@click.option("--size", "occlude__size", type=int, help="Side of the square, in pixels.")
-@click.option("--stride", "occlude__stride", type=int, help="Distance between two positions.")
+@takes(setting("occlude.size", metavar=None), setting("occlude.stride", metavar=None))
 @click.option("--rounds", default=5, show_default=True, help="Rounds of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@working
+@takes(JSON, *WORKING)
 def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
     """Measure occlude, in positions of the square per second, and the forward pass alone.
 
@@ -91,12 +82,10 @@ def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
 
 
 @command.command("project")
-@projecting
-@click.option("-k", "topk__k", type=int, help="Places per channel.  [default: 9]")
+@takes(*section("project"), setting("topk.k", help="Places per channel."))
 @click.option("--seconds", default=3.0, show_default=True, help="For one image at a time.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@working_on_units
+@takes(JSON, *WORKING_ON_UNITS)
 def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None:
     """Measure each layer's projections, and one image at a time through the whole network.
 
@@ -117,8 +106,7 @@ def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> N
     "--frames", default=300, show_default=True, help="Frames of the video, 320x240 pixels."
 )
 @click.option("--rounds", default=3, show_default=True, help="Rounds of both measurements.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@working
+@takes(JSON, *WORKING)
 def bench_activations(frames: int, rounds: int, as_json: bool, **flags: Any) -> None:
     """Measure activations of a video, and the bare forward pass.
 

@@ -6,15 +6,14 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.options import QUIET, VERBOSE, setting, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("demo")
-@click.option("-r", "--run", help="The run directory.  [default: outputs/demo]")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress, only results and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Show more detail, and tracebacks for errors.")
+@takes(setting("run", shown="outputs/demo"), QUIET, VERBOSE)
 def command(**flags: Any) -> None:
     """Run the whole pipeline on the bundled network and generated images.
 

@@ -6,40 +6,14 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import printing, working
+from cnnvis_cli.cli.options import PRINTING, WORKING, section, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("filters")
-@click.option(
-    "--radius",
-    "filters__radius",
-    type=float,
-    help="Largest RMS of a filter's weights; larger ones are clipped to it.  [default: 0.1]",
-)
-@click.option(
-    "--save-clipped",
-    "filters__save_clipped",
-    metavar="FILE",
-    help="Write the network's weights with these filters clipped, as a .safetensors file for -w.",
-)
-@click.option(
-    "--tone",
-    "filters__tone",
-    type=click.Choice(["tile", "sheet"]),
-    help="What shares one grey scale: the sheet, which shows whether some filters dominate, or "
-    "each filter.  [default: sheet]",
-)
-@click.option(
-    "--scale",
-    "filters__scale",
-    type=int,
-    help="Pixels per weight.  [default: a filter is about 44 pixels wide]",
-)
-@printing
-@working
+@takes(*section("filters"), *PRINTING, *WORKING)
 def command(**flags: Any) -> None:
     """Show first-layer filters: which dominate, which are dead, how fine they are.
 
@@ -61,9 +35,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.filters import check_filters, filters
+    from cnnvis_cli.stages.filters import filters
     from cnnvis_cli.stages.session import open_session
 
-    check_filters(plan)
     with open_session(plan, report) as session:
         filters(session)

@@ -6,27 +6,14 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import working_on_units
+from cnnvis_cli.cli.options import MOVED, WORKING_ON_UNITS, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("gallery")
-@click.option("--title", "gallery__title", help="Title of the page.  [default: the network]")
-@click.option("--dataset", help="Where the images are now, if they have moved.")
-@click.option(
-    "--tone",
-    "figure__tone",
-    type=click.Choice(["tile", "unit", "sheet", "true"]),
-    help="What shares one grey scale; true adds the mean colour back.  [default: tile]",
-)
-@click.option(
-    "--classes",
-    "figure__classes",
-    help="A file of class names: one per line, or a folder name and its class name per line.",
-)
-@working_on_units
+@takes("gallery.title", MOVED, "figure.tone", "figure.classes", *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
     """Make a web page to browse every unit of the run: <run>/gallery/index.html.
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import describing, planned
+from cnnvis_cli.cli.options import DESCRIBING, planned, takes
 
 
 @click.command("layers")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, a list of objects.")
-@describing
+@takes(*DESCRIBING)
 def command(as_json: bool, **flags: Any) -> None:
     """List a network's layers.
 

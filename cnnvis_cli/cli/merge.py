@@ -7,18 +7,12 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import joining, planned
+from cnnvis_cli.cli.options import JOINING, planned, takes
 
 
 @click.command("merge")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--max-unreadable",
-    "topk__max_unreadable",
-    type=float,
-    help="Share of unreadable images above which the exit code is 3.  [default: 0.01]",
-)
-@joining
+@takes("topk.max_unreadable", *JOINING)
 def command(runs: tuple[Path, ...], **flags: Any) -> None:
     """Join runs made with --shard i/n into one.
 

@@ -7,50 +7,15 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import drawing, working_on_units
+from cnnvis_cli.cli.options import DRAWING, MOVED, WORKING_ON_UNITS, section, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("montage")
 @click.argument("montage__kind", metavar="[KIND]...", nargs=-1, shell_complete=completing.kinds)
-@click.option(
-    "--style",
-    "montage__style",
-    multiple=True,
-    help="Style of the optimized images to show; repeatable for the kind styles.",
-)
-@click.option("--method", "montage__method", help="Method of the projections to show.")
-@click.option(
-    "--random",
-    "montage__random",
-    type=int,
-    help="Show this many units, chosen at random by --seed.",
-)
-@click.option(
-    "--sort",
-    "montage__sort",
-    type=click.Choice(["max", "selectivity", "active"]),
-    help="Sort units, highest first, by a statistic of topk.h5: strongest activation, class "
-    "selectivity, or share of places above 0.  [default: by number]",
-)
-@click.option(
-    "--best",
-    "montage__best",
-    type=int,
-    help="Show only this many units, the first by --sort.  [default of --sort: max]",
-)
-@click.option(
-    "--together",
-    "montage__together",
-    is_flag=True,
-    default=None,
-    help="Draw one figure for all layers (top), or for all units of a layer (styles, unit).",
-)
-@click.option("--dataset", help="Where the images are now, if they have moved.")
-@drawing
-@working_on_units
+@takes(*section("montage"), MOVED, *DRAWING, *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
     """Draw figures as PNG from the results in the run directory.
 

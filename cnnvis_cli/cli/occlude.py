@@ -7,56 +7,31 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import drawing_photographs, explaining, processing, sharing
-from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.cli.options import EXPLAINING, SHARING, SIZING, setting, takes
+from cnnvis_cli.cli.work import carry_out, need_images
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("occlude")
 @click.argument("occlude__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.files)
-@click.option(
-    "--size",
-    "occlude__size",
-    type=int,
-    metavar="PIXELS",
-    help="Side of the square, in pixels of the network's input.  [default: a fifth of the input's]",
+@takes(
+    "occlude.size",
+    "occlude.stride",
+    setting(
+        "layer",
+        help="Layer whose strongest map is shown; repeatable.",
+        shown="the last convolution with a map that is not the network's last layer",
+    ),
+    "occlude.target",
+    "occlude.method",
+    "topk.max_unreadable",
+    "figure.tone",
+    *SIZING,
+    "workers",
+    *SHARING,
+    *EXPLAINING,
 )
-@click.option(
-    "--stride",
-    "occlude__stride",
-    type=int,
-    metavar="PIXELS",
-    help="Distance from one position to the next.  [default: a twentieth of the input's side]",
-)
-@click.option(
-    "-l",
-    "--layer",
-    multiple=True,
-    help="Layer whose strongest map is shown; repeatable.  [default: the last convolution with a "
-    "map that is not the network's last layer]",
-)
-@click.option(
-    "--class",
-    "occlude__target",
-    metavar="NAME|NUMBER",
-    help="Class whose probability is shown.  [default: each image's predicted class]",
-)
-@click.option(
-    "--method",
-    "occlude__method",
-    help="How the map is projected: deconv, guided or gradient.  [default: deconv]",
-)
-@click.option(
-    "--max-unreadable",
-    "topk__max_unreadable",
-    type=float,
-    help="Share of unreadable images above which the exit code is 3.  [default: 0.01]",
-)
-@drawing_photographs
-@processing
-@sharing
-@explaining
 def command(**flags: Any) -> None:
     """Show which parts of an image a prediction depends on (Zeiler & Fergus 2013, Fig. 7).
 
@@ -81,9 +56,9 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.occlude import check_occlude, occlude
+    from cnnvis_cli.stages.occlude import occlude
     from cnnvis_cli.stages.session import open_session
 
-    check_occlude(plan)
+    need_images(plan.occlude.images, "occlude")
     with open_session(plan, report) as session:
         occlude(session)

@@ -6,17 +6,14 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import projecting, sharing, working_on_units
+from cnnvis_cli.cli.options import MOVED, SHARING, WORKING_ON_UNITS, section, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("project")
-@projecting
-@click.option("--dataset", help="Where the images are now, if they have moved.")
-@sharing
-@working_on_units
+@takes(*section("project"), MOVED, *SHARING, *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
     """Project the strongest activations back to the pixels that caused them.
 
@@ -30,9 +27,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.project import check_methods, project
+    from cnnvis_cli.stages.project import project
     from cnnvis_cli.stages.session import open_session
 
-    check_methods(plan)
     with open_session(plan, report, new=False) as session:
         project(session)

@@ -7,17 +7,15 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import running, sharing
+from cnnvis_cli.cli.options import RUNNING, SHARING, setting, takes
 from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("run")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--dataset", help="Images to use instead of the plan's dataset.")
-@sharing
-@running
+@takes(setting("dataset", help="Images to use instead of the plan's dataset."), *SHARING, *RUNNING)
 def command(**flags: Any) -> None:
     """Run all stages of a TOML file, in order; when run again, continue where it stopped.
 

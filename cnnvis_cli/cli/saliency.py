@@ -7,54 +7,25 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import explaining, sizing
-from cnnvis_cli.cli.work import carry_out
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.cli.options import EXPLAINING, SIZING, section, setting, takes
+from cnnvis_cli.cli.work import carry_out, need_images
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 
 
 @click.command("saliency")
 @click.argument("saliency__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.files)
-@click.option(
-    "--method",
-    "saliency__method",
-    multiple=True,
-    help="gradient, guided, deconv, gradcam, smoothgrad or integrated; repeatable.  [default: "
-    "gradient, guided, deconv, gradcam]",
+@takes(
+    *section("saliency"),
+    "topk.max_unreadable",
+    setting(
+        "figure.tone",
+        help="What shares one grey scale: each signed map, or all of an image.",
+        type=click.Choice(["tile", "sheet"]),
+    ),
+    *SIZING,
+    *EXPLAINING,
 )
-@click.option(
-    "--target",
-    "saliency__target",
-    metavar="CLASS|NUMBER|UNIT",
-    help="A class name or number, or a unit such as conv5/0151.  [default: each image's predicted "
-    "class]",
-)
-@click.option(
-    "--at",
-    "saliency__at",
-    metavar="LAYER",
-    help="Layer for Grad-CAM.  [default: the last convolution]",
-)
-@click.option(
-    "--save",
-    "saliency__save",
-    type=click.Choice(["h5"]),
-    help="Also save the numbers, as saliency/<image>_<target>.h5.",
-)
-@click.option(
-    "--max-unreadable",
-    "topk__max_unreadable",
-    type=float,
-    help="Share of unreadable images above which the exit code is 3.  [default: 0.01]",
-)
-@click.option(
-    "--tone",
-    "figure__tone",
-    type=click.Choice(["tile", "sheet"]),
-    help="What shares one grey scale: each signed map, or all of an image.  [default: tile]",
-)
-@sizing
-@explaining
 def command(**flags: Any) -> None:
     """Show what in an image a class or a unit depends on.
 
@@ -80,9 +51,9 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.saliency import check_saliency, saliency
+    from cnnvis_cli.stages.saliency import saliency
     from cnnvis_cli.stages.session import open_session
 
-    check_saliency(plan)
+    need_images(plan.saliency.images, "saliency")
     with open_session(plan, report) as session:
         saliency(session)

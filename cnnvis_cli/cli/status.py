@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, telling
+from cnnvis_cli.cli.options import JSON, TALKING, planned, takes
 
 
 @click.command("status")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@telling
+@takes(JSON, *TALKING)
 def command(run: Path, as_json: bool, **flags: Any) -> None:
     """Show what a run has done, what is left and skipped, its speed and the time left.
 

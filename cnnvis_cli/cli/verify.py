@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import planned, verifying
+from cnnvis_cli.cli.options import JSON, MOVED, VERIFYING, planned, takes
 from cnnvis_cli.errors import CnnvisError
 
 
 @click.command("verify")
 @click.argument("run")
-@click.option("--dataset", help="Where the images are now, if they have moved.")
+@takes(MOVED)
 @click.option(
     "--sample",
     type=click.IntRange(min=0),
@@ -22,8 +22,7 @@ from cnnvis_cli.errors import CnnvisError
     help="Number of places, optimized images and dataset files to check again.",
 )
 @click.option("--all", "everything", is_flag=True, help="Read every image of the dataset.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@verifying
+@takes(JSON, *VERIFYING)
 def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
     """Check that a run is complete, and that its numbers can be reproduced.
 

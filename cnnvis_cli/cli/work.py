@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnvis_cli.cli.options import planned
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.stages import receipt
 
 
@@ -16,3 +17,9 @@ def carry_out(command: str, flags: dict[str, Any], work: receipt.Work) -> None:
     """
     plan, report = planned(flags)
     receipt.carry_out(command, plan, report, work)
+
+
+def need_images(images: tuple[str, ...], command: str) -> None:
+    """Raise `UsageError` where a command is given no image."""
+    if not images:
+        raise UsageError(f"which images? name files or folders: cnnvis {command} IMAGE...")

@@ -18,7 +18,7 @@ from cnnvis_cli.figure.activations import Heading, OverImage, Panel, Stop, Value
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.grid import Floats, Grid, Scale, finite, grid_of, in_colour, over_image
 from cnnvis_cli.network.outputs import Output
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.drawing import Figure, draw_figures, files, is_there
 from cnnvis_cli.stages.films import film
 from cnnvis_cli.stages.looking import Eye, Outputs, Seen, guesses, title_of
@@ -35,19 +35,10 @@ KIND = "activations"
 
 
 def check_activations(plan: Plan) -> None:
-    """Raise `UsageError` for settings that are invalid together."""
-    asked = plan.activations
-    if not asked.image:
+    """Raise `UsageError` where there is no image, folder or video to show."""
+    if not plan.activations.image:
         raise UsageError("which image? cnnvis activations IMAGE, a folder, or a video")
-    if asked.every < 1:
-        raise UsageError(f"--every {asked.every}: must be at least 1")
-    if not 240 <= asked.size <= 4320 or asked.size % 2:
-        raise UsageError(f"--size {asked.size}: must be an even number from 240 to 4320")
-    if asked.scale is not None:
-        scale = asked.scale
-        if not 0 < scale <= 64 or (scale > 1 and scale != int(scale)):
-            raise UsageError(f"--scale {scale:g}: must be a whole number, or a fraction below 1")
-    for place in map(Path, asked.image):
+    for place in map(Path, plan.activations.image):
         if not place.exists():
             raise UsageError(f"{place}: there is no such image, folder or video")
 

@@ -18,8 +18,8 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tally import load_loops
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.engine import (
     Finished,
     Lane,

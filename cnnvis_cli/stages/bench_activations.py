@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cnnvis_cli.dataset.synthetic import CLASSES, draw
 from cnnvis_cli.dataset.video import Video
 from cnnvis_cli.figure.film import Film
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.bench import wait_for
 from cnnvis_cli.stages.films import Reel
 from cnnvis_cli.stages.looking import Eye, Outputs

@@ -14,8 +14,8 @@ import torch
 
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.occlusion import Occluder
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.bench import wait_for
 from cnnvis_cli.stages.occlude import Study, asked_layers
 from cnnvis_cli.stages.session import open_session

@@ -21,8 +21,8 @@ from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.bench import Measure, each_lane, wait_for
 from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, check_pass, climb_blocks, look_at
 from cnnvis_cli.stages.engine import (

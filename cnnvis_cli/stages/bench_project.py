@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.network.backward import check_rules, rectify
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.bench_optimize import pace, through_all
-from cnnvis_cli.stages.project import Projections, Slots, check_methods, group_of
+from cnnvis_cli.stages.project import Projections, Slots, group_of
 from cnnvis_cli.stages.session import Session, open_session
 from cnnvis_cli.store.files import LayerTopK, boxes
 from cnnvis_cli.store.topk import TopK
@@ -93,7 +93,6 @@ class ProjectBench:
 
 def bench_project(plan: Plan, report: Report, seconds: float, rounds: int) -> ProjectBench:
     """Measure every layer and method of the plan, in each round."""
-    check_methods(plan)
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as opened:

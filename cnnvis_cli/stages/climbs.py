@@ -23,7 +23,7 @@ from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.trace import trace
 from cnnvis_cli.nouns import Box, Layer, Unit
-from cnnvis_cli.plan import Plan, Precision
+from cnnvis_cli.settings import Plan, Precision
 from cnnvis_cli.stages.engine import (
     Aside,
     Finished,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from cnnvis_cli.plan import FigurePlan, MontagePlan, OptimizePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import FigurePlan, MontagePlan, OptimizePlan, Plan
 from cnnvis_cli.stages.filters import filters
 from cnnvis_cli.stages.gallery import gallery
 from cnnvis_cli.stages.montage import montage

@@ -31,7 +31,6 @@ from cnnvis_cli.figure.tone import Floats
 from cnnvis_cli.histogram import rectified_mean
 from cnnvis_cli.network import filters as bank
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.stages.drawing import Figure, draw_figure
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import TopKFile
@@ -39,7 +38,6 @@ from cnnvis_cli.store.publish import publish
 
 Numbers = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-SUFFIX = ".safetensors"
 EXTREMES = 5  # "the five {highest, lowest} frequencies": Yosinski et al. 2015, supplement S1
 COLUMNS = {  # of the table, from topk.h5
     "dead": "dead",
@@ -49,17 +47,6 @@ COLUMNS = {  # of the table, from topk.h5
 }
 NAMED = 16  # filters that a line lists by number
 NEEDS = "the run has no topk.h5 with this layer; cnnvis topk makes it"
-
-
-def check_filters(plan: Plan) -> None:
-    """Raise `UsageError` for a file of clipped weights that cannot be written."""
-    target = plan.filters.save_clipped
-    if target is None:
-        return
-    if Path(target).suffix != SUFFIX:
-        raise UsageError(f"--save-clipped {target}: must end in {SUFFIX}")
-    if Path(target).is_dir():
-        raise UsageError(f"--save-clipped {target}: is a folder; name a file")
 
 
 def filters(session: Session) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from cnnvis_cli.nouns import Layer, Size
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import outline
 from cnnvis_cli.store.run import Record
 

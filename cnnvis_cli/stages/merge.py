@@ -14,8 +14,8 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.blocks import Blocks
 from cnnvis_cli.stages.finish import COLUMNS, MANIFEST, finish, is_done, parts_of, tell
 from cnnvis_cli.stages.project import by_channel

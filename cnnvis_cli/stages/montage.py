@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.drawing import draw_figures, files
 from cnnvis_cli.stages.kinds import KINDS, Kind, Pages
 from cnnvis_cli.stages.session import Session

@@ -24,11 +24,11 @@ from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlus
 from cnnvis_cli.figure.sheets import Caption, Pane
 from cnnvis_cli.figure.tone import RULES as TONES
 from cnnvis_cli.figure.tone import Floats, Pixels, as_photograph, toned
-from cnnvis_cli.network.backward import RULES, check_rules, rectify
+from cnnvis_cli.network.backward import check_rules, rectify
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.drawing import Figure, draw_figure
 from cnnvis_cli.stages.engine import Crew, Finished, Lane, Tell, spread
 from cnnvis_cli.stages.photographs import (
@@ -50,13 +50,6 @@ SIZE, STRIDE = 1 / 5, 1 / 20
 BATCH = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
 SHOWN = 9  # number of the unit's strongest images
 LARGE = 224  # preferred side of a panel in pixels
-
-
-def check_occlude(plan: Plan) -> None:
-    """Raise `UsageError` without images, or for an unknown method."""
-    if not plan.occlude.images:
-        raise UsageError("which images? name files or folders: cnnvis occlude IMAGE...")
-    RULES[plan.occlude.method]
 
 
 def occlude(session: Session) -> None:

@@ -24,9 +24,9 @@ from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError, SetAside, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
-from cnnvis_cli.plan import OptimizePlan, Plan
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.report import Meter
+from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages.blocks import Blocks, Takes
 from cnnvis_cli.stages.climbs import (
     Calibrations,
@@ -56,7 +56,7 @@ from cnnvis_cli.store.run import Record, differences
 
 def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
-    check_optimize(session.plan)
+    session.plan.optimize.check(session.plan)
     resolve_precision(session.plan.optimize.precision, session.device)
     styles = asked_styles(session.plan)
     climbs = [Climbs.of(session, layer, style) for layer in session.layers for style in styles]
@@ -98,22 +98,6 @@ def _told_of_shard(session: Session, climbs: Sequence[Climbs]) -> str:
         f"{session.run.path}: shard {session.plan.shard} is done, {units} images of units are kept "
         "there so far; join the shards with cnnvis merge"
     )
-
-
-def check_optimize(plan: Plan) -> None:
-    """Raise `UsageError` for settings that contradict each other."""
-    settings = plan.optimize
-    several = [name for name in ("sum", "direction") if getattr(settings, name)]
-    if len(several) > 1:
-        raise UsageError("--sum and --direction: give one of them")
-    if several and plan.units:
-        raise UsageError(f"--{several[0]} takes the place of --units; leave that out")
-    if several and len(plan.layer) != 1:
-        raise UsageError(f"--{several[0]} is about the channels of one layer; name it with --layer")
-    if settings.start not in ("noise", "uniform") and settings.runs > 1:
-        raise UsageError(f"--start {settings.start} gives every run the same picture; use --runs 1")
-    if settings.diversity and settings.runs < 2:
-        raise UsageError("--diversity keeps the runs of a unit apart; use --runs 2 or more")
 
 
 def asked_styles(plan: Plan) -> list[Style]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from cnnvis_cli.errors import CnnvisError, SetAside, TooManyUnreadable
 from cnnvis_cli.stages.gallery import gallery
 from cnnvis_cli.stages.montage import check_kinds, montage
-from cnnvis_cli.stages.optimize import asked_styles, check_optimize, optimize
-from cnnvis_cli.stages.project import check_methods, check_ways_back, project
+from cnnvis_cli.stages.optimize import asked_styles, optimize
+from cnnvis_cli.stages.project import check_ways_back, project
 from cnnvis_cli.stages.search import search
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.stages.topk import topk
@@ -25,9 +25,8 @@ STAGES: dict[str, Callable[[Session], None]] = {
 
 def check(session: Session) -> None:
     """Raise `UsageError` for what a later stage cannot do, before any stage starts."""
-    check_optimize(session.plan)
+    session.plan.optimize.check(session.plan)
     asked_styles(session.plan)
-    check_methods(session.plan)
     check_kinds(session.plan)
     for layer in session.layers:
         session.units(layer)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError, UsageError
-from cnnvis_cli.network.backward import RULES, check_rules, rectify
+from cnnvis_cli.network.backward import check_rules, rectify
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
-from cnnvis_cli.plan import Plan, ProjectPlan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.blocks import Block, Blocks
 from cnnvis_cli.stages.engine import Cluster, Finished, Lane, Tell, ahead, limit_to_memory, spread
 from cnnvis_cli.stages.images import Read, gather
@@ -36,12 +36,6 @@ PASS = 0.5
 # topk: TF32 keeps 10 binary places, bfloat16 7, and errors add up over layers.
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bf16": 0.1}
 _BLOCK = 1 << 28  # bytes of projections that are computed, stored and lost together
-
-
-def check_methods(plan: Plan) -> None:
-    """Raise `UsageError` for an unknown method."""
-    for method in plan.project.method:
-        RULES[method]
 
 
 def check_ways_back(session: Session) -> None:

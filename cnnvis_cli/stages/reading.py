@@ -18,8 +18,8 @@ from cnnvis_cli.figure import sheets
 from cnnvis_cli.figure.canvas import Canvas, Picture, resized, scaled
 from cnnvis_cli.figure.tone import RULES, Floats, toned
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
-from cnnvis_cli.plan import MontagePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import MontagePlan, Plan
 from cnnvis_cli.stages.classes import class_names
 from cnnvis_cli.stages.gallery_panes import (
     Pane,

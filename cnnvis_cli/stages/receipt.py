@@ -21,8 +21,8 @@ from typing import Any
 from cnnvis_cli import __version__
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError, TooManyUnreadable, UsageError
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.store.lock import alone, file_name
 from cnnvis_cli.store.publish import publish
 

@@ -37,7 +37,6 @@ from cnnvis_cli.network.saliency import (
     probabilities,
 )
 from cnnvis_cli.nouns import Box, Layer, Unit
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.stages.drawing import Figure, draw_figure, files, is_there
 from cnnvis_cli.stages.engine import arithmetic
 from cnnvis_cli.stages.photographs import (
@@ -54,14 +53,6 @@ from cnnvis_cli.store.saliency import SaliencyFile
 
 BATCH = {"cpu": 4, "cuda": 32}  # images per pass: more gain little there, and cost single images
 GUESSES = 5  # classes named in a figure
-
-
-def check_saliency(plan: Plan) -> None:
-    """Raise `UsageError` for an unknown method, or without images."""
-    for method in plan.saliency.method:
-        METHODS[method]
-    if not plan.saliency.images:
-        raise UsageError("which images? name files or folders: cnnvis saliency IMAGE...")
 
 
 def saliency(session: Session) -> None:
@@ -105,7 +96,7 @@ class Study:
         plan, network = session.plan.saliency, session.network
         classes = count_classes(network)
         target = _target(session, plan.target, classes)
-        methods = {name: METHODS[name] for name in plan.method}
+        methods: dict[str, Method] = {name: METHODS[name] for name in plan.method}
         for name in methods:
             if name in RULES_OF_BACKWARD:
                 check_way(network, target, name)

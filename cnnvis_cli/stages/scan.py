@@ -17,7 +17,7 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.engine import (
     Aside,
     Finished,

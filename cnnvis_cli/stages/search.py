@@ -32,16 +32,16 @@ from cnnvis_cli.figure.contact import Card, cards_on_a_page, contact_sheet, rows
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.figure.tone import RULES, toned
 from cnnvis_cli.nouns import Layer, parse_units
-from cnnvis_cli.plan import read_settings
 from cnnvis_cli.stages.climbs import Job, Scene, Steps, Work, climb_blocks
 from cnnvis_cli.stages.drawing import Figure, draw_figure
 from cnnvis_cli.stages.engine import spread as spread_out
-from cnnvis_cli.stages.optimize import MEMORY, Climbs, calibrate_all, check_optimize, known_styles
+from cnnvis_cli.stages.optimize import MEMORY, Climbs, calibrate_all, known_styles
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import SearchFile
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, differences
+from cnnvis_cli.validation import read_settings
 
 SAMPLE = 4  # units, if none are chosen
 BASE = "3"  # the style whose calibrated step the rows multiply
@@ -51,7 +51,7 @@ KEPT = ("image", "activation", "outcome")  # of an ascent's results
 def search(session: Session) -> None:
     """Optimize a few units of a layer under every row of parameters, and show them sorted."""
     settings = session.plan.search
-    check_optimize(session.plan)
+    session.plan.optimize.check(session.plan)
     SCORES[settings.score]  # raises for an unknown one, before hours of work
     if settings.save is not None:
         check_name(settings.save)

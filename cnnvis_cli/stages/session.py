@@ -19,8 +19,8 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.weights import load
 from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Axis, Layer, Preprocessing, ReceptiveField, Size, parse_units
-from cnnvis_cli.plan import Plan, PreprocessingPlan, read_settings
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan, PreprocessingPlan
 from cnnvis_cli.stages.engine import (
     Crew,
     Notice,
@@ -37,6 +37,7 @@ from cnnvis_cli.stages.engine import (
 )
 from cnnvis_cli.store.files import Header
 from cnnvis_cli.store.run import Record, Run, differences
+from cnnvis_cli.validation import read_settings
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.figure.png import is_whole
 from cnnvis_cli.nouns import Box, Layer, Unit
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.images import dataset_path, image_reader
 from cnnvis_cli.stages.project import TOLERANCE, Made, Projections, group_of
 from cnnvis_cli.stages.session import Session, load_network, planned_for

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from cnnvis_cli.ascent import search
 from cnnvis_cli.ascent.regularizers import Blur, Decay, TotalVariation
@@ -29,6 +30,7 @@ from cnnvis_cli.ascent.search import (
 from cnnvis_cli.ascent.steps import Constant, Progress, Progress01
 from cnnvis_cli.ascent.styles import STYLES, Pixels, Style, read_style, table_1
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.validation import read_settings
 
 CASES = settings(max_examples=40, deadline=None)
 PARTS = ("decay", "blur_width", "norm", "contribution", "tv")
@@ -129,26 +131,32 @@ def test_a_range_may_be_one_value(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"decay": (0.5, 0.1)}, "the range of decay, [0.5, 0.1], must have its lowest"),
-        ({"decay": (0, 0.1)}, "must begin above 0"),
-        ({"decay": (0.1, 1.5)}, "must lie from 0 to 1"),
-        ({"blur_width": (-1, 1)}, "must lie from 0 up"),
-        ({"blur_width": (1, float("inf"))}, "must lie from 0 up"),
-        ({"blur_width": (float("nan"), 1)}, "must lie from 0 up"),
-        ({"blur_every": (0, 4)}, "must lie from 1 up"),
-        ({"blur_every": (1.5, 4)}, "must be whole"),
-        ({"norm": (0, 101)}, "must lie from 0 to 100"),
-        ({"contribution": (-1, 50)}, "must lie from 0 to 100"),
-        ({"tv": (0, 1)}, "must begin above 0"),
-        ({"rate": (0, 1)}, "must begin above 0"),
-        ({"rate": (1,)}, "must be two numbers"),
-        ({"absent": 1.1}, "a chance is from 0 to 1"),
-        ({"tv_absent": float("nan")}, "a chance is from 0 to 1"),
+        ({"decay": [0.5, 0.1]}, "decay = [0.5, 0.1] must have its lowest number first"),
+        ({"decay": [0, 0.1]}, "must begin above 0"),
+        ({"decay": [0.1, 1.5]}, "must be at most 1"),
+        ({"blur_width": [-1, 1]}, "must be at least 0"),
+        ({"blur_width": [1, float("inf")]}, "must be finite"),
+        ({"blur_width": [float("nan"), 1]}, "must be finite"),
+        ({"blur_every": [0, 4]}, "must be at least 1"),
+        ({"blur_every": [1.5, 4]}, "is not a whole number"),
+        ({"norm": [0, 101]}, "must be at most 100"),
+        ({"norm": [True, 50]}, "is not a number"),
+        ({"contribution": [-1, 50]}, "must be at least 0"),
+        ({"tv": [0, 1]}, "must begin above 0"),
+        ({"rate": [0, 1]}, "must begin above 0"),
+        ({"rate": [1]}, "is not a list of two numbers"),
+        ({"rate": [1, 2, 3]}, "is not a list of two numbers"),
+        ({"rate": 1}, "is not a list"),
+        ({"absent": 1.1}, "must be at most 1"),
+        ({"tv_absent": float("nan")}, "must be finite"),
     ],
 )
 def test_ranges_that_make_no_sense_are_refused(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(words)) as error:
+    with pytest.raises(ValidationError):
         Ranges(**change)
+    with pytest.raises(UsageError, match=re.escape(f"here: {next(iter(change))} = ")) as error:
+        read_settings(Ranges, change, "here")
+    assert words in str(error.value)
     assert next(iter(change)) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -156,16 +164,18 @@ def test_ranges_that_make_no_sense_are_refused(change: dict[str, Any], words: st
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"decay": -0.1}, "decay = -0.1 must lie from 0 to 1"),
-        ({"norm": 101}, "norm = 101 must lie from 0 to 100"),
-        ({"rate": float("nan")}, "rate = nan must lie from 0 up"),
-        ({"blur_every": 1.5}, "must be whole"),
+        ({"decay": -0.1}, "decay = -0.1 must be at least 0"),
+        ({"norm": 101}, "norm = 101 must be at most 100"),
+        ({"rate": float("nan")}, "rate = nan must be finite"),
+        ({"blur_every": 1.5}, "is not a whole number"),
         ({"blur_width": 1.0, "blur_every": 0}, "also needs blur_every"),
     ],
 )
 def test_rows_that_make_no_sense_are_refused(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(words)):
+    with pytest.raises(ValidationError):
         Row(**change)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        read_settings(Row, change, "here")
 
 
 def test_a_row_is_a_style() -> None:
@@ -234,9 +244,9 @@ def test_a_sweep_that_cannot_be_is_refused() -> None:
         spread("dekay", Ranges(), 3)
     with pytest.raises(UsageError, match="needs a base row with a blur_width"):
         sweep("blur_every", [1, 2], Row())
-    with pytest.raises(UsageError, match="norm = 120 must lie from 0 to 100"):
+    with pytest.raises(ValidationError, match=r"norm\n.* less than or equal to 100"):
         sweep("norm", [120], Row())
-    with pytest.raises(UsageError, match="must be whole"):
+    with pytest.raises(ValidationError, match=r"blur_every\n.* valid integer"):
         sweep("blur_every", [1.5], Row(blur_width=1))
     with pytest.raises(UsageError, match="at least 1"):
         spread("norm", Ranges(), 0)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import open_session
 from cnnvis_cli.store.files import Optimized, OptimizedFile
 

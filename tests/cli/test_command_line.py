@@ -350,7 +350,8 @@ def test_help_and_usage_errors_do_not_wait_for_torch() -> None:
         "for line in (['--help'], ['layers', '--help'], ['layers', '--nothing'], ['nothing']):\n"
         "    sys.argv = ['cnnvis', *line]\n"
         "    _code()\n"
-        "print([m for m in ('torch', 'h5py', 'PIL', 'numpy', 'scipy') if m in sys.modules])\n"
+        "heavy = ('torch', 'h5py', 'PIL', 'numpy', 'scipy', 'pydantic')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -23,7 +23,7 @@ from cnnvis_cli.dataset.synthetic import draw
 from cnnvis_cli.network import saliency, weights
 from cnnvis_cli.network.zoo import OWN, Blueprint
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.plan import OptimizePlan, Plan
+from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages import demo as demo_stage
 from cnnvis_cli.stages import images, session
 

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from cnnvis_cli.cli import COMMANDS, cli
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 
 if TYPE_CHECKING:
     from tests.docs.conftest import Told

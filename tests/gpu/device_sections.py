@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from cnnvis_cli.plan import Precision
+    from cnnvis_cli.settings import Precision
     from tests.gpu.ascents import Stand
     from tests.gpu.device_check import DEVICE, GPU, ROOM, Findings
 else:
@@ -498,6 +498,7 @@ def host(found: Findings) -> None:
 def topk(found: Findings) -> None:
     """By the functions of ``bench topk``, so that a process is started once."""
     from cnnvis_cli.plan import Plan
+
     from cnnvis_cli.report import Report
     from cnnvis_cli.stages.bench import bench_topk
 

@@ -7,9 +7,7 @@ H200 needs 2 s for the 500 steps of such a batch in TF32.
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +17,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from cnnvis_cli.plan import Plan
 
 from cnnvis_cli.ascent.climb import Batch
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages import climbs
-from cnnvis_cli.stages.engine import Aside, Lane
+from cnnvis_cli.stages.engine import Aside, Lane, ahead
 from cnnvis_cli.stages.optimize import Climbs, asked_styles, climb_all
 from cnnvis_cli.stages.session import open_session
 
@@ -44,15 +42,14 @@ def no_device() -> Iterator[None]:
     def batch_on(lane: Lane, size: int, tell: Any, **settings: Any) -> Batch:
         return idle(size, **settings)
 
-    def ahead(items: Any, _count: int) -> Any:
-        return drawn_ahead(items, SIZE)
+    def drawn_ahead(items: Any, _count: int) -> Any:
+        return ahead(items, SIZE)
 
-    drawn_ahead = climbs.ahead
     with (
         mock.patch.object(climbs, "batch_on", batch_on),
-        mock.patch.object(climbs, "ahead", ahead),
-        mock.patch.object(climbs, "check_pass", lambda *_: None),
-        mock.patch.object(climbs, "traced_look", lambda *_: None),
+        mock.patch.object(climbs, "ahead", drawn_ahead),
+        mock.patch.object(climbs, "check_pass"),
+        mock.patch.object(climbs, "traced_look"),
     ):
         yield
 
@@ -79,10 +76,8 @@ def main() -> None:
     print(f"the loop          {made / BATCHES:6.3f} s a batch, {made / BATCHES / SECONDS:6.1%}")
     print(f"its own thread    {own / BATCHES:6.3f} s a batch, {own / BATCHES / SECONDS:6.1%}")
     print(f"with publishing   {whole / BATCHES:6.3f} s a batch, beside the next layer's steps")
-    print(
-        f"processor time    {cpu / BATCHES:6.3f} s a batch, on {threading.active_count()} threads"
-    )
+    print(f"processor time    {cpu / BATCHES:6.3f} s a batch")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,8 +16,8 @@ from PIL import Image
 
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import Stopped
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages import topk
 from cnnvis_cli.stages.engine import Lane, Tell
 from cnnvis_cli.stages.scan import Work, scan

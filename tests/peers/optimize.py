@@ -59,7 +59,7 @@ from torch import Tensor
 
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import load_network
 
 CNNVIS, WHOLE = "cnnvis optimize", "cnnvis optimize, whole command"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from cnnvis_cli.network.backward import rectify
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import load_network
 
 METHODS = {"guided": "GuidedBackprop", "deconv": "Deconvolution"}

@@ -47,7 +47,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import load_network
 
 WHOLE = "cnnvis topk, whole command"

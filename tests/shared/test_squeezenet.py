@@ -13,8 +13,8 @@ from torchvision import models, transforms
 
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.nouns import Box
-from cnnvis_cli.plan import OptimizePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages.optimize import optimize
 from cnnvis_cli.stages.session import open_session
 from cnnvis_cli.stages.topk import topk

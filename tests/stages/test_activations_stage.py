@@ -22,8 +22,8 @@ from cnnvis_cli.figure.film import Film
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.outputs import PROB, choose_outputs, find_outputs, watching
 from cnnvis_cli.nouns import Interpolation, Preprocessing
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages import films
 from cnnvis_cli.stages.activations import activations, check_activations
 from cnnvis_cli.stages.bench_activations import bench_activations

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.bench import Bench, Rate, Row, bench_topk
 
 

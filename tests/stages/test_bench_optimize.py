@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from cnnvis_cli.plan import OptimizePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages.bench_optimize import bench_optimize
 
 

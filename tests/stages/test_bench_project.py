@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from cnnvis_cli.plan import Plan, ProjectPlan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.bench_project import bench_project
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnvis_cli.plan import OptimizePlan, Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages.optimize import optimize
 from cnnvis_cli.stages.session import open_session
 from cnnvis_cli.store.files import OptimizedFile

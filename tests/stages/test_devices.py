@@ -20,7 +20,7 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
-from cnnvis_cli.plan import OptimizePlan, Plan
+from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages import scan as scanning
 from cnnvis_cli.stages.climbs import Scene, Work, check_pass
 from cnnvis_cli.stages.engine import (

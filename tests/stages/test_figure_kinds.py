@@ -16,8 +16,8 @@ from PIL import Image
 
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.classes import class_names
 from cnnvis_cli.stages.kinds import KINDS
 from cnnvis_cli.stages.pipeline import STAGES

@@ -19,9 +19,9 @@ import cnnvis_cli.network
 from cnnvis_cli.cli import _code
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.zoo import CaffeNet
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.filters import check_filters, filters
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.filters import filters
 from cnnvis_cli.stages.session import load_network, open_session
 
 DEMO = Path(cnnvis_cli.network.__file__).parent / "demo.safetensors"
@@ -45,7 +45,6 @@ class Heard(Report):
 def show(**flags: Any) -> list[str]:
     """Do the stage as the command does; gives its results."""
     plan, report = Plan.make(None, {"device": "cpu", "workers": 0, **flags}), Heard()
-    check_filters(plan)
     with open_session(plan, report) as session:
         filters(session)
     return report.lines

@@ -20,7 +20,7 @@ from cnnvis_cli.network.cut import cuts
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Layer, Preprocessing
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.session import load_network
 
 CAT = "cat.png"

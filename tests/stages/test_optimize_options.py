@@ -21,8 +21,8 @@ from cnnvis_cli.ascent.starts import seed_of, uniform
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.network.demo import DemoNet
 from cnnvis_cli.nouns import Unit
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.optimize import optimize
 from cnnvis_cli.stages.session import open_session
 

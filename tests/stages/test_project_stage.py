@@ -20,7 +20,7 @@ import cnnvis_cli.network
 from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
 from cnnvis_cli.network.demo import DemoNet
-from cnnvis_cli.plan import ProjectPlan
+from cnnvis_cli.settings import ProjectPlan
 from cnnvis_cli.stages import images
 from cnnvis_cli.stages.project import group_of
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
-from cnnvis_cli.plan import Plan, ProjectPlan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.project import Projections, Slots
 from cnnvis_cli.stages.session import Session
 from cnnvis_cli.store.files import LayerTopK, boxes

@@ -20,8 +20,8 @@ from torch import nn
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, TooManyUnreadable, UsageError
 from cnnvis_cli.histogram import BINS, LEVELS
 from cnnvis_cli.network import network, tally
-from cnnvis_cli.plan import Plan
 from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.merge import merge
 from cnnvis_cli.store import lock
 from cnnvis_cli.store.run import Run

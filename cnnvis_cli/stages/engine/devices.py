@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.errors import CnnvisError, UsageError
-from cnnvis_cli.plan import Precision
+from cnnvis_cli.settings import Precision
 
 SPELLINGS = "use auto, cpu, cuda, cuda:0,cuda:1 or cuda:all"
 

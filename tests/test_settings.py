@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import re
 import tomllib
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.plan import USUAL, OptimizePlan, Plan, PreprocessingPlan
+from cnnvis_cli.network.backward import RULES
+from cnnvis_cli.network.saliency import METHODS
+from cnnvis_cli.settings import (
+    USUAL,
+    Method,
+    OptimizePlan,
+    Plan,
+    PreprocessingPlan,
+    SaliencyMethod,
+    TopKPlan,
+)
+from cnnvis_cli.validation import read_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def make(text: str, **flags: Any) -> Plan:
+    Path("d.safetensors").mkdir(exist_ok=True)
     Path("settings.toml").write_text(text, encoding="utf-8")
     return Plan.make(Path("settings.toml"), flags)
 
@@ -99,6 +115,33 @@ def test_values_may_be_written_as_one_would(text: str, found: object) -> None:
         ("[preprocessing]\nmaen = [1, 2, 3]", "'maen'.*'mean'"),
         ("stages = ['topk', 'optimise']", "'optimise'.*'optimize'"),
         ("topk = 3", "topk.*table"),
+        ("styles = 3", "styles = 3 is not a table"),
+        ("[topk]\nk = nan", "k = nan is not a whole number"),
+        ("[topk]\nmin = 1", "min = 1 is not true or false"),
+        ("[topk]\nmax-unreadable = nan", "--max-unreadable nan: must be finite"),
+        ("[topk]\nmax-unreadable = 1.5", "--max-unreadable 1.5: must be at most 1"),
+        ("[topk]\nmax-unreadable = true", "max-unreadable = True is not a number"),
+        ("[optimize]\nstyle = [1, true]", "style = .* is not text"),
+        ("[optimize]\nstyle = []\nstep = false", "step = False is not text"),
+        ("[optimize]\ndiversity = 11", "--diversity 11: must be at most 10"),
+        ("[figure]\nscale = 1.5", "--scale 1.5: must be a whole number, or a fraction"),
+        ("[figure]\nscale = 65", "--scale 65: must be at most 64"),
+        ("[figure]\nscale = -1", "--scale -1: must be above 0"),
+        ("[filters]\nradius = 0", "--radius 0: must be above 0"),
+        ("[filters]\nradius = inf", "--radius inf: must be finite"),
+        ("[filters]\nscale = 65", "--scale 65: must be at most 64"),
+        ("[filters]\nsave-clipped = 'a.pth'", r"--save-clipped a\.pth: must end in \.safetensors"),
+        ("[filters]\nsave-clipped = 'd.safetensors'", "--save-clipped .*: is a folder"),
+        ("[activations]\nscale = 2.5", "--scale 2.5: must be a whole number"),
+        ("[activations]\nsize = 241", "--size 241: must be a multiple of 2"),
+        ("[activations]\nsize = 4322", "--size 4322: must be at most 4320"),
+        ("[project]\nmethod = ['deconf']", "did you mean 'deconv'"),
+        ("[occlude]\nmethod = 'guide'", "did you mean 'guided'"),
+        ("[saliency]\nmethod = 'grad'", "method = 'grad'.*'gradcam'"),
+        ("seed = -1", "--seed -1: must be at least 0"),
+        ("seed = 9223372036854775808", "--seed .*: must be below 9223372036854775808"),
+        ("shard = '4/3'", "--shard 4/3: write it as i/n"),
+        ("shard = '1/2'\nscheduler = 'tcp://a:1'", "--shard and --scheduler"),
         ("[topk]\nk = 'three'", "topk: k|k = 'three'"),
         ("[topk]\nk = 2.5", "2.5"),
         ("[topk]\nk = true", "True"),
@@ -169,3 +212,40 @@ def test_every_ready_plan_loads() -> None:
         assert plan.model
         assert plan.folder
         assert tomllib.loads(path.read_text())["model"] == plan.model
+
+
+def test_words_that_are_registered_elsewhere_are_those_of_the_settings() -> None:
+    assert set(get_args(Method)) == set(RULES)
+    assert set(get_args(SaliencyMethod)) == set(METHODS)
+
+
+def test_a_plan_is_a_plain_value() -> None:
+    plan = make("[topk]\nk = 5\n[figure]\nscale = 2\n[styles.mine]\niterations = 3")
+    assert type(plan) is Plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert replace(plan, seed=3).topk == TopKPlan(k=5)
+    record = asdict(plan)
+    assert list(record) == [field.name for field in fields(Plan)]
+    assert isinstance(record["figure"]["scale"], float)
+    assert record["styles"] == {"mine": {"iterations": 3}}
+    assert json.loads(json.dumps(record))["topk"]["k"] == 5
+
+
+def test_a_plain_dataclass_is_checked_as_well() -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        every: int
+
+        def __post_init__(self) -> None:
+            if self.every < 1:
+                raise ValueError("every must be at least 1")
+
+    assert read_settings(Settings, {"every": 3}, "here") == Settings(3)
+    for table, words in (
+        ({"every": 0}, "here: every must be at least 1"),
+        ({"evry": 1, "every": 1}, "here has no setting 'evry'; did you mean 'every'?"),
+        ({"every": "3"}, "here: every = '3' is not a whole number"),
+        ({}, "here needs every"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            read_settings(Settings, table, "here")
