@@ -497,7 +497,7 @@ def host(found: Findings) -> None:
 
 def topk(found: Findings) -> None:
     """By the functions of ``bench topk``, so that a process is started once."""
-    from cnnvis_cli.plan import Plan
+    from cnnvis_cli.settings import Plan
 
     from cnnvis_cli.report import Report
     from cnnvis_cli.stages.bench import bench_topk

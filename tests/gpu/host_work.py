@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from cnnvis_cli.plan import Plan
+from cnnvis_cli.settings import Plan
 
 from cnnvis_cli.ascent.climb import Batch
 from cnnvis_cli.report import Report
