@@ -49,7 +49,7 @@ meaning: setup $(SECOND)  ## does another network recognize the class images? (2
 
 $(SECOND): | setup
 	mkdir -p $(@D)
-	$(BIN)/python -m cnnvis_cli.stages.train_demo --seed 1 --output $@
+	$(BIN)/python -m cnnvis_cli.demo.training --seed 1 --output $@
 
 check: setup  ## style and types: ruff, mypy --strict
 	$(BIN)/ruff check .
@@ -64,7 +64,7 @@ format: setup  ## put the code into the one format
 	$(BIN)/ruff format .
 
 train: setup  ## train the bundled network again (12 minutes on one core)
-	$(BIN)/python -m cnnvis_cli.stages.train_demo
+	$(BIN)/python -m cnnvis_cli.demo.training
 
 clean:  ## remove what was installed and made, except outputs
 	rm -rf .venv .oldest build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

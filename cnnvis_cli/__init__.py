@@ -5,14 +5,16 @@ The *ascent* is the same flow without a dataset.
 
 Floors, from the top; imports point down only::
 
-    cli · notebook    options, or arguments -> stage -> report, or value
-    stages    one module per command: the only place where the rooms meet
-    plan      TOML and flags -> one frozen value
+    cli · api    options, or arguments -> stage -> report, or value
+    bench        measures what the stages reach of a machine's limits
+    stages       one folder per command: the only place where the rooms meet
+    engine       devices, threads, worker processes, clusters
+    settings     TOML and flags -> one frozen value
     dataset · network · ascent · store · figure        five rooms, no doors between them
-    nouns · registry · report · errors
+    nouns · registry · report · errors · validation · demo
 
 From Python, ``cnnvis_cli.open("outputs/demo")`` opens a run directory and
-``cnnvis_cli.begin(model="demo")`` begins one; see ``help(cnnvis_cli.notebook)``.
+``cnnvis_cli.begin(model="demo")`` begins one; see ``help(cnnvis_cli.api)``.
 """
 
 from importlib import import_module
@@ -26,9 +28,9 @@ _NOTEBOOK = {"open": "open_run", "begin": "begin"}  # their names in the noteboo
 def __getattr__(name: str) -> Any:
     """Load the notebook's functions when they are first used: torch takes seconds."""
     if name == "notebook":
-        return import_module("cnnvis_cli.notebook")
+        return import_module("cnnvis_cli.api")
     if name in _NOTEBOOK:
-        return getattr(import_module("cnnvis_cli.notebook"), _NOTEBOOK[name])
+        return getattr(import_module("cnnvis_cli.api"), _NOTEBOOK[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

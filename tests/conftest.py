@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cnnvis_cli.cli import _code
 from cnnvis_cli.errors import Stopped
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.pipeline import STAGES
-from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.run.pipeline import STAGES
 
 NETWORKS = '''
 """Networks for the tests; `exact` computes with whole numbers only, so no order changes a bit."""
@@ -169,6 +171,78 @@ def snapshot() -> Callable[..., dict[str, tuple[str, int]]]:
             )
             for path in sorted(folder.rglob("*"))
             if path.is_file()
+        }
+
+    return look
+
+
+PLANS = {
+    # whole numbers, computed in no time; but your own code has no receipts
+    "exact": """
+model = "tinynet:exact"
+trust-code = true
+preprocessing = {resize = 32, crop = 32, mean = [120, 110, 100], std = [1, 1, 1]}
+optimize = {iterations = 4, step = 1}
+batch-size = 4
+""",
+    "demo": """
+model = "demo"
+optimize = {iterations = 4, step = 1}
+batch-size = 8
+layer = ["conv1"]
+units = "0-3"
+""",
+}
+SHARED = """
+device = "cpu"
+workers = 0
+topk = {k = 3}
+stages = ["topk", "optimize", "project"]
+"""
+
+
+class Told(NamedTuple):
+    """How a command ended and its output."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cnnvis(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Told]:
+    """The command, in this process; it must end with this exit code."""
+
+    def call(line: str, code: int = 0) -> Told:
+        monkeypatch.setattr(sys, "argv", ["cnnvis", *shlex.split(line)])
+        capfd.readouterr()
+        told = Told(_code(), *capfd.readouterr())
+        assert told.code == code, told
+        assert len(told.err.splitlines()) <= (1 if code else 99), told.err
+        return told
+
+    return call
+
+
+@pytest.fixture
+def plans(photographs: Callable[..., Path]) -> None:
+    """Photographs, and a plan for each of the two networks: ``exact.toml``, ``demo.toml``."""
+    photographs(Path("images"), 20, classes=2)
+    for name, text in PLANS.items():
+        images = Path("images").absolute()  # processes may stand elsewhere
+        Path(f"{name}.toml").write_text(f'dataset = "{images}"\n{SHARED}{text}')
+
+
+@pytest.fixture
+def results() -> Callable[[Path], dict[str, Any]]:
+    """A function from a run directory to the digest of each of its HDF5 files."""
+
+    def look(run: Path) -> dict[str, Any]:
+        return {
+            str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(run.rglob("*.h5"))
         }
 
     return look

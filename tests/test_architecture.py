@@ -1,6 +1,7 @@
 """Floors and doors: who may import whom, read off the source.
 
-4  cli · 3  stages · 2  settings · 1  five rooms with no doors between them · 0  the words
+6  cli, api · 5  bench · 4  stages · 3  engine · 2  settings · 1  five rooms with no doors between
+them · 0  the words, and the demo's network and drawings
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ FLOORS = {
     "digests": 0,
     "histogram": 0,
     "validation": 0,
+    "demo": 0,
     **dict.fromkeys(ROOMS, 1),
     "settings": 2,
-    "stages": 3,
-    "cli": 4,
-    "notebook": 4,
-    "__main__": 5,
+    "engine": 3,
+    "stages": 4,
+    "bench": 5,
+    "cli": 6,
+    "api": 6,
+    "__main__": 7,
 }
 DOORS = {  # a library, and the only places that may use it
     "click": ("cli/",),
@@ -42,12 +46,12 @@ DOORS = {  # a library, and the only places that may use it
     "av": ("dataset/video.py", "figure/film.py"),
     "PIL": ("figure/canvas.py", "dataset/decode.py"),
     "jinja2": ("figure/site.py",),
-    "joblib": ("stages/engine/crew.py",),
-    "multiprocessing": ("stages/engine/",),
-    "distributed": ("stages/engine/cluster.py",),
-    "dask": ("stages/engine/cluster.py",),
-    "concurrent": ("stages/engine/threads.py", "store/chunks.py"),
-    "subprocess": ("stages/engine/devices.py",),
+    "loky": ("engine/pool.py",),
+    "multiprocessing": ("engine/",),
+    "distributed": ("engine/dask.py",),
+    "dask": ("engine/dask.py",),
+    "concurrent": ("engine/threads.py", "store/chunks.py"),
+    "subprocess": ("engine/devices.py",),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

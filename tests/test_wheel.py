@@ -103,8 +103,8 @@ def test_it_holds_the_package_and_nothing_else(held: dict[str, str]) -> None:
     assert there == here
     assert {
         "cnnvis_cli/py.typed",
-        "cnnvis_cli/network/demo.safetensors",
-        "cnnvis_cli/network/demo.json",
+        "cnnvis_cli/demo/demo.safetensors",
+        "cnnvis_cli/demo/demo.json",
         "cnnvis_cli/figure/gallery/index.html",
         "cnnvis_cli/figure/gallery/gallery.js",
         "cnnvis_cli/figure/gallery/gallery.css",

@@ -45,8 +45,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.activations import activations, check_activations
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.single.activations import activations, check_activations
 
     check_activations(plan)
     with open_session(plan, report) as session:

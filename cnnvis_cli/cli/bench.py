@@ -32,7 +32,7 @@ def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None
     Example: cnnvis bench topk demo --model demo --rounds 1
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages import bench
+    from cnnvis_cli.bench import topk as bench
 
     found = bench.bench_topk(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
@@ -56,7 +56,7 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
     """
     flags["optimize__style"] = flags["optimize__style"] or ("1", "2", "3", "4")
     plan, report = planned(flags)
-    from cnnvis_cli.stages.bench_optimize import bench_optimize
+    from cnnvis_cli.bench.optimize import bench_optimize
 
     found = bench_optimize(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
@@ -75,7 +75,7 @@ def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
     Example: cnnvis bench occlude --model demo --rounds 3
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages.bench_occlude import bench_occlude
+    from cnnvis_cli.bench.occlude import bench_occlude
 
     found = bench_occlude(plan, report, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
@@ -95,7 +95,7 @@ def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> N
     Example: cnnvis bench project --model demo --layer conv2 --rounds 1 --seconds 0.5
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages.bench_project import bench_project
+    from cnnvis_cli.bench.project import bench_project
 
     found = bench_project(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
@@ -116,7 +116,7 @@ def bench_activations(frames: int, rounds: int, as_json: bool, **flags: Any) -> 
     Example: cnnvis bench activations --model demo --layer conv5 --rounds 1 --frames 64
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages.bench_activations import bench_activations
+    from cnnvis_cli.bench.activations import bench_activations
 
     found = bench_activations(plan, report, max(frames, 1), max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

@@ -26,6 +26,6 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.demo import demo
+    from cnnvis_cli.stages.run.demo import demo
 
     demo(plan, report)

@@ -35,8 +35,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.filters import filters
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.figures.filters import filters
 
     with open_session(plan, report) as session:
         filters(session)

@@ -27,8 +27,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.gallery import gallery
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.gallery.stage import gallery
 
     with open_session(plan, report, new=False, weights=False) as session:
         gallery(session)

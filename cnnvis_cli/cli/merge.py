@@ -22,6 +22,6 @@ def command(runs: tuple[Path, ...], **flags: Any) -> None:
     Example: cnnvis merge outputs/part1 outputs/part2 --run outputs/whole
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages.merge import merge
+    from cnnvis_cli.stages.run.merge import merge
 
     merge(runs, plan, report)

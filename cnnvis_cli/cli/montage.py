@@ -35,8 +35,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.montage import check_kinds, montage
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.figures.montage import check_kinds, montage
 
     check_kinds(plan)
     with open_session(plan, report, new=False, weights=False) as session:

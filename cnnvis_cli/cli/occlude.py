@@ -56,8 +56,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.occlude import occlude
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.single.occlude import occlude
 
     need_images(plan.occlude.images, "occlude")
     with open_session(plan, report) as session:

@@ -26,8 +26,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.optimize import optimize
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.optimize.stage import optimize
 
     with open_session(plan, report) as session:
         optimize(session)

@@ -27,8 +27,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.project import project
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.project.stage import project
 
     with open_session(plan, report, new=False) as session:
         project(session)

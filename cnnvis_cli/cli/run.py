@@ -27,8 +27,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.pipeline import run_all
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.run.pipeline import run_all
 
     with open_session(plan, report) as session:
         run_all(session)

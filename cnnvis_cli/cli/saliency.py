@@ -51,8 +51,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.saliency import saliency
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.single.saliency import saliency
 
     need_images(plan.saliency.images, "saliency")
     with open_session(plan, report) as session:

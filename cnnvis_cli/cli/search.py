@@ -34,8 +34,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.search import search
-    from cnnvis_cli.stages.session import open_session
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.optimize.search import search
 
     with open_session(plan, report) as session:
         search(session)

@@ -22,7 +22,7 @@ def command(run: Path, as_json: bool, **flags: Any) -> None:
     Example: cnnvis status outputs/demo
     """
     _, report = planned({**flags, "config": None})
-    from cnnvis_cli.stages.status import status
+    from cnnvis_cli.stages.run.status import status
 
     found = status(run)
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

@@ -29,8 +29,8 @@ def command(**flags: Any) -> None:
 
 
 def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.session import open_session
-    from cnnvis_cli.stages.topk import topk
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.topk.stage import topk
 
     with open_session(plan, report) as session:
         topk(session)

@@ -33,7 +33,7 @@ def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
     Example: cnnvis verify outputs/demo
     """
     plan, report = planned({**flags, "config": None})
-    from cnnvis_cli.stages.verify import verify
+    from cnnvis_cli.stages.run.verify import verify
 
     found = verify(plan, report, sample, everything)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 from cnnvis_cli.cli.options import planned
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.stages import receipt
+from cnnvis_cli.stages.run import receipt
 
 
 def carry_out(command: str, flags: dict[str, Any], work: receipt.Work) -> None:

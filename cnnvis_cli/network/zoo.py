@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cnnvis_cli.demo.network import INPUT, DemoNet
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.network.demo import INPUT, DemoNet
 from cnnvis_cli.nouns import Interpolation, Preprocessing
 from cnnvis_cli.registry import Registry, unknown
 
@@ -48,7 +48,7 @@ def imagenet_classes() -> tuple[str, ...]:
 @OWN.register("demo")
 def demo() -> Blueprint:
     """Return the bundled network, trained on the synthetic images."""
-    folder = Path(str(files("cnnvis_cli.network")))
+    folder = Path(str(files("cnnvis_cli.demo")))
     classes = tuple(json.loads((folder / "demo.json").read_text())["classes"])
     return Blueprint(
         "demo",

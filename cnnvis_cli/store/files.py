@@ -22,7 +22,6 @@ from cnnvis_cli import histogram
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.store.chunks import write_rows
-from cnnvis_cli.store.ours import check, kind_of
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import (
@@ -38,6 +37,7 @@ from cnnvis_cli.store.schema import (
     write,
 )
 from cnnvis_cli.store.topk import TopK
+from cnnvis_cli.store.validate import check, kind_of
 
 Array = NDArray[Any]
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.store.files import Header, recorded_key
-from cnnvis_cli.store.ours import check
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write
+from cnnvis_cli.store.validate import check
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -12,7 +12,7 @@ from torchvision import models
 
 from cnnvis_cli.cli import COMMANDS, cli, completing
 from cnnvis_cli.network.zoo import OWN
-from cnnvis_cli.stages.kinds import KINDS
+from cnnvis_cli.stages.figures.montages import KINDS
 
 
 def offered(line: str) -> list[str]:

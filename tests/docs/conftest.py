@@ -19,13 +19,13 @@ from PIL import Image
 
 from cnnvis_cli.ascent import calibrate
 from cnnvis_cli.cli import _code
-from cnnvis_cli.dataset.synthetic import draw
+from cnnvis_cli.demo.synthetic import draw
 from cnnvis_cli.network import saliency, weights
 from cnnvis_cli.network.zoo import OWN, Blueprint
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import OptimizePlan, Plan
-from cnnvis_cli.stages import demo as demo_stage
-from cnnvis_cli.stages import images, session
+from cnnvis_cli.stages.common import dataset_images, session
+from cnnvis_cli.stages.run import demo as demo_stage
 
 if TYPE_CHECKING:
     from tests.docs.pages import ROOT
@@ -122,7 +122,7 @@ def less() -> Iterator[None]:
         patch.setattr(session.Session, "units", fewer)
         patch.setattr(session, "load", load_once)
         patch.setattr(demo_stage, "OptimizePlan", lambda **_: OptimizePlan(iterations=FEW))
-        patch.setattr(images, "PER_CLASS", 4)
+        patch.setattr(dataset_images, "PER_CLASS", 4)
         patch.setattr(calibrate, "ROUNDS", 1)
         patch.setattr(calibrate, "ITERATIONS", FEW)
         patch.setattr(saliency, "SAMPLES", 2)

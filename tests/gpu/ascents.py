@@ -16,12 +16,12 @@ from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
+from cnnvis_cli.engine import Lane
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.settings import Plan, Precision
-from cnnvis_cli.stages.climbs import Scene, batch_on, traced_look
-from cnnvis_cli.stages.engine import Lane
-from cnnvis_cli.stages.optimize import suitable_batch
-from cnnvis_cli.stages.session import load_network
+from cnnvis_cli.stages.common.session import load_network
+from cnnvis_cli.stages.optimize.stage import suitable_batch
+from cnnvis_cli.stages.optimize.worker import Scene, batch_on, traced_look
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 import cnnvis_cli.cli
 from cnnvis_cli.network.tally import load_loops
 
-ALSO = ("torchvision", "scipy.ndimage", "safetensors.torch", "cnnvis_cli.stages.pipeline")
+ALSO = ("torchvision", "scipy.ndimage", "safetensors.torch", "cnnvis_cli.stages.run.pipeline")
 
 
 def main() -> None:

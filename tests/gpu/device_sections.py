@@ -497,10 +497,9 @@ def host(found: Findings) -> None:
 
 def topk(found: Findings) -> None:
     """By the functions of ``bench topk``, so that a process is started once."""
-    from cnnvis_cli.settings import Plan
-
+    from cnnvis_cli.bench.topk import bench_topk
     from cnnvis_cli.report import Report
-    from cnnvis_cli.stages.bench import bench_topk
+    from cnnvis_cli.settings import Plan
 
     folder = images(4096 if GPU else 24)
     for model in ("alexnet", "resnet50", "squeezenet1_0") if GPU else ("demo",):

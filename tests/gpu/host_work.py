@@ -17,14 +17,14 @@ from typing import Any
 from unittest import mock
 
 import torch
-from cnnvis_cli.settings import Plan
 
 from cnnvis_cli.ascent.climb import Batch
+from cnnvis_cli.engine import Aside, Lane, ahead
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages import climbs
-from cnnvis_cli.stages.engine import Aside, Lane, ahead
-from cnnvis_cli.stages.optimize import Climbs, asked_styles, climb_all
-from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.optimize import worker as climbs
+from cnnvis_cli.stages.optimize.stage import Climbs, asked_styles, climb_all
 
 SIZE, STEPS, BATCHES = 128, 500, 4
 SECONDS = 2.0  # of a batch's steps on an H200

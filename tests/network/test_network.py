@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from cnnvis_cli.demo.network import INPUT, DemoNet
 from cnnvis_cli.errors import CnnvisError, UsageError
-from cnnvis_cli.network.demo import INPUT, DemoNet
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Box, Layer, Preprocessing, Size

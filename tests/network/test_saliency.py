@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from captum.attr import GuidedBackprop, LayerGradCam, Saliency
 from torch import Tensor, nn
 
-from cnnvis_cli.dataset.synthetic import draw
+from cnnvis_cli.demo.synthetic import draw
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.saliency import (

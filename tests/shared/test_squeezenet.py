@@ -15,9 +15,9 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.nouns import Box
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import OptimizePlan, Plan
-from cnnvis_cli.stages.optimize import optimize
-from cnnvis_cli.stages.session import open_session
-from cnnvis_cli.stages.topk import topk
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.optimize.stage import optimize
+from cnnvis_cli.stages.topk.stage import topk
 from cnnvis_cli.store.files import OptimizedFile, TopKFile
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

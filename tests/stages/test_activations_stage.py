@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnvis_cli.bench.activations import bench_activations
 from cnnvis_cli.dataset.decode import prepare
 from cnnvis_cli.dataset.video import Folder, Video
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
@@ -24,10 +25,9 @@ from cnnvis_cli.network.outputs import PROB, choose_outputs, find_outputs, watch
 from cnnvis_cli.nouns import Interpolation, Preprocessing
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages import films
-from cnnvis_cli.stages.activations import activations, check_activations
-from cnnvis_cli.stages.bench_activations import bench_activations
-from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.single import video as films
+from cnnvis_cli.stages.single.activations import activations, check_activations
 
 Pixels = NDArray[np.uint8]
 SMALL = Preprocessing(resize=112, crop=(112, 112))

@@ -18,10 +18,10 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.classes import class_names
-from cnnvis_cli.stages.kinds import KINDS
-from cnnvis_cli.stages.pipeline import STAGES
-from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.figures.montages import KINDS
+from cnnvis_cli.stages.run.pipeline import STAGES
 from cnnvis_cli.store.files import Images
 
 Do = Callable[..., None]

@@ -19,7 +19,7 @@ from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.figure import site
 from cnnvis_cli.histogram import BINS, edges
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.gallery_facts import bars, neighbours
+from cnnvis_cli.stages.gallery.facts import bars, neighbours
 
 Do = Callable[..., None]
 Flags = dict[str, Any]

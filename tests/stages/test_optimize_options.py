@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 import cnnvis_cli.network
 from cnnvis_cli.ascent.starts import seed_of, uniform
+from cnnvis_cli.demo.network import DemoNet
 from cnnvis_cli.errors import Stopped, UsageError
-from cnnvis_cli.network.demo import DemoNet
 from cnnvis_cli.nouns import Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.optimize import optimize
-from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.optimize.stage import optimize
 
 Array = NDArray[np.float32]
 Do = Callable[..., None]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import cnnvis_cli.network
 from cnnvis_cli.ascent.climb import Ascent, Look, climb
+from cnnvis_cli.demo.network import DemoNet
 from cnnvis_cli.errors import Stopped, UsageError
-from cnnvis_cli.network.demo import DemoNet
-from cnnvis_cli.stages import climbs as stage
+from cnnvis_cli.stages.optimize import worker as stage
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 # alias -> module, centre of the map, and the receptive field's size, stride and start, by hand

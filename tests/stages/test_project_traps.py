@@ -17,8 +17,8 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, ProjectPlan
-from cnnvis_cli.stages.project import Projections, Slots
-from cnnvis_cli.stages.session import Session
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.project.stage import Projections, Slots
 from cnnvis_cli.store.files import LayerTopK, boxes
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk import TopK
@@ -214,7 +214,7 @@ def made(
 def test_every_place_is_as_told(
     method: str, layer: str, cost: float, net: Traps, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("cnnvis_cli.stages.project.PASS", cost)
+    monkeypatch.setattr("cnnvis_cli.stages.project.stage.PASS", cost)
     told = [Told(net, image, method, False) for image in IMAGES]
     seen = 0
     for slots, frames in made(net, tmp_path, layer, method, ProjectPlan(), told):

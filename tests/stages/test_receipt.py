@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cnnvis_cli.network
-from cnnvis_cli.stages import receipt
+from cnnvis_cli.stages.run import receipt
 from cnnvis_cli.store.publish import publishing_hdf5
 
 Call = Callable[..., Any]
@@ -232,7 +232,7 @@ def test_where_inputs_cannot_be_told_there_is_no_receipt(
     line: str, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "scheduler" in line:  # which need not be there
-        monkeypatch.setattr("cnnvis_cli.stages.optimize.optimize", lambda _: None)
+        monkeypatch.setattr("cnnvis_cli.stages.optimize.stage.optimize", lambda _: None)
     cnnvis(f"{line} --run run")
     cnnvis(f"{line} --run run")
     assert not receipts(Path("run"))

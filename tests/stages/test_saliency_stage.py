@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnvis_cli.cli import _code
-from cnnvis_cli.dataset.synthetic import draw
+from cnnvis_cli.demo.synthetic import draw
 from cnnvis_cli.figure.tone import about_grey
 from cnnvis_cli.network.saliency import METHODS
 

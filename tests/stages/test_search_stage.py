@@ -15,8 +15,8 @@ from cnnvis_cli.ascent.search import Ranges, draw
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.search import search
-from cnnvis_cli.stages.session import open_session
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.optimize.search import search
 from cnnvis_cli.store.files import SearchFile
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnvis_cli.stages import project as project_stage
-from cnnvis_cli.stages.blocks import Blocks
+from cnnvis_cli.stages.common.blocks import Blocks
+from cnnvis_cli.stages.project import stage as project_stage
 from cnnvis_cli.store.files import Header, Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from cnnvis_cli.stages.receipt import FAILURE, PROGRESS
-from cnnvis_cli.stages.status import Row, _rate, _told
-from cnnvis_cli.stages.status import _Part as Part
+from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
+from cnnvis_cli.stages.run.status import Row, _rate, _told
+from cnnvis_cli.stages.run.status import _Part as Part
 from cnnvis_cli.store.lock import alone
 
 Call = Callable[..., Any]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from cnnvis_cli.network import tally
 from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Axis, Layer, ReceptiveField
-from cnnvis_cli.stages.finish import _groups, _results
-from cnnvis_cli.stages.scan import Cut
+from cnnvis_cli.stages.topk.assemble import _groups, _results
+from cnnvis_cli.stages.topk.worker import Cut
 from cnnvis_cli.store.files import LayerResult
 from cnnvis_cli.store.parts import Arrays
 from cnnvis_cli.store.topk import TopK

@@ -22,7 +22,7 @@ from cnnvis_cli.histogram import BINS, LEVELS
 from cnnvis_cli.network import network, tally
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.merge import merge
+from cnnvis_cli.stages.run.merge import merge
 from cnnvis_cli.store import lock
 from cnnvis_cli.store.run import Run
 

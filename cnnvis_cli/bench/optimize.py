@@ -1,0 +1,324 @@
+"""`cnnvis bench optimize`: a bare forward and backward pass, and what `optimize` reaches of it."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cnnvis_cli.ascent.climb import Batch, Task, climb
+from cnnvis_cli.ascent.objectives import Objective
+from cnnvis_cli.ascent.starts import noise
+from cnnvis_cli.ascent.steps import Constant
+from cnnvis_cli.ascent.styles import STYLES, Style
+from cnnvis_cli.bench.topk import Measure, each_lane, wait_for
+from cnnvis_cli.engine import (
+    Graphs,
+    Lane,
+    Notice,
+    Tell,
+    choose_devices,
+    lanes,
+    resolve_precision,
+    spread,
+)
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.session import Session, open_session
+from cnnvis_cli.stages.optimize.stage import MEMORY, asked_styles, scene_of
+from cnnvis_cli.stages.optimize.worker import (
+    Job,
+    Scene,
+    Steps,
+    Work,
+    check_pass,
+    climb_blocks,
+    look_at,
+)
+from cnnvis_cli.store.parts import Parts
+
+SMALL_RATE = 1e-3  # keeps images where they are; a step costs the same at any rate
+TURNOVER = 4  # ascents begin, end and are kept so often in a measurement
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer's unit-steps a second, round by round."""
+
+    layer: Layer
+    canvas: tuple[int, int]
+    batch: int
+    bare: tuple[float, ...]
+    styles: dict[str, tuple[float, ...]]
+    toolbox: tuple[float, ...]  # the whole network forward, batch 1
+    cut: tuple[float, ...]  # only to the layer, batch 1
+
+    def share(self, style: str) -> float:
+        """What a style reaches of the bare pass that was measured in the same round: the median."""
+        pairs = zip(self.styles[style], self.bare, strict=True)
+        return statistics.median(reached / bare for reached, bare in pairs)
+
+    def gain(self, style: str = "3") -> float:
+        """How many times faster a style is than the toolbox's way in the same round: the median."""
+        known = style if style in self.styles else next(iter(self.styles))
+        pairs = zip(self.styles[known], self.toolbox, strict=True)
+        return statistics.median(reached / other for reached, other in pairs)
+
+    def record(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "layer": self.layer.alias,
+            "canvas": list(self.canvas),
+            "batch": self.batch,
+            "bare": [round(rate, 2) for rate in self.bare],
+            "styles": {k: [round(rate, 2) for rate in v] for k, v in self.styles.items()},
+            "share": {style: round(self.share(style), 4) for style in self.styles},
+            "toolbox": [round(rate, 3) for rate in self.toolbox],
+            "cut": [round(rate, 3) for rate in self.cut],
+            "gain": round(self.gain(), 2),
+        }
+
+    def line(self) -> str:
+        middle = statistics.median
+        shares = "".join(f"{self.share(style):8.2f}" for style in self.styles)
+        size = f"{self.canvas[0]}x{self.canvas[1]}"
+        return (
+            f"{self.layer.alias:8}{size:>9}{self.batch:7}{middle(self.bare):11.1f}{shares}"
+            f"{middle(self.toolbox):10.2f}{middle(self.cut):8.2f}{self.gain():8.1f}x"
+        )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All layers of one machine."""
+
+    about: dict[str, Any]
+    rows: tuple[LayerRow, ...]
+
+    def record(self) -> dict[str, Any]:
+        return {**self.about, "layers": [row.record() for row in self.rows]}
+
+    def table(self) -> str:
+        """For a person: unit-steps a second, and shares of the bare pass."""
+        styles = self.rows[0].styles
+        head = "".join(f"{'style ' + name:>8}" for name in styles)
+        lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
+        lines.append(
+            f"{'layer':8}{'canvas':>9}{'batch':>7}{'bare':>11}{head}"
+            f"{'toolbox':>10}{'cut':>8}{'gain':>9}"
+        )
+        lines += [row.line() for row in self.rows]
+        lines += [
+            "",
+            "bare: unit-steps a second of forward and backward passes alone; styles: what optimize",
+            "reaches of that; toolbox: the whole network on the whole input, one unit at a time;",
+            "cut: the same only up to the layer; gain: style 3 (or the first) over the toolbox's.",
+        ]
+        return "\n".join(lines)
+
+
+def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
+    """Measure every layer of the plan, each round anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = replace(plan, run=folder + "/run")
+        with open_session(plan, report) as session:
+            asked = replace(plan, optimize=replace(plan.optimize, step="paper"))
+            styles = asked_styles(asked)
+            devices = choose_devices(plan.device)
+            crew = lanes(devices, plan.workers, MEMORY)
+            rows = []
+            layers = session.layers
+            for layer in report.track(layers, "bench optimize", len(layers), "layers"):
+                rows.append(_row(session, layer, styles, _Clock(crew, seconds, rounds), folder))
+    about = {
+        "model": session.network.name,
+        "device": str(devices[0]),
+        "processes": f"{len(crew)} x {crew[0].threads} threads",
+        "precision": resolve_precision(plan.optimize.precision, devices[0]),
+        "torch": torch.__version__,
+        "rounds": rounds,
+    }
+    return Bench(about, tuple(rows))
+
+
+class _Clock(NamedTuple):
+    """Who measures, how long, and how often."""
+
+    crew: Sequence[Lane]
+    seconds: float
+    rounds: int
+
+
+def _row(
+    session: Session, layer: Layer, styles: Sequence[Style], clock: _Clock, folder: str
+) -> LayerRow:
+    scene = scene_of(session, layer)
+    work = Work(session.plan, scene, session.network)
+    if session.device.type == "cpu":
+        check_pass(work, session.network)  # here: a fork could not trace any more
+    bare, toolbox, cut = [], [], []
+    reached: dict[str, list[float]] = {style.name: [] for style in styles}
+    for _ in range(clock.rounds):
+        session.report.breathe()
+        bare.append(_together(functools.partial(_bare, work, clock.seconds), clock.crew))
+        for style in styles:
+            job = _job(style, bare[-1] / len(clock.crew), scene.size, clock.seconds, folder)
+            measure = functools.partial(_optimize, replace(work, jobs=(job,)), clock.seconds)
+            reached[style.name].append(_together(measure, clock.crew))
+        alone = functools.partial(_one_at_a_time, work, clock.seconds)
+        toolbox.append(_together(functools.partial(alone, True), clock.crew[:1]))
+        cut.append(_together(functools.partial(alone, False), clock.crew[:1]))
+    rates = {name: tuple(values) for name, values in reached.items()}
+    size = scene.box.size
+    return LayerRow(layer, size, scene.size, tuple(bare), rates, tuple(toolbox), tuple(cut))
+
+
+def _job(style: Style, pace: float, size: int, seconds: float, folder: str) -> Job:
+    """A block that is over in a part of the measurement, so that all of `optimize` is in it."""
+    iterations = max(2, int(pace / size * seconds / TURNOVER))
+    shortened = replace(style, iterations=iterations)
+    if isinstance(style.step, Constant):
+        shortened = shortened.with_step(Constant(SMALL_RATE))
+    return Job(shortened, Parts(Path(folder) / "parts", "bench"), 0, tuple(range(size)))
+
+
+def _together(measure: Measure, crew: Sequence[Lane]) -> float:
+    """The sum of what all lanes reach at once."""
+    found: list[float] = []
+
+    def hear(message: Any) -> None:
+        if isinstance(message, float):
+            found.append(message)
+
+    spread(functools.partial(each_lane, measure), crew, range(len(crew)), hear)
+    return sum(found)
+
+
+def _bare(work: Work, seconds: float, lane: Lane, _number: int, tell: Tell) -> None:
+    network, scene = work.on(lane.device), work.scene
+    look = work.look(network, scene.size)
+    x = torch.stack([noise(i, scene.box.size) for i in range(scene.size)]).to(lane.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    targets = (torch.arange(scene.size) % scene.targets).to(lane.device)
+    graphs = Graphs(lane.device, lambda text: tell(Notice(text)))
+
+    def once() -> None:
+        look(x, targets)
+
+    tell(pace(lambda: graphs("bare", once, []), scene.size, seconds, lane.device))
+
+
+class _TimeIsUp(Exception):
+    """Ends a measurement."""
+
+
+def _optimize(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
+    """The stage's own work, block after block, for so long."""
+    job = work.jobs[0]
+    targets = tuple(target % work.scene.targets for target in job.targets)
+    blocks = _Endless(job._replace(part=number, targets=targets))
+    made, start = 0, 0.0
+
+    def hear(message: Any) -> None:
+        nonlocal made, start
+        now = time.perf_counter()
+        if not isinstance(message, Steps) or not message.made:
+            return
+        if not start:  # the first word comes when everything is warm
+            start = now
+            return
+        made += message.made
+        if now - start > seconds:
+            tell(made / (now - start))
+            raise _TimeIsUp
+
+    try:
+        climb_blocks(replace(work, jobs=blocks), lane, count(), hear)  # type: ignore[arg-type]
+    except _TimeIsUp:
+        return
+
+
+class _Endless:
+    """The same block again, for every number."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __getitem__(self, number: int) -> Job:
+        return self._job
+
+
+def _one_at_a_time(
+    work: Work, seconds: float, whole: bool, lane: Lane, _number: int, tell: Tell
+) -> None:
+    """One unit by style 3 on the whole input, batch 1, on all threads of one process."""
+    network, layer = work.on(lane.device), work.scene.layer
+    box, style = Box.whole(network.size), STYLES["3"].with_step(Constant(SMALL_RATE))
+    row, column = layer.centre
+
+    def look(x: torch.Tensor, targets: torch.Tensor) -> Any:
+        return through_all(network, layer, (row, column), x, targets)
+
+    def cut(x: torch.Tensor, targets: torch.Tensor) -> Any:
+        return look_at(network, Scene(layer, box, Objective(), 1), box, x, targets)
+
+    made, start = 0, 0.0
+    task = Task(0, 0, style, noise(0, box.size))
+
+    def timed(x: torch.Tensor, targets: torch.Tensor) -> Any:
+        nonlocal made, start
+        wait_for(network.device)
+        now = time.perf_counter()
+        start = start or now
+        if made > 2 and now - start > seconds:
+            raise _TimeIsUp
+        made += 1
+        return (look if whole else cut)(x, targets)
+
+    try:
+        for _ in climb(timed, [[task]], Batch(1), network.mean):
+            pass
+    except _TimeIsUp:
+        pass
+    tell((made - 1) / (time.perf_counter() - start))
+
+
+def through_all(
+    network: Network, layer: Layer, place: tuple[int, int], x: torch.Tensor, targets: torch.Tensor
+) -> Any:
+    """As the toolbox does it: the network forward to its end, backward from one unit."""
+    x = x.detach().requires_grad_()
+    kept: list[torch.Tensor] = []
+    module = network.module.get_submodule(layer.module)
+    handle = module.register_forward_hook(lambda _m, _i, output: kept.append(output))
+    try:
+        network.module(network.normalise(x))
+    finally:
+        handle.remove()
+    values = kept[0][:, :, place[0], place[1]] if kept[0].dim() == 4 else kept[0]
+    value = values[:, targets[0]]
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), values.detach().amax(dim=1) <= value.detach(), gradient
+
+
+def pace(action: Callable[[], Any], size: int, seconds: float, device: torch.device) -> float:
+    """Unit-steps a second of an action on a batch."""
+    for _ in range(2):
+        action()
+    wait_for(device)
+    start, made = time.perf_counter(), 0
+    while not made or time.perf_counter() - start < seconds:
+        action()
+        made += 1
+    wait_for(device)
+    return made * size / (time.perf_counter() - start)

@@ -1,0 +1,324 @@
+"""`cnnvis bench`: this machine's limits, and what cnnvis reaches of them."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.engine import (
+    Finished,
+    Lane,
+    Tell,
+    arithmetic,
+    choose_devices,
+    cores,
+    keep_memory,
+    lanes,
+    spread,
+)
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.tally import load_loops
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.dataset_images import draw_images
+from cnnvis_cli.stages.common.session import load_network, open_session
+from cnnvis_cli.stages.topk.stage import BATCH, topk
+from cnnvis_cli.stages.topk.worker import Cut, Work
+from cnnvis_cli.store.parts import Parts
+
+
+class Rate(NamedTuple):
+    """Images per second of the whole machine, and seconds of processor time per image."""
+
+    speed: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what was measured, how, and the median and range of its rounds."""
+
+    what: str
+    how: str
+    rates: tuple[Rate, ...]
+
+    @property
+    def speed(self) -> float:
+        return statistics.median(rate.speed for rate in self.rates)
+
+    @property
+    def cost(self) -> float:
+        return statistics.median(rate.cost for rate in self.rates)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The limits of one machine, and what `topk` reaches, round by round."""
+
+    about: dict[str, Any]
+    rows: tuple[Row, ...]
+    limits: tuple[float, ...]  # images per second, of each round
+
+    @property
+    def limit(self) -> float:
+        return statistics.median(self.limits)
+
+    @property
+    def ratio(self) -> float:
+        """The share of the limit of the same round that `topk` reaches: the median."""
+        reached = (rate.speed for rate in self.rows[-2].rates)
+        return statistics.median(r / li for r, li in zip(reached, self.limits, strict=True))
+
+    def record(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        rows = [
+            {
+                "what": row.what,
+                "how": row.how,
+                "images_per_second": [round(rate.speed, 2) for rate in row.rates],
+                "cpu_milliseconds_per_image": [round(1000 * rate.cost, 3) for rate in row.rates],
+            }
+            for row in self.rows
+        ]
+        limits = [round(limit, 2) for limit in self.limits]
+        return {**self.about, "rows": rows, "limit": limits, "ratio": round(self.ratio, 4)}
+
+    def table(self) -> str:
+        """Return the table as text."""
+        lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
+        lines += [f"{'':18}{'images/s':>9}{'CPU ms':>9}  "]
+        for row in self.rows:
+            lines.append(f"{row.what:18}{row.speed:9.1f}{1000 * row.cost:9.2f}  {row.how}")
+        lines.append(f"{'combined limit':18}{self.limit:9.1f}")
+        lines.append(f"{'topk / limit':18}{self.ratio:9.3f}")
+        return "\n".join(lines)
+
+
+def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
+    """Measure decoding alone, the forward pass alone, and `topk` over the plan's dataset.
+
+    On a CPU the limit is cores / (decoding + forward pass), in processor time per image: only these
+    two would run, on all cores, all the time. On a GPU it is the slower of both. The forward pass
+    is the best of several arrangements, chosen first. Every round measures all three, because
+    machines are shared.
+    """
+    keep_memory()
+    if not plan.dataset:
+        raise UsageError("which images? name the dataset: cnnvis bench topk DATASET")
+    devices = choose_devices(plan.device)
+    with report.stoppable(), tempfile.TemporaryDirectory() as folder:
+        if plan.dataset == "demo":
+            draw_images(Path(folder) / "images", report)
+            plan = replace(plan, dataset=f"{folder}/images")
+        work = _work(plan, Path(folder), BATCH[devices[0].type])
+        best, tried = _best_forward(work, devices, report, seconds)
+        measured = [_round(work, best, devices, seconds, report) for _ in range(rounds)]
+    decoded, forward, reached, whole = (tuple(column) for column in zip(*measured, strict=True))
+    rows = (
+        Row("decode", f"{cores()} processes, decoding only", decoded),
+        *tried,
+        Row("forward", f"the best of these: {best}", forward),
+        Row("topk", "images in a row, with warm processes", reached),
+        Row("topk, all of it", "from the list of images to the file", whole),
+    )
+    limits = tuple(_limit(a, b, devices[0].type) for a, b in zip(decoded, forward, strict=True))
+    about = {
+        "model": work.plan.model,
+        "images": len(work.manifest),
+        "layers": len(work.layers),
+        "device": str(plan.device),
+        "cores": cores(),
+        "batch": work.cut.size,
+        "torch": torch.__version__,
+    }
+    return Bench(about, rows, limits)
+
+
+def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
+    if kind == "cuda":
+        return min(decoded.speed, forward.speed)
+    return cores() / (decoded.cost + forward.cost)
+
+
+def _work(plan: Plan, folder: Path, size: int) -> Work:
+    """Return the same work as that of `topk`, without its output."""
+    manifest = Manifest.scan(Path(plan.dataset or ""))
+    network = load_network(plan)
+    names = tuple(layer.alias for layer in network.choose(plan.layer))
+    cut = Cut(len(manifest), plan.batch_size or size)
+    return Work(plan, manifest, Parts(folder / "none", ""), names, cut, network)
+
+
+class Arrangement(NamedTuple):
+    """A way to run the forward pass."""
+
+    lanes: tuple[Lane, ...]
+    size: int
+    channels_last: bool
+
+    def __str__(self) -> str:
+        lane = self.lanes[0]
+        layout = "channels last" if self.channels_last else "channels first"
+        return f"{len(self.lanes)} x {lane.threads} threads, batch {self.size}, {layout}"
+
+
+def _arrangements(work: Work, devices: Sequence[torch.device]) -> Iterator[Arrangement]:
+    crews = [tuple(lanes(devices, None, 1))]
+    if devices[0].type == "cpu":
+        crews.append(tuple(lanes(devices, 1, 1)))
+    for crew in dict.fromkeys(crews):
+        for size in dict.fromkeys((work.cut.size, 16, 64)):
+            yield Arrangement(crew, size, True)
+        yield Arrangement(crew, work.cut.size, False)
+
+
+def _best_forward(
+    work: Work, devices: Sequence[torch.device], report: Report, seconds: float
+) -> tuple[Arrangement, list[Row]]:
+    """Try every arrangement briefly, in both orders; return the fastest, and all of them."""
+    options = list(_arrangements(work, devices))
+    found: dict[Arrangement, list[Rate]] = {option: [] for option in options}
+    order = [*options, *reversed(options)]
+    for option in report.track(order, "forward pass", len(order), "arrangements"):
+        measure = functools.partial(_forward, work, option, seconds)
+        found[option].append(_together(measure, option.lanes))
+    rows = [Row("forward", str(option), tuple(rates)) for option, rates in found.items()]
+    best = max(zip(options, rows, strict=True), key=lambda pair: pair[1].speed)
+    return best[0], rows
+
+
+def _round(
+    work: Work, best: Arrangement, devices: Sequence[torch.device], seconds: float, report: Report
+) -> tuple[Rate, ...]:
+    report.breathe()
+    crew = [Lane(torch.device("cpu"), 1, 0)] * cores()
+    if work.plan.topk.decode == "gpu":
+        crew = lanes(devices, work.plan.workers, 1)
+    decoded = _together(functools.partial(_decode, work, seconds), crew)
+    forward = _together(functools.partial(_forward, work, best, seconds), best.lanes)
+    return decoded, forward, *_topk(work, report)
+
+
+Measure = Callable[[Lane, int, Tell], None]
+"""What a lane does: with its number, and a function for its results."""
+
+
+def _together(measure: Measure, crew: Sequence[Lane]) -> Rate:
+    """Measure in all lanes at once."""
+    found: list[Rate] = []
+
+    def hear(message: Any) -> None:
+        if isinstance(message, Rate):
+            found.append(message)
+
+    spread(functools.partial(each_lane, measure), crew, range(len(crew)), hear)
+    return Rate(sum(rate.speed for rate in found), statistics.mean(rate.cost for rate in found))
+
+
+def each_lane(measure: Measure, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    for number in numbers:
+        measure(lane, number, tell)
+        tell(Finished(number))
+
+
+class _Watch:
+    """Counts images until the time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._until = self._wall + seconds
+        self.images = 0
+
+    def running(self) -> bool:
+        return time.perf_counter() < self._until or not self.images
+
+    def rate(self) -> Rate:
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return Rate(self.images / wall, cpu / self.images)
+
+
+def _decode(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
+    reader = work.reader(work.network or work.on(lane.device), lane, tell)
+    first = number * work.cut.batches // cores()
+    batches = cycle((*range(first, work.cut.batches), *range(first)))
+    watch = _Watch(seconds)
+    for count, batch in enumerate(reader.read(batches)):
+        watch.images += int(batch.used.sum())
+        if not watch.images and count >= work.cut.batches:
+            raise CnnvisError(f"{work.manifest.root}: no image of it can be read")
+        if not watch.running():
+            break
+    tell(watch.rate())
+
+
+def _forward(
+    work: Work, how: Arrangement, seconds: float, lane: Lane, _number: int, tell: Tell
+) -> None:
+    network = work.on(lane.device)
+    layers = network.choose(work.layers)
+    pixels = torch.randint(0, 256, (how.size, *network.size, 3), dtype=torch.uint8)
+    pixels = pixels.to(lane.device)
+    with (
+        torch.inference_mode(),
+        arithmetic(work.plan.topk.precision, lane.device),
+        network.in_place(),
+        network.tap(layers[-1:], lambda *_: None) as run,
+    ):
+        run(_shaped(network, pixels, how))
+        wait_for(lane.device)
+        watch = _Watch(seconds)
+        while watch.running():
+            run(_shaped(network, pixels, how))
+            watch.images += how.size
+        wait_for(lane.device)
+    tell(watch.rate())
+
+
+def _shaped(network: Network, pixels: torch.Tensor, how: Arrangement) -> torch.Tensor:
+    normalised = network.normalise(network.centre(pixels))
+    return normalised if how.channels_last else normalised.contiguous()
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _topk(work: Work, report: Report) -> tuple[Rate, Rate]:
+    """Run the stage in a temporary run directory; return its speed, and that with start and end."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = replace(work.plan, run=folder + "/run", batch_size=work.cut.size)
+        with open_session(plan, report) as session:
+            load_loops()
+            start = time.perf_counter()
+            topk(replace(session, report=_Silent(report)))
+            seconds = time.perf_counter() - start
+            known = session.run.read()["topk"]
+    whole = len(work.manifest) / seconds
+    speeds = (float(known.get("images_a_second", whole)), whole)  # few images: no process is warm
+    return Rate(speeds[0], cores() / speeds[0]), Rate(speeds[1], cores() / speeds[1])
+
+
+class _Silent(Report):
+    """A silent report for the temporary run; it stops when the other one is to stop."""
+
+    def __init__(self, heard: Report) -> None:
+        super().__init__(quiet=True)
+        self._heard = heard
+
+    def result(self, text: str) -> None:
+        pass
+
+    def breathe(self) -> None:
+        self._heard.breathe()

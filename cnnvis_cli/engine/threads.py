@@ -1,0 +1,89 @@
+"""Work beside the work, in threads of this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+from cnnvis_cli.engine.slots import cores
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Aside:
+    """Does one thing at a time in a thread of its own, while the work goes on."""
+
+    def __enter__(self) -> Aside:
+        self._pool = ThreadPoolExecutor(1)
+        self._going: Future[Any] | None = None
+        return self
+
+    def begin(self, action: Callable[..., Any], *arguments: Any) -> None:
+        """Begin something, once the last thing is done."""
+        self.settle()
+        self._going = self._pool.submit(action, *arguments)
+
+    def settle(self) -> None:
+        """Wait for what was begun; raises what it raised."""
+        if self._going is not None:
+            going, self._going = self._going, None
+            going.result()
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def in_threads(action: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+    """What the action makes of each item, in their order, on as many threads as cores.
+
+    For actions that leave the interpreter, such as decoding. Close it to begin no more of them.
+    """
+    pool = ThreadPoolExecutor(cores())
+    try:
+        yield from pool.map(action, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def ahead(items: Iterable[T], count: int = 1) -> Generator[T, None, None]:
+    """The items, up to `count` of them made in a thread of its own before they are asked for."""
+    if not count:
+        yield from items
+        return
+    source, pool = iter(items), ThreadPoolExecutor(1)
+    try:
+        going = deque(pool.submit(next, source, _OVER) for _ in range(count))
+        while (item := going.popleft().result()) is not _OVER:
+            going.append(pool.submit(next, source, _OVER))
+            yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(action: Callable[[T], R], items: Iterable[T], count: int) -> Generator[R, None, None]:
+    """What the action makes of each item, in their order, on so many threads.
+
+    Never more than one item more than threads is held. With several threads each computes with
+    one of torch's: that is faster than one after the other on all of them.
+    """
+    before, going, pool = torch.get_num_threads(), deque[Future[R]](), ThreadPoolExecutor(count)
+    if count > 1:
+        torch.set_num_threads(1)
+    try:
+        for item in items:
+            going.append(pool.submit(action, item))
+            if len(going) > count:
+                yield going.popleft().result()
+        while going:
+            yield going.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+_OVER = object()  # after the last item

@@ -1,0 +1,282 @@
+"""The sources of figures: optimized images, and projections with their patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.ascent.climb import Outcome
+from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.digests import file_digest
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.tone import Floats
+from cnnvis_cli.nouns import Box, Layer, Size
+from cnnvis_cli.registry import unknown
+from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.dataset_images import image_reader
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.project.stage import group_of
+from cnnvis_cli.store.files import Images, LayerTopK, OptimizedFile, ProjectedFile, TopKFile, box_of
+from cnnvis_cli.store.run import Record
+
+GREY = 128  # the colour outside the image
+SHOWN = 9
+Held = NDArray[np.integer[Any]]
+
+
+def columns_of(count: int) -> int:
+    """Return the pictures per row of a nearly square block."""
+    return int(np.ceil(np.sqrt(count)))
+
+
+def unit_label(session: Session, layer: Layer, unit: int) -> str:
+    """Return the channel number, and the class name if the layer is the network's last."""
+    classes = session.network.classes
+    if layer == session.network.layers[-1] and unit < len(classes) == layer.channels:
+        return f"{unit} {classes[unit]}"
+    return str(unit)
+
+
+@dataclass(frozen=True)
+class OptimizedImages:
+    """A layer's optimized images in one style."""
+
+    session: Session
+    layer: Layer
+    style: str
+
+    @property
+    def file(self) -> OptimizedFile:
+        return OptimizedFile(self.session.run.optimized(self.layer.alias))
+
+    @cached_property
+    def made(self) -> Record:
+        """The style's parameters in the file."""
+        return self.file.styles()[self.style]
+
+    @cached_property
+    def held(self) -> Held:
+        return self.file.units(self.style)
+
+    @cached_property
+    def size(self) -> Size:
+        return self.file.canvas(self.style)
+
+    @property
+    def record(self) -> Record:
+        return {"style": self.style, "source": file_digest(self.file.path)}
+
+    @property
+    def every(self) -> int:
+        """The steps from one value of the history to the next."""
+        return int(self.made["history"])
+
+    @property
+    def what(self) -> str:
+        """The description of the images."""
+        least = self.made.get("minimise")
+        what = "Least preferred images" if least else "Preferred images"
+        return what + (", mean over the map" if self.made.get("objective") == "mean" else "")
+
+    def label(self, unit: int) -> str:
+        names = self.made.get("targets", ())
+        return names[unit] if names else unit_label(self.session, self.layer, unit)
+
+    def read(self, name: str, units: Sequence[int]) -> NDArray[Any]:
+        """Return one array of the file, the rows of these units."""
+        return self.file.read(self.style, name)[np.searchsorted(self.held, units)]
+
+    def dead(self, units: Sequence[int]) -> NDArray[np.bool_]:
+        """Return whether no gradient reached the image in any run."""
+        dead: NDArray[np.bool_] = (self.read("outcome", units) == int(Outcome.NO_GRADIENT)).all(1)
+        return dead
+
+    def best(self, units: Sequence[int]) -> Floats:
+        """Return each unit's best run: (n, 1, h, w, 3)."""
+        runs = self.read("activation", units).argmax(axis=1)
+        rows = np.searchsorted(self.held, units)
+        return self.file.pick(self.style, rows.tolist(), runs.tolist())[:, None]
+
+    def runs(self, units: Sequence[int], most: int) -> Floats:
+        """Return each unit's first runs, the best of all of them first: (n, r, h, w, 3)."""
+        best = self.read("activation", units).argmax(axis=1)
+        count = min(most, self.count)
+        found = np.empty((len(units), count, *self.size, 3), np.float32)
+        for i, row in enumerate(np.searchsorted(self.held, units).tolist()):
+            others = [run for run in range(self.count) if run != best[i]]
+            images = self.file.read(self.style, "image", slice(row, row + 1))[0]
+            found[i] = images[[best[i], *others][:count]]
+        return found
+
+    @cached_property
+    def count(self) -> int:
+        """The number of runs per unit."""
+        return int(self.file.read(self.style, "activation", slice(0, 1)).shape[1])
+
+
+def style_of(session: Session, layer: Layer) -> OptimizedImages:
+    """Return the style to show: the requested one, the first planned one, or the first available.
+
+    Raise `UsageError` if there is none, or if several are requested.
+    """
+    plan, file = session.plan, OptimizedFile(session.run.optimized(layer.alias))
+    if len(plan.montage.style) > 1:
+        raise UsageError("this kind of figure shows one style; give one --style")
+    asked = plan.montage.style[0] if plan.montage.style else None
+    style = _one_of("style", asked, list(file.styles()), plan.optimize.style, layer)
+    return OptimizedImages(session, layer, style)
+
+
+def styles_of(session: Session, layer: Layer) -> list[OptimizedImages]:
+    """Return the styles to show side by side: the requested ones, or the paper's four, or all."""
+    file = OptimizedFile(session.run.optimized(layer.alias))
+    held = list(file.styles())
+    paper = [name for name in TABLE_1 if name in held]
+    names = session.plan.montage.style or paper or held
+    for name in names:
+        _one_of("style", name, held, (), layer)
+    if not held:
+        _one_of("style", None, held, (), layer)
+    return [OptimizedImages(session, layer, name) for name in names]
+
+
+TABLE_1 = ("1", "2", "3", "4")
+
+
+@dataclass(frozen=True)
+class TopImages:
+    """A layer's projections by one method, with their image patches."""
+
+    session: Session
+    layer: Layer
+    method: str
+
+    @property
+    def file(self) -> ProjectedFile:
+        return ProjectedFile(self.session.run.projected(self.layer.alias))
+
+    @cached_property
+    def top(self) -> LayerTopK:
+        return TopKFile(self.session.run.topk).layer(self.layer.alias)
+
+    @cached_property
+    def held(self) -> Held:
+        return np.flatnonzero(self.file.done(self.method))
+
+    @cached_property
+    def size(self) -> Size:
+        """The height and width of a projection: a receptive field, or the whole input."""
+        return self.file.canvas(self.method)
+
+    @property
+    def shown(self) -> int:
+        return min(SHOWN, int(self.top.places.image.shape[1]))
+
+    @property
+    def record(self) -> Record:
+        sources = [file_digest(path) for path in (self.session.run.topk, self.file.path)]
+        return {"method": self.method, "sources": sources, "classes": self._classes_key}
+
+    @property
+    def _classes_key(self) -> str | None:
+        names = self.session.plan.figure.classes
+        return file_digest(Path(names)) if names and Path(names).is_file() else None
+
+    def label(self, unit: int) -> str:
+        return unit_label(self.session, self.layer, unit)
+
+    def dead(self, unit: int) -> bool:
+        """Return whether the unit has no place at all."""
+        return bool((self.top.places.image[unit] < 0).all())
+
+    def projections(self, units: Sequence[int]) -> Floats:
+        """Return each unit's strongest projections: (n, shown, h, w, 3)."""
+        found = np.empty((len(units), self.shown, *self.size, 3), np.float32)
+        for i, unit in enumerate(units):
+            values, scale = self.file.read(self.method, unit)
+            factor = np.nan_to_num(scale[: self.shown])[:, None, None, None]
+            found[i] = values[: self.shown].astype(np.float32) * factor
+        return found
+
+    def patches(self, unit: int) -> Pixels:
+        """Return the image patches of the strongest places, (shown, h, w, 3); white for none."""
+        found = np.full((self.shown, *self.size, 3), 255, np.uint8)
+        for rank in range(self.shown):
+            image = int(self.top.places.image[unit, rank])
+            if image >= 0:
+                found[rank] = crop(self._read(image), self._box(unit, rank))
+        return found
+
+    def _box(self, unit: int, rank: int) -> Box:
+        box = box_of(self.top.box[unit, rank])
+        return box if box.size == self.size else Box.whole(self.size)
+
+    @cached_property
+    def _read(self) -> Callable[[int], Pixels]:
+        return image_reader(self.session)
+
+    def names(self, unit: int) -> tuple[str, ...]:
+        """Return the class of each image, empty if it has none."""
+        images, names = self._images, self._class_names
+        labels = [
+            int(images.label[i]) if i >= 0 else -1
+            for i in self.top.places.image[unit, : self.shown].tolist()
+        ]
+        return tuple(names[label] if label >= 0 else "" for label in labels)
+
+    @cached_property
+    def _images(self) -> Images:
+        return TopKFile(self.session.run.topk).images()
+
+    @cached_property
+    def _class_names(self) -> list[str]:
+        plan, network = self.session.plan.figure, self.session.network
+        return class_names(self._images, network.classes, plan.classes)
+
+
+def projected_of(session: Session, layer: Layer) -> TopImages:
+    """Return the method to show: the requested one, the first planned one, or the first available.
+
+    Raise `UsageError` if there is none, or if it was made from another topk.h5.
+    """
+    plan, file = session.plan, ProjectedFile(session.run.projected(layer.alias))
+    held = file.methods()
+    planned = [group_of(method, plan.project) for method in plan.project.method]
+    method = _one_of("method", plan.montage.method, list(held), planned, layer)
+    if held[method]["topk"] != file_digest(session.run.topk):
+        raise UsageError(
+            f"{file.path} was projected from another topk.h5; delete it and run project again"
+        )
+    return TopImages(session, layer, method)
+
+
+def crop(image: Pixels, box: Box) -> Pixels:
+    """Return a window of an image, (h, w, 3); grey outside the image."""
+    patch = np.full((*box.size, 3), GREY, np.uint8)
+    inside = box.clip((image.shape[0], image.shape[1]))
+    top, left = inside.top - box.top, inside.left - box.left
+    height, width = inside.size
+    patch[top : top + height, left : left + width] = image[
+        inside.top : inside.bottom, inside.left : inside.right
+    ]
+    return patch
+
+
+def _one_of(
+    kind: str, asked: str | None, held: list[str], planned: Sequence[str], layer: Layer
+) -> str:
+    """Return the style or method to show: requested, first planned, or first available."""
+    stage = {"style": "optimize", "method": "project"}[kind]
+    if not held:
+        raise UsageError(f"{layer.alias}: nothing to show yet; run cnnvis {stage} first")
+    if asked is None:
+        return next((name for name in planned if name in held), held[0])
+    if asked not in held:
+        raise unknown(kind, asked, held, place=layer.alias)
+    return asked

@@ -1,0 +1,56 @@
+"""`cnnvis montage`: figures from the results in the run directory."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.montages import KINDS, Kind, Pages
+from cnnvis_cli.stages.figures.render import draw_figures, files
+
+
+def check_kinds(plan: Plan) -> None:
+    """Raise `UsageError` for an unknown kind of figure."""
+    for kind in plan.montage.kind:
+        KINDS[kind]
+
+
+def montage(session: Session) -> None:
+    """Draw every chosen kind of figure for every chosen layer; by default all with results.
+
+    Raise `UsageError` for a requested layer without results, or if there are none at all.
+    """
+    asked = session.plan.montage.kind
+    usual = [name for name, kind in KINDS.items() if not kind.asked]
+    pages = [page for name in asked or usual for page in _pages(session, KINDS[name])]
+    if not pages:
+        raise UsageError(
+            f"{session.run.path} holds nothing to show yet; run cnnvis optimize or project first"
+        )
+    for path in draw_figures(session, [figure for figures in pages for figure in figures]):
+        session.report.result(str(path))
+    for figures in pages:
+        _drop_other_pages(session, figures)
+
+
+def _pages(session: Session, kind: Kind) -> list[Pages]:
+    """Return the pages of a kind's figures, for the requested layers or those with a file."""
+    asked = bool(session.plan.layer and session.plan.montage.kind)
+    layers = [
+        layer
+        for layer in session.layers
+        if asked or any(file(session.run, layer.alias).is_file() for file in kind.files)
+    ]
+    return kind.make(session, layers) if layers else []
+
+
+def _drop_other_pages(session: Session, figures: Pages) -> None:
+    """Remove the pages of a larger selection than this one."""
+    for path in files(session, figures[0]):
+        for number in count(len(figures) + 1):
+            stale = path.with_name(f"{path.stem}_page{number}{path.suffix}")
+            if not stale.exists():
+                break
+            stale.unlink()

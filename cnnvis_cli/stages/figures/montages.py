@@ -1,0 +1,484 @@
+"""The kinds of figure that `cnnvis montage` draws, one decorated function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cnnvis_cli.figure.canvas import Canvas, reduced, scaled
+from cnnvis_cli.figure.lines import Plot, plots, plots_on_a_page
+from cnnvis_cli.figure.sheets import (
+    Caption,
+    Cell,
+    Pane,
+    Pixels,
+    Row,
+    fitting,
+    per_page,
+    rows_of_cells,
+    sheet,
+    single,
+    toolbox_montage,
+)
+from cnnvis_cli.figure.tone import RULES, Floats, largest, toned, toned_together
+from cnnvis_cli.nouns import Layer, Size, Unit
+from cnnvis_cli.registry import Registry
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.data import (
+    OptimizedImages,
+    TopImages,
+    columns_of,
+    projected_of,
+    style_of,
+    styles_of,
+    unit_label,
+)
+from cnnvis_cli.stages.figures.render import Figure
+from cnnvis_cli.stages.figures.selection import Held, choose, sample
+from cnnvis_cli.store.run import Record, Run
+
+Pages = list[Figure]  # pages of one figure, the first without a number
+Units = Sequence[int]
+Make = Callable[[Session, Sequence[Layer]], list[Pages]]
+File = Callable[[Run, str], Path]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: the files that a layer needs, and a function from layers to figures."""
+
+    files: tuple[File, ...]
+    make: Make
+    asked: bool  # drawn only on request
+
+
+KINDS: Registry[Kind] = Registry("kind of montage")
+ALL = "all"  # the file of a figure of several layers
+SQUARE = 9  # pictures of a 3x3 block
+
+
+def kind(name: str, *files: File, asked: bool = True) -> Callable[[Make], Make]:
+    """Register a function from layers to figures as a kind of montage."""
+
+    def keep(make: Make) -> Make:
+        KINDS.register(name)(Kind(files, make, asked))
+        return make
+
+    return keep
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure of many units of one layer, on as many pages as needed."""
+
+    kind: str
+    layer: Layer
+    units: Units
+    note: str
+    record: Record
+    page: Callable[[Units, Caption], Canvas]
+    room: int  # units per page
+
+    def pages(self, session: Session) -> Pages:
+        pages = -(-len(self.units) // self.room)
+        size = -(-len(self.units) // max(1, pages))  # equal pages, so that they are done together
+        chunks = [self.units[i : i + size] for i in range(0, len(self.units), size or 1)]
+        return [self._page(session, n, chunk) for n, chunk in enumerate(chunks, 1)]
+
+    def _page(self, session: Session, number: int, units: Units) -> Figure:
+        name = self.layer.alias + (f"_page{number}" if number > 1 else "")
+        caption = Caption(_title(session, self.layer, units), self.note)
+        record = {"layer": self.layer.alias, "units": list(units), **self.record}
+        return Figure(self.kind, name, caption.title, record, partial(self.page, units, caption))
+
+
+def _title(session: Session, layer: Layer, units: Units) -> str:
+    """Return the network, layer and units of a sheet."""
+    name = f"{session.network.name} {layer.alias}"
+    if layer.module != layer.alias:
+        name += f" ({layer.module})"
+    return f"{name} · {_units_text(units, layer.channels)}"
+
+
+def _units_text(units: Units, channels: int) -> str:
+    if len(units) == channels:
+        return f"all {channels} units"
+    if len(units) == 1:
+        return f"unit {units[0]} of {channels}"
+    if list(units) == list(range(units[0], units[-1] + 1)):
+        return f"units {units[0]} to {units[-1]} of {channels}"
+    return f"{len(units)} of {channels} units"
+
+
+def _pixels(size: Size, scale: float) -> str:
+    """Return a tile's true size, and the factor by which it is drawn."""
+    drawn = "" if scale == 1 else f", drawn {scale:g} times as large"
+    return f"{size[0]}x{size[1]} pixels{drawn}"
+
+
+def _tone(session: Session, values: Floats) -> Pixels:
+    """Return optimized images (n, r, h, w, 3) toned by the plan's rule."""
+    return toned(values, session.plan.figure.tone, session.network.preprocessing.mean)
+
+
+@kind("optimized", Run.optimized, asked=False)
+def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return one tile per channel at its true size: Yosinski et al. 2015, Fig. S1."""
+    return [_optimized(session, style_of(session, layer)).pages(session) for layer in layers]
+
+
+def _optimized(session: Session, images: OptimizedImages) -> Sheet:
+    plan = session.plan.figure
+    note = (
+        f"{images.what}, style {images.style}, {_pixels(images.size, plan.scale)}. "
+        f"Tone: {RULES[plan.tone]}. Crossed out: no gradient reached the image."
+    )
+
+    def page(units: Units, caption: Caption) -> Canvas:
+        shown = zip(units, _best_tiles(session, images, units), images.dead(units), strict=True)
+        cells = [Cell.of(images.label(unit), tile, bool(dead)) for unit, tile, dead in shown]
+        return sheet(cells, caption, max(1, plan.scale))
+
+    height, width = (scaled(side, plan.scale) for side in images.size)
+    units, room = choose(session, images.layer, images.held), per_page((height, width))
+    return Sheet("optimized", images.layer, units, note, images.record, page, room)
+
+
+FEW = 32  # units that are read at once
+
+
+def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iterator[Pixels]:
+    """Yield the best run of each unit, toned, and reduced if the plan's scale is below 1."""
+    plan, mean = session.plan.figure, session.network.preprocessing.mean
+    some = [units[i : i + FEW] for i in range(0, len(units), FEW)]
+    top = max(largest(images.best(few)) for few in some) if plan.tone == "sheet" else None
+    for few in some:
+        for tile in toned(images.best(few), plan.tone, mean, top)[:, 0]:
+            yield reduced(tile, min(1, plan.scale))
+
+
+@kind("top", Run.projected, asked=False)
+def top(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return 3x3 projections beside the 3x3 image patches: Zeiler & Fergus 2013, Fig. 2."""
+    sources = [projected_of(session, layer) for layer in layers]
+    if session.plan.montage.together:
+        return [_top_together(session, sources)]
+    return [_top(session, images).pages(session) for images in sources]
+
+
+def _top(session: Session, images: TopImages) -> Sheet:
+    plan = session.plan.figure
+    note = (
+        f"The {images.shown} strongest places: {images.method} projections (left), image patches "
+        f"(right), {_pixels(images.size, plan.scale)}. Tone of projections: {RULES[plan.tone]}; "
+        "patches as photographed, grey outside the image."
+    )
+
+    def page(units: Units, caption: Caption) -> Canvas:
+        projections = toned(images.projections(units), plan.tone)
+        return sheet(_top_cells(images, units, projections), caption, plan.scale)
+
+    room = per_page(_blank_top(images).size(plan.scale))
+    units = choose(session, images.layer, images.held)
+    return Sheet("top", images.layer, units, note, images.record, page, room)
+
+
+def _top_cells(images: TopImages, units: Units, projections: Pixels) -> list[Cell]:
+    return [
+        _top_cell(images.label(unit), tiles, images.patches(unit), images.names(unit))
+        if not images.dead(unit)
+        else Cell(images.label(unit), _blank_top(images).panes, dead=True)
+        for unit, tiles in zip(units, projections, strict=True)
+    ]
+
+
+def _top_cell(label: str, projections: Pixels, patches: Pixels, names: tuple[str, ...]) -> Cell:
+    columns, room = columns_of(len(patches)), ("",) * len(names)  # rows stay level
+    return Cell(label, (Pane(projections, columns, room), Pane(patches, columns, names)))
+
+
+def _blank_top(images: TopImages) -> Cell:
+    """Return a cell of a unit without places; also used to measure."""
+    white = np.full((images.shown, *images.size, 3), 255, np.uint8)
+    return _top_cell("", white, white, images.names(0))
+
+
+def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
+    """Return a few units of each layer in one figure, as in print."""
+    tone = session.plan.figure.tone
+    chosen = [_few(session, each.layer, each.held, _blank_top(each)) for each in sources]
+    note = (
+        f"The strongest places of some units of each layer: {sources[0].method} projections "
+        f"(left) beside image patches (right), all at one scale. Tone of projections: "
+        f"{RULES[tone]}; patches as photographed, grey outside the image."
+    )
+
+    def rows() -> list[Row]:
+        pairs = list(zip(sources, chosen, strict=True))
+        shown = toned_together([images.projections(units) for images, units in pairs], tone)
+        return [
+            Row(images.layer.alias, tuple(_top_cells(images, units, tiles)))
+            for (images, units), tiles in zip(pairs, shown, strict=True)
+        ]
+
+    records = [_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)]
+    return [_of_layers("top", session, note, records, rows)]
+
+
+@kind("layers", Run.optimized)
+def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return all layers at true size, the last on top, four runs per channel: Yosinski, Fig. 5."""
+    sources = [style_of(session, layer) for layer in reversed(layers)]
+    chosen = [_few(session, each.layer, each.held, _blank_runs(each)) for each in sources]
+    note = (
+        f"{sources[0].what}, style {sources[0].style}, up to {RUNS} runs per unit. All layers "
+        "are at one scale, so sizes are those of the features. "
+        f"Tone: {RULES[session.plan.figure.tone]}."
+    )
+
+    def rows() -> list[Row]:
+        tone, mean = session.plan.figure.tone, session.network.preprocessing.mean
+        values = [images.runs(units, RUNS) for images, units in _pairs(sources, chosen)]
+        return [
+            Row(images.layer.alias, tuple(map(_runs_cell, map(images.label, units), tiles)))
+            for (images, units), tiles in zip(
+                _pairs(sources, chosen), toned_together(values, tone, mean), strict=True
+            )
+        ]
+
+    records = [_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)]
+    return [[_of_layers("layers", session, note, records, rows)]]
+
+
+RUNS = 4
+
+
+def _pairs(sources: Sequence[Any], chosen: Sequence[Units]) -> list[tuple[Any, Units]]:
+    return list(zip(sources, chosen, strict=True))
+
+
+def _record(layer: Layer, units: Units, record: Record) -> Record:
+    return {"layer": layer.alias, "units": list(units), **record}
+
+
+def _runs_cell(label: str, tiles: Pixels) -> Cell:
+    """Return a unit's runs as a square."""
+    return Cell(label, (Pane(tiles, columns_of(len(tiles))),))
+
+
+def _blank_runs(images: OptimizedImages) -> Cell:
+    count = min(images.count, RUNS)
+    return _runs_cell("", np.zeros((count, *images.size, 3), np.uint8))
+
+
+def _of_layers(
+    name: str,
+    session: Session,
+    note: str,
+    records: list[Record],
+    rows: Callable[[], list[Row]],
+) -> Figure:
+    """Return one figure with a row of units for each layer."""
+    names = ", ".join(record["layer"] for record in records)
+    caption = Caption(f"{session.network.name} · {names}", note)
+
+    def draw() -> Canvas:
+        return rows_of_cells(rows(), caption, session.plan.figure.scale)
+
+    return Figure(name, ALL, caption.title, {"layers": records}, draw)
+
+
+LINE = 1900  # width in pixels of a row of units; or
+LEAST = 4  # units
+
+
+def _few(session: Session, layer: Layer, held: Held, like: Cell) -> Units:
+    """Return as many units as fit in a row: the first of those requested, or a random sample."""
+    room = max(LEAST, fitting(like, LINE, session.plan.figure.scale))
+    units, plan = choose(session, layer, held), session.plan.montage
+    if session.plan.units or plan.random or plan.best or plan.sort:
+        return units[:room]
+    return sample(session, layer, units, room)
+
+
+class Cells(NamedTuple):
+    """The cells of a figure of one unit: a function from unit to cell, and what it shows."""
+
+    layer: Layer
+    held: Held
+    make: Callable[[int], Cell]
+    record: Record
+
+
+def _unit_figures(name: str, note: str, session: Session, cells: Cells) -> list[Pages]:
+    """Return a figure per unit, or a sheet of all of them."""
+    plan, layer = session.plan.figure, cells.layer
+    units = choose(session, layer, cells.held)
+    note = f"{note} Tone: {RULES[plan.tone]}."
+    if not session.plan.montage.together:
+        return [[_unit_figure(name, note, session, cells, unit)] for unit in units]
+
+    def page(units: Units, caption: Caption) -> Canvas:
+        return sheet([cells.make(unit) for unit in units], caption, plan.scale)
+
+    room = per_page(cells.make(units[0]).size(plan.scale))
+    return [Sheet(name, layer, units, note, cells.record, page, room).pages(session)]
+
+
+def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int) -> Figure:
+    alias = cells.layer.alias
+    _, _, called = unit_label(session, cells.layer, unit).partition(" ")
+    title = f"{session.network.name} {Unit(alias, unit)}" + (f" · {called}" if called else "")
+
+    def draw() -> Canvas:
+        return single(cells.make(unit), Caption(title, note), session.plan.figure.scale)
+
+    record = _record(cells.layer, [unit], cells.record)
+    return Figure(name, f"{alias}_{unit:04d}", title, record, draw)
+
+
+@kind("styles", Run.optimized)
+def styles(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return four blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
+    note = "Preferred images: one block per style, up to nine runs in each, the strongest first."
+    cells = [_style_cells(session, layer) for layer in layers]
+    return [p for each in cells for p in _unit_figures("styles", note, session, each)]
+
+
+def _style_cells(session: Session, layer: Layer) -> Cells:
+    sources = styles_of(session, layer)
+    held = sources[0].held
+    for images in sources[1:]:
+        held = np.intersect1d(held, images.held)
+
+    def make(unit: int) -> Cell:
+        shown = [_tone(session, images.runs([unit], SQUARE))[0] for images in sources]
+        panes = tuple(
+            Pane(tiles, columns_of(len(tiles)), title=f"style {images.style}")
+            for images, tiles in zip(sources, shown, strict=True)
+        )
+        return Cell(sources[0].label(unit), panes, across=columns_of(len(panes)))
+
+    return Cells(layer, held, make, {"styles": [images.record for images in sources]})
+
+
+@kind("unit", Run.projected)
+def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
+    note = "Preferred images, the strongest image patches, and what in them caused it."
+    cells = [_unit_cells(session, layer) for layer in layers]
+    return [p for each in cells for p in _unit_figures("unit", note, session, each)]
+
+
+def _unit_cells(session: Session, layer: Layer) -> Cells:
+    preferred, strongest = style_of(session, layer), projected_of(session, layer)
+
+    def make(unit: int) -> Cell:
+        runs = _tone(session, preferred.runs([unit], SQUARE))[0]
+        patches = strongest.patches(unit)
+        projections = toned(strongest.projections([unit]), session.plan.figure.tone)[0]
+        columns, names = columns_of(len(patches)), strongest.names(unit)
+        room = ("",) * SQUARE if any(names) else ()  # so that the panes' rows stay level
+        panes = (
+            Pane(runs, columns_of(len(runs)), room, f"preferred, style {preferred.style}"),
+            Pane(patches, columns, names, "strongest in images"),
+            Pane(projections, columns, room, f"{strongest.method} projections"),
+        )
+        return Cell(preferred.label(unit), panes, strongest.dead(unit))
+
+    held = np.intersect1d(preferred.held, strongest.held)
+    record = {"optimized": preferred.record, "projected": strongest.record}
+    return Cells(layer, held, make, record)
+
+
+@kind("toolbox", Run.optimized, Run.projected)
+def toolbox(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return the three JPEGs per unit that the deep-visualization-toolbox's viewer loads.
+
+    Set its ``caffevis_unit_jpg_dir`` to ``figures/toolbox``; see its
+    caffevis/jpg_vis_loading_thread.py.
+    """
+    found: list[Pages] = []
+    for layer in layers:
+        if session.run.optimized(layer.alias).is_file():
+            found += [[each] for each in _toolbox_optimized(session, layer)]
+        if session.run.projected(layer.alias).is_file():
+            found += [[each] for each in _toolbox_top(session, layer)]
+    return found
+
+
+def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:
+    """Return blocks of 3x3 runs, styles 1 and 2 above 3 and 4; the viewer shows the third."""
+    cells = _style_cells(session, layer)
+    names = [record["style"] for record in cells.record["styles"]]
+
+    def draw(unit: int) -> Canvas:
+        panes = [pane.tiles for pane in cells.make(unit).panes]
+        return toolbox_montage(dict(zip(names, panes, strict=True)))
+
+    return [
+        _jpeg(session, "regularized_opt", "_montage", cells, unit, partial(draw, unit))
+        for unit in choose(session, layer, cells.held)
+    ]
+
+
+def _toolbox_top(session: Session, layer: Layer) -> list[Figure]:
+    """Return the strongest patches and their projections, 3x3 each."""
+    images, tone = projected_of(session, layer), session.plan.figure.tone
+    units = choose(session, layer, images.held)
+    cells = Cells(layer, images.held, lambda unit: _blank_top(images), images.record)
+
+    def patches(unit: int) -> Canvas:
+        return Pane(images.patches(unit)).canvas()
+
+    def projections(unit: int) -> Canvas:
+        return Pane(toned(images.projections([unit]), tone)[0]).canvas()
+
+    kinds = {"max_im": patches, "max_deconv": projections}
+    return [
+        _jpeg(session, name, "", cells, unit, partial(draw, unit))
+        for unit in units
+        for name, draw in kinds.items()
+    ]
+
+
+def _jpeg(
+    session: Session, what: str, suffix: str, cells: Cells, unit: int, draw: Callable[[], Canvas]
+) -> Figure:
+    alias = cells.layer.alias
+    name = f"{what}/{alias}/{alias}_{unit:04d}{suffix}"
+    title = f"{session.network.name} {Unit(alias, unit)}"
+    record = _record(cells.layer, [unit], cells.record)
+    return Figure("toolbox", name, title, record, draw, ("jpg",))
+
+
+@kind("history", Run.optimized)
+def history(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return the activation at each step of every run, one line plot per unit."""
+    return [_history(session, style_of(session, layer)).pages(session) for layer in layers]
+
+
+def _history(session: Session, images: OptimizedImages) -> Sheet:
+    scale = session.plan.figure.scale
+    note = (
+        f"Activation at each step of the ascent, style {images.style}, one line per run; the dot "
+        "is the best image, which is kept."
+    )
+
+    def page(units: Units, caption: Caption) -> Canvas:
+        values, best = images.read("history", units), images.read("best_step", units)
+        steps = np.arange(values.shape[2]) * images.every
+        panels = [
+            Plot(images.label(unit), steps, *columns)
+            for unit, *columns in zip(units, values, best, strict=True)
+        ]
+        return plots(panels, caption, scale)
+
+    units = choose(session, images.layer, images.held)
+    room = plots_on_a_page(scale)
+    return Sheet("history", images.layer, units, note, images.record, page, room)

@@ -1,0 +1,119 @@
+"""Figures as files: each is drawn once, and records what it shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cnnvis_cli.digests import digest
+from cnnvis_cli.engine import Finished, Lane, Tell, available_memory, cores, spread
+from cnnvis_cli.figure.canvas import Canvas, read_record
+from cnnvis_cli.figure.tone import RULES
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.run import Record
+
+PAGE_MEMORY = 1 << 29  # bytes for drawing one page
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A future picture: its place under ``figures/``, what it shows, and how it is drawn."""
+
+    kind: str
+    name: str  # of the file, without its suffix
+    title: str
+    record: Record  # what decides its content, besides the plan's figure settings
+    draw: Callable[[], Canvas]
+    formats: tuple[str, ...] = ("png",)
+
+
+def draw_figure(session: Session, figure: Figure) -> list[Path]:
+    """Draw a figure's missing files, the PNG first."""
+    record = _record(session, figure)
+    key = digest(record)
+    paths = files(session, figure)
+    missing = [path for path in paths if recorded_key(path) != key]
+    if missing:
+        canvas = figure.draw()
+        text = {"Title": figure.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
+        for path in missing:
+            content = _content(canvas, path.suffix, text | {"cnnvis-key": key}, session)
+            publish(path, content)
+    return paths
+
+
+def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
+    """Draw the missing figures, several at a time; return all files, in order."""
+    todo = [f for f in figures if not is_there(session, f)]
+    meter = session.report.meter("drawing", len(todo), "figures")
+
+    def work(_: Lane, numbers: Iterator[int], tell: Tell) -> None:
+        for number in numbers:
+            draw_figure(session, todo[number])
+            tell(Finished(number))
+
+    def hear(message: object) -> None:
+        session.report.breathe()
+        if isinstance(message, Finished):
+            meter.add(1)
+
+    if todo:
+        spread(work, _lanes(session, len(todo)), range(len(todo)), hear)
+        meter.end()
+    for figure in figures:
+        yield from files(session, figure)
+
+
+def files(session: Session, figure: Figure) -> list[Path]:
+    """Return the files of a figure: the PNG, and on request the PDF."""
+    also = ("pdf",) if session.plan.figure.pdf and "png" in figure.formats else ()
+    name = session.run.figure(figure.kind, figure.name)
+    return [name.with_name(f"{name.name}.{suffix}") for suffix in (*figure.formats, *also)]
+
+
+def _lanes(session: Session, count: int) -> list[Lane]:
+    """Return the number of drawing processes, limited by cores, figures, memory and workers."""
+    workers = session.plan.workers
+    most = min(cores() if workers is None else max(workers, 1), count)
+    room = max(1, available_memory() // PAGE_MEMORY)
+    return [Lane(torch.device("cpu"), 1, 0)] * min(most, room)
+
+
+def is_there(session: Session, figure: Figure) -> bool:
+    key = digest(_record(session, figure))
+    return all(recorded_key(path) == key for path in files(session, figure))
+
+
+def _record(session: Session, figure: Figure) -> Record:
+    plan = session.plan.figure
+    return {
+        "kind": figure.kind,
+        "model": session.network.name,
+        "tone": RULES[plan.tone],
+        "scale": plan.scale,
+        "dpi": plan.dpi,
+        **figure.record,
+    }
+
+
+def _content(canvas: Canvas, suffix: str, text: dict[str, str], session: Session) -> bytes:
+    dpi = session.plan.figure.dpi
+    if suffix == ".pdf":
+        from cnnvis_cli.figure.pdf import pdf
+
+        return pdf(canvas, text, dpi)
+    return canvas.jpeg(text) if suffix == ".jpg" else canvas.png(text, dpi)
+
+
+def recorded_key(path: Path) -> str | None:
+    """Return the key in a figure's file; None if it is absent or damaged."""
+    if path.suffix == ".pdf":
+        from cnnvis_cli.figure.pdf import read_key
+
+        return read_key(path)
+    return read_record(path).get("cnnvis-key")

@@ -1,0 +1,61 @@
+"""The units that a figure shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.ascent.starts import seed_of
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.nouns import Layer, Unit
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.store.files import TopKFile
+
+Units = tuple[int, ...]
+Held = NDArray[np.integer[Any]]
+
+
+def choose(session: Session, layer: Layer, held: Held) -> Units:
+    """Return the plan's units, of those with results.
+
+    These are ``--units`` (or all), reduced to a ``--random`` sample, in the order of ``--sort``,
+    the first ``--best`` of them. Raise `UsageError` if ``--units`` names one that is not done, or
+    nothing is left.
+    """
+    plan = session.plan.montage
+    units = session.units(layer) if session.plan.units else tuple(held.tolist())
+    missing = sorted(set(units) - set(held.tolist()))
+    if missing or not units:
+        first = f", the first {missing[0]}," if missing else ""
+        raise UsageError(
+            f"{layer.alias}: {len(missing) or 'all'} of the chosen units{first} are not done; run "
+            "cnnvis optimize or project for them, or choose others with --units"
+        )
+    if plan.random:
+        units = sample(session, layer, units, plan.random)
+    if plan.sort or plan.best:
+        units = _sorted(session, layer, units)
+    return units[: plan.best]
+
+
+def sample(session: Session, layer: Layer, units: Sequence[int], count: int) -> Units:
+    """Return a random sample of the units, in their order, from the seed and the layer."""
+    if count >= len(units):
+        return tuple(units)
+    draw = np.random.default_rng(seed_of(session.plan.seed, Unit(layer.alias, 0), count))
+    return tuple(units[i] for i in sorted(draw.choice(len(units), count, replace=False).tolist()))
+
+
+def _sorted(session: Session, layer: Layer, units: Sequence[int]) -> Units:
+    """Return the units, highest first by a statistic of topk.h5; unknown ones by number."""
+    by = session.plan.montage.sort or "max"
+    if not session.run.topk.is_file():
+        raise UsageError(
+            f"--sort and --best need {session.run.topk}, which is not there; run cnnvis topk"
+        )
+    known = TopKFile(session.run.topk).layer(layer.alias).stats[by]
+    rank = np.where(np.isfinite(known), known, -np.inf)
+    return tuple(sorted(units, key=lambda unit: (-float(rank[unit]), unit)))

@@ -1,0 +1,351 @@
+"""A gallery's content for one layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.ascent.climb import Outcome
+from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.digests import digest, file_digest
+from cnnvis_cli.figure import sprites
+from cnnvis_cli.histogram import LEVELS
+from cnnvis_cli.nouns import Layer, Size
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.data import SHOWN, OptimizedImages, TopImages, unit_label
+from cnnvis_cli.stages.gallery.facts import bars, class_counts, digits, neighbours, plain
+from cnnvis_cli.stages.gallery.panes import (
+    Pane,
+    Photographs,
+    Units,
+    best_first,
+    methods_held,
+    optimized_pane,
+    patches_pane,
+    projections_pane,
+    styles_held,
+    top_of,
+)
+from cnnvis_cli.store.files import Images, LayerTopK, TopKFile
+from cnnvis_cli.store.run import Record
+
+THUMB, SMALL = 112, 80  # side in pixels of a picture in the grid, in the strip
+SHARP = 32  # side in pixels up to which those are lossless
+STRIP = 14  # units in a layer's strip
+ROOM = 2_000_000  # pixels of a unit's pictures: well below a megabyte, even if noisy
+CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
+SHARES = (0.5, 0.99)  # quantiles that are shown
+# What the files depend on besides their sources; the first number counts their versions.
+FORM = (1, THUMB, SMALL, SHARP, STRIP, ROOM, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+
+
+def gallery_folder(session: Session) -> Path:
+    return session.run.path / "gallery"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The known facts on the images of topk."""
+
+    images: Images
+    classes: list[str]  # names by label
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def labels(self, indices: Sequence[int]) -> list[int]:
+        """Return the class of each image, -1 without a class or an image."""
+        return [int(self.images.label[i]) if i >= 0 else -1 for i in indices]
+
+
+class Face(NamedTuple):
+    """How a unit is shown in the grid: by the first picture of a pane."""
+
+    pane: Pane
+    size: Size
+    suffix: str
+
+    @classmethod
+    def of(cls, pane: Pane, most: int) -> Face:
+        size = sprites.within(pane.size, most)
+        return cls(pane, size, sprites.suffix([size], SHARP))
+
+    @property
+    def record(self) -> Record:
+        return {
+            "kind": self.pane.kind,
+            "name": self.pane.name,
+            "suffix": self.suffix,
+            "tile": self.size,
+            "cell": sprites.cell(self.size),
+        }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A layer as shown in the gallery, with the patches of `photographs` or without."""
+
+    session: Session
+    layer: Layer
+    dataset: Dataset | None  # None if the run has no topk.h5
+    photographs: Photographs | None
+
+    @property
+    def folder(self) -> Path:
+        return gallery_folder(self.session) / self.layer.alias
+
+    @cached_property
+    def top(self) -> LayerTopK | None:
+        return top_of(self.session, self.layer)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Histograms of the channels' activations: (C, bins)."""
+        return TopKFile(self.session.run.topk).histogram(self.layer.alias)
+
+    @cached_property
+    def styles(self) -> list[OptimizedImages]:
+        return styles_held(self.session, self.layer)
+
+    @cached_property
+    def methods(self) -> list[TopImages]:
+        return list(methods_held(self.session, self.layer)) if self.top else []
+
+    @cached_property
+    def panes(self) -> list[Pane]:
+        panes = [optimized_pane(images) for images in self.styles]
+        if self.top and self.photographs:
+            panes.append(patches_pane(self.layer, self.top, self.photographs))
+        return panes + [projections_pane(images) for images in self.methods]
+
+    @cached_property
+    def units(self) -> list[int]:
+        """The channels of topk, or those with a picture; limited to the requested ones."""
+        every = range(self.layer.channels) if self.top else ()
+        found = set(every).union(*(pane.held.tolist() for pane in self.panes))
+        return sorted(found & set(self.session.units(self.layer)))
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The names of the units besides their numbers: classes, for the last layer."""
+        texts = [unit_label(self.session, self.layer, unit) for unit in self.units]
+        return [text.partition(" ")[2] for text in texts]
+
+    @cached_property
+    def faces(self) -> list[Face]:
+        return [Face.of(pane, THUMB) for pane in self.panes]
+
+    @property
+    def usual(self) -> int:
+        """The number of the pane with most units, the first of equals."""
+        counts = [np.isin(self.units, pane.held).sum() for pane in self.panes]
+        return int(np.argmax(counts)) if counts else 0
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """The stored size of each pane's pictures: their own, as far as there is room."""
+        pixels = sum(pane.count * math.prod(pane.size) for pane in self.panes)
+        share = min(1, math.sqrt(ROOM / pixels)) if pixels else 1
+        return [sprites.within(pane.size, share * max(pane.size)) for pane in self.panes]
+
+    @property
+    def suffix(self) -> str:
+        return sprites.suffix(self.sizes)
+
+    @cached_property
+    def key(self) -> str:
+        """The digest of everything that the layer's files depend on."""
+        run, alias = self.session.run, self.layer.alias
+        sources = (run.topk, run.optimized(alias), run.projected(alias))
+        return digest(
+            {
+                "form": FORM,
+                "layer": [alias, self.layer.module],
+                "units": self.units,
+                "labels": self.labels,
+                "classes": self.dataset.classes if self.dataset else [],
+                "tone": self.session.plan.figure.tone,
+                "panes": [[p.kind, p.name, p.size, p.count] for p in self.panes],
+                "sources": [file_digest(path) for path in sources if path.is_file()],
+            }
+        )
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self.units) // CHUNK)
+
+    def chunk(self, number: int) -> list[int]:
+        return self.units[number * CHUNK : (number + 1) * CHUNK]
+
+    def sheet(self, pictures: Sequence[Pixels]) -> bytes:
+        """Return the file of a unit: one row of pictures (count, h, w, 3) per pane."""
+        rows = [
+            sprites.mosaic(tiles, size, len(tiles))
+            for tiles, size in zip(pictures, self.sizes, strict=True)
+        ]
+        return sprites.encoded(sprites.stacked(rows), self.suffix)
+
+    @property
+    def plan(self) -> Record:
+        """The places of pictures in the file of a unit."""
+        panes, below, width = [], 0, 0
+        for pane, size in zip(self.panes, self.sizes, strict=True):
+            cell = sprites.cell(size)
+            panes.append(
+                {
+                    "kind": pane.kind,
+                    "name": pane.name,
+                    "top": below,
+                    "tile": size,
+                    "cell": cell,
+                    "size": pane.size,
+                    "count": pane.count,
+                }
+            )
+            below, width = below + cell[0], max(width, pane.count * cell[1])
+        return {"suffix": self.suffix, "size": (below, width), "panes": panes}
+
+    def best(self) -> tuple[Face | None, list[int]]:
+        """Return how the strip shows which units: the most selective ones with a picture."""
+        if not self.panes or not self.units:
+            return None, []
+        pane = self.panes[self.usual]
+        held, rank = set(pane.held.tolist()), self._rank()
+        units = sorted(held & set(self.units), key=lambda unit: (-rank[unit], unit))
+        return Face.of(pane, SMALL), units[:STRIP]
+
+    def _rank(self) -> NDArray[np.float64]:
+        """Return the rank of the channels: selectivity, or the largest value; (C,)."""
+        rank = np.full(self.layer.channels, -np.inf)
+        for name in ("max", "selectivity"):
+            known = self.top.stats[name] if self.top else rank
+            if np.isfinite(known).any():
+                rank = np.where(np.isfinite(known), known, -np.inf)
+        return rank
+
+    @property
+    def dead(self) -> int:
+        return int(self.top.stats["dead"][self.units].sum()) if self.top else 0
+
+    @property
+    def record(self) -> Record:
+        """Return the page's data for the grid: columns with one value per unit."""
+        layer = self.layer
+        return {
+            "alias": layer.alias,
+            "module": layer.module,
+            "map": layer.map,
+            "field": layer.field.size,
+            "chunk": CHUNK,
+            "columns": COLUMNS,
+            "units": self.units,
+            "labels": self.labels if any(self.labels) else None,
+            "k": int(self.top.places.image.shape[1]) if self.top else 0,
+            "sheet": self.plan,
+            "usual": self.usual,
+            "faces": [face.record | {"lacks": self._lacks(face.pane)} for face in self.faces],
+            **self._columns(),
+        }
+
+    def _lacks(self, pane: Pane) -> list[int]:
+        """Return the places, in the list of units, of those without such a picture."""
+        return np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
+
+    def _columns(self) -> Record:
+        columns: Record = {"outcome": self._outcomes()}
+        if self.top and self.dataset:
+            for name in ("max", "selectivity", "active"):
+                columns[name] = plain(self.top.stats[name][self.units])
+            columns["dead"] = np.flatnonzero(self.top.stats["dead"][self.units]).tolist()
+            images = self.top.places.image[self.units]
+            known = (self.dataset.labels(row) for row in images.tolist())
+            columns["classes"] = [sorted({label for label in row if label >= 0}) for row in known]
+        return columns
+
+    def _outcomes(self) -> list[int]:
+        """Return the outcome of each unit's best ascent, in the first style shown."""
+        found = np.full(self.layer.channels, int(Outcome.NOT_DONE))
+        if self.styles:
+            images = self.styles[0]
+            best = images.file.read(images.style, "activation").argmax(axis=1)
+            ends = images.file.read(images.style, "outcome")
+            found[images.held] = ends[np.arange(len(best)), best]
+        return [int(end) for end in found[self.units]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The page's data on the units of one chunk."""
+
+    shown: Shown
+    number: int
+
+    def records(self) -> list[Record]:
+        chunk = self.shown.chunk(self.number)
+        records: list[Record] = [{} for _ in chunk]
+        for images in self.shown.styles:
+            for record, runs in zip(records, _runs(images, chunk), strict=True):
+                record.setdefault("runs", {})[images.style] = runs
+        if self.shown.top and self.shown.dataset:
+            found = self._near(self.shown.top)
+            counts = self.shown.counts
+            for record, unit, near in zip(records, chunk, found, strict=True):
+                record.update(_strongest(self.shown.top, self.shown.dataset, unit))
+                record.update(_statistics(self.shown.top, unit))
+                largest = float(self.shown.top.stats["max"][unit])
+                record.update(near=near, bars=bars(counts[unit], largest))
+        return records
+
+    def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
+        """Return the units' neighbours, by number."""
+        chosen = slice(self.number * CHUNK, self.number * CHUNK + CHUNK)
+        found = neighbours(top.places.image[self.shown.units], chosen)
+        return [[(self.shown.units[row], shared) for row, shared in near] for near in found]
+
+
+def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
+    """Return each unit's runs, as shown: number, activation, first one, step, outcome."""
+    names = ("activation", "start", "best_step", "outcome")
+    columns = [images.file.read(images.style, name) for name in names]
+    held = {unit: row for row, unit in enumerate(images.held.tolist())}
+    return [
+        _runs_of([column[held[unit]] for column in columns]) if unit in held else []
+        for unit in chunk
+    ]
+
+
+def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
+    """Return one unit's runs, in the order of their pictures."""
+    order = best_first(columns[0])
+    rows = zip(order, *(plain(column[order]) for column in columns), strict=True)
+    return [list(row) for row in rows]
+
+
+def _strongest(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
+    """Return the unit's strongest places (activation, class and file), and all their classes."""
+    images = [index for index in top.places.image[unit].tolist() if index >= 0]
+    labels, values = dataset.labels(images), plain(top.places.activation[unit])
+    shown = zip(values[: len(images)], labels, map(dataset.name, images), strict=True)
+    return {"top": [list(row) for row in shown][:SHOWN], "classes": class_counts(labels)}
+
+
+def _statistics(top: LayerTopK, unit: int) -> Record:
+    names = ("max", "mean", "std", "active", "selectivity")
+    stats: Record = {name: plain(top.stats[name][[unit]])[0] for name in names}
+    stats["class"] = int(top.stats["class"][unit])
+    stats["dead"] = bool(top.stats["dead"][unit])
+    return {"stats": stats, "quantiles": _quantiles(top, unit)}
+
+
+def _quantiles(top: LayerTopK, unit: int) -> list[tuple[float, float]]:
+    """Return quantile levels, and the quantiles."""
+    values = top.stats["quantiles"][unit]
+    found = [(share, float(values[LEVELS.index(share)])) for share in SHARES]
+    return [(share, digits(value)) for share, value in found if math.isfinite(value)]

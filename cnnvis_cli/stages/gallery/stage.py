@@ -1,0 +1,339 @@
+"""`cnnvis gallery`: a web page to browse every unit of a run, from the run directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from cnnvis_cli.digests import digest
+from cnnvis_cli.engine import Finished, Lane, Tell, available_memory, cores, spread
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure import site, sprites
+from cnnvis_cli.nouns import Layer
+from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.montages import FEW
+from cnnvis_cli.stages.gallery.layers import (
+    COLUMNS,
+    STRIP,
+    Dataset,
+    Facts,
+    Shown,
+    gallery_folder,
+)
+from cnnvis_cli.stages.gallery.panes import Photographs, Units
+from cnnvis_cli.store.files import TopKFile
+from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.run import Record
+
+MEMORY = 1 << 29  # bytes for drawing a few units
+OWN = re.compile(  # the names of a gallery's files, and of their temporary files
+    r"\d{4,}\.(jpg|png)|(grid\d+|units)_\d+\.(jpg|png|js)|layer\.js|strip\.(jpg|png)|\..*\.tmp"
+)
+LAYER = re.compile(r"(conv|fc)\d+")
+
+
+def gallery(session: Session) -> None:
+    """Make the missing files of the gallery, its page last, and remove outdated ones.
+
+    Raise `UsageError` if there is nothing to show, or nothing of a requested layer.
+    """
+    shown = _shown(session)
+    lost = _make(session, [piece for layer in shown for piece in pieces(layer)])
+    _tell_what_is_lost(session, shown, lost)
+    _publish_page(session, shown)
+    _drop_others(session, shown)
+    session.report.result(str(gallery_folder(session) / "index.html"))
+
+
+def _shown(session: Session) -> list[Shown]:
+    """Return the layers to show: the requested ones, or all with any results."""
+    dataset, photographs = _dataset(session), Photographs(session, set())
+    every = [Shown(session, layer, dataset, photographs) for layer in session.layers]
+    found = [shown for shown in every if shown.units]
+    for shown in every:
+        if session.plan.layer and not shown.units:
+            raise UsageError(
+                f"{shown.layer.alias}: nothing to show yet; run cnnvis topk or optimize first"
+            )
+    if not found:
+        raise UsageError(
+            f"{session.run.path} holds nothing to show yet; run cnnvis topk, optimize or project "
+            "first"
+        )
+    return found if _are_there(photographs, found) else [_without_patches(s) for s in found]
+
+
+def _dataset(session: Session) -> Dataset | None:
+    """Return the images of topk.h5; None without one."""
+    file = TopKFile(session.run.topk)
+    if file.identity() is None:
+        return None
+    images = file.images()
+    names = class_names(images, session.network.classes, session.plan.figure.classes)
+    return Dataset(images, names)
+
+
+def _are_there(photographs: Photographs, shown: Sequence[Shown]) -> bool:
+    """Return whether the images of the patches can be read."""
+    tops = [layer.top.places.image.ravel() for layer in shown if layer.top]
+    wanted = np.unique(np.concatenate(tops)) if tops else np.empty(0, np.int64)
+    wanted = wanted[wanted >= 0]
+    return not len(wanted) or photographs.are_there(wanted)
+
+
+def _without_patches(shown: Shown) -> Shown:
+    """Return the layer without its patches, unless they were made while the images were there."""
+    return shown if all(p.is_done() for p in pieces(shown)) else replace(shown, photographs=None)
+
+
+class Piece(Protocol):
+    """Some files of a layer, the last of which states that all are complete, and their sources."""
+
+    @property
+    def shown(self) -> Shown: ...
+    @property
+    def units(self) -> Units: ...
+    def files(self) -> list[str]: ...
+    def make(self) -> Iterator[int]: ...
+    def is_done(self) -> bool: ...
+
+
+def _is_done(piece: Piece) -> bool:
+    """Return whether the files exist, made from the present sources."""
+    *others, last = (piece.shown.folder / name for name in piece.files())
+    with suppress(OSError):
+        known = site.key_of(last.read_bytes())
+        return known == piece.shown.key and all(path.is_file() for path in others)
+    return False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures and facts of some units: one file per unit, and some for the grid."""
+
+    shown: Shown
+    number: int
+
+    @property
+    def units(self) -> Units:
+        return self.shown.chunk(self.number)
+
+    def files(self) -> list[str]:
+        own = [f"{unit:04d}.{self.shown.suffix}" for unit in self.units]
+        pictures = [*own, *self._grids()] if self.shown.panes else []
+        return [*pictures, f"units_{self.number:03d}.js"]
+
+    def _grids(self) -> list[str]:
+        faces = enumerate(self.shown.faces)
+        return [f"grid{n}_{self.number:03d}.{face.suffix}" for n, face in faces]
+
+    def is_done(self) -> bool:
+        return _is_done(self)
+
+    def make(self) -> Iterator[int]:
+        """Draw and publish; yield the number of drawn units, in groups."""
+        shown, units = self.shown, self.units
+        firsts: list[list[sprites.Pixels]] = [[] for _ in shown.panes]
+        for few in (units[i : i + FEW] for i in range(0, len(units), FEW)):
+            drawn = [pane.pictures(few) for pane in shown.panes]
+            for i, unit in enumerate(few if drawn else ()):
+                content = shown.sheet([pictures[i] for pictures in drawn])
+                publish(shown.folder / f"{unit:04d}.{shown.suffix}", content)
+            for first, pictures in zip(firsts, drawn, strict=True):
+                first.append(pictures[:, 0])
+            yield len(few)
+        for name, face, first in zip(self._grids(), shown.faces, firsts, strict=True):
+            sheet = sprites.mosaic(np.concatenate(first), face.size, COLUMNS)
+            publish(shown.folder / name, sprites.encoded(sheet, face.suffix))
+        facts = Facts(shown, self.number).records()
+        content = site.data("units", shown.layer.alias, self.number, facts, key=shown.key)
+        publish(shown.folder / self.files()[-1], content)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A layer's summary: a strip of some units, and a table of all."""
+
+    shown: Shown
+
+    @property
+    def units(self) -> Units:
+        return self.shown.best()[1]
+
+    def files(self) -> list[str]:
+        face, _ = self.shown.best()
+        return [*([f"strip.{face.suffix}"] if face else []), "layer.js"]
+
+    def is_done(self) -> bool:
+        return _is_done(self)
+
+    def make(self) -> Iterator[int]:
+        shown = self.shown
+        face, units = shown.best()
+        if face:
+            few = (units[i : i + FEW] for i in range(0, len(units), FEW))
+            pictures = np.concatenate([face.pane.pictures(some)[:, 0] for some in few])
+            sheet = sprites.mosaic(pictures, face.size, STRIP)
+            publish(shown.folder / f"strip.{face.suffix}", sprites.encoded(sheet, face.suffix))
+        yield len(units)
+        publish(shown.folder / "layer.js", site.data("layer", shown.record, key=shown.key))
+
+
+def pieces(shown: Shown) -> list[Piece]:
+    """Return a layer's files, in pieces that are made independently."""
+    return [*(Pictures(shown, number) for number in range(shown.chunks)), Summary(shown)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A lane's message: so many units are drawn, and these images could not be read."""
+
+    units: int
+    lost: frozenset[int]
+
+
+def _make(session: Session, found: Sequence[Piece]) -> set[int]:
+    """Make the missing pieces, several at a time; return the unreadable images."""
+    todo, lost = [piece for piece in found if not piece.is_done()], set[int]()
+    meter = session.report.meter("drawing", sum(len(p.units) for p in todo), "units")
+
+    def work(_: Lane, numbers: Iterator[int], tell: Tell) -> None:
+        for number in numbers:
+            for units in todo[number].make():
+                photographs = todo[number].shown.photographs
+                tell(Drawn(units, frozenset(photographs.lost if photographs else ())))
+            tell(Finished(number))
+
+    def hear(message: object) -> None:
+        session.report.breathe()
+        if isinstance(message, Drawn):
+            lost.update(message.lost)
+            meter.add(message.units)
+
+    if todo:
+        spread(work, _lanes(session, len(todo)), range(len(todo)), hear)
+        meter.end()
+    return lost
+
+
+def _lanes(session: Session, count: int) -> list[Lane]:
+    """Return the number of drawing processes, limited by cores, pieces, memory and workers."""
+    workers = session.plan.workers
+    most = min(cores() if workers is None else max(workers, 1), count)
+    room = max(1, available_memory() // MEMORY)
+    return [Lane(torch.device("cpu"), 1, 0)] * min(most, room)
+
+
+NO_PATCHES = (
+    "the dataset's images can no longer be read, so there are no patches; "
+    "if they have moved, give --dataset"
+)
+
+
+def _lacks_patches(shown: Shown) -> bool:
+    return shown.top is not None and shown.photographs is None
+
+
+def _tell_what_is_lost(session: Session, shown: Sequence[Shown], lost: set[int]) -> None:
+    if any(map(_lacks_patches, shown)):
+        session.report.note(NO_PATCHES)
+    elif lost:
+        session.report.note(
+            f"{len(lost)} images can no longer be read or have changed; their patches are grey"
+        )
+
+
+def _publish_page(session: Session, shown: Sequence[Shown]) -> None:
+    """Publish the files shared by all layers, the page itself last; unchanged ones are left."""
+    folder, classes = gallery_folder(session), shown[0].dataset.classes if shown[0].dataset else []
+    key = digest([s.key for s in shown])
+    run = {"classes": classes, "layers": [each.layer.alias for each in shown]}
+    contents = site.assets()
+    contents["run.js"] = site.data("run", run, key=key)
+    contents["index.html"] = site.page(_facts(session, shown))
+    for name, content in contents.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            publish(path, content)
+
+
+def _facts(session: Session, shown: Sequence[Shown]) -> Record:
+    """Return the facts of the first page."""
+    usable = int((~shown[0].dataset.images.skipped).sum()) if shown[0].dataset else 0
+    layers = [_layer_facts(each) for each in shown]
+    held = [layer["holds"] for layer in layers]
+    return {
+        "title": session.plan.gallery.title or session.network.name,
+        "model": session.network.name,
+        "images": usable,
+        "units": sum(len(each.units) for each in shown),
+        "no_patches": any(map(_lacks_patches, shown)),
+        "selective": any(layer["selective"] for layer in layers),
+        "holds": max(held, key=held.count),
+        "layers": layers,
+    }
+
+
+def _layer_facts(shown: Shown) -> Record:
+    layer = shown.layer
+    face, units = shown.best()
+    size = face.size if face else (1, 1)
+    return {
+        "alias": layer.alias,
+        "module": layer.module if layer.module != layer.alias else "",
+        "shape": _shape(layer),
+        "units": len(shown.units),
+        "channels": layer.channels,
+        "dead": shown.dead,
+        "holds": [_holds(shown, pane.kind, pane.name, len(pane.held)) for pane in shown.panes],
+        "strip": f"{layer.alias}/strip.{face.suffix}" if face else "",
+        "tile": size,
+        "cell": sprites.cell(size),
+        "best": [(f"{layer.alias}/{unit:04d}", _label(shown, unit)) for unit in units],
+        "selective": bool(shown.top and np.isfinite(shown.top.stats["selectivity"]).any()),
+    }
+
+
+def _label(shown: Shown, unit: int) -> str:
+    return shown.labels[shown.units.index(unit)]
+
+
+def _shape(layer: Layer) -> str:
+    """Return how much of the input a unit sees, and how often it occurs in the map."""
+    height, width = layer.field.size
+    sees = f"sees {height} × {width} pixels"
+    if layer.kind == "fc":
+        return sees
+    return f"{sees}, every {layer.field.stride[0]} · map of {layer.map[0]} × {layer.map[1]}"
+
+
+def _holds(shown: Shown, kind: str, name: str, count: int) -> str:
+    """Return the available results of the units, in words."""
+    some = "" if count >= len(shown.units) else f" of {count}"
+    return {
+        "optimized": f"optimized, style {name}{some}",
+        "patches": f"patches{some}",
+        "projections": f"{name} projections{some}",
+    }[kind]
+
+
+def _drop_others(session: Session, shown: Sequence[Shown]) -> None:
+    """Remove files of an older gallery that this one does not have; other files stay."""
+    kept = {s.folder / name for s in shown for piece in pieces(s) for name in piece.files()}
+    folder = gallery_folder(session)
+    for place in sorted(folder.iterdir()):
+        if place.is_dir() and LAYER.fullmatch(place.name):
+            for path in session.report.each(sorted(place.iterdir())):
+                if path not in kept and OWN.fullmatch(path.name):
+                    path.unlink()
+            with suppress(OSError):  # if other files are left
+                place.rmdir()
+        elif re.fullmatch(r"\..*\.tmp", place.name):
+            place.unlink()

@@ -1,0 +1,364 @@
+"""`cnnvis search`: which regularization gives good pictures? Many rows of parameters, one sheet."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnvis_cli.ascent.calibrate import probe_channels
+from cnnvis_cli.ascent.climb import Outcome
+from cnnvis_cli.ascent.scores import SCORES, Scores, score
+from cnnvis_cli.ascent.search import (
+    PARAMETERS,
+    Ranges,
+    Row,
+    draw,
+    every_sweep,
+    spread,
+    sweep,
+    toml,
+)
+from cnnvis_cli.ascent.steps import Constant
+from cnnvis_cli.ascent.styles import STYLES, check_name
+from cnnvis_cli.digests import digest, file_digest
+from cnnvis_cli.engine import spread as spread_out
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.contact import Card, cards_on_a_page, contact_sheet, rows_sheet
+from cnnvis_cli.figure.sheets import Caption
+from cnnvis_cli.figure.tone import RULES, toned
+from cnnvis_cli.nouns import Layer, parse_units
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.render import Figure, draw_figure
+from cnnvis_cli.stages.optimize.stage import MEMORY, Climbs, calibrate_all, known_styles
+from cnnvis_cli.stages.optimize.worker import Job, Scene, Steps, Work, climb_blocks
+from cnnvis_cli.store.files import SearchFile
+from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.run import Record, differences
+from cnnvis_cli.validation import read_settings
+
+SAMPLE = 4  # units, if none are chosen
+BASE = "3"  # the style whose calibrated step the rows multiply
+KEPT = ("image", "activation", "outcome")  # of an ascent's results
+
+
+def search(session: Session) -> None:
+    """Optimize a few units of a layer under every row of parameters, and show them sorted."""
+    settings = session.plan.search
+    session.plan.optimize.check(session.plan)
+    SCORES[settings.score]  # raises for an unknown one, before hours of work
+    if settings.save is not None:
+        check_name(settings.save)
+    for layer in _layers(session):
+        found = Search.of(session, layer)
+        if not found.done:
+            with session.timed("search"):
+                found.run()
+        if session.plan.shard is not None:
+            session.report.result(
+                f"{session.run.path}: shard {session.plan.shard} of the search is done; run it "
+                "without --shard when all shards are"
+            )
+            continue
+        for path in found.draw():
+            session.report.result(str(path))
+        if settings.save is not None:
+            session.report.result(found.save(settings.save, settings.row))
+
+
+def _layers(session: Session) -> tuple[Layer, ...]:
+    if not session.plan.layer:
+        raise UsageError("which layer? name it with --layer; a search takes one at a time")
+    return session.layers
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search in one layer: what is requested, and what exists."""
+
+    session: Session
+    climbs: Climbs  # of the base style: canvas, objective, batch size, step
+    rows: tuple[Row, ...]
+    units: tuple[int, ...]
+    file: SearchFile
+
+    @classmethod
+    def of(cls, session: Session, layer: Layer) -> Search:
+        settings = session.plan.search
+        style = replace(STYLES[BASE], iterations=settings.iterations)
+        rate = session.plan.optimize.step
+        if rate != "calibrated":
+            style = style.with_step(Constant(_rate(rate)))
+        units = (
+            parse_units(session.plan.units, layer.channels, layer.alias)
+            if session.plan.units
+            else tuple(probe_channels(layer.channels, SAMPLE))
+        )
+        file = SearchFile(session.run.searched(layer.alias))
+        return cls(session, Climbs.of(session, layer, style), _rows(session), units, file)
+
+    @property
+    def layer(self) -> Layer:
+        return self.climbs.scene.layer
+
+    @property
+    def name(self) -> str:
+        """The name of its group in the file."""
+        sweep = self.session.plan.search.sweep
+        return f"sweep-{sweep}" if sweep else "random"
+
+    @property
+    def record(self) -> Record:
+        """What decides the pictures."""
+        base = {k: v for k, v in self.climbs.record.items() if k not in ("policy", "runs")}
+        rows = [asdict(row) for row in self.rows]
+        return {**base, "rows": rows, "units": list(self.units)}
+
+    @property
+    def done(self) -> bool:
+        """Return whether the file has it; raise `UsageError` for another search of this name."""
+        held = self.file.searches().get(self.name)
+        if held is None:
+            return False
+        if {key: held.get(key) for key in self.record} != self.record:
+            raise UsageError(
+                f"{self.file.path} holds another search {self.name}: "
+                f"{differences(held, self.record)}; choose another --run"
+            )
+        return True
+
+    def run(self) -> None:
+        """Make all ascents, score their images, and publish both."""
+        (ready,) = calibrate_all(self.session, [self.climbs])
+        assert isinstance(ready.style.step, Constant)
+        rate = ready.style.step.rate
+        described = {"identity": self.session.identity, "record": self.record, "rate": rate}
+        plan = digest(described)
+        name = f"{self.layer.alias}-{self.name}-{plan}"
+        parts = Parts(self.session.run.parts("search", name), plan)
+        work = _work(self.session, self.climbs.scene)
+        job = {"unit": "rows", "total": len(self.rows), "layer": self.layer.alias}
+        parts.describe(described)
+        job |= {"group": self.name, "parts": parts.folder.name}
+        self.session.ask("search", {f"{self.layer.alias} {self.name}": job})
+        self._climb(work, parts, rate)
+        if self.session.plan.shard is not None:
+            return
+        arrays = self._scored(_work(self.session.here(), self.climbs.scene), parts)
+        record = {**self.record, "rate": rate}
+        self.file.publish(self.session.header(self.layer), self.name, record, arrays)
+        parts.clear()
+
+    def _climb(self, work: Work, parts: Parts, rate: float) -> None:
+        session, iterations = self.session, self.session.plan.search.iterations
+        jobs = tuple(
+            Job(row.style(iterations, rate), parts, number, self.units)
+            for number, row in enumerate(self.rows)
+            if session.plan.takes(0)(number) and number not in parts
+        )
+        total = len(jobs) * len(self.units) * iterations
+        meter = session.report.meter(f"search {self.layer.alias}", total, "steps")
+
+        def hear(message: Any) -> None:
+            session.hear(message)
+            if isinstance(message, Steps):
+                meter.add(message.made)
+
+        crew = session.crew(MEMORY, gradients=True)
+        room = min(work.scene.size, -(-len(jobs) * len(self.units) // len(crew)) or 1)
+        ready = replace(work, jobs=jobs, room=room)
+        spread_out(partial(climb_blocks, ready), crew, range(len(jobs)), hear, ready.called)
+        meter.end()
+
+    def _scored(self, work: Work, parts: Parts) -> Arrays:
+        """Return all rows' images with their scores, (N, U, ...)."""
+        blocks = [parts[number] for number in range(len(self.rows))]
+        stacked = {name: np.stack([block[name][:, 0] for block in blocks]) for name in KEPT}
+        scores = [_scores(work, stacked, column, unit) for column, unit in enumerate(self.units)]
+        columns = {
+            name: np.stack([getattr(each, name).numpy() for each in scores], axis=1)
+            for name in ("robustness", "variation", "grey", "clipped", "deviation")
+        }
+        rows = np.array([row.number for row in self.rows], np.int32)
+        return {**stacked, **columns, "row": rows, "unit": np.array(self.units, np.int32)}
+
+    def ranked(self) -> list[int]:
+        """Return the rows' places in the file from the best to the worst.
+
+        By the mean of their ranks over the units, since activations of different units cannot be
+        compared.
+        """
+        ranks = [
+            SCORES[self.session.plan.search.score](self._stored(column)).double()
+            for column in range(len(self.units))
+        ]
+        places = torch.stack([_ranks(column) for column in ranks])
+        return torch.argsort(places.mean(dim=0), descending=True, stable=True).tolist()
+
+    def _stored(self, column: int) -> Scores:
+        names = Scores.__dataclass_fields__
+        return Scores(
+            *(torch.from_numpy(self.file.read(self.name, name)[:, column]) for name in names)
+        )
+
+    def save(self, name: str, row: int | None) -> str:
+        """Save a row as a style of the run directory; return its lines for a plan."""
+        held = self.file.searches()[self.name]
+        place = self.ranked()[0] if row is None else self._place(row)
+        style = self.rows[place].style(self.session.plan.search.iterations, held["rate"])
+        if name in known_styles(self.session.plan):
+            raise UsageError(f"--save {name}: there is a style of this name; choose another")
+        path, lines = self.session.run.styles, toml(name, style)
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        publish(path, (before + ("\n" if before else "") + lines).encode())
+        return f"saved row {self.rows[place].number} as style {name} in {path}:\n{lines}"
+
+    def _place(self, number: int) -> int:
+        numbers = [row.number for row in self.rows]
+        if number not in numbers:
+            raise UsageError(f"--row {number}: there are rows {numbers[0]} to {numbers[-1]}")
+        return numbers.index(number)
+
+    def draw(self) -> list[Path]:
+        """Return the contact sheets; existing ones are left as they are."""
+        drawn = _Sheets(self)
+        return drawn.sweeps() if self.session.plan.search.sweep else drawn.pages()
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--step {text!r}: use calibrated or a number above 0") from None
+
+
+def _rows(session: Session) -> tuple[Row, ...]:
+    """Return the rows of parameters of the plan."""
+    settings = session.plan.search
+    ranges = read_settings(Ranges, settings.ranges, "[search.ranges]")
+    if settings.sweep is None:
+        return draw(ranges, settings.trials, session.plan.seed)
+    if settings.sweep == "all":
+        return tuple(row for rows in every_sweep(ranges, settings.values).values() for row in rows)
+    PARAMETERS[settings.sweep]  # raises for an unknown one
+    base = Row(blur_width=1.0) if settings.sweep == "blur_every" else Row()
+    values = spread(settings.sweep, ranges, settings.values)
+    return sweep(settings.sweep, values, base)
+
+
+def _work(session: Session, scene: Scene) -> Work:
+    plan = replace(session.plan, optimize=replace(session.plan.optimize, runs=1))
+    return Work(replace(plan, run=session.there.run), scene, session.network)
+
+
+def _scores(work: Work, stacked: Arrays, column: int, unit: int) -> Scores:
+    """Return the scores of one unit's images, one per row."""
+    images = torch.from_numpy(stacked["image"][:, column].astype(np.float32)).permute(0, 3, 1, 2)
+    activation = torch.from_numpy(stacked["activation"][:, column])
+    assert work.network is not None
+    leads = partial(_leads, work, unit)
+    return score(images, activation, leads, work.network.mean.cpu())
+
+
+def _leads(work: Work, unit: int, images: Tensor) -> Tensor:
+    """Return for which images the unit leads its layer, in batches of the plan's size."""
+    network, scene = work.network, work.scene
+    assert network is not None
+    row, column = scene.layer.centre
+    found = []
+    for part in torch.split(images, scene.size):
+        with torch.no_grad():
+            maps, (top, left) = network.values(scene.layer, scene.box, part.to(network.device))
+            targets = torch.full((len(part),), unit, device=network.device)
+            found.append(scene.objective(maps, targets, (row - top, column - left))[2].cpu())
+    return torch.cat(found)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return how many of the others each is larger than; NaN is below all."""
+    known = torch.where(values.isnan(), -torch.inf, values)
+    return (known[:, None] > known[None]).sum(dim=1).double()
+
+
+class _Sheets:
+    """The figures of a search."""
+
+    def __init__(self, found: Search) -> None:
+        self._search, self._plan = found, found.session.plan
+        self._file, self._name = found.file, found.name
+        self._held = {
+            name: found.file.read(found.name, name)
+            for name in ("image", "activation", "robustness", "deviation", "outcome")
+        }
+
+    def pages(self) -> list[Path]:
+        """Return all rows, best first, as pages of cards."""
+        cards = [self._card(place) for place in self._search.ranked()]
+        size = cards_on_a_page(cards, self._plan.figure.scale)
+        chunks = [cards[i : i + size] for i in range(0, len(cards), size)]
+        alias = self._search.layer.alias
+        names = [alias + (f"_page{n}" if n > 1 else "") for n in range(1, len(chunks) + 1)]
+        return [
+            self._publish(name, partial(contact_sheet, chunk))
+            for name, chunk in zip(names, chunks, strict=True)
+        ]
+
+    def sweeps(self) -> list[Path]:
+        """Return one line of cards per swept parameter."""
+        count, rows = self._plan.search.values, self._search.rows
+        names = [self._plan.search.sweep or ""]
+        if names == ["all"]:
+            names = ["decay", "blur width", "norm percentile", "contribution percentile", "tv"]
+            lines = [range(i, i + count) for i in range(0, len(rows), count)]
+        else:
+            lines = [range(len(rows))]
+        sheet = [
+            (name.replace("_", " "), [self._card(place, heading=False) for place in line])
+            for name, line in zip(names, lines, strict=True)
+        ]
+        name = f"{self._search.layer.alias}_{self._name}"
+        return [self._publish(name, partial(rows_sheet, sheet))]
+
+    def _card(self, place: int, heading: bool = True) -> Card:
+        row = self._search.rows[place]
+        images = self._held["image"][place].astype(np.float32)
+        mean = self._search.session.network.preprocessing.mean
+        pictures = toned(images[:, None], self._plan.figure.tone, mean)[:, 0]
+        robust = float(self._held["robustness"][place].mean())
+        contrast = float(self._held["deviation"][place].mean())
+        lead = int((self._held["outcome"][place] == int(Outcome.LARGEST)).sum())
+        scores = f"robust {robust:.2f} · lead {lead}/{len(images)} · deviation {contrast:.2g}"
+        title = f"row {row.number}" if heading else row.label()
+        return Card(pictures, title, (row.label(), scores) if heading else (scores,))
+
+    def _caption(self) -> Caption:
+        session, layer = self._search.session, self._search.layer
+        units = ", ".join(map(str, self._search.units))
+        what = "Random search" if self._name == "random" else "Sweep"
+        title = f"{session.network.name} {layer.alias} · {what.lower()} · units {units}"
+        by = "" if self._plan.search.sweep else f", sorted by {self._plan.search.score}"
+        note = (
+            f"{what} over the regularizers of Yosinski et al. 2015{by}. Under each card: the row's "
+            "parameters (absent ones are left out; the rate is a multiple of the layer's "
+            "calibrated step), the share of disturbances after which the units still lead their "
+            "layer, how many lead it undisturbed, and the standard deviation in grey levels. "
+            f"Tone: {RULES[self._plan.figure.tone]}."
+        )
+        return Caption(title, note)
+
+    def _publish(self, name: str, make: Any) -> Path:
+        session, caption = self._search.session, self._caption()
+        record = {
+            "source": file_digest(self._file.path),
+            "name": name,
+            "score": self._plan.search.score,
+        }
+        scale = self._plan.figure.scale
+        figure = Figure("search", name, caption.title, record, partial(make, caption, scale))
+        return draw_figure(session, figure)[0]

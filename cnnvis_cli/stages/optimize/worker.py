@@ -1,0 +1,396 @@
+"""One process's work in `cnnvis optimize`: ascents of one layer, batch after batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnvis_cli.ascent.calibrate import Probe, calibrate, probe_channels
+from cnnvis_cli.ascent.climb import Ascent, Batch, Look, Task, climb
+from cnnvis_cli.ascent.objectives import Objective
+from cnnvis_cli.ascent.starts import noise, seed_of, uniform
+from cnnvis_cli.ascent.styles import Style
+from cnnvis_cli.engine import (
+    Aside,
+    Finished,
+    Graphs,
+    Lane,
+    Notice,
+    Tell,
+    ahead,
+    arithmetic,
+    resolve_precision,
+    tensor_cores,
+)
+from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.trace import trace
+from cnnvis_cli.nouns import Box, Layer, Unit
+from cnnvis_cli.settings import Plan, Precision
+from cnnvis_cli.stages.common.session import network_on
+from cnnvis_cli.store.parts import Arrays, Parts
+
+BEAT = 8  # steps of a batch from one word about them to the next, or
+PAUSE = 1.0  # seconds
+
+
+class Steps(NamedTuple):
+    """Told now and then: so many steps of single ascents have been made, so many ascents ended."""
+
+    made: int
+    ended: int = 0
+
+
+class Job(NamedTuple):
+    """A block of targets in one style, and the part that keeps its result."""
+
+    style: Style
+    parts: Parts
+    part: int | str
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the ascents of a layer have in common, whichever process makes them."""
+
+    layer: Layer
+    box: Box  # the canvas, in the input
+    objective: Objective
+    size: int  # of a batch
+    names: tuple[str, ...] = ()  # of targets that are no channels
+    given: Tensor | None = None  # (3, h, w) the start that the plan names, if it is an image
+
+    @property
+    def targets(self) -> int:
+        """How many targets there are: the layer's channels, or directions."""
+        directions = self.objective.directions
+        return self.layer.channels if directions is None else len(directions)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every process must know; a copy in another process loads the network anew."""
+
+    plan: Plan
+    scene: Scene
+    network: Network | None
+    jobs: tuple[Job, ...] = ()
+    room: int | None = None  # slots of a batch that are used
+    checked: set[int] = field(default_factory=set)  # networks whose pass is right
+    looks: dict[Any, Look] = field(default_factory=dict)  # traced already, by network and size
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "network": None, "looks": {}, "checked": set()}
+
+    def called(self, number: int) -> str:
+        """A job's name for a person."""
+        job, alias = self.jobs[number], self.scene.layer.alias
+        first, last = job.targets[0], job.targets[-1]
+        return f"{alias} units {first} to {last} in style {job.style.name}"
+
+    def on(self, device: torch.device) -> Network:
+        """The network on a lane's device."""
+        return network_on(device, self.plan, self.network)
+
+    def look(self, network: Network, size: int) -> Look:
+        """The traced pass of a batch of this size."""
+        key = id(network), size
+        if key not in self.looks:
+            precision = self.precision(network)
+            self.looks[key] = traced_look(network, self.scene, size, precision)
+        return self.looks[key]
+
+    def precision(self, network: Network) -> Precision:
+        """The arithmetic of the network's pass; the ascent's own is float32."""
+        return resolve_precision(self.plan.optimize.precision, network.device)
+
+    def tasks(self, network: Network, style: Style, target: int, number: int = 0) -> list[Task]:
+        """The ascents of a target, one a run."""
+        found, runs = [], self.plan.optimize.runs
+        for run in range(runs):
+            seed = seed_of(self.plan.seed, Unit(self._name, target), run)
+            start = self._start(network, seed)
+            if network.device.type == "cuda":
+                start = start.pin_memory()  # copied there while the device works on
+            place = target * runs + run
+            found.append(Task((number, target, run), target, style, start, seed, place))
+        return found
+
+    @property
+    def _name(self) -> str:
+        """Directions have seeds of their own."""
+        alias = self.scene.layer.alias
+        return alias if self.scene.objective.directions is None else f"{alias} directions"
+
+    def _start(self, network: Network, seed: int) -> Tensor:
+        size = self.scene.box.size
+        if self.scene.given is not None:
+            return self.scene.given
+        if self.plan.optimize.start == "uniform":
+            return uniform(seed, size, network.mean.cpu())
+        return noise(seed, size)
+
+
+def look_at(network: Network, scene: Scene, box: Box, x: Tensor, targets: Tensor) -> Any:
+    """One pass, followed as the network runs: values (B,), leads (B,), gradient (B, 3, h, w)."""
+    x = x.detach().requires_grad_()
+    maps, (top, left) = network.values(scene.layer, box, x)
+    row, column = scene.layer.centre
+    climbed, value, leads = scene.objective(maps.to(x.dtype), targets, (row - top, column - left))
+    (gradient,) = torch.autograd.grad(climbed.sum(), x)
+    return value.detach(), leads, gradient
+
+
+def traced_look(network: Network, scene: Scene, size: int, precision: Precision) -> Look:
+    """The pass of a batch without the network's modules and autograd."""
+    x = torch.zeros(size, 3, *scene.box.size, device=network.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    targets = torch.zeros(size, dtype=torch.long, device=network.device)
+    with arithmetic(precision, network.device):
+        traced = trace(partial(look_at, network, scene, scene.box), x, targets)
+
+    def look(x: Tensor, targets: Tensor) -> Any:
+        with tensor_cores(precision, network.device):
+            return traced(x, targets)
+
+    return look if precision == "tf32" else traced
+
+
+class Tolerance(NamedTuple):
+    """How far a traced pass may be from the whole network's: shares of the largest."""
+
+    value: float
+    gradient: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "float32": Tolerance(1e-3, 1e-2),
+    "tf32": Tolerance(2e-2, 1e-1),
+    "bf16": Tolerance(1e-1, 0.3),  # of 1.4 for a gradient of another unit, 1 for none
+}
+
+
+def check_pass(work: Work, network: Network) -> None:
+    """Raise `CnnvisError` unless the traced pass equals the whole network's on the whole input.
+
+    For two ascents from noise, on the window of the centre unit: the value, and the gradient there
+    and (none) elsewhere.
+    """
+    if id(network) in work.checked:
+        return
+    work.checked.add(id(network))
+    scene, precision = work.scene, work.precision(network)
+    count = max(2, scene.objective.team) if scene.size > 1 else 1
+    targets = (torch.arange(scene.size) * 7 % scene.targets).to(network.device)
+    seeds = [seed_of(1, Unit(scene.layer.alias, i), 0) for i in range(scene.size)]
+    x = torch.stack([noise(seed, scene.box.size) for seed in seeds]).to(network.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    whole = torch.zeros(count, 3, *network.size, device=network.device)
+    rows, columns = slice(scene.box.top, scene.box.bottom), slice(scene.box.left, scene.box.right)
+    whole[:, :, rows, columns] = x[:count]
+    value, _, gradient = (part[:count] for part in work.look(network, scene.size)(x, targets))
+    with arithmetic(precision, network.device):
+        full = look_at(network, scene, Box.whole(network.size), whole, targets[:count])
+        maps, _ = network.values(scene.layer, Box.whole(network.size), whole)
+    tolerance = TOLERANCES[precision]
+    scale = 1.0 if scene.objective.softmax else float(maps.abs().amax())
+    apart = float((value - full[0]).abs().max()) / max(scale, 1e-30)
+    full[2][:, :, rows, columns] -= gradient
+    slope = float(full[2].norm()) / max(float(gradient.norm()), 1e-30)
+    wrong = slope > tolerance.gradient and float(full[2].norm()) > 1e-12
+    if apart > tolerance.value or wrong:
+        raise CnnvisError(
+            f"{scene.layer.alias}: on its receptive field the network gives other numbers than on "
+            f"the whole input (value {apart:.1e}, gradient {slope:.1e} apart); please report this"
+        )
+
+
+def climb_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    """Make the ascents of the jobs of these numbers, and keep them as parts."""
+    network = work.on(lane.device)
+    check_pass(work, network)
+    desk = _Desk(work)
+
+    def teams() -> Iterator[Sequence[Task]]:
+        for number in numbers:
+            job = work.jobs[number]
+            desk.open(number)
+            for target in job.targets:
+                tasks = work.tasks(network, job.style, target, number)
+                yield from [tasks] if work.scene.objective.team > 1 else [[task] for task in tasks]
+
+    look = work.look(network, work.scene.size)
+    batch = batch_on(lane, work.scene.size, tell, room=work.room, half=True)
+    drawn = ahead(teams(), batch.used if lane.device.type == "cuda" else 0)
+    with Aside() as writer, closing(drawn):
+        for ascent in climb(look, drawn, batch, network.mean):
+            number = desk.put(ascent)
+            style = work.jobs[number].style
+            tell(Steps(style.iterations - len(ascent.history), 1))
+            if desk.complete(number):
+                writer.settle()
+                desk.tell_kept(tell)
+                writer.begin(desk.keep, number, desk.close(number))
+        writer.settle()
+        desk.tell_kept(tell)
+
+
+def batch_on(lane: Lane, size: int, tell: Tell, **settings: Any) -> Batch:
+    """A batch of ascents on a lane's device, whose steps are one launch each on a GPU."""
+    run = Graphs(lane.device, lambda text: tell(Notice(text)))
+    pulse = _Pulse(settings.get("room") or size, tell)
+    steady = lane.device.type == "cuda"
+    return Batch(size, steady=steady, run=run, on_step=pulse, **settings)
+
+
+@dataclass
+class _Pulse:
+    """Tells now and then how many steps have been made."""
+
+    busy: int
+    tell: Tell
+    steps: int = 0
+    spoken: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> None:
+        self.steps += 1
+        now = time.monotonic()
+        if self.steps == BEAT or now - self.spoken > PAUSE:
+            self.tell(Steps(self.steps * self.busy))
+            self.steps, self.spoken = 0, now
+
+
+@dataclass
+class _Desk:
+    """Blocks whose ascents are under way."""
+
+    work: Work
+    open_blocks: dict[int, dict[tuple[int, int], Ascent]] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+
+    def open(self, number: int) -> None:
+        self.open_blocks[number] = {}
+
+    def put(self, ascent: Ascent) -> int:
+        """Keep an ascent that has ended; gives the number of its block."""
+        key: Any = ascent.key
+        self.open_blocks[key[0]][key[1:]] = ascent
+        return int(key[0])
+
+    def complete(self, number: int) -> bool:
+        whole = len(self.work.jobs[number].targets) * self.work.plan.optimize.runs
+        return len(self.open_blocks[number]) == whole
+
+    def close(self, number: int) -> dict[tuple[int, int], Ascent]:
+        """A block's ascents, which are to be kept now."""
+        self.kept.append(number)
+        return self.open_blocks.pop(number)
+
+    def keep(self, number: int, found: dict[tuple[int, int], Ascent]) -> None:
+        """Write a block's arrays as its part."""
+        job = self.work.jobs[number]
+        job.parts[job.part] = block_arrays(job, found, self.work)
+
+    def tell_kept(self, tell: Tell) -> None:
+        """Say which blocks are safe: those whose writing has been waited for."""
+        for number in self.kept:
+            tell(Finished(number))
+        self.kept.clear()
+
+
+def block_arrays(job: Job, found: dict[tuple[int, int], Ascent], work: Work) -> Arrays:
+    """The arrays of some targets' ascents, by the names of the schema."""
+    settings, sign = work.plan.optimize, work.scene.objective.sign
+    rows = [[found[target, run] for run in range(settings.runs)] for target in job.targets]
+
+    def numbers(name: str, dtype: str) -> Any:
+        return np.array([[getattr(ascent, name) for ascent in row] for row in rows], dtype)
+
+    steps = history_length(job.style, settings.history)
+    history = np.full((len(rows), settings.runs, steps), np.nan, np.float32)
+    for i, row in enumerate(rows):
+        for run, ascent in enumerate(row):
+            values = ascent.history[:: settings.history]
+            history[i, run, : len(values)] = sign * values
+    images = torch.stack([torch.stack([ascent.image for ascent in row]) for row in rows])
+    return {
+        "image": images.permute(0, 1, 3, 4, 2).half().numpy(),
+        "activation": sign * numbers("activation", "f4"),
+        "start": sign * numbers("start", "f4"),
+        "best_step": numbers("best_step", "i4"),
+        "outcome": numbers("outcome", "i1"),
+        "history": history,
+        "unit": np.array(job.targets, np.int32),
+    }
+
+
+def history_length(style: Style, every: int) -> int:
+    """How many values of an ascent are kept."""
+    return math.ceil(style.iterations / every)
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """Layers and styles whose steps are to be found, each a piece of work."""
+
+    works: tuple[Work, ...]
+    styles: tuple[Style, ...]
+
+
+class Found(NamedTuple):
+    """Told: the style with the step that suits the layer."""
+
+    number: int
+    style: Style
+
+
+PROBES = 8  # ascents a batch of a probe
+
+
+def find_steps(work: Calibrations, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    """Calibrate the steps of these numbers."""
+    for number in numbers:
+        tell(Found(number, calibrated(work.works[number], work.styles[number], lane, tell)))
+        tell(Finished(number))
+
+
+def probing(work: Work) -> Work:
+    """The work of a probe: each ascent by itself."""
+    objective = replace(work.scene.objective, diversity=0.0, team=1)
+    return replace(work, scene=replace(work.scene, objective=objective), looks={}, checked=set())
+
+
+def calibrated(work: Work, style: Style, lane: Lane, tell: Tell) -> Style:
+    """The style with the step that suits the layer; see `ascent.calibrate`."""
+    network, scene = work.on(lane.device), work.scene
+    look = work.look(network, PROBES)
+    chosen = [work.tasks(network, style, target)[0] for target in probe_channels(scene.targets)]
+    start = torch.stack([task.start for task in chosen]).to(network.device)
+
+    def ascend(probe: Style) -> list[Ascent]:
+        tasks = [[replace(task, style=probe)] for task in chosen]
+        batch = batch_on(lane, PROBES, tell, last=True)
+        found = {ascent.key: ascent for ascent in climb(look, tasks, batch, network.mean)}
+        return [found[task.key] for task in chosen]
+
+    padded = start.new_zeros(PROBES, *start.shape[1:])
+    padded[: len(start)] = start
+    targets = torch.zeros(PROBES, dtype=torch.long, device=network.device)
+    wanted = torch.tensor([task.target for task in chosen], device=network.device)
+    targets[: len(start)] = wanted
+    padded = padded.contiguous(memory_format=torch.channels_last)
+    gradient = look(padded, targets)[2][: len(start)]
+    sizes = gradient.flatten(1).pow(2).mean(dim=1).sqrt()
+    live = sizes[sizes > 0]
+    typical = float(live.median()) if len(live) else 0.0
+    return calibrate(style, Probe(start, network.mean.cpu(), typical, ascend))

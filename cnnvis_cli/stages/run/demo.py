@@ -1,0 +1,50 @@
+"""`cnnvis demo`: the whole pipeline on the bundled network and generated images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import FigurePlan, MontagePlan, OptimizePlan, Plan
+from cnnvis_cli.stages.common.session import Session, open_session
+from cnnvis_cli.stages.figures.filters import filters
+from cnnvis_cli.stages.figures.montage import montage
+from cnnvis_cli.stages.gallery.stage import gallery
+from cnnvis_cli.stages.run.pipeline import run_all
+
+
+def demo(plan: Plan, report: Report) -> None:
+    """Run all stages on all layers, and name the pictures to open."""
+    folder = plan.folder
+    start = time.monotonic()
+    settings = replace(
+        plan,
+        optimize=OptimizePlan(iterations=96),
+        stages=("topk", "optimize", "project"),
+    )
+    with open_session(settings, report) as session:
+        run_all(session)
+        montage(_drawing(session, "optimized", scale=3))
+        montage(_drawing(session, "top", scale=1))
+        montage(_drawing(session, "layers", scale=1))
+        filters(session)
+        gallery(session)
+    minutes, seconds = divmod(int(time.monotonic() - start), 60)
+    report.result(
+        f"\nDone in {minutes} min {seconds} s. Open this page in a browser, and these pictures:\n"
+        f"  {folder}/gallery/index.html             every unit of every layer\n"
+        f"  {folder}/figures/optimized/conv5.png   what each unit of conv5 prefers\n"
+        f"  {folder}/figures/optimized/fc8.png     what each class looks like to the network\n"
+        f"  {folder}/figures/top/conv5.png         projections beside the strongest image patches\n"
+        f"  {folder}/figures/layers/all.png        all layers at one scale\n"
+        f"  {folder}/figures/filters/conv1.png     the first layer's filters\n"
+        f"  {folder}/figures/                      and the other layers"
+    )
+
+
+def _drawing(session: Session, kind: str, scale: int) -> Session:
+    """Return the same session with a plan for one kind of figure."""
+    figure = FigurePlan(scale=scale)
+    plan = replace(session.plan, montage=MontagePlan(kind=(kind,)), figure=figure)
+    return replace(session, plan=plan)

@@ -1,0 +1,277 @@
+"""`cnnvis status`: what a run has done, what is left, its speed, and the time left."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
+from cnnvis_cli.store.files import OptimizedFile, ProjectedFile, SearchFile, TopKFile
+from cnnvis_cli.store.lock import NAME, holder
+from cnnvis_cli.store.parts import Parts, described
+from cnnvis_cli.store.run import Record, Run
+
+STAGES = ("topk", "optimize", "search", "project")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The progress of one piece of a stage; `rate` is units per second, from its parts."""
+
+    stage: str
+    what: str
+    unit: str
+    done: int
+    total: int
+    skipped: int = 0
+    rate: float | None = None
+
+    @property
+    def left(self) -> int:
+        return max(0, self.total - self.done)
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a run."""
+
+    run: str
+    model: str
+    weights_sha256: str
+    device: str | None
+    rows: tuple[Row, ...]
+    figures: int
+    not_begun: tuple[str, ...]  # stages that cnnvis run will do
+    damaged: int  # parts that were set aside
+    at_work: tuple[str, ...]  # the holders of the directory
+    told: tuple[Record, ...]  # the last note of each process that works there, or was killed
+    failed: Record | None
+
+    def record(self) -> Record:
+        """Return plain values for ``--json``."""
+        return {**asdict(self), "rows": [{**asdict(r), "left": r.left} for r in self.rows]}
+
+    def table(self) -> str:
+        """Return the table as text."""
+        lines = [f"{self.run}: {self.model}, weights {self.weights_sha256[:12]}"]
+        lines += [f"  worked on by {who}" for who in self.at_work]
+        lines += [f"  {_told(told, bool(self.at_work))}" for told in self.told]
+        if self.failed:
+            lines.append("  the last {command} ended at {at}: {message}".format(**self.failed))
+        lines += _columns(self.rows)
+        lines.append(f"  figures: {self.figures} files")
+        if self.not_begun:
+            lines.append(f"  not begun: {', '.join(self.not_begun)}")
+        if self.damaged:
+            lines.append(f"  damaged parts, set aside and to be made again: {self.damaged}")
+        return "\n".join(lines)
+
+
+def status(folder: Path) -> Status:
+    """Read a run directory; nothing is written. Raise `UsageError` if there is no run."""
+    run = Run(folder)
+    known = run.read()
+    if not known:
+        raise UsageError(f"{folder}: holds no run; begin one with cnnvis topk or optimize")
+    notes = [known, *_shards(run)]
+    asked = _asked(notes)
+    return Status(
+        run=str(folder),
+        model=str(known["model"]),
+        weights_sha256=str(known["weights_sha256"]),
+        device=next(filter(None, (_of(n, s).get("device") for n in notes for s in STAGES)), None),
+        rows=tuple(_rows(run, asked, notes)),
+        figures=sum(path.is_file() for path in (folder / "figures").rglob("*.*")),
+        not_begun=tuple(_not_begun(run, asked, notes)),
+        damaged=sum(1 for _ in (folder / "parts").rglob("*.damaged")),
+        at_work=tuple(filter(None, map(holder, sorted(folder.glob(f"{NAME}*"))))),
+        told=tuple(_told_by(folder)),
+        failed=_note(folder / FAILURE, ("command", "at", "message")),
+    )
+
+
+def _of(note: Record, section: str) -> Record:
+    found = note.get(section)
+    return found if isinstance(found, dict) else {}
+
+
+def _asked(notes: Iterable[Record]) -> Record:
+    """Return the requested work of the stages, by stage and subject."""
+    asked: Record = {stage: {} for stage in STAGES}
+    for note in notes:
+        for stage in STAGES:
+            jobs = _of(_of(note, "asked"), stage).items()
+            asked[stage] |= {what: job for what, job in jobs if _is_job(stage, job)}
+    return asked
+
+
+def _is_job(stage: str, job: Any) -> bool:
+    own = {"size": int} if stage == "topk" else {"unit": str, "layer": str, "group": str}
+    kinds = {"total": int, "parts": str, **own}
+    return isinstance(job, dict) and all(type(job.get(n)) is kind for n, kind in kinds.items())
+
+
+def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
+    """Yield the stages of a plan that have not begun."""
+    plans = (_of(note, "stages").get("asked") for note in notes)
+    stages = dict.fromkeys(str(s) for plan in plans if isinstance(plan, list) for s in plan)
+    signs = {"montage": run.path / "figures", "gallery": run.path / "gallery" / "index.html"}
+    for stage in stages:
+        if not asked.get(stage) and not (stage in signs and signs[stage].exists()):
+            yield stage
+
+
+def _shards(run: Run) -> list[Record]:
+    found = (_json(path) for path in sorted((run.path / "shards").glob("*.json")))
+    return [record for record in found if record is not None]
+
+
+def _json(path: Path) -> Record | None:
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _note(path: Path, words: Iterable[str]) -> Record | None:
+    """Return a process's note; None unless it has these keys."""
+    found = _json(path) or {}
+    return found if all(isinstance(found.get(word), str) for word in words) else None
+
+
+def _told_by(folder: Path) -> Iterator[Record]:
+    notes = (_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
+    yield from filter(None, notes)
+
+
+def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+    yield from _of_topk(run, asked["topk"], notes)
+    for stage, read in (("optimize", _optimized), ("search", _searched), ("project", _projected)):
+        for what, job in asked[stage].items():
+            have = read(run, job)
+            parts = list(_parts(run, stage, job))
+            have |= {unit for part in parts for unit in part.units}
+            yield Row(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
+
+
+def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+    rate = next(filter(None, (_of(n, "topk").get("images_a_second") for n in notes)), None)
+    for what, job in asked.items():
+        if run.topk.exists():
+            images, skipped = TopKFile(run.topk).summary()
+            yield Row("topk", what, "images", images, images, skipped, rate)
+            return
+        parts = list(_parts(run, "topk", job))
+        done = min(job["total"], len(parts) * job["size"])
+        yield Row("topk", what, "images", done, job["total"], 0, _rate(parts, job["size"]) or rate)
+
+
+def _optimized(run: Run, job: Record) -> set[int]:
+    file = OptimizedFile(run.optimized(job["layer"]))
+    return set(file.units(job["group"]).tolist())
+
+
+def _projected(run: Run, job: Record) -> set[int]:
+    file = ProjectedFile(run.projected(job["layer"]))
+    return (
+        set(file.done(job["group"]).nonzero()[0].tolist())
+        if job["group"] in file.methods()
+        else set()
+    )
+
+
+def _searched(run: Run, job: Record) -> set[int]:
+    found = SearchFile(run.searched(job["layer"]))
+    return set(range(job["total"])) if job["group"] in found.searches() else set()
+
+
+@dataclass(frozen=True)
+class _Part:
+    made: float  # modification time
+    units: tuple[int, ...]
+
+
+FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project": "projected"}
+
+
+def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
+    """Yield the finished pieces of a job, of all shards."""
+    for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
+        record = described(folder)
+        parts = Parts.of(folder)
+        if stage == "topk" or record is not None:
+            for name in parts.names():
+                with suppress(OSError, CnnvisError):
+                    path = folder / f"{name}.h5"
+                    units = () if stage == "topk" else _units(parts, name, stage)
+                    yield _Part(path.stat().st_mtime, units)
+
+
+def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
+    if stage == "search":
+        return (int(name),)
+    with suppress(KeyError):
+        return tuple(parts.read(name, ("unit",))["unit"].tolist())
+    return ()
+
+
+def _rate(parts: Iterable[_Part], size: int | None = None) -> float | None:
+    """Return units per second since the last interruption: a pause of ten times the usual one."""
+    made = sorted(parts, key=lambda part: part.made)
+    pauses = sorted(b.made - a.made for a, b in itertools.pairwise(made))
+    if len(pauses) < 2:
+        return None
+    usual = pauses[len(pauses) // 2]
+    first = 0
+    for number, (a, b) in enumerate(itertools.pairwise(made), start=1):
+        if b.made - a.made > max(10 * usual, 60):
+            first = number
+    seconds = made[-1].made - made[first].made
+    units = sum(size or len(part.units) for part in made[first + 1 :])
+    return units / seconds if seconds > 0 else None
+
+
+def _told(told: Record, at_work: bool) -> str:
+    """Return the last note of a process, and its estimated end."""
+    line = f"{told['line']} (at {told['at']})"
+    if not at_work:
+        return f"stopped unexpectedly after: {line}"
+    with suppress(TypeError, ValueError, OverflowError, OSError):  # an invalid time
+        return f"{line}; about until {_clock(told['until'])}"
+    return line
+
+
+def _clock(moment: float) -> str:
+    moment = float(moment)
+    today = time.strftime("%Y-%m-%d") == time.strftime("%Y-%m-%d", time.localtime(moment))
+    return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    cells = [("stage", "what", "done", "left", "speed")]
+    for row in rows:
+        done = f"{row.done}/{row.total} {row.unit}"
+        done += f", {row.skipped} skipped" if row.skipped else ""
+        speed = "" if row.rate is None else f"{row.rate:.3g}/s"
+        if row.rate and row.left:
+            speed += f", {_span(row.left / row.rate)}"
+        cells.append((row.stage, row.what, done, str(row.left or "-"), speed))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = (
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in cells
+    )
+    return ["  " + line.rstrip() for line in padded]
+
+
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest:02d} min left" if hours else f"{minutes} min left"

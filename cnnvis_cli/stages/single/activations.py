@@ -1,0 +1,363 @@
+"""`cnnvis activations`: every layer's activations for an image, or for each frame of a video."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from cnnvis_cli.dataset.video import Folder, Frames, Video, is_moving
+from cnnvis_cli.errors import TooManyUnreadable, UsageError
+from cnnvis_cli.figure import activations as figures
+from cnnvis_cli.figure.activations import Heading, OverImage, Panel, Stop, Values
+from cnnvis_cli.figure.canvas import Canvas
+from cnnvis_cli.figure.grid import Floats, Grid, Scale, finite, grid_of, in_colour, over_image
+from cnnvis_cli.network.outputs import Output
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.render import Figure, draw_figures, files, is_there
+from cnnvis_cli.stages.single.inputs import Photograph, file_names, in_batches, photographs
+from cnnvis_cli.stages.single.recorder import Eye, Outputs, Seen, guesses, title_of
+from cnnvis_cli.stages.single.video import film
+from cnnvis_cli.store.activations import ActivationsFile, LayerActivations
+from cnnvis_cli.store.run import Record
+
+BATCH = {"cpu": 4, "cuda": 16}  # images; the maps of all layers of a batch are kept at once
+COMPARED = 6  # most images side by side
+NAMED = 11  # strongest channels of a vector that are named
+ALL = "all"
+KIND = "activations"
+
+
+def check_activations(plan: Plan) -> None:
+    """Raise `UsageError` where there is no image, folder or video to show."""
+    if not plan.activations.image:
+        raise UsageError("which image? cnnvis activations IMAGE, a folder, or a video")
+    for place in map(Path, plan.activations.image):
+        if not place.exists():
+            raise UsageError(f"{place}: there is no such image, folder or video")
+
+
+def activations(session: Session) -> None:
+    """Draw the images' activations and film the videos', each once.
+
+    Raise `TooManyUnreadable` at the end if too large a share of the images cannot be used.
+    """
+    session = session.here()
+    asked, outputs = session.plan.activations, Outputs(session)
+    places = [Path(place) for place in asked.image]
+    moving = [p for p in places if (asked.frames if p.is_dir() else is_moving(p))]
+    stills = [str(place) for place in places if place not in moving]
+    if asked.compare and moving:
+        raise UsageError(f"--compare is for images; {moving[0]} is a video")
+    late: TooManyUnreadable | None = None
+    try:
+        for path in _images(session, outputs, stills) if stills else ():
+            session.report.result(str(path))
+    except TooManyUnreadable as error:
+        late = error
+    names = file_names([str(place) for place in moving])
+    for name, place in zip(names, moving, strict=True):
+        for path in film(session, outputs, _frames(place, asked.every), name):
+            session.report.result(str(path))
+    if late is not None:
+        raise late
+
+
+def _frames(place: Path, every: int) -> Frames:
+    return Folder(place, every) if place.is_dir() else Video(place, every)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The subject of one set of files: an image, or several that are compared."""
+
+    name: str
+    images: tuple[Photograph, ...]
+    seen: tuple[Seen, ...] = ()  # empty before the network has run
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """The digests of the network's input pixels."""
+        return [hashlib.sha256(each.pixels.tobytes()).hexdigest()[:16] for each in self.images]
+
+    def values(self, output: Output) -> list[Floats]:
+        """Return each image's values, as maps (C, h, w)."""
+        found = [finite(seen.values[output.name])[0] for seen in self.seen]
+        return [each if each.ndim == 3 else each[:, None, None] for each in found]
+
+    def odd(self, output: Output) -> int:
+        """The number of non-finite values."""
+        return sum(finite(seen.values[output.name])[1] for seen in self.seen)
+
+
+def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of all images, in batches, or of their comparison."""
+    size = session.plan.batch_size or BATCH[session.device.type]
+    found = photographs(session, places)
+    with Eye(session.network, outputs.needed, size) as eye:
+        if session.plan.activations.compare:
+            for batch in in_batches(found, COMPARED + 1):
+                yield from _drawn(session, outputs, eye, [_compared(tuple(batch))])
+            return
+        for batch in in_batches(found, size):
+            subjects = [Subject(image.name, (image,)) for image in batch]
+            yield from _drawn(session, outputs, eye, subjects)
+
+
+def _compared(images: tuple[Photograph, ...]) -> Subject:
+    if not 2 <= len(images) <= COMPARED:
+        many = f"more than {COMPARED}" if len(images) > COMPARED else f"{len(images)}"
+        raise UsageError(f"--compare: takes 2 to {COMPARED} images, and these are {many}")
+    name = "_vs_".join(image.name for image in images)
+    if len(name) > 120:  # file systems allow 255 bytes per name
+        name = f"{name[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Subject(name, images)
+
+
+def _drawn(
+    session: Session, outputs: Outputs, eye: Eye, subjects: Sequence[Subject]
+) -> Iterator[Path]:
+    """Yield the files of some subjects; the network runs only if one of them is missing."""
+    session.report.breathe()
+    planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
+    kept = _kept(session, outputs, subjects, eye.size)
+    if not all(is_there(session, figure) for figure in planned) or any(
+        not file.is_of(record) for file, record, _ in kept
+    ):
+        subjects = _looked_at(eye, subjects)
+        kept = _kept(session, outputs, subjects, eye.size)
+        planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
+        yield from draw_figures(session, planned)
+    else:
+        yield from (path for figure in planned for path in files(session, figure))
+    for file, record, seen in kept:
+        if not file.is_of(record):
+            file.publish(record, _numbers(outputs, seen))
+        yield file.path
+
+
+def _looked_at(eye: Eye, subjects: Sequence[Subject]) -> list[Subject]:
+    """Yield the subjects with the network's outputs for them, in batches."""
+    images = [image for subject in subjects for image in subject.images]
+    seen: list[Seen] = []
+    for first in range(0, len(images), eye.size):
+        some = images[first : first + eye.size]
+        found = eye.see([image.pixels for image in some])
+        seen += [found.of(slot) for slot in range(len(some))]
+    looked = iter(seen)
+    return [replace(each, seen=tuple(islice(looked, len(each.images)))) for each in subjects]
+
+
+# ---- figures
+
+
+def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[Figure]:
+    """Yield all figures of a subject, before or after the network has run."""
+    for output in outputs.shown:
+        yield _layer(session, outputs, subject, output)
+    for output, channel in outputs.units:
+        yield _unit(session, subject, output, channel)
+    if len(outputs.shown) > 1 and len(subject.images) == 1:
+        yield _overview(session, outputs, subject)
+
+
+def _figure(
+    session: Session, subject: Subject, name: str, heading: Heading, record: Record
+) -> Figure:
+    """Return a figure of a subject without a function that draws it."""
+    asked = session.plan.activations
+    common: Record = {
+        "images": subject.digests,
+        "names": [image.name for image in subject.images],
+        "weights_sha256": session.network.digest,
+        "batch": session.plan.batch_size or BATCH[session.device.type],
+        "tone": asked.tone,
+        "scale": asked.scale,
+    }
+    title = " · ".join((heading.title, *heading.classes))
+    return Figure(f"{KIND}/{subject.name}", name, title, common | record, lambda: Canvas(1, 1))
+
+
+def _heading(session: Session, subject: Subject, what: str, note: str) -> Heading:
+    """Return the heading: image and layer, and the predicted classes of each image."""
+    names = " and ".join(image.name for image in subject.images)
+    many = len(subject.images) > 1
+    lines = []
+    for image, seen in zip(subject.images, subject.seen, strict=False):
+        found = guesses(session.network, seen.prob)
+        text = ", ".join(f"{guess.name} {guess.share:.3f}" for guess in found)
+        lines += [f"{image.name}: {text}" if many else text] if found else []
+    return Heading(f"{names} · {what}", tuple(lines), note)
+
+
+def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output) -> Figure:
+    """Return one layer's channels: a square of tiles, or bars."""
+    asked = session.plan.activations
+    what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
+    heading = _heading(session, subject, what, "")
+    figure = _figure(session, subject, output.name, heading, {"layer": output.name})
+    if not subject.seen:
+        return figure
+
+    def bars() -> Canvas:
+        return figures.bars(
+            [_named(outputs, output, *each) for each in _by_name(subject, output)],
+            replace(heading, note=_bars_note(subject, output)),
+            asked.scale or 1,
+        )
+
+    def sheet() -> Canvas:
+        maps = subject.values(output)
+        scale = Scale.of(np.stack(maps), asked.tone)
+        panels = [
+            Panel(scale.grey(each), image.name, image.pixels)
+            for image, each in zip(subject.images, maps, strict=True)
+        ]
+        note = f"Channels row by row. Tone: {scale.rule(asked.tone)}{_odd(subject, output)}."
+        if len(panels) > 1:
+            note += " All images are on the same scale."
+        fitting = figures.fitting_scale(grid_of(maps[0]).size, len(maps))
+        return figures.sheets(panels, replace(heading, note=note), asked.scale or fitting)
+
+    return replace(figure, draw=bars if output.flat else sheet)
+
+
+def _by_name(subject: Subject, output: Output) -> Iterator[tuple[str, Floats]]:
+    """Yield each image's maps, and its name if there are several."""
+    many = len(subject.images) > 1
+    names = (image.name if many else "" for image in subject.images)
+    yield from zip(names, subject.values(output), strict=True)
+
+
+def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
+    """Return a vector with the labels of its strongest channels; ties by number."""
+    values = maps[:, 0, 0]
+    order = np.argsort(-values, kind="stable")[:NAMED].tolist()
+    return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
+
+
+def _bars_note(subject: Subject, output: Output) -> str:
+    return (
+        f"One bar per channel, in the order of their numbers; the strongest in orange, with names"
+        f"{_odd(subject, output)}."
+    )
+
+
+def _odd(subject: Subject, output: Output) -> str:
+    count = subject.odd(output)
+    return f"; {count} values are not finite and drawn as 0" if count else ""
+
+
+def _unit(session: Session, subject: Subject, output: Output, channel: int) -> Figure:
+    """Return one channel over the image."""
+    what = f"{title_of(session.network, output)}, channel {channel} of {output.channels}"
+    heading = _heading(session, subject, what, "")
+    record = {"layer": output.name, "channel": channel}
+    name = f"{output.name}_{channel:04d}"
+    figure = _figure(session, subject, name, heading, record)
+    asked, size = session.plan.activations, session.network.size
+    fitting = max(1, round(figures.SHOWN / size[1]))
+
+    def draw() -> Canvas:
+        maps = [each[channel] for each in subject.values(output)]
+        scale = Scale.of(np.stack(maps)[:, None], "tile")
+        shown = [
+            _over(image, values, scale, output)
+            for image, values in zip(subject.images, maps, strict=True)
+        ]
+        note = (
+            f"A map of {maps[0].shape[0]}x{maps[0].shape[1]} places, each at the centre of its "
+            f"field, values {scale.low.min():.4g} to {scale.high.max():.4g}. Middle: "
+            f"{scale.rule('tile').partition(';')[0]}. Right: as bright as the channel is active, "
+            "interpolated, full at its largest value. Framed: the field of its strongest place, "
+            "as far as it is inside the image."
+        )
+        top = float(scale.high.max())
+        return figures.over_images(shown, replace(heading, note=note), asked.scale or fitting, top)
+
+    return replace(figure, draw=draw)
+
+
+def _over(image: Photograph, values: Floats, scale: Scale, output: Output) -> OverImage:
+    size = (image.pixels.shape[0], image.pixels.shape[1])
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    seen = output.field.box(row, column).clip(size)
+    inside = output.field.rows.stride > 0 and seen.size != size
+    box = (seen.left, seen.top, seen.size[1], seen.size[0]) if inside else None
+    grey = scale.grey(over_image(values, output.field, size, smooth=False)[None])[0]
+    return OverImage(image.name, image.pixels, over_image(values, output.field, size), grey, box)
+
+
+def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
+    """Return all layers in one picture."""
+    asked = session.plan.activations
+    rule = "one scale for each layer" if asked.tone == "layer" else "each channel on its own scale"
+    note = (
+        f"All layers in the order in which they are computed, reduced. Tone: {rule}; where nothing "
+        "is negative x / max with 0 black, otherwise x / max(2 max, -2 min) + 0.5 with 0 mid-grey. "
+        "Vectors as bars."
+    )
+    what = f"{session.network.name}, {len(outputs.shown)} layers"
+    heading = _heading(session, subject, what, note)
+    record = {"layers": [output.name for output in outputs.shown]}
+    figure = _figure(session, subject, ALL, heading, record)
+
+    def draw() -> Canvas:
+        image = subject.images[0].pixels
+        side = figures.stop_side(len(outputs.shown) + 1)
+        first = Stop("input", f"{image.shape[0]}x{image.shape[1]} pixels", image)
+        return figures.walk(
+            [first, *(_stop(subject, output, asked.tone, side) for output in outputs.shown)],
+            heading,
+        )
+
+    return replace(figure, draw=draw)
+
+
+def _stop(subject: Subject, output: Output, tone: str, side: int) -> Stop:
+    (maps,) = subject.values(output)
+    detail = f"{output.kind}, {output.size.replace(' channels of ', ' of ')}"
+    if output.flat:
+        return Stop(output.name, detail, figures.small_bars(maps[:, 0, 0], side))
+    grid: Grid = grid_of(maps)
+    picture = figures.fitted(in_colour(grid.picture(Scale.of(maps, tone).grey(maps))), side)
+    return Stop(output.name, detail, picture)
+
+
+# ---- numbers
+
+
+Kept = tuple[ActivationsFile, Record, Seen | None]
+
+
+def _kept(session: Session, outputs: Outputs, subjects: Sequence[Subject], size: int) -> list[Kept]:
+    """Return the requested files of numbers, each with what decides its content."""
+    if session.plan.activations.save is None:
+        return []
+    found: list[Kept] = []
+    for subject in subjects:
+        for number, image in enumerate(subject.images):
+            path = session.run.path / "activations" / f"{image.name}.h5"
+            record = session.identity | {
+                "name": image.name,
+                "image": subject.digests[number],
+                "batch": size,
+                "layers": [output.name for output in outputs.needed],
+            }
+            seen = subject.seen[number] if subject.seen else None
+            found.append((ActivationsFile(path), record, seen))
+    return found
+
+
+def _numbers(outputs: Outputs, seen: Seen | None) -> dict[str, LayerActivations]:
+    assert seen is not None, "a missing file has the network look"
+    return {
+        each.name: LayerActivations(each.module, each.call, each.kind, seen.values[each.name])
+        for each in outputs.needed
+    }

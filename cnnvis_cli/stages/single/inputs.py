@@ -1,0 +1,178 @@
+"""The images named on the command line, one after the other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cnnvis_cli.dataset.containers import read_file
+from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.digests import digest
+from cnnvis_cli.errors import TooManyUnreadable, UsageError
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.nouns import Preprocessing
+from cnnvis_cli.registry import unknown
+from cnnvis_cli.stages.common.session import Session
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One image as the network sees it, and the name of its files."""
+
+    name: str
+    path: str
+    pixels: Pixels  # (height, width, 3)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image that is not read yet."""
+
+    path: str
+    read: Callable[[], bytes]
+
+
+class Album:
+    """Images, and those of folders, lists, tars and zips, in order, not read yet.
+
+    Each is named after its file, with as many parent folders as distinguish it from the others.
+    Raise `UsageError` for a place without images.
+    """
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self._sources = [source for place in places for source in _sources(Path(place))]
+        self._names = file_names([source.path for source in self._sources])
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def path(self, number: int) -> str:
+        return self._sources[number].path
+
+    def read(self, number: int, preprocessing: Preprocessing) -> Photograph:
+        """Decode an image; raise `Unreadable` with the reason."""
+        source = self._sources[number]
+        pixels = decode(source.read(), preprocessing)
+        return Photograph(self._names[number], source.path, pixels)
+
+
+def photographs(
+    session: Session, places: Sequence[str], takes: Callable[[int], bool] = lambda _: True
+) -> Iterator[Photograph]:
+    """Decode the images of an `Album` that `takes` selects, in order, one at a time.
+
+    Unusable ones are reported and skipped. Raise `UsageError` like `Album`, and at the end
+    `TooManyUnreadable` (exit code 3) if too large a share was skipped.
+    """
+    album, unusable = Album(places), 0
+    chosen = [number for number in range(len(album)) if takes(number)]
+    for number in chosen:
+        session.report.breathe()
+        try:
+            yield album.read(number, session.network.preprocessing)
+        except Unreadable as reason:
+            session.report.note(f"{album.path(number)}: {reason}; left out")
+            unusable += 1
+    allowed = session.plan.topk.max_unreadable
+    if unusable > allowed * len(chosen):
+        raise TooManyUnreadable(
+            f"{unusable} of {len(chosen)} images could not be used, more than {allowed:.1%}; "
+            "see --max-unreadable"
+        )
+
+
+def in_batches(images: Iterator[Photograph], size: int) -> Iterator[list[Photograph]]:
+    """Yield images in lists of `size`, the last one shorter; then report too many failures."""
+    batch: list[Photograph] = []
+    late: TooManyUnreadable | None = None
+    try:
+        for image in images:
+            batch.append(image)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except TooManyUnreadable as error:
+        late = error
+    if batch:
+        yield batch
+    if late is not None:
+        raise late
+
+
+def _sources(place: Path) -> Iterator[_Source]:
+    if not _is_there(place):
+        raise UsageError(f"{place}: there is no such image or folder")
+    if place.is_dir() or place.suffix.lower() in CONTAINERS:
+        manifest = Manifest.scan(place)
+        for index in range(len(manifest)):
+            path = str(manifest.root / manifest.path(index))
+            yield _Source(path, lambda index=index: manifest.read(index))  # type: ignore[misc]
+    else:
+        yield _Source(str(place), lambda: read_file(place))
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists()
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+CONTAINERS = (".txt", ".tar", ".zip")
+
+
+def file_names(paths: Sequence[str]) -> list[str]:
+    """Return a file name for each path: its shortest ending that no other one has."""
+    parts = [[_plain(part) for part in Path(path).with_suffix("").parts] for path in paths]
+    names = [""] * len(paths)
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        ends = ["_".join(part[-depth:]) for part in parts]
+        count = Counter(ends)
+        for i, end in enumerate(ends):
+            if not names[i] and count[end] == 1:
+                names[i] = end
+    return [
+        _short(name or f"{'_'.join(part)}_{i}")
+        for i, (name, part) in enumerate(zip(names, parts, strict=True))
+    ]
+
+
+LONGEST = 120  # characters of a name: file systems take 255, and more is appended
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 17]}-{digest(name)}"
+
+
+def _plain(part: str) -> str:
+    """Return a piece of a path in a form valid in any file name."""
+    return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._-") or "image"
+
+
+def batch_of(network: Network, chosen: Sequence[Photograph]) -> torch.Tensor:
+    """Return mean-subtracted pixels on the network's device: (B, 3, h, w)."""
+    return network.centre(torch.stack([torch.from_numpy(each.pixels.copy()) for each in chosen]))
+
+
+def class_name(network: Network, index: int) -> str:
+    """Return the name of an output of the network: its class, or its number."""
+    return network.classes[index] if index < len(network.classes) else f"class {index}"
+
+
+def find_class(network: Network, outputs: int, text: str) -> int:
+    """Return the output of a class name or number; raise `UsageError` with the nearest name."""
+    if text.isdecimal() and int(text) < outputs:
+        return int(text)
+    wanted = text.casefold()
+    for index, name in enumerate(network.classes):
+        if name.casefold() == wanted:
+            return index
+    if text.isdecimal() or not network.classes:
+        raise UsageError(f"{network.name} has no class {text}; it has 0 to {outputs - 1}")
+    raise unknown("class", text, network.classes, place=network.name)

@@ -1,0 +1,177 @@
+"""Joining the parts of a top-k, from one or many runs, into one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.digests import digest
+from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
+from cnnvis_cli.nouns import Layer
+from cnnvis_cli.report import Report, printable
+from cnnvis_cli.stages.topk.worker import Cut
+from cnnvis_cli.store.files import Images, LayerResult, TopKFile
+from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.run import Record, Run, differences
+from cnnvis_cli.store.stats import Account
+
+CLASS_SUMS = 1 << 28  # bytes for the sums by class while a file is assembled
+COLUMNS = ("paths", "sizes", "offsets", "labels")
+MANIFEST = "manifest"
+
+
+class Missing(CnnvisError):
+    """A part of a top-k is missing or damaged."""
+
+
+def parts_of(run: Run, plan: Record) -> Parts:
+    """Return where a run keeps the finished parts of this plan."""
+    name = digest(plan)
+    return Parts(run.parts("topk", name), name)
+
+
+def is_done(file: TopKFile, plan: Record) -> bool:
+    """Return whether the file has the requested content; raise `UsageError` for another plan."""
+    have = file.identity()
+    if have is None:
+        return False
+    own = {"layers": plan["layers"], "device": plan["device"]}  # on any device
+    if have | own != plan or not set(plan["layers"]) <= set(have["layers"]):
+        raise UsageError(
+            f"{file.path} belongs to another plan: {differences(have, plan)}; choose another --run"
+        )
+    return True
+
+
+def leave_for_merge(run: Run, plan: Record, manifest: Manifest) -> None:
+    """Store with a shard's parts what `merge` needs."""
+    parts = parts_of(run, plan)
+    if MANIFEST in parts:
+        return
+    names = [_encoded(name) for name in manifest.classes]
+    about = {"classes": names, "root": [_encoded(str(manifest.root.resolve()))]}
+    texts = {name: np.array(values, "S") for name, values in about.items()}
+    columns = {name: getattr(manifest, name) for name in COLUMNS}
+    record = np.array([json.dumps(plan, sort_keys=True).encode()])
+    parts[MANIFEST] = {**columns, **texts, "plan": record}
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def finish(
+    run: Run,
+    plan: Record,
+    manifest: Manifest,
+    layers: Sequence[Layer],
+    sources: Sequence[Parts],
+    report: Report,
+) -> None:
+    """Add up the parts, in their order, and publish skipped.tsv and topk.h5.
+
+    Raise `Missing`, naming a part that none of the `sources` has intact; unless another process
+    (without locks) has already published topk.h5 and removed the parts.
+    """
+    with _unless_published(run, plan):
+        skipped = np.zeros(len(manifest), np.bool_)
+        crcs = np.zeros(len(manifest), np.uint32)
+        reasons: dict[int, str] = {}
+        cut = Cut(len(manifest), plan["batch_size"])
+        about = ("crc", "failures", "reasons")
+        for number, part in enumerate(report.each(_all_parts(cut, sources, about))):
+            images = cut.images_of(number)
+            crcs[images.start : images.stop] = part["crc"][: len(images)]
+            skipped[part["failures"]] = True
+            texts = (text.decode() for text in part["reasons"].tolist())
+            reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
+        lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
+        publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
+        listed = Images(
+            manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
+        )
+        room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
+        results = _results(plan, cut, _groups(layers, room), sources)
+        TopKFile(run.topk).publish(plan, listed, report.each(results))
+
+
+@contextmanager
+def _unless_published(run: Run, plan: Record) -> Iterator[None]:
+    """Ignore a missing part in this block if topk.h5 exists meanwhile."""
+    try:
+        yield
+    except Missing:
+        if not is_done(TopKFile(run.topk), plan):
+            raise
+
+
+def _results(
+    plan: Record, cut: Cut, groups: Iterable[list[Layer]], sources: Sequence[Parts]
+) -> Iterator[LayerResult]:
+    """Yield the results layer by layer; the parts are read once per group of layers."""
+    first = 0
+    for group in groups:
+        last = first + sum(layer.channels for layer in group)
+        account = Account(first, last, plan["k"], plan["min"])
+        for part in _all_parts(cut, sources):
+            account.add(part)
+        for layer in group:
+            yield _result(layer, account, slice(first, first + layer.channels))
+            first += layer.channels
+
+
+def _groups(layers: Sequence[Layer], room: int) -> Iterator[list[Layer]]:
+    """Yield groups of neighbouring layers with up to `room` channels, at least one layer each."""
+    group: list[Layer] = []
+    for layer in layers:
+        if group and sum(la.channels for la in group) + layer.channels > room:
+            yield group
+            group = []
+        group.append(layer)
+    yield group
+
+
+def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
+    height, width = layer.map
+    strongest, lowest, arrays = account.of(channels, height * width)
+    negated = None if lowest is None else lowest.on_map(width).negated()
+    return LayerResult(layer, strongest.on_map(width), negated, arrays)
+
+
+def _all_parts(cut: Cut, sources: Sequence[Parts], names: Sequence[str] = ()) -> Iterator[Arrays]:
+    """Yield the (named) arrays of each part, from the first source that has it intact."""
+    return (_find(number, cut.count, sources, names) for number in range(cut.count))
+
+
+def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str]) -> Arrays:
+    for parts in sources:
+        try:
+            return parts.read(number, names)
+        except KeyError:
+            continue
+    where = ", ".join(str(parts.folder) for parts in sources)
+    raise Missing(
+        f"part {number} of 0 to {count - 1} is missing or damaged in {where}; run again the "
+        "cnnvis topk, with the --shard, that it belongs to"
+    )
+
+
+def _one_line(path: str) -> str:
+    """Return a path that cannot break a line of the table."""
+    return printable(path.replace("\\", "\\\\"))
+
+
+def tell(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
+    """Report the result; raise `TooManyUnreadable` (exit code 3) for too many unusable images."""
+    images, skipped = file.summary()
+    report.result(f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers")
+    if skipped > allowed * images:
+        raise TooManyUnreadable(
+            f"{skipped} of {images} images could not be used, more than --max-unreadable "
+            f"{allowed:g}; they are listed in {run.skipped}"
+        )

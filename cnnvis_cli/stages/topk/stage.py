@@ -1,0 +1,146 @@
+"""`cnnvis topk`: a dataset flows through the network; each channel keeps its strongest places."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cnnvis_cli.dataset.decode_on_gpu import check_decoder
+from cnnvis_cli.dataset.manifest import Manifest, root_of
+from cnnvis_cli.engine import check_precision, choose_devices, spread
+from cnnvis_cli.network.tally import load_loops
+from cnnvis_cli.stages.common.dataset_images import dataset_path
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.topk.assemble import finish, is_done, leave_for_merge, parts_of, tell
+from cnnvis_cli.stages.topk.worker import Cut, Step, Work, scan
+from cnnvis_cli.store.files import TopKFile
+from cnnvis_cli.store.run import Record
+
+BATCH = {"cpu": 32, "cuda": 128}  # images; the defaults
+
+
+def topk(session: Session) -> None:
+    """Stream the dataset through the network and keep each channel's k strongest places.
+
+    Of a shard only its parts are made, for `merge`. Raises `TooManyUnreadable` (exit 3) after
+    finishing, when too many images could not be used.
+    """
+    devices = choose_devices(session.plan.device)
+    check_precision(session.plan.topk.precision, devices[0])
+    if session.plan.topk.decode == "gpu":
+        check_decoder(devices[0], session.network.preprocessing)
+    dataset = dataset_path(session)
+    manifest = Manifest.scan(dataset)
+    file = TopKFile(session.run.topk)
+    plan = _identity(session, manifest, devices[0].type, file.identity() or {})
+    parts = parts_of(session.run, plan)
+    if not is_done(file, plan):
+        _scan(session, _work(session, manifest, plan))
+        if session.plan.shard is not None:
+            leave_for_merge(session.run, plan, manifest)
+            _tell_shard(session, Cut(len(manifest), plan["batch_size"]))
+            return
+        with session.timed("topk"):
+            finish(session.run, plan, manifest, session.layers, [parts], session.report)
+    parts.clear()
+    record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
+    session.run.note("dataset", record)
+    tell(file, session.run, session.plan.topk.max_unreadable, session.report)
+
+
+def _work(session: Session, manifest: Manifest, plan: Record) -> Work:
+    cut = Cut(len(manifest), plan["batch_size"])
+    parts = parts_of(session.run, plan)
+    manifest = replace(manifest, root=manifest.root.absolute())
+    return Work(session.there, manifest, parts, tuple(plan["layers"]), cut, session.network)
+
+
+def _identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
+    """All that decides what topk.h5 holds; batch size and device decide the last bits of values.
+
+    A batch size that nobody asks for is that of the file that there may be.
+    """
+    settings = session.plan.topk
+    size = session.plan.batch_size or have.get("batch_size") or BATCH[kind]
+    return {
+        **session.identity,
+        "dataset": manifest.digest,
+        "k": settings.k,
+        "batch_size": size,
+        "device": kind,
+        "layers": [layer.alias for layer in session.layers],
+        "precision": settings.precision,
+        "decode": settings.decode,
+        "min": settings.min,
+    }
+
+
+def _need(session: Session, size: int) -> int:
+    """About how much memory a process needs on a CPU: the largest maps, thrice, and itself."""
+    largest = max(la.channels * la.map[0] * la.map[1] for la in session.network.layers)
+    return 4 * size * 3 * largest + (300 << 20)
+
+
+@dataclass
+class Pace:
+    """How fast some processes work; their first batches, which take longer, are left out."""
+
+    processes: int
+    images: int = 0
+    seconds: float = 0.0  # of all processes together
+    waited: float = 0.0
+
+    def add(self, step: Step) -> None:
+        if not step.first:
+            self.images += step.images
+            self.seconds += step.seconds
+            self.waited += step.waited
+
+    @property
+    def share_waited(self) -> float:
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def record(self) -> Record:
+        """For run.json; nothing where nothing was to do."""
+        if not self.seconds:
+            return {}
+        speed = self.images / self.seconds * self.processes
+        return {
+            "images_a_second": round(speed, 2),
+            "share_waited": round(self.share_waited, 4),
+            "processes": self.processes,
+        }
+
+
+def _scan(session: Session, work: Work) -> None:
+    """Compute and keep every part of this shard that is not there yet."""
+    pending = [n for n in session.plan.share(work.cut.count) if n not in work.parts]
+    if not pending:
+        return
+    crew = session.crew(_need(session, work.cut.size))
+    meter = session.report.meter("topk", sum(len(work.cut.images_of(n)) for n in pending), "images")
+    pace = Pace(min(len(crew), len(pending)))
+
+    def hear(message: Any) -> None:
+        session.hear(message)
+        if isinstance(message, Step):
+            pace.add(message)
+            meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
+
+    load_loops()  # what this process has, the forked ones have as well
+    job = {"total": work.cut.images, "size": work.cut.length * work.cut.size}
+    session.ask("topk", {"images": {**job, "parts": work.parts.folder.name}})
+    with session.timed("topk") as facts:
+        spread(functools.partial(scan, work), crew, pending, hear, work.called)
+        facts.update(pace.record())
+    meter.end()
+
+
+def _tell_shard(session: Session, cut: Cut) -> None:
+    mine = session.plan.share(cut.count)
+    what = f"parts {mine.start} to {mine.stop - 1}" if mine else "no part"
+    session.report.result(
+        f"{session.run.path}: shard {session.plan.shard} is done, {what} of 0 to {cut.count - 1}; "
+        "join the shards with cnnvis merge"
+    )

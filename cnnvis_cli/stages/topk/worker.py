@@ -1,0 +1,251 @@
+"""One process's work in `cnnvis topk`: images through the network, part after part."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnvis_cli.dataset.batches import Batch, Batches
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.engine import (
+    Aside,
+    Finished,
+    Lane,
+    Notice,
+    Tell,
+    arithmetic,
+    cores,
+    shared_memory,
+)
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.tally import Slots, Tally
+from cnnvis_cli.nouns import Layer
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.session import network_on
+from cnnvis_cli.store.parts import Parts
+
+
+class Step(NamedTuple):
+    """Told after each batch: how many images, and how long it took and waited for them."""
+
+    images: int
+    first: bool  # in its process, which takes longer
+    seconds: float
+    waited: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images are cut into batches and these into parts; it follows from the plan alone.
+
+    Some 500 parts, but parts of up to four batches where there are few: a part costs a file and
+    is what is lost when the power goes, and parts have to divide evenly over processes.
+    """
+
+    images: int
+    size: int  # images a batch
+
+    @property
+    def batches(self) -> int:
+        return -(-self.images // self.size)
+
+    @property
+    def length(self) -> int:
+        """Batches a part."""
+        return max(-(-self.batches // 512), min(4, -(-self.batches // 8)))
+
+    @property
+    def count(self) -> int:
+        """Parts in all."""
+        return -(-self.batches // self.length)
+
+    def batches_of(self, part: int) -> range:
+        return range(part * self.length, min((part + 1) * self.length, self.batches))
+
+    def images_of(self, part: int) -> range:
+        batches = self.batches_of(part)
+        return range(batches.start * self.size, min(batches.stop * self.size, self.images))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every process must know; a copy in another process loads the network anew."""
+
+    plan: Plan
+    manifest: Manifest
+    parts: Parts
+    layers: tuple[str, ...]  # aliases
+    cut: Cut
+    network: Network | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "network": None}
+
+    def called(self, part: int) -> str:
+        """A part's name for a person: its first and last image."""
+        images = self.cut.images_of(part)
+        first, last = self.manifest.path(images.start), self.manifest.path(images.stop - 1)
+        return f"images {images.start} to {images.stop - 1} ({first} to {last})"
+
+    def on(self, device: torch.device) -> Network:
+        """The network on a lane's device."""
+        return network_on(device, self.plan, self.network)
+
+    def reader(self, network: Network, lane: Lane, tell: Tell) -> Batches:
+        """What reads and decodes images for a lane; says so where shared memory is short."""
+        decode, on_gpu = self.plan.topk.decode, lane.device.type == "cuda"
+        reader = Batches(
+            self.manifest,
+            network.preprocessing,
+            self.cut.size,
+            lane.decoders,
+            fast=decode == "fast",
+            pin=on_gpu and decode != "gpu",
+            gpu=lane.device if decode == "gpu" else None,
+        )
+        decoders = cores() if self.plan.workers is None else self.plan.workers
+        free, wanted = shared_memory(), reader.ahead * decoders  # of all lanes together
+        if not lane.decoders or decode == "gpu" or wanted < free:
+            return reader
+        tell(
+            Notice(
+                f"/dev/shm has {free >> 20} MB free and {decoders} decoding processes want "
+                f"{wanted >> 20}: images come through pipes, which is slower; in a container, give "
+                "it more (docker run --shm-size 2g)"
+            )
+        )
+        return replace(reader, pipes=True)
+
+
+def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    """Compute the parts of these numbers and keep them; tells a `Step` a batch, then `Finished`.
+
+    The next part is begun while the last one is still being written.
+    """
+    network = work.on(lane.device)
+    layers = network.choose(work.layers)
+    cut = work.cut
+    batches = (batch for number in numbers for batch in cut.batches_of(number))
+    read = work.reader(network, lane, tell).read(batches)
+    precision = work.plan.topk.precision
+    account, first = _Part(work, layers, lane.device), True
+
+    def see(layer: Layer, output: Tensor) -> None:
+        account.tally.see(layer, output, slots, layer.alias in rectified)
+
+    with (
+        Aside() as writer,
+        torch.inference_mode(),
+        arithmetic(precision, lane.device),
+        network.in_place(),
+        network.rectified_by_reader(layers) as rectified,
+        network.tap(layers, see) as run,
+    ):
+        keeper = _Keeper(work.parts, writer, tell)
+        for batch, pixels, clock in _feed(read, lane.device):
+            slots = Slots(batch.first, batch.used, batch.labels)
+            run(network.normalise(network.centre(pixels)))
+            account.end(batch, slots)
+            tell(Step(min(cut.size, cut.images - batch.first), first, *clock.lap()))
+            first = False
+            part = batch.number // cut.length
+            if batch.number + 1 == cut.batches_of(part).stop:
+                keeper.keep(part, account.arrays())
+                account = _Part(work, layers, lane.device)
+        keeper.settle()
+
+
+class _Part:
+    """What is known of one part so far."""
+
+    def __init__(self, work: Work, layers: tuple[Layer, ...], device: torch.device) -> None:
+        settings = work.plan.topk
+        self.tally = Tally(layers, settings.k, settings.min, device)
+        self._failures: dict[int, str] = {}
+        self._crcs: list[Any] = []
+
+    def end(self, batch: Batch, slots: Slots) -> None:
+        self.tally.end(slots)
+        self._failures |= batch.failures
+        self._crcs.append(batch.crcs)
+
+    def arrays(self) -> dict[str, Any]:
+        """The tally's arrays and, of the part's images, the CRCs and what could not be used."""
+        indices = np.array(sorted(self._failures), np.int64)
+        reasons = np.array([self._failures[i].encode() for i in indices.tolist()], "S")
+        about = {"crc": np.concatenate(self._crcs), "failures": indices, "reasons": reasons}
+        return self.tally.arrays() | about
+
+
+@dataclass
+class _Keeper:
+    """Writes parts aside, one at a time."""
+
+    parts: Parts
+    writer: Aside
+    tell: Tell
+    pending: int | None = None
+
+    def keep(self, number: int, arrays: dict[str, Any]) -> None:
+        self.writer.begin(self.parts.__setitem__, number, arrays)  # waits for the last one
+        done, self.pending = self.pending, number
+        if done is not None:
+            self.tell(Finished(done))
+
+    def settle(self) -> None:
+        """Wait until the last part is safe, and say so; raises `StorageError`."""
+        self.writer.settle()
+        if self.pending is not None:
+            self.tell(Finished(self.pending))
+            self.pending = None
+
+
+@dataclass
+class _Clock:
+    """How long a batch took, and how much of that the device waited for its images."""
+
+    start: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds and seconds waited since the last time."""
+        now = time.perf_counter()
+        found = now - self.start, self.waited
+        self.start, self.waited = now, 0.0
+        return found
+
+
+def _feed(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Tensor, _Clock]]:
+    """Batches with their pixels, on a GPU copied there while it still works on the last batch."""
+    clock = _Clock()
+    events: deque[Any] = deque()  # torch.cuda's classes are not typed
+    copies: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    before = time.perf_counter()
+    for batch in batches:
+        if not events or events[-1].query():  # the device had nothing left to do
+            clock.waited += time.perf_counter() - before
+        if copies is None:
+            yield batch, batch.pixels, clock
+        else:
+            yield batch, _upload(batch.pixels, device, copies), clock
+            events.append(torch.cuda.current_stream(device).record_event())
+            if len(events) > 2:  # never more than a few batches in flight
+                events.popleft().synchronize()
+        before = time.perf_counter()
+
+
+def _upload(pixels: Tensor, device: torch.device, copies: Any) -> Tensor:
+    """Copy page-locked pixels on a stream of their own, for the current stream to use."""
+    with torch.cuda.stream(copies):
+        there = pixels.to(device, non_blocking=True)
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(copies)
+    there.record_stream(current)
+    return there

@@ -1,0 +1,42 @@
+"""The demo's pictures are neither grey nor saturated, in any layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import OptimizePlan, Plan
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.optimize.stage import optimize
+from cnnvis_cli.store.files import OptimizedFile
+
+FAINT, HARSH = 1.0, 30.0  # grey levels of standard deviation
+
+
+def test_no_layer_is_grey_or_saturated(tmp_path: Path) -> None:
+    plan = Plan(
+        model="demo",
+        run=str(tmp_path / "run"),
+        units="2,7,11,15,18,20,22,23",
+        batch_size=8,
+        optimize=OptimizePlan(iterations=40),
+    )
+    with open_session(plan, Report(quiet=True)) as session:
+        optimize(session)
+        layers, mean = session.layers, np.asarray(session.network.preprocessing.mean, np.float32)
+    assert [layer.alias for layer in layers] == [
+        *(f"conv{n}" for n in range(1, 6)),
+        *(f"fc{n}" for n in range(6, 9)),
+    ]
+    for layer in layers:
+        file = OptimizedFile(tmp_path / "run" / "optimized" / f"{layer.alias}.h5")
+        image = file.read("3", "image").astype(np.float32)
+        contrast = float(np.median(image.std(axis=(2, 3, 4))))
+        assert FAINT < contrast < HARSH, layer.alias
+        shown = image + mean
+        clipped = ((shown <= 0.05) | (shown >= 254.95)).mean()
+        assert clipped < 0.01, layer.alias
+        assert (file.read("3", "outcome") != 3).all(), layer.alias
+        assert (file.read("3", "activation") > file.read("3", "start")).mean() > 0.9, layer.alias
