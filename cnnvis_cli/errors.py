@@ -12,7 +12,7 @@ class CnnvisError(Exception):
     exit_code: ClassVar[int] = 1
 
 
-class SetAside(CnnvisError):
+class TasksFailed(CnnvisError):
     """All is done except pieces of work that ended every process that took them: exit code 1."""
 
     def __init__(self, message: str, numbers: Collection[int] = ()) -> None:
@@ -20,7 +20,7 @@ class SetAside(CnnvisError):
         self.numbers = frozenset(numbers)
 
 
-class Died(CnnvisError):
+class WorkerDied(CnnvisError):
     """A process ended unexpectedly; another can do its work."""
 
 

@@ -83,7 +83,7 @@ class Report:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def breathe(self) -> None:
+    def check_stop(self) -> None:
         """Raise `Stopped` here, at a safe moment, if a signal has asked for it."""
         if self._signal is not None:
             name = signal.Signals(self._signal).name
@@ -123,7 +123,7 @@ class Report:
     def each(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, each at a safe moment."""
         for item in items:
-            self.breathe()
+            self.check_stop()
             yield item
 
     def track(
@@ -132,7 +132,7 @@ class Report:
         """Yield the items and report progress; each counts as `size` units."""
         meter = Meter(self, what, total, unit)
         for item in items:
-            self.breathe()
+            self.check_stop()
             yield item
             meter.add(size)
         meter.end()

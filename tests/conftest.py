@@ -144,7 +144,7 @@ class Interrupted(Report):
         super().__init__(quiet=True)
         self.left = moments
 
-    def breathe(self) -> None:
+    def check_stop(self) -> None:
         self.left -= 1
         if self.left < 0:
             raise Stopped("told to stop")

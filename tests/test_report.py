@@ -143,8 +143,8 @@ def test_every_way_of_telling_is_printable(
     log = tmp_path / "log.txt"
     report = Report(verbose=True)
     report.log_to(log)
-    for tell in (report.result, report.note, report.detail, report.failed):
-        tell(HOSTILE)
+    for emit in (report.result, report.note, report.detail, report.failed):
+        emit(HOSTILE)
     report._spoken = -1000.0  # long ago
     report.progress(HOSTILE)
     assert report._log is not None

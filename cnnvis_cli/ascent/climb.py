@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnvis_cli.ascent.styles import Brush, Style
+from cnnvis_cli.ascent.styles import Style, Updater
 
-Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Images (B, 3, h, w), mean-subtracted, and targets (B,): what each image's value is (B,), whether
 its target is the largest of its layer (B,), and the gradient to follow (B, 3, h, w)."""
 
@@ -58,7 +58,7 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True)
-class Task:
+class AscentSpec:
     """One ascent to make: `target` says what for, `seed` decides all that is random on the way."""
 
     key: Hashable
@@ -87,14 +87,14 @@ class Ascent:
 class Batch:
     """How ascents are made side by side.
 
-    `size` is the number of slots, of which at most `room` are used where there is less to do than
-    would fill them. In a `steady` batch all slots begin and end together and no tensor moves, so
-    that `run` can make one launch of a step on a GPU. With `half` the best images are kept in half
-    precision, as files have them; with `last` the last ones are kept as well.
+    `size` is the number of slots, of which at most `max_active` are used where there is less to do
+    than would fill them. In a `steady` batch all slots begin and end together and no tensor moves,
+    so that `run` can make one launch of a step on a GPU. With `half` the best images are kept in
+    half precision, as files have them; with `last` the last ones are kept as well.
     """
 
     size: int
-    room: int | None = None
+    max_active: int | None = None
     steady: bool = False
     run: Run = directly
     on_step: Callable[[], None] = lambda: None  # called before each step
@@ -103,73 +103,73 @@ class Batch:
 
     @property
     def used(self) -> int:
-        return min(self.size, self.room or self.size)
+        return min(self.size, self.max_active or self.size)
 
 
 def climb(
-    look: Look, teams: Iterable[Sequence[Task]], batch: Batch, mean: Tensor
+    evaluate: Evaluate, run_groups: Iterable[Sequence[AscentSpec]], batch: Batch, mean: Tensor
 ) -> Iterator[Ascent]:
     """Make these ascents, a batch at a time, and give each when it has ended.
 
     Parameters
     ----------
-    teams : ascents that have to go side by side, in neighbouring slots; mostly of one each, and
-        all of one length.
-    mean : (1, 3, 1, 1) the mean colour, which the clipping to 0..255 needs; on the look's device.
+    run_groups : ascents that have to go side by side, in neighbouring slots; mostly of one each,
+        and all of one length.
+    mean : (1, 3, 1, 1) the mean colour, for the clipping to 0..255; on the network's device.
     """
-    waiting = iter(teams)
+    waiting = iter(run_groups)
     first = next(waiting, None)
     if first is None:
         return
     slots = _Slots(batch, first[0].start.shape[1:], mean)
     ascend = _together if slots.steady else _one_after_another
-    yield from ascend(look, chain([first], waiting), slots, len(first))
+    yield from ascend(evaluate, chain([first], waiting), slots, len(first))
 
 
 def _one_after_another(
-    look: Look, teams: Iterator[Sequence[Task]], slots: _Slots, length: int
+    evaluate: Evaluate, run_groups: Iterator[Sequence[AscentSpec]], slots: _Slots, length: int
 ) -> Iterator[Ascent]:
-    """Fill slots again while others are still at work; teams have `length` ascents each."""
-    room = slots.batch.used // length
-    slots.fill(list(islice(teams, room)))
+    """Fill slots again while others are still at work; run groups have `length` ascents each."""
+    max_active = slots.batch.used // length
+    slots.fill(list(islice(run_groups, max_active)))
     while slots.cohorts:
-        slots.step(look)
+        slots.step(evaluate)
         yield from slots.ended()
-        free = room - slots.busy // length
-        if not slots.cohorts or free >= max(1, room // REFILL):
-            slots.fill(list(islice(teams, free)))
+        free = max_active - slots.busy // length
+        if not slots.cohorts or free >= max(1, max_active // REFILL):
+            slots.fill(list(islice(run_groups, free)))
 
 
 def _together(
-    look: Look, teams: Iterator[Sequence[Task]], slots: _Slots, length: int
+    evaluate: Evaluate, run_groups: Iterator[Sequence[AscentSpec]], slots: _Slots, length: int
 ) -> Iterator[Ascent]:
     """Begin ascents of one style at a time, and others when all of them have ended.
 
     An ascent whose slot is taken waits for the next batch.
     """
-    room = slots.batch.used // length
-    for _, alike in groupby(teams, key=lambda team: team[0].style):
-        waiting: list[Sequence[Task]] = []
-        while waiting := [*waiting, *islice(alike, room - len(waiting))]:
-            chosen: dict[int, Sequence[Task]] = {}
-            for team in waiting:
-                chosen.setdefault(slots.place(team), team)
+    max_active = slots.batch.used // length
+    for _, alike in groupby(run_groups, key=lambda run_group: run_group[0].style):
+        waiting: list[Sequence[AscentSpec]] = []
+        while waiting := [*waiting, *islice(alike, max_active - len(waiting))]:
+            chosen: dict[int, Sequence[AscentSpec]] = {}
+            for run_group in waiting:
+                chosen.setdefault(slots.place(run_group), run_group)
             slots.fill(list(chosen.values()), list(chosen))
             while slots.cohorts:
-                slots.step(look)
+                slots.step(evaluate)
                 yield from slots.ended()
-            begun = {id(team) for team in chosen.values()}
-            waiting = [team for team in waiting if id(team) not in begun]
+            begun = {id(run_group) for run_group in chosen.values()}
+            waiting = [run_group for run_group in waiting if id(run_group) not in begun]
 
 
 @dataclass(eq=False)
 class _Cohort:
     """Slots that began together in one style."""
 
-    tasks: list[Task]
+    tasks: list[AscentSpec]
     rows: list[int]
     born: int  # the step of the batch at which they began
-    brush: Brush
+    updater: Updater
     alone: bool  # none of them has to stay for another's sake
     index: Tensor | None  # the same rows, on the device; None for the whole batch
 
@@ -202,7 +202,7 @@ class _Slots:
         self._written = 0
         self._history = np.empty((0, size), np.float32)  # of the steps before those
         self._since = 0  # the step that the history begins with
-        self._kept: dict[Style, Brush] = {}  # whose tensors are used again
+        self._kept: dict[Style, Updater] = {}  # whose tensors are used again
 
     @property
     def busy(self) -> int:
@@ -210,21 +210,23 @@ class _Slots:
 
     @property
     def _state(self) -> list[Tensor]:
-        """All that a step changes but the brushes' own."""
+        """All that a step changes but the updaters' own."""
         about = (self.best_value, self.age, self.best_age, self.lived, self.leads, self.alive)
         return [self.x, self.best, self._values, self._next, *about]
 
-    def place(self, team: Sequence[Task]) -> int:
-        """The first slot of a team in a steady batch."""
-        whole = self.batch.size // len(team) * len(team)
-        return team[0].place % whole // len(team) * len(team)
+    def place(self, run_group: Sequence[AscentSpec]) -> int:
+        """The first slot of a run group in a steady batch."""
+        whole = self.batch.size // len(run_group) * len(run_group)
+        return run_group[0].place % whole // len(run_group) * len(run_group)
 
-    def fill(self, teams: Sequence[Sequence[Task]], places: Iterable[int] | None = None) -> None:
+    def fill(
+        self, run_groups: Sequence[Sequence[AscentSpec]], places: Iterable[int] | None = None
+    ) -> None:
         """Begin these ascents in the slots from these places on, or in free ones."""
-        length = len(teams[0]) if teams else 1
-        begun: dict[Style, tuple[list[Task], list[int]]] = {}
-        for team, place in zip(teams, places or self._free(length), strict=False):
-            for row, task in enumerate(team, start=place):
+        length = len(run_groups[0]) if run_groups else 1
+        begun: dict[Style, tuple[list[AscentSpec], list[int]]] = {}
+        for run_group, place in zip(run_groups, places or self._free(length), strict=False):
+            for row, task in enumerate(run_group, start=place):
                 tasks, rows = begun.setdefault(task.style, ([], []))
                 tasks.append(task)
                 rows.append(row)
@@ -238,10 +240,10 @@ class _Slots:
             if taken.isdisjoint(range(place, place + length)):
                 yield place
 
-    def _begin(self, style: Style, tasks: list[Task], rows: list[int], alone: bool) -> None:
+    def _begin(self, style: Style, tasks: list[AscentSpec], rows: list[int], alone: bool) -> None:
         drawn = self._padded(tasks, rows) if self.steady else tasks
         seeds = [task.seed for task in drawn]
-        images, brush = style.image.begin(style, self._starts(drawn), self.mean, seeds)
+        images, updater = style.image.begin(style, self._starts(drawn), self.mean, seeds)
         whole = self.steady or rows == list(range(self.batch.size))
         index = torch.tensor(rows, device=self.device)
         shown = slice(None) if whole else index
@@ -252,17 +254,17 @@ class _Slots:
         self.age[index], self.best_age[index], self.lived[index] = 0, 0, 0
         self.leads[index], self.alive[index] = False, True
         if self.steady:
-            brush = self._again(style, brush)
-        cohort = _Cohort(tasks, rows, self.now, brush, alone, None if whole else index)
+            updater = self._again(style, updater)
+        cohort = _Cohort(tasks, rows, self.now, updater, alone, None if whole else index)
         self.cohorts.append(cohort)
 
-    def _padded(self, tasks: list[Task], rows: list[int]) -> list[Task]:
+    def _padded(self, tasks: list[AscentSpec], rows: list[int]) -> list[AscentSpec]:
         """A full batch, so that every step is of the same shape; the rest is not alive."""
         self.alive.zero_()
         by_row = dict(zip(rows, tasks, strict=True))
         return [by_row.get(row, tasks[-1]) for row in range(self.batch.size)]
 
-    def _starts(self, tasks: Sequence[Task]) -> Tensor:
+    def _starts(self, tasks: Sequence[AscentSpec]) -> Tensor:
         """The first images on the device, (N, 3, h, w); copied while it works on."""
         if not self.steady:
             return torch.stack([task.start for task in tasks]).to(self.device)
@@ -272,21 +274,21 @@ class _Slots:
             starts[row].copy_(task.start, non_blocking=True)
         return starts
 
-    def _again(self, style: Style, brush: Brush) -> Brush:
-        """The style's brush whose tensors the steps are captured with, as the new one begins."""
-        kept = self._kept.setdefault(style, brush)
-        for old, new in zip(kept.state, brush.state, strict=True):
+    def _again(self, style: Style, updater: Updater) -> Updater:
+        """The style's updater whose tensors the steps are captured with, as the new one begins."""
+        kept = self._kept.setdefault(style, updater)
+        for old, new in zip(kept.state, updater.state, strict=True):
             if old is not new:
                 old.copy_(new)
         return kept
 
-    def step(self, look: Look) -> None:
+    def step(self, evaluate: Evaluate) -> None:
         """Look at every image, keep what is better than before, and go on to the next ones."""
         self.batch.on_step()
         if self.steady:
-            self._replayed(look)
+            self._replayed(evaluate)
         else:
-            value, gradient = self._seen(look, plain=True)
+            value, gradient = self._seen(evaluate, plain=True)
             for cohort in self.cohorts:
                 self._advance(cohort, value, gradient)
             self._ended_step()
@@ -298,29 +300,29 @@ class _Slots:
         self._written += 1
         self.now += 1
 
-    def _replayed(self, look: Look) -> None:
+    def _replayed(self, evaluate: Evaluate) -> None:
         """A step of the one cohort there is, as a function of its phase."""
         (cohort,) = self.cohorts
         age = self.now - cohort.born
-        plain, last = cohort.brush.plain(age), age == cohort.brush.style.iterations - 1
+        plain, last = cohort.updater.plain(age), age == cohort.updater.style.iterations - 1
 
         def work() -> None:
-            value, gradient = self._seen(look, plain)
+            value, gradient = self._seen(evaluate, plain)
             if not last:
-                moved = cohort.brush.advance(self.x, value, gradient, age)
+                moved = cohort.updater.advance(self.x, value, gradient, age)
                 if moved is not self.x:
                     self.x.copy_(moved)
             self._ended_step()
 
-        key = (id(self), cohort.brush.style, plain, last, cohort.brush.phase(age))
-        self.batch.run(key, work, [*self._state, *cohort.brush.state])
+        key = (id(self), cohort.updater.style, plain, last, cohort.updater.phase(age))
+        self.batch.run(key, work, [*self._state, *cohort.updater.state])
 
-    def _seen(self, look: Look, plain: bool) -> tuple[Tensor, Tensor]:
+    def _seen(self, evaluate: Evaluate, plain: bool) -> tuple[Tensor, Tensor]:
         """Values and gradients of all images; what is better than before is kept.
 
         Jittered pictures, those that are not `plain`, are neither kept nor found without gradient.
         """
-        value, leads, gradient = look(self.x, self.targets)
+        value, leads, gradient = evaluate(self.x, self.targets)
         self._values.index_copy_(0, self._next, value[None].to(self._values.dtype))
         torch.where(self.alive, self.age + 1, self.lived, out=self.lived)
         if plain:
@@ -331,7 +333,7 @@ class _Slots:
         better = self.alive & (value > self.best_value)
         lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
         for cohort in self.cohorts:
-            if not self.steady and not cohort.brush.plain(self.now - cohort.born):
+            if not self.steady and not cohort.updater.plain(self.now - cohort.born):
                 better[_rows(cohort)] = lost[_rows(cohort)] = False
         torch.where(better[:, None, None, None], self.x, self.best, out=self.best)
         torch.where(better, value, self.best_value, out=self.best_value)
@@ -345,13 +347,13 @@ class _Slots:
 
     def _advance(self, cohort: _Cohort, value: Tensor, gradient: Tensor) -> None:
         age, rows = self.now - cohort.born, _rows(cohort)
-        if age < cohort.brush.style.iterations - 1:
+        if age < cohort.updater.style.iterations - 1:
             # One layout for whole and partial batches: sums over channels depend on it.
             x, slope = (
                 part[rows].contiguous(memory_format=torch.channels_last)
                 for part in (self.x, gradient)
             )
-            moved = cohort.brush.advance(x, value[rows], slope, age)
+            moved = cohort.updater.advance(x, value[rows], slope, age)
             if cohort.index is None:
                 self.x = moved
             else:
@@ -359,7 +361,7 @@ class _Slots:
 
     def ended(self) -> Iterator[Ascent]:
         """Those that have made all their steps, or have no gradient to follow."""
-        over = [c for c in self.cohorts if self.now - c.born == c.brush.style.iterations]
+        over = [c for c in self.cohorts if self.now - c.born == c.updater.style.iterations]
         if not over and self._written < CHECK:
             return
         alive = self._fetch()
@@ -385,7 +387,9 @@ class _Slots:
         if self.steady:  # the slots of the others go on idly
             return replace(cohort, rows=rows, tasks=tasks)
         index = torch.tensor(rows, device=self.device)
-        return replace(cohort, rows=rows, tasks=tasks, index=index, brush=cohort.brush.keep(left))
+        return replace(
+            cohort, rows=rows, tasks=tasks, index=index, updater=cohort.updater.keep(left)
+        )
 
     def _give(self, cohort: _Cohort, which: list[int]) -> Iterator[Ascent]:
         rows = [cohort.rows[i] for i in which]

@@ -20,7 +20,7 @@ from torch import Tensor
 from cnnvis_cli.ascent.regularizers import phase_of
 
 if TYPE_CHECKING:
-    from cnnvis_cli.ascent.styles import Brush, Style
+    from cnnvis_cli.ascent.styles import Style, Updater
 
 COLOUR = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 """Square root of ImageNet's colour covariance: lucid/optvis/param/color.py."""
@@ -30,7 +30,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in TensorFlow and in Kingma & 
 
 
 @dataclass(frozen=True)
-class Fourier:
+class FourierParameterization:
     """The image is the sigmoid of a spectrum, climbed by Adam while the picture is moved about.
 
     Picture = 255 sigmoid(colour @ irfft2(spectrum * scale)) - mean, with the scale falling as
@@ -56,14 +56,14 @@ class Fourier:
 
     def begin(
         self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
-    ) -> tuple[Tensor, Brush]:
+    ) -> tuple[Tensor, Updater]:
         """The spectra that the seeds give; of `start` only the size matters."""
         canvas = (start.shape[2], start.shape[3])
         drawn = [self._drawn(seed, style.iterations, canvas) for seed in seeds]
         spectra, moves = (torch.stack(part).to(mean) for part in zip(*drawn, strict=True))
         model = PictureModel(canvas, self.decay, mean)
-        brush = FourierBrush.begun(style, self, model, moves, spectra)
-        return brush.shown(0), brush
+        updater = FourierUpdater.begun(style, self, model, moves, spectra)
+        return updater.shown(0), updater
 
     def _drawn(self, seed: int, steps: int, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """One ascent's first spectrum (3, h, w // 2 + 1, 2) and all its moves (steps, 5)."""
@@ -164,11 +164,11 @@ def frequency_scale(canvas: tuple[int, int], decay: float) -> NDArray[np.float64
 
 
 @dataclass
-class FourierBrush:
+class FourierUpdater:
     """Adam on the spectra of N ascents."""
 
     style: Style
-    image: Fourier
+    image: FourierParameterization
     model: PictureModel
     moves: Tensor  # (N, steps, 5): see `Motion.of`
     spectra: Tensor  # (N, 3, h, w // 2 + 1, 2)
@@ -180,9 +180,14 @@ class FourierBrush:
 
     @classmethod
     def begun(
-        cls, style: Style, image: Fourier, model: PictureModel, moves: Tensor, spectra: Tensor
-    ) -> FourierBrush:
-        """The brush of ascents that begin."""
+        cls,
+        style: Style,
+        image: FourierParameterization,
+        model: PictureModel,
+        moves: Tensor,
+        spectra: Tensor,
+    ) -> FourierUpdater:
+        """The updater of ascents that begin."""
         first, second = torch.zeros_like(spectra), torch.zeros_like(spectra)
         step = torch.zeros(1, dtype=torch.long, device=spectra.device)
         rates = adam_rates(image.rate, style.iterations).to(spectra)
@@ -216,7 +221,7 @@ class FourierBrush:
         return self.shown(age + 1)
 
     def _pull(self, gradient: Tensor, age: int) -> Tensor:
-        """Where the picture's pixels are to go: see `Fourier`."""
+        """Where the picture's pixels are to go: see `FourierParameterization`."""
         if not self.plain(age):
             gradient = self.motion().back(gradient)
         pull = unit_rms(gradient)
@@ -233,12 +238,12 @@ class FourierBrush:
         spread = (self.second / scale).sqrt_().add_(EPSILON)
         self.spectra.add_((self.first / spread).mul_(rate))
 
-    def keep(self, which: Sequence[int]) -> Brush:
+    def keep(self, which: Sequence[int]) -> Updater:
         rows = torch.tensor(which, device=self.spectra.device)
         moves, spectra, first, second, picture = (part[rows] for part in self.state[:-1])
         about = self.style, self.image, self.model
         kept = (moves, spectra, first, second, picture, self.step.clone(), self.rates)
-        return FourierBrush(*about, *kept)
+        return FourierUpdater(*about, *kept)
 
 
 def adam_rates(rate: float, steps: int) -> Tensor:

@@ -24,7 +24,7 @@ class Objective:
     softmax: bool = False  # over the layer's channels
     directions: Tensor | None = None
     diversity: float = 0.0  # weight of the penalty on runs of a unit that look alike
-    team: int = 1  # number of neighbouring images that are runs of one unit
+    run_group: int = 1  # number of neighbouring images that are runs of one unit
 
     @property
     def sign(self) -> float:
@@ -49,7 +49,7 @@ class Objective:
         if not self.diversity:
             return signed, signed, leads
         counted = maps if self.mean else found[:, :, None, None]
-        shared = likeness(counted.flatten(2), self.team)
+        shared = likeness(counted.flatten(2), self.run_group)
         return signed - self.diversity * signed.detach().abs() * shared, signed, leads
 
     def _along(self, found: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -60,29 +60,29 @@ class Objective:
         return (found * wanted).sum(dim=1), wanted.norm(dim=1)
 
 
-def likeness(maps: Tensor, team: int) -> Tensor:
-    """Return how similar each image's maps are to those of its team, 0 to 1: (B, C, P) -> (B,).
+def likeness(maps: Tensor, run_group: int) -> Tensor:
+    """Return how similar each image's maps are to its run group's, 0 to 1: (B, C, P) -> (B,).
 
     This is the mean cosine of Gram matrices, channels by channels: the "style" that Olah et al.
     2017 ("Feature Visualization", section Diversity) penalise. With fewer places than channels, the
     inner product of two Gram matrices is computed as the sum of squares of the products of all
     pairs of places, which is the same.
     """
-    if team == 1:
+    if run_group == 1:
         return maps.new_zeros(len(maps))
     largest = maps.detach().abs().amax(dim=(1, 2), keepdim=True)
     scaled = maps / torch.where(largest > 0, largest, 1)
-    teams = scaled.reshape(-1, team, *maps.shape[1:])
+    run_groups = scaled.reshape(-1, run_group, *maps.shape[1:])
     if maps.shape[1] < maps.shape[2]:
-        grams = teams @ teams.mT  # (T, R, C, C)
+        grams = run_groups @ run_groups.mT  # (T, R, C, C)
         products = torch.einsum("trcd,tscd->trs", grams, grams)
     else:
-        pairs = torch.einsum("trcp,tscq->trspq", teams, teams)
+        pairs = torch.einsum("trcp,tscq->trspq", run_groups, run_groups)
         products = pairs.pow(2).sum(dim=(-1, -2))
     own = products.diagonal(dim1=1, dim2=2)
     cosines = products / (own[:, :, None] * own[:, None, :] + TINY).sqrt()
     others = cosines.sum(dim=2) - cosines.diagonal(dim1=1, dim2=2)
-    return (others / (team - 1)).flatten()
+    return (others / (run_group - 1)).flatten()
 
 
 TINY = 1e-12  # small beside the products, of which each map's largest value gives at least 1

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from cnnvis_cli.ascent.regularizers import REGULARIZERS, TotalVariation
 from cnnvis_cli.ascent.steps import STEPS, Constant
-from cnnvis_cli.ascent.styles import Pixels, Style, check_name, table_1
+from cnnvis_cli.ascent.styles import PixelParameterization, Style, check_name, table_1
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry
 from cnnvis_cli.validation import STRICT
@@ -249,7 +249,7 @@ def _distinct(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
 
 def toml(name: str, style: Style) -> str:
     """Return the lines of a plan that define a style, for `read_style` to read back."""
-    if style.image != Pixels():
+    if style.image != PixelParameterization():
         kind = type(style.image).__name__
         raise UsageError(f"style {style.name}: a plan keeps styles of pixels, not of {kind}")
     parts = [f"  {_inline(REGULARIZERS, part)},\n" for part in style.regularizers]

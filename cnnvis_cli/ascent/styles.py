@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cnnvis_cli.ascent.fourier import Fourier
+from cnnvis_cli.ascent.fourier import FourierParameterization
 from cnnvis_cli.ascent.regularizers import (
     REGULARIZERS,
     Blur,
@@ -26,7 +26,7 @@ from cnnvis_cli.registry import Registry, unknown
 from cnnvis_cli.validation import read_settings
 
 
-class Brush(Protocol):
+class Updater(Protocol):
     """What paints the images of some ascents that began together, N of them."""
 
     @property
@@ -48,37 +48,37 @@ class Brush(Protocol):
     def plain(self, age: int) -> bool:
         """Whether what is shown at this step is the picture itself, not a jittered one."""
 
-    def keep(self, which: Sequence[int]) -> Brush:
-        """The brush of some of the ascents."""
+    def keep(self, which: Sequence[int]) -> Updater:
+        """The updater of some of the ascents."""
 
 
-class ImageModel(Protocol):
+class Parameterization(Protocol):
     """What an image is made of while it is optimized."""
 
     def begin(
         self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
-    ) -> tuple[Tensor, Brush]:
+    ) -> tuple[Tensor, Updater]:
         """The first images to show and what paints the next ones; `start` is (N, 3, h, w)."""
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelParameterization:
     """The image is its pixels, as in Yosinski et al. 2015."""
 
     def begin(
         self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
-    ) -> tuple[Tensor, Brush]:
+    ) -> tuple[Tensor, Updater]:
         canvas = (1, *start.shape[1:])  # a bound for each pixel: clamping by channel is slow
         black, white = (
             bound.expand(canvas).contiguous(memory_format=torch.channels_last)
             for bound in (-mean, 255 - mean)
         )
-        brush = PixelBrush(style, black, white)
-        return start.clamp(brush.low, brush.high), brush
+        updater = PixelUpdater(style, black, white)
+        return start.clamp(updater.low, updater.high), updater
 
 
 @dataclass(frozen=True)
-class PixelBrush:
+class PixelUpdater:
     """A step along the gradient, each regularizer in order, and the clipping to 0..255."""
 
     style: Style
@@ -101,7 +101,7 @@ class PixelBrush:
     def plain(self, age: int) -> bool:
         return True
 
-    def keep(self, which: Sequence[int]) -> Brush:
+    def keep(self, which: Sequence[int]) -> Updater:
         return self
 
 
@@ -114,7 +114,7 @@ class Style:
     step: StepPolicy
     iterations: int
     look: str = ""
-    image: ImageModel = field(default_factory=Pixels)
+    image: Parameterization = field(default_factory=PixelParameterization)
 
     def with_step(self, step: StepPolicy) -> Style:
         return replace(self, step=step)
@@ -122,7 +122,7 @@ class Style:
     @property
     def calibrates(self) -> bool:
         """Whether a step that suits the layer is to be found."""
-        return isinstance(self.image, Pixels)
+        return isinstance(self.image, PixelParameterization)
 
     def parameters(self) -> dict[str, Any]:
         """All that defines the style, as plain values for the record."""
@@ -135,7 +135,11 @@ class Style:
 
 
 def _described(part: Any) -> dict[str, Any]:
-    return {"kind": type(part).__name__, **asdict(part)}
+    kind = type(part).__name__.removesuffix("Parameterization")
+    return {"kind": _STORED.get(kind, kind), **asdict(part)}
+
+
+_STORED = {"Pixel": "Pixels"}  # as version 1 of the files has it
 
 
 STYLES: Registry[Style] = Registry("style")
@@ -167,7 +171,14 @@ _row("3", (0.0001, 1.0, 4, 0, 0), Constant(100), 1000, "smooth; most images of t
 _row("4", (0, 0.5, 4, 0, 90), Progress(1e8, 2), 1000, "only what matters")
 
 STYLES.register("fourier")(
-    Style("fourier", (), Constant(0), 512, "the modern reference: Olah et al. 2017", Fourier())
+    Style(
+        "fourier",
+        (),
+        Constant(0),
+        512,
+        "the modern reference: Olah et al. 2017",
+        FourierParameterization(),
+    )
 )
 
 

@@ -21,8 +21,8 @@ from cnnvis_cli.figure.film import Film
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session, open_session
-from cnnvis_cli.stages.single.recorder import Eye, Outputs
-from cnnvis_cli.stages.single.video import Reel
+from cnnvis_cli.stages.single.recorder import Outputs, Recorder
+from cnnvis_cli.stages.single.video import VideoJob
 
 SIZE = (240, 320)  # of the video: height, width
 RATE = Fraction(25)
@@ -71,11 +71,11 @@ def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> B
         with open_session(replace(plan, run=f"{folder}/run"), report) as opened:
             session = opened.here()
             outputs = Outputs(session)
-            reel = Reel(session, outputs, Video(path), "moving")
+            reel = VideoJob(session, outputs, Video(path), "moving")
             _forward(session, reel.size, frames)  # to warm up
             rates = []
             for _ in range(rounds):
-                report.breathe()
+                report.check_stop()
                 rates.append((_forward(session, reel.size, frames), _filmed(reel, frames)))
             about = {
                 "model": session.network.name,
@@ -94,7 +94,7 @@ def _forward(session: Session, size: int, frames: int) -> float:
     """Return frames per second of the forward pass, decoded and batched beforehand."""
     network = session.network
     pixels = [np.full((*network.size, 3), 90, np.uint8)] * size
-    with Eye(network, (), size) as eye, network.in_place():
+    with Recorder(network, (), size) as eye, network.in_place():
         start = time.perf_counter()
         for _ in range(0, frames, size):
             eye.see(pixels)
@@ -102,7 +102,7 @@ def _forward(session: Session, size: int, frames: int) -> float:
         return -(-frames // size) * size / (time.perf_counter() - start)
 
 
-def _filmed(reel: Reel, frames: int) -> float:
+def _filmed(reel: VideoJob, frames: int) -> float:
     start = time.perf_counter()
     reel.make()
     return frames / (time.perf_counter() - start)

@@ -18,7 +18,7 @@ from cnnvis_cli.network.occlusion import Occluder
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
-from cnnvis_cli.stages.single.occlude import Study, asked_layers
+from cnnvis_cli.stages.single.occlude import OcclusionJob, asked_layers
 
 Rates = tuple[float, ...]
 
@@ -64,7 +64,7 @@ def bench_occlude(plan: Plan, report: Report, rounds: int) -> OccludeBench:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as opened:
             session = opened.here()
-            study = Study.of(session, asked_layers(session)[0])
+            study = OcclusionJob.of(session, asked_layers(session)[0])
             occluder, network = study.occluder, session.network
             images = np.random.default_rng(plan.seed).integers(0, 256, (1, *network.size, 3))
             centred = network.centre(torch.from_numpy(images.astype(np.uint8)))

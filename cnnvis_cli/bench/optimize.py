@@ -14,36 +14,36 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cnnvis_cli.ascent.climb import Batch, Task, climb
+from cnnvis_cli.ascent.climb import AscentSpec, Batch, climb
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
-from cnnvis_cli.bench.topk import Measure, each_lane, wait_for
+from cnnvis_cli.bench.topk import Measure, each_worker, wait_for
 from cnnvis_cli.engine import (
+    Emit,
     Graphs,
-    Lane,
     Notice,
-    Tell,
+    WorkerSlot,
     choose_devices,
-    lanes,
     resolve_precision,
-    spread,
+    run_tasks,
+    worker_slots,
 )
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session, open_session
-from cnnvis_cli.stages.optimize.stage import MEMORY, asked_styles, scene_of
+from cnnvis_cli.stages.optimize.stage import MEMORY, asked_styles, setup_of
 from cnnvis_cli.stages.optimize.worker import (
-    Job,
-    Scene,
+    LayerSetup,
+    OptimizeJob,
+    OptimizeTask,
     Steps,
-    Work,
     check_pass,
-    climb_blocks,
-    look_at,
+    evaluate_window,
+    optimize_blocks,
 )
 from cnnvis_cli.store.parts import Parts
 
@@ -135,15 +135,15 @@ def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> B
             asked = replace(plan, optimize=replace(plan.optimize, step="paper"))
             styles = asked_styles(asked)
             devices = choose_devices(plan.device)
-            crew = lanes(devices, plan.workers, MEMORY)
+            pool = worker_slots(devices, plan.workers, MEMORY)
             rows = []
             layers = session.layers
             for layer in report.track(layers, "bench optimize", len(layers), "layers"):
-                rows.append(_row(session, layer, styles, _Clock(crew, seconds, rounds), folder))
+                rows.append(_row(session, layer, styles, _Clock(pool, seconds, rounds), folder))
     about = {
         "model": session.network.name,
         "device": str(devices[0]),
-        "processes": f"{len(crew)} x {crew[0].threads} threads",
+        "processes": f"{len(pool)} x {pool[0].threads} threads",
         "precision": resolve_precision(plan.optimize.precision, devices[0]),
         "torch": torch.__version__,
         "rounds": rounds,
@@ -154,7 +154,7 @@ def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> B
 class _Clock(NamedTuple):
     """Who measures, how long, and how often."""
 
-    crew: Sequence[Lane]
+    pool: Sequence[WorkerSlot]
     seconds: float
     rounds: int
 
@@ -162,74 +162,78 @@ class _Clock(NamedTuple):
 def _row(
     session: Session, layer: Layer, styles: Sequence[Style], clock: _Clock, folder: str
 ) -> LayerRow:
-    scene = scene_of(session, layer)
-    work = Work(session.plan, scene, session.network)
+    setup = setup_of(session, layer)
+    work = OptimizeJob(session.plan, setup, session.network)
     if session.device.type == "cpu":
         check_pass(work, session.network)  # here: a fork could not trace any more
     bare, toolbox, cut = [], [], []
     reached: dict[str, list[float]] = {style.name: [] for style in styles}
     for _ in range(clock.rounds):
-        session.report.breathe()
-        bare.append(_together(functools.partial(_bare, work, clock.seconds), clock.crew))
+        session.report.check_stop()
+        bare.append(_together(functools.partial(_bare, work, clock.seconds), clock.pool))
         for style in styles:
-            job = _job(style, bare[-1] / len(clock.crew), scene.size, clock.seconds, folder)
+            job = _job(style, bare[-1] / len(clock.pool), setup.size, clock.seconds, folder)
             measure = functools.partial(_optimize, replace(work, jobs=(job,)), clock.seconds)
-            reached[style.name].append(_together(measure, clock.crew))
+            reached[style.name].append(_together(measure, clock.pool))
         alone = functools.partial(_one_at_a_time, work, clock.seconds)
-        toolbox.append(_together(functools.partial(alone, True), clock.crew[:1]))
-        cut.append(_together(functools.partial(alone, False), clock.crew[:1]))
+        toolbox.append(_together(functools.partial(alone, True), clock.pool[:1]))
+        cut.append(_together(functools.partial(alone, False), clock.pool[:1]))
     rates = {name: tuple(values) for name, values in reached.items()}
-    size = scene.box.size
-    return LayerRow(layer, size, scene.size, tuple(bare), rates, tuple(toolbox), tuple(cut))
+    size = setup.box.size
+    return LayerRow(layer, size, setup.size, tuple(bare), rates, tuple(toolbox), tuple(cut))
 
 
-def _job(style: Style, pace: float, size: int, seconds: float, folder: str) -> Job:
+def _job(style: Style, pace: float, size: int, seconds: float, folder: str) -> OptimizeTask:
     """A block that is over in a part of the measurement, so that all of `optimize` is in it."""
     iterations = max(2, int(pace / size * seconds / TURNOVER))
     shortened = replace(style, iterations=iterations)
     if isinstance(style.step, Constant):
         shortened = shortened.with_step(Constant(SMALL_RATE))
-    return Job(shortened, Parts(Path(folder) / "parts", "bench"), 0, tuple(range(size)))
+    return OptimizeTask(shortened, Parts(Path(folder) / "parts", "bench"), 0, tuple(range(size)))
 
 
-def _together(measure: Measure, crew: Sequence[Lane]) -> float:
-    """The sum of what all lanes reach at once."""
+def _together(measure: Measure, pool: Sequence[WorkerSlot]) -> float:
+    """The sum of what all worker slots reach at once."""
     found: list[float] = []
 
-    def hear(message: Any) -> None:
+    def on_event(message: Any) -> None:
         if isinstance(message, float):
             found.append(message)
 
-    spread(functools.partial(each_lane, measure), crew, range(len(crew)), hear)
+    run_tasks(functools.partial(each_worker, measure), pool, range(len(pool)), on_event)
     return sum(found)
 
 
-def _bare(work: Work, seconds: float, lane: Lane, _number: int, tell: Tell) -> None:
-    network, scene = work.on(lane.device), work.scene
-    look = work.look(network, scene.size)
-    x = torch.stack([noise(i, scene.box.size) for i in range(scene.size)]).to(lane.device)
+def _bare(
+    work: OptimizeJob, seconds: float, worker_slot: WorkerSlot, _number: int, emit: Emit
+) -> None:
+    network, setup = work.on(worker_slot.device), work.setup
+    evaluate = work.evaluate(network, setup.size)
+    x = torch.stack([noise(i, setup.box.size) for i in range(setup.size)]).to(worker_slot.device)
     x = x.contiguous(memory_format=torch.channels_last)
-    targets = (torch.arange(scene.size) % scene.targets).to(lane.device)
-    graphs = Graphs(lane.device, lambda text: tell(Notice(text)))
+    targets = (torch.arange(setup.size) % setup.targets).to(worker_slot.device)
+    graphs = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
 
     def once() -> None:
-        look(x, targets)
+        evaluate(x, targets)
 
-    tell(pace(lambda: graphs("bare", once, []), scene.size, seconds, lane.device))
+    emit(pace(lambda: graphs("bare", once, []), setup.size, seconds, worker_slot.device))
 
 
 class _TimeIsUp(Exception):
     """Ends a measurement."""
 
 
-def _optimize(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
+def _optimize(
+    work: OptimizeJob, seconds: float, worker_slot: WorkerSlot, number: int, emit: Emit
+) -> None:
     """The stage's own work, block after block, for so long."""
     job = work.jobs[0]
-    targets = tuple(target % work.scene.targets for target in job.targets)
+    targets = tuple(target % work.setup.targets for target in job.targets)
     blocks = _Endless(job._replace(part=number, targets=targets))
     made, start = 0, 0.0
 
-    def hear(message: Any) -> None:
+    def on_event(message: Any) -> None:
         nonlocal made, start
         now = time.perf_counter()
         if not isinstance(message, Steps) or not message.made:
@@ -239,11 +243,11 @@ def _optimize(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -
             return
         made += message.made
         if now - start > seconds:
-            tell(made / (now - start))
+            emit(made / (now - start))
             raise _TimeIsUp
 
     try:
-        climb_blocks(replace(work, jobs=blocks), lane, count(), hear)  # type: ignore[arg-type]
+        optimize_blocks(replace(work, jobs=blocks), worker_slot, count(), on_event)  # type: ignore[arg-type]
     except _TimeIsUp:
         return
 
@@ -251,29 +255,34 @@ def _optimize(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -
 class _Endless:
     """The same block again, for every number."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: OptimizeTask) -> None:
         self._job = job
 
-    def __getitem__(self, number: int) -> Job:
+    def __getitem__(self, number: int) -> OptimizeTask:
         return self._job
 
 
 def _one_at_a_time(
-    work: Work, seconds: float, whole: bool, lane: Lane, _number: int, tell: Tell
+    work: OptimizeJob,
+    seconds: float,
+    whole: bool,
+    worker_slot: WorkerSlot,
+    _number: int,
+    emit: Emit,
 ) -> None:
     """One unit by style 3 on the whole input, batch 1, on all threads of one process."""
-    network, layer = work.on(lane.device), work.scene.layer
+    network, layer = work.on(worker_slot.device), work.setup.layer
     box, style = Box.whole(network.size), STYLES["3"].with_step(Constant(SMALL_RATE))
     row, column = layer.centre
 
-    def look(x: torch.Tensor, targets: torch.Tensor) -> Any:
+    def evaluate(x: torch.Tensor, targets: torch.Tensor) -> Any:
         return through_all(network, layer, (row, column), x, targets)
 
     def cut(x: torch.Tensor, targets: torch.Tensor) -> Any:
-        return look_at(network, Scene(layer, box, Objective(), 1), box, x, targets)
+        return evaluate_window(network, LayerSetup(layer, box, Objective(), 1), box, x, targets)
 
     made, start = 0, 0.0
-    task = Task(0, 0, style, noise(0, box.size))
+    task = AscentSpec(0, 0, style, noise(0, box.size))
 
     def timed(x: torch.Tensor, targets: torch.Tensor) -> Any:
         nonlocal made, start
@@ -283,14 +292,14 @@ def _one_at_a_time(
         if made > 2 and now - start > seconds:
             raise _TimeIsUp
         made += 1
-        return (look if whole else cut)(x, targets)
+        return (evaluate if whole else cut)(x, targets)
 
     try:
         for _ in climb(timed, [[task]], Batch(1), network.mean):
             pass
     except _TimeIsUp:
         pass
-    tell((made - 1) / (time.perf_counter() - start))
+    emit((made - 1) / (time.perf_counter() - start))
 
 
 def through_all(

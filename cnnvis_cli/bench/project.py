@@ -124,7 +124,7 @@ def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) 
     seconds, rounds = clock
     ours, whole = [], []
     for _ in range(rounds):
-        session.report.breathe()
+        session.report.check_stop()
         start = time.perf_counter()
         projections.compute(channels, images.__getitem__, lambda _: None)
         ours.append(len(slots) / (time.perf_counter() - start))

@@ -16,15 +16,15 @@ import torch
 
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.engine import (
-    Finished,
-    Lane,
-    Tell,
+    Emit,
+    TaskDone,
+    WorkerSlot,
     arithmetic,
     choose_devices,
     cores,
     keep_memory,
-    lanes,
-    spread,
+    run_tasks,
+    worker_slots,
 )
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
@@ -34,7 +34,7 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.dataset_images import draw_images
 from cnnvis_cli.stages.common.session import load_network, open_session
 from cnnvis_cli.stages.topk.stage import BATCH, topk
-from cnnvis_cli.stages.topk.worker import Cut, Work
+from cnnvis_cli.stages.topk.worker import Cut, TopKJob
 from cnnvis_cli.store.parts import Parts
 
 
@@ -151,40 +151,42 @@ def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
     return cores() / (decoded.cost + forward.cost)
 
 
-def _work(plan: Plan, folder: Path, size: int) -> Work:
+def _work(plan: Plan, folder: Path, size: int) -> TopKJob:
     """Return the same work as that of `topk`, without its output."""
     manifest = Manifest.scan(Path(plan.dataset or ""))
     network = load_network(plan)
     names = tuple(layer.alias for layer in network.choose(plan.layer))
     cut = Cut(len(manifest), plan.batch_size or size)
-    return Work(plan, manifest, Parts(folder / "none", ""), names, cut, network)
+    return TopKJob(plan, manifest, Parts(folder / "none", ""), names, cut, network)
 
 
 class Arrangement(NamedTuple):
     """A way to run the forward pass."""
 
-    lanes: tuple[Lane, ...]
+    worker_slots: tuple[WorkerSlot, ...]
     size: int
     channels_last: bool
 
     def __str__(self) -> str:
-        lane = self.lanes[0]
+        worker_slot = self.worker_slots[0]
         layout = "channels last" if self.channels_last else "channels first"
-        return f"{len(self.lanes)} x {lane.threads} threads, batch {self.size}, {layout}"
+        return (
+            f"{len(self.worker_slots)} x {worker_slot.threads} threads, batch {self.size}, {layout}"
+        )
 
 
-def _arrangements(work: Work, devices: Sequence[torch.device]) -> Iterator[Arrangement]:
-    crews = [tuple(lanes(devices, None, 1))]
+def _arrangements(work: TopKJob, devices: Sequence[torch.device]) -> Iterator[Arrangement]:
+    crews = [tuple(worker_slots(devices, None, 1))]
     if devices[0].type == "cpu":
-        crews.append(tuple(lanes(devices, 1, 1)))
-    for crew in dict.fromkeys(crews):
+        crews.append(tuple(worker_slots(devices, 1, 1)))
+    for pool in dict.fromkeys(crews):
         for size in dict.fromkeys((work.cut.size, 16, 64)):
-            yield Arrangement(crew, size, True)
-        yield Arrangement(crew, work.cut.size, False)
+            yield Arrangement(pool, size, True)
+        yield Arrangement(pool, work.cut.size, False)
 
 
 def _best_forward(
-    work: Work, devices: Sequence[torch.device], report: Report, seconds: float
+    work: TopKJob, devices: Sequence[torch.device], report: Report, seconds: float
 ) -> tuple[Arrangement, list[Row]]:
     """Try every arrangement briefly, in both orders; return the fastest, and all of them."""
     options = list(_arrangements(work, devices))
@@ -192,44 +194,50 @@ def _best_forward(
     order = [*options, *reversed(options)]
     for option in report.track(order, "forward pass", len(order), "arrangements"):
         measure = functools.partial(_forward, work, option, seconds)
-        found[option].append(_together(measure, option.lanes))
+        found[option].append(_together(measure, option.worker_slots))
     rows = [Row("forward", str(option), tuple(rates)) for option, rates in found.items()]
     best = max(zip(options, rows, strict=True), key=lambda pair: pair[1].speed)
     return best[0], rows
 
 
 def _round(
-    work: Work, best: Arrangement, devices: Sequence[torch.device], seconds: float, report: Report
+    work: TopKJob,
+    best: Arrangement,
+    devices: Sequence[torch.device],
+    seconds: float,
+    report: Report,
 ) -> tuple[Rate, ...]:
-    report.breathe()
-    crew = [Lane(torch.device("cpu"), 1, 0)] * cores()
+    report.check_stop()
+    pool = [WorkerSlot(torch.device("cpu"), 1, 0)] * cores()
     if work.plan.topk.decode == "gpu":
-        crew = lanes(devices, work.plan.workers, 1)
-    decoded = _together(functools.partial(_decode, work, seconds), crew)
-    forward = _together(functools.partial(_forward, work, best, seconds), best.lanes)
+        pool = worker_slots(devices, work.plan.workers, 1)
+    decoded = _together(functools.partial(_decode, work, seconds), pool)
+    forward = _together(functools.partial(_forward, work, best, seconds), best.worker_slots)
     return decoded, forward, *_topk(work, report)
 
 
-Measure = Callable[[Lane, int, Tell], None]
-"""What a lane does: with its number, and a function for its results."""
+Measure = Callable[[WorkerSlot, int, Emit], None]
+"""What a worker slot does: with its number, and a function for its results."""
 
 
-def _together(measure: Measure, crew: Sequence[Lane]) -> Rate:
-    """Measure in all lanes at once."""
+def _together(measure: Measure, pool: Sequence[WorkerSlot]) -> Rate:
+    """Measure in all worker slots at once."""
     found: list[Rate] = []
 
-    def hear(message: Any) -> None:
+    def on_event(message: Any) -> None:
         if isinstance(message, Rate):
             found.append(message)
 
-    spread(functools.partial(each_lane, measure), crew, range(len(crew)), hear)
+    run_tasks(functools.partial(each_worker, measure), pool, range(len(pool)), on_event)
     return Rate(sum(rate.speed for rate in found), statistics.mean(rate.cost for rate in found))
 
 
-def each_lane(measure: Measure, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def each_worker(
+    measure: Measure, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
+) -> None:
     for number in numbers:
-        measure(lane, number, tell)
-        tell(Finished(number))
+        measure(worker_slot, number, emit)
+        emit(TaskDone(number))
 
 
 class _Watch:
@@ -248,8 +256,10 @@ class _Watch:
         return Rate(self.images / wall, cpu / self.images)
 
 
-def _decode(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> None:
-    reader = work.reader(work.network or work.on(lane.device), lane, tell)
+def _decode(
+    work: TopKJob, seconds: float, worker_slot: WorkerSlot, number: int, emit: Emit
+) -> None:
+    reader = work.reader(work.network or work.on(worker_slot.device), worker_slot, emit)
     first = number * work.cut.batches // cores()
     batches = cycle((*range(first, work.cut.batches), *range(first)))
     watch = _Watch(seconds)
@@ -259,30 +269,35 @@ def _decode(work: Work, seconds: float, lane: Lane, number: int, tell: Tell) -> 
             raise CnnvisError(f"{work.manifest.root}: no image of it can be read")
         if not watch.running():
             break
-    tell(watch.rate())
+    emit(watch.rate())
 
 
 def _forward(
-    work: Work, how: Arrangement, seconds: float, lane: Lane, _number: int, tell: Tell
+    work: TopKJob,
+    how: Arrangement,
+    seconds: float,
+    worker_slot: WorkerSlot,
+    _number: int,
+    emit: Emit,
 ) -> None:
-    network = work.on(lane.device)
+    network = work.on(worker_slot.device)
     layers = network.choose(work.layers)
     pixels = torch.randint(0, 256, (how.size, *network.size, 3), dtype=torch.uint8)
-    pixels = pixels.to(lane.device)
+    pixels = pixels.to(worker_slot.device)
     with (
         torch.inference_mode(),
-        arithmetic(work.plan.topk.precision, lane.device),
+        arithmetic(work.plan.topk.precision, worker_slot.device),
         network.in_place(),
         network.tap(layers[-1:], lambda *_: None) as run,
     ):
         run(_shaped(network, pixels, how))
-        wait_for(lane.device)
+        wait_for(worker_slot.device)
         watch = _Watch(seconds)
         while watch.running():
             run(_shaped(network, pixels, how))
             watch.images += how.size
-        wait_for(lane.device)
-    tell(watch.rate())
+        wait_for(worker_slot.device)
+    emit(watch.rate())
 
 
 def _shaped(network: Network, pixels: torch.Tensor, how: Arrangement) -> torch.Tensor:
@@ -295,7 +310,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _topk(work: Work, report: Report) -> tuple[Rate, Rate]:
+def _topk(work: TopKJob, report: Report) -> tuple[Rate, Rate]:
     """Run the stage in a temporary run directory; return its speed, and that with start and end."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(work.plan, run=folder + "/run", batch_size=work.cut.size)
@@ -320,5 +335,5 @@ class _Silent(Report):
     def result(self, text: str) -> None:
         pass
 
-    def breathe(self) -> None:
-        self._heard.breathe()
+    def check_stop(self) -> None:
+        self._heard.check_stop()

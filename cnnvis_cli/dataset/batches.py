@@ -20,7 +20,7 @@ from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import decode, is_plain_jpeg
 from cnnvis_cli.dataset.decode_on_gpu import decode_plain
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.errors import Died
+from cnnvis_cli.errors import WorkerDied
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.report import leave_signals_to_the_parent
 
@@ -78,7 +78,7 @@ class Batches(Dataset[Batch]):
         """The batches of these numbers, in their order.
 
         Numbers are taken one by one: with workers two a worker ahead, without none ahead.
-        Raises `Died` when a worker does.
+        Raises `WorkerDied` when a worker does.
         """
         loader = DataLoader(
             self,
@@ -142,17 +142,17 @@ class Batches(Dataset[Batch]):
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:
-    """The next batch, None after the last; raises `Died` when a worker has."""
+    """The next batch, None after the last; raises `WorkerDied` when a worker has."""
     try:
         return next(batches, None)
     except (ConnectionResetError, EOFError) as error:  # while a batch was on its way
-        raise Died(f"a decoding process died ({error}); is memory short?") from None
+        raise WorkerDied(f"a decoding process died ({error}); is memory short?") from None
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):  # as torch names no class for it
             raise
         if "Bus error" in str(error):
-            raise Died("a decoding process died: shared memory (/dev/shm) is full") from None
-        raise Died(
+            raise WorkerDied("a decoding process died: shared memory (/dev/shm) is full") from None
+        raise WorkerDied(
             f"a decoding process died ({error}); is memory short? use fewer --workers"
         ) from None
 

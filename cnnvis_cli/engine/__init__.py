@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cnnvis_cli.engine.dask import Cluster, reach, share_out_on
+from cnnvis_cli.engine.dask import Cluster, reach, share_tasks_on
 from cnnvis_cli.engine.devices import (
     Graphs,
     arithmetic,
@@ -24,18 +24,18 @@ from cnnvis_cli.engine.pool import (
     PATIENCE,
     for_gradients,
     release_idle,
-    share_out,
+    share_tasks,
 )
 from cnnvis_cli.engine.slots import (
-    Finished,
-    Lane,
+    Emit,
     Notice,
-    Tell,
-    Work,
+    Task,
+    TaskDone,
+    WorkerSlot,
     available_memory,
     cores,
-    lanes,
     shared_memory,
+    worker_slots,
 )
 from cnnvis_cli.engine.threads import Aside, ahead, in_order, in_threads
 
@@ -44,13 +44,13 @@ __all__ = [
     "PATIENCE",
     "Aside",
     "Cluster",
-    "Crew",
-    "Finished",
+    "Emit",
     "Graphs",
-    "Lane",
     "Notice",
-    "Tell",
-    "Work",
+    "Pool",
+    "Task",
+    "TaskDone",
+    "WorkerSlot",
     "ahead",
     "arithmetic",
     "available_memory",
@@ -63,40 +63,40 @@ __all__ = [
     "in_order",
     "in_threads",
     "keep_memory",
-    "lanes",
     "limit_to_memory",
     "memory_explained",
     "reach",
     "release_idle",
     "remark_on_auto",
     "resolve_precision",
+    "run_tasks",
     "shared_memory",
-    "spread",
     "tensor_cores",
+    "worker_slots",
 ]
 
-Crew = Sequence[Lane] | Cluster
+Pool = Sequence[WorkerSlot] | Cluster
 
 
-def spread(
-    work: Work,
-    crew: Crew,
+def run_tasks(
+    work: Task,
+    pool: Pool,
     numbers: Sequence[int],
-    tell: Tell,
-    called: Callable[[int], str] = "part {}".format,
+    emit: Emit,
+    describe: Callable[[int], str] = "part {}".format,
 ) -> None:
-    """Have a crew do pieces of work, given out one at a time; `tell` hears what is told.
+    """Have a pool do tasks, handed out one at a time; `emit` is called with what workers emit.
 
-    Each lane calls ``work(lane, numbers, tell)`` in a process of its own and tells `Finished`
-    for each number; on a cluster each piece is a call. A single lane of the CPU works in this
-    process. A GPU's never does: after a fault of the device only another process can go on.
-    A process that dies costs what it had in hand, which another does. Raises `SetAside`, when all
-    else is done, for pieces that ended `ATTEMPTS` processes, by the names that they are `called`;
-    and whatever `work` or `tell` raises.
+    Each worker calls ``work(worker_slot, numbers, emit)`` in a process of its own and emits
+    `TaskDone` for each number; on a cluster each task is a call. A single worker on a CPU is this
+    process. On a GPU it never is: after a fault of the device only another process can go on.
+    When a process dies, another does what it had in hand. Raises `TasksFailed`, when all else is
+    done, for tasks that ended `ATTEMPTS` processes, by the names that `describe` gives them; and
+    whatever `work` or `emit` raises.
     """
-    if isinstance(crew, Cluster):
-        share_out_on(crew, work, numbers, tell, called)
-    elif crew[0].device.type == "cpu" and (len(crew) == 1 or len(numbers) < 2):
-        work(crew[0], iter(numbers), tell)
+    if isinstance(pool, Cluster):
+        share_tasks_on(pool, work, numbers, emit, describe)
+    elif pool[0].device.type == "cpu" and (len(pool) == 1 or len(numbers) < 2):
+        work(pool[0], iter(numbers), emit)
     else:
-        share_out(work, crew, numbers, tell, called)
+        share_tasks(work, pool, numbers, emit, describe)

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import torch
 
 from cnnvis_cli.engine.devices import is_lost, keep_memory, memory_explained
-from cnnvis_cli.engine.pool import ATTEMPTS, portable, set_aside
-from cnnvis_cli.engine.slots import Finished, Lane, Tell, Work, cores
-from cnnvis_cli.errors import CnnvisError, Died, UsageError
+from cnnvis_cli.engine.pool import ATTEMPTS, portable, tasks_failed
+from cnnvis_cli.engine.slots import Emit, Task, TaskDone, WorkerSlot, cores
+from cnnvis_cli.errors import CnnvisError, UsageError, WorkerDied
 
 WAIT = 10  # seconds for the scheduler to answer
 PATIENCE = 60  # seconds for a worker to come
@@ -89,21 +89,21 @@ def _client(address: str) -> Any:
         ) from None
 
 
-def share_out_on(
+def share_tasks_on(
     cluster: Cluster,
-    work: Work,
+    work: Task,
     numbers: Sequence[int],
-    tell: Tell,
-    called: Callable[[int], str],
+    emit: Emit,
+    describe: Callable[[int], str],
 ) -> None:
-    """Have the cluster do pieces of work; see `spread`."""
-    desk = _Desk(cluster, work, deque(numbers), tell)
+    """Have the cluster do pieces of work; see `run_tasks`."""
+    desk = _Desk(cluster, work, deque(numbers), emit)
     try:
         desk.work()
     finally:
         desk.withdraw()
     if desk.aside:
-        raise set_aside(desk.aside, called)
+        raise tasks_failed(desk.aside, describe)
 
 
 @dataclass
@@ -111,9 +111,9 @@ class _Desk:
     """Hands in a few pieces at a time, hears of each, and hands in again what was lost."""
 
     cluster: Cluster
-    task: Work
+    task: Task
     pending: deque[int]
-    tell: Tell
+    emit: Emit
     lost: bool = True  # whether there is no copy of the task for the workers
     manned: float = field(default_factory=time.monotonic)  # when there was a worker last
     going: dict[Any, int] = field(default_factory=dict)  # Dask's futures
@@ -128,8 +128,8 @@ class _Desk:
             while self.pending and len(self.going) < AHEAD * len(self.cluster):
                 self._hand_in(self.pending.popleft())
             for future in self._done():
-                self._hear(future, self.going.pop(future))
-            self.tell(None)
+                self._receive(future, self.going.pop(future))
+            self.emit(None)
 
     def _look_for_workers(self) -> None:
         """Raise `CnnvisError` when there has been none for long; one may be starting again."""
@@ -168,21 +168,21 @@ class _Desk:
             time.sleep(0.02)
         return done
 
-    def _hear(self, future: Any, number: int) -> None:
+    def _receive(self, future: Any, number: int) -> None:
         try:
             told = future.result()  # which may be lost on its way as well
         except Exception as error:
             self._failed(number, error)
             return
         for message in told:
-            self.tell(message)
-        self.tell(Finished(number))
+            self.emit(message)
+        self.emit(TaskDone(number))
 
     def _failed(self, number: int, error: BaseException) -> None:
         name = type(error).__name__
         if name in ("FutureCancelledError", "CancelledError"):
             self.lost = True
-        elif name == "KilledWorker" or isinstance(error, Died):
+        elif name == "KilledWorker" or isinstance(error, WorkerDied):
             self.lost = True  # it may have been the copy that was on its way
             self.deaths[number] = self.deaths.get(number, 0) + 1
         elif isinstance(error, CnnvisError):
@@ -200,30 +200,30 @@ class _Desk:
             _client(self.cluster.address).cancel(list(self.going))
 
 
-def as_it_is(work: Work) -> Work:
+def as_it_is(work: Task) -> Task:
     """On a worker: what has been sent."""
     return work
 
 
-def do_piece(work: Work, kind: str, number: int) -> list[Any]:
+def do_piece(work: Task, kind: str, number: int) -> list[Any]:
     """On a worker: do one piece, and say what there was to tell."""
     told: list[Any] = []
     keep_memory()
-    lane = _lane(kind)
+    worker_slot = _lane(kind)
     try:
-        with memory_explained(lane.device):
-            work(lane, iter([number]), told.append)
+        with memory_explained(worker_slot.device):
+            work(worker_slot, iter([number]), told.append)
     except Exception as error:
         if is_lost(error):
-            raise Died(f"the worker's device failed: {error}") from None
+            raise WorkerDied(f"the worker's device failed: {error}") from None
         raise portable(error) from None
-    return [message for message in told if not isinstance(message, Finished)]
+    return [message for message in told if not isinstance(message, TaskDone)]
 
 
-def _lane(kind: str) -> Lane:
+def _lane(kind: str) -> WorkerSlot:
     """A worker has one device: the first that it sees. One in a daemon decodes by itself."""
     if kind == "cuda" and not torch.cuda.is_available():
         raise CnnvisError("a worker of the cluster sees no CUDA device; use --device cpu")
     device = torch.device("cuda:0" if kind == "cuda" else "cpu")
     decoders = 0 if kind == "cpu" or current_process().daemon else cores()
-    return Lane(device, torch.get_num_threads(), decoders)
+    return WorkerSlot(device, torch.get_num_threads(), decoders)

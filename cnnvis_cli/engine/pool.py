@@ -25,8 +25,8 @@ from loky.backend import get_context as get_loky
 from loky.process_executor import ProcessPoolExecutor
 
 from cnnvis_cli.engine.devices import in_short, is_lost, keep_memory, memory_explained
-from cnnvis_cli.engine.slots import Finished, Lane, Notice, Tell, Work
-from cnnvis_cli.errors import CnnvisError, Died, SetAside, Stopped
+from cnnvis_cli.engine.slots import Emit, Notice, Task, TaskDone, WorkerSlot
+from cnnvis_cli.errors import CnnvisError, Stopped, TasksFailed, WorkerDied
 from cnnvis_cli.report import leave_signals_to_the_parent
 
 ATTEMPTS = 3  # a piece of work that ends its process so often is set aside
@@ -36,40 +36,40 @@ LOST = 70  # exit code of a process whose device is of no more use
 End = connection.Connection
 
 
-def share_out(
-    work: Work,
-    lanes: Sequence[Lane],
+def share_tasks(
+    work: Task,
+    worker_slots: Sequence[WorkerSlot],
     numbers: Sequence[int],
-    tell: Tell,
-    called: Callable[[int], str],
+    emit: Emit,
+    describe: Callable[[int], str],
 ) -> None:
-    """Have worker processes do pieces of work; see `spread`."""
-    crew = _Crew(work, list(lanes[: len(numbers)]), deque(numbers), tell)
+    """Have worker processes do pieces of work; see `run_tasks`."""
+    pool = _Pool(work, list(worker_slots[: len(numbers)]), deque(numbers), emit)
     try:
-        crew.work()
+        pool.work()
     finally:
-        crew.dismiss()
-    if crew.aside:
-        raise set_aside(crew.aside, called)
+        pool.close()
+    if pool.aside:
+        raise tasks_failed(pool.aside, describe)
 
 
-def set_aside(pieces: dict[int, str], called: Callable[[int], str]) -> SetAside:
+def tasks_failed(pieces: dict[int, str], describe: Callable[[int], str]) -> TasksFailed:
     """The error that names the pieces that ended their processes, and how."""
     number, why = min(pieces.items())
     more = f", and {len(pieces) - 1} more" if len(pieces) > 1 else ""
-    return SetAside(
-        f"{called(number)}{more}: set aside after ending {ATTEMPTS} worker processes ({why}); "
+    return TasksFailed(
+        f"{describe(number)}{more}: set aside after ending {ATTEMPTS} worker processes ({why}); "
         "everything else is done; run again to try once more, with fewer --workers if memory is "
         "short",
         pieces,
     )
 
 
-def for_gradients(lanes: Sequence[Lane]) -> list[Lane]:
-    """The lanes for work that differentiates: torch cannot in a fork of a process that has."""
-    if len(lanes) < 2 or lanes[0].device.type != "cpu" or _forks_can_differentiate():
-        return list(lanes)
-    return [lane._replace(fresh=True) for lane in lanes]
+def for_gradients(worker_slots: Sequence[WorkerSlot]) -> list[WorkerSlot]:
+    """Return the slots for work with gradients: forked only while this process has used none."""
+    if len(worker_slots) < 2 or worker_slots[0].device.type != "cpu" or _forks_can_differentiate():
+        return list(worker_slots)
+    return [worker_slot._replace(fresh=True) for worker_slot in worker_slots]
 
 
 def _forks_can_differentiate() -> bool:
@@ -91,7 +91,7 @@ def _forks_can_differentiate() -> bool:
 
 
 class _Process(Protocol):
-    """What a crew must know of a process."""
+    """What a pool must know of a process."""
 
     def gone(self) -> bool:
         """Whether it has died in a way that its pipe does not tell."""
@@ -106,9 +106,13 @@ class _Process(Protocol):
 class _Forked:
     """A copy of this process."""
 
-    def __init__(self, work: Work, lane: Lane, theirs: End, inherited: Sequence[End]) -> None:
+    def __init__(
+        self, work: Task, worker_slot: WorkerSlot, theirs: End, inherited: Sequence[End]
+    ) -> None:
         context = get_context("fork")
-        self._process: Any = context.Process(target=_forked, args=(work, lane, theirs, inherited))
+        self._process: Any = context.Process(
+            target=_forked, args=(work, worker_slot, theirs, inherited)
+        )
         self._process.start()
 
     def gone(self) -> bool:
@@ -128,15 +132,15 @@ class _Forked:
 class _Fresh:
     """An interpreter of its own, which has loaded torch and perhaps a network already."""
 
-    idle: list[tuple[Lane, ProcessPoolExecutor]] = []  # noqa: RUF012 - shared on purpose
+    idle: list[tuple[WorkerSlot, ProcessPoolExecutor]] = []  # noqa: RUF012 - shared on purpose
 
-    def __init__(self, work: Work, lane: Lane, theirs: End) -> None:
-        self._lane = lane
-        kept = next((each for each in self.idle if each[0] == lane), None)
+    def __init__(self, work: Task, worker_slot: WorkerSlot, theirs: End) -> None:
+        self._lane = worker_slot
+        kept = next((each for each in self.idle if each[0] == worker_slot), None)
         if kept is not None:
             self.idle.remove(kept)
         self._executor = kept[1] if kept is not None else self._begun()
-        self._future = self._executor.submit(_fresh, os.getpid(), work, lane, theirs)
+        self._future = self._executor.submit(_fresh, os.getpid(), work, worker_slot, theirs)
 
     @staticmethod
     def _begun() -> ProcessPoolExecutor:
@@ -168,130 +172,134 @@ class _Fresh:
 
 
 @dataclass(eq=False)
-class _Hand:
-    """A lane's process as its parent sees it."""
+class _Worker:
+    """A worker slot's process as its parent sees it."""
 
-    lane: Lane
+    worker_slot: WorkerSlot
     process: _Process
     pipe: End
     theirs: End  # open here as well until it has arrived there
-    starts: int = 1  # processes of this lane that have not taken anything yet, this one counted
+    starts: int = (
+        1  # processes of this worker slot that have not taken anything yet, this one counted
+    )
     holds: list[int] = field(default_factory=list)
     last_words: str = ""
     ended: bool = False
 
 
 @dataclass
-class _Crew:
+class _Pool:
     """The parent's side: gives out work, hears, and replaces processes that die."""
 
-    task: Work
-    lanes: list[Lane]
+    task: Task
+    worker_slots: list[WorkerSlot]
     pending: deque[int]
-    tell: Tell
-    hands: list[_Hand] = field(default_factory=list)
+    emit: Emit
+    workers: list[_Worker] = field(default_factory=list)
     deaths: dict[int, int] = field(default_factory=dict)
     aside: dict[int, str] = field(default_factory=dict)  # and why
 
     def work(self) -> None:
-        for lane in self.lanes:
-            self._hire(lane)
-        while any(not hand.ended for hand in self.hands):
-            for hand in self._ready():
-                self._hear(hand)
-            self.tell(None)  # a moment to stop, also while all are busy
+        for worker_slot in self.worker_slots:
+            self._start(worker_slot)
+        while any(not worker.ended for worker in self.workers):
+            for worker in self._ready():
+                self._receive(worker)
+            self.emit(None)  # a moment to stop, also while all are busy
 
-    def _hire(self, lane: Lane, starts: int = 1) -> None:
+    def _start(self, worker_slot: WorkerSlot, starts: int = 1) -> None:
         # A forked child may compute on one thread only (OpenMP's threads do not come along), and
         # never on a GPU that its parent has used.
         ours, theirs = Pipe()
-        if lane.device.type == "cpu" and lane.threads == 1 and not lane.fresh:
+        if worker_slot.device.type == "cpu" and worker_slot.threads == 1 and not worker_slot.fresh:
             # It also holds our ends of all pipes so far; open there, none would ever break.
-            inherited = [*(hand.pipe for hand in self.hands), ours]
-            process: _Process = _Forked(self.task, lane, theirs, inherited)
+            inherited = [*(worker.pipe for worker in self.workers), ours]
+            process: _Process = _Forked(self.task, worker_slot, theirs, inherited)
             theirs.close()
         else:
-            process = _Fresh(self.task, lane, theirs)
-        self.hands.append(_Hand(lane, process, ours, theirs, starts))
+            process = _Fresh(self.task, worker_slot, theirs)
+        self.workers.append(_Worker(worker_slot, process, ours, theirs, starts))
 
-    def _ready(self) -> list[_Hand]:
-        waiting = {hand.pipe: hand for hand in self.hands if not hand.ended}
+    def _ready(self) -> list[_Worker]:
+        waiting = {worker.pipe: worker for worker in self.workers if not worker.ended}
         ready: list[Any] = connection.wait(list(waiting), timeout=0.5)
-        silent = [hand for pipe, hand in waiting.items() if pipe not in ready]
+        silent = [worker for pipe, worker in waiting.items() if pipe not in ready]
         return [waiting[pipe] for pipe in ready] + [h for h in silent if h.process.gone()]
 
-    def _hear(self, hand: _Hand) -> None:
-        hand.theirs.close()
+    def _receive(self, worker: _Worker) -> None:
+        worker.theirs.close()
         try:
-            message = None if hand.process.gone() and not hand.pipe.poll() else hand.pipe.recv()
+            message = (
+                None if worker.process.gone() and not worker.pipe.poll() else worker.pipe.recv()
+            )
         except (EOFError, OSError):
             message = None
         if message is None:
-            self._mourn(hand)
+            self._requeue(worker)
         elif isinstance(message, _Lost):
-            hand.last_words = message.why
+            worker.last_words = message.why
         elif message == _TAKE:
-            hand.starts = 0
-            number = self._choose(hand)
-            hand.holds += [] if number is None else [number]
+            worker.starts = 0
+            number = self._choose(worker)
+            worker.holds += [] if number is None else [number]
             with suppress(OSError):  # of one that has just died
-                hand.pipe.send(number)
+                worker.pipe.send(number)
         elif message == _END:
-            hand.ended = True
+            worker.ended = True
             if self.pending:
-                self._hire(hand.lane)
+                self._start(worker.worker_slot)
         elif isinstance(message, BaseException):
             raise message
         else:
-            if isinstance(message, Finished):
-                hand.holds.remove(message.number)
-            self.tell(message)
+            if isinstance(message, TaskDone):
+                worker.holds.remove(message.number)
+            self.emit(message)
 
-    def _choose(self, hand: _Hand) -> int | None:
+    def _choose(self, worker: _Worker) -> int | None:
         """The next piece for a process; one that was there when another died is given alone."""
-        if any(number in self.deaths for number in hand.holds):
+        if any(number in self.deaths for number in worker.holds):
             return None
-        fitting = (n for n in self.pending if not (hand.holds and n in self.deaths))
+        fitting = (n for n in self.pending if not (worker.holds and n in self.deaths))
         number = next(fitting, None)
         if number is not None:
             self.pending.remove(number)
         return number
 
-    def _mourn(self, hand: _Hand) -> None:
+    def _requeue(self, worker: _Worker) -> None:
         """What a dead process had in hand goes to another, up to a limit."""
-        hand.ended = True
-        why = hand.last_words or hand.process.why()
-        for number in hand.holds:
+        worker.ended = True
+        why = worker.last_words or worker.process.why()
+        for number in worker.holds:
             self.deaths[number] = self.deaths.get(number, 0) + 1
-        hopeless = [number for number in hand.holds if self.deaths[number] >= ATTEMPTS]
+        hopeless = [number for number in worker.holds if self.deaths[number] >= ATTEMPTS]
         self.aside |= dict.fromkeys(hopeless, why)
-        self.pending.extendleft(n for n in reversed(hand.holds) if n not in hopeless)
-        if hand.starts >= ATTEMPTS:
-            self._give_up(hand.lane, why)
+        self.pending.extendleft(n for n in reversed(worker.holds) if n not in hopeless)
+        if worker.starts >= ATTEMPTS:
+            self._give_up(worker.worker_slot, why)
         elif self.pending:
-            if hand.last_words:
-                ended = f"{hand.lane.device}: a worker process ended ({why})"
-                self.tell(Notice(f"{ended}; another does its work"))
-            self._hire(hand.lane, hand.starts + 1)
+            if worker.last_words:
+                ended = f"{worker.worker_slot.device}: a worker process ended ({why})"
+                self.emit(Notice(f"{ended}; another does its work"))
+            self._start(worker.worker_slot, worker.starts + 1)
 
-    def _give_up(self, lane: Lane, why: str) -> None:
-        """Go on without a lane whose processes end before they take any work.
+    def _give_up(self, worker_slot: WorkerSlot, why: str) -> None:
+        """Go on without a worker slot whose processes end before they take any work.
 
         Raises `CnnvisError` where it was the last one.
         """
         ended = f"worker processes ended {ATTEMPTS} times before they took any work ({why})"
-        if all(hand.ended for hand in self.hands):
+        if all(worker.ended for worker in self.workers):
             raise CnnvisError(f"{ended}; use fewer --workers or a smaller --batch-size")
-        self.tell(Notice(f"{lane.device}: {ended}; the work goes on without it"))
+        self.emit(Notice(f"{worker_slot.device}: {ended}; the work goes on without it"))
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """End every process, those that are still at work by closing their pipe."""
-        for hand in self.hands:
-            hand.pipe.close()
-            hand.theirs.close()
+        for worker in self.workers:
+            worker.pipe.close()
+            worker.theirs.close()
         until = time.monotonic() + PATIENCE
-        for hand in self.hands:
-            hand.process.release(until)
+        for worker in self.workers:
+            worker.process.release(until)
 
 
 def _find_in(paths: Sequence[str]) -> None:
@@ -313,15 +321,15 @@ def release_idle() -> None:
         _Fresh.idle.pop()[1].shutdown(kill_workers=True)
 
 
-def _forked(work: Work, lane: Lane, pipe: End, inherited: Sequence[End]) -> None:
+def _forked(work: Task, worker_slot: WorkerSlot, pipe: End, inherited: Sequence[End]) -> None:
     for other in inherited:
         other.close()
-    run_lane(work, lane, pipe)
+    run_worker(work, worker_slot, pipe)
 
 
-def _fresh(parent: int, work: Work, lane: Lane, pipe: End) -> None:
+def _fresh(parent: int, work: Task, worker_slot: WorkerSlot, pipe: End) -> None:
     _end_with(parent)
-    run_lane(work, lane, pipe)
+    run_worker(work, worker_slot, pipe)
 
 
 @lru_cache(maxsize=1)
@@ -336,11 +344,11 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_lane(work: Work, lane: Lane, pipe: End) -> None:
+def run_worker(work: Task, worker_slot: WorkerSlot, pipe: End) -> None:
     """The child's side: work until nothing is given out any more, or the parent has gone."""
     leave_signals_to_the_parent()
     keep_memory()
-    torch.set_num_threads(lane.threads)
+    torch.set_num_threads(worker_slot.threads)
     one_at_a_time = threading.Lock()  # work may be taken in another thread than is told of it
 
     def send(message: Any) -> None:
@@ -356,13 +364,13 @@ def run_lane(work: Work, lane: Lane, pipe: End) -> None:
             yield number
 
     try:
-        with memory_explained(lane.device):
-            work(lane, take(), send)
+        with memory_explained(worker_slot.device):
+            work(worker_slot, take(), send)
         send(_END)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         return  # the parent has stopped
     except Exception as error:
-        lost = isinstance(error, Died) or is_lost(error)  # then another process can do it
+        lost = isinstance(error, WorkerDied) or is_lost(error)  # then another process can do it
         with suppress(OSError):
             send(_Lost(in_short(error)) if lost else portable(error))
         if lost:

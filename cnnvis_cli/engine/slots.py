@@ -1,4 +1,4 @@
-"""What this machine has, and how it is divided: each lane is what one process works with."""
+"""What this machine has, and how it is divided: each worker slot is what one process works with."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _table(path: Path) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) > 1}
 
 
-class Lane(NamedTuple):
+class WorkerSlot(NamedTuple):
     """What one process works with: a device, threads, and processes that decode for it."""
 
     device: torch.device
@@ -59,8 +59,10 @@ class Lane(NamedTuple):
     fresh: bool = False  # has to be an interpreter of its own, not a fork
 
 
-def lanes(devices: Sequence[torch.device], workers: int | None, need: int) -> list[Lane]:
-    """How to divide this machine; `need` is the memory of one lane on the CPU, in bytes.
+def worker_slots(
+    devices: Sequence[torch.device], workers: int | None, need: int
+) -> list[WorkerSlot]:
+    """How to divide this machine; `need` is the memory of one worker slot on the CPU, in bytes.
 
     A GPU has one process, and `workers` processes in all decode for the GPUs. On a CPU `workers`
     processes (by default one a core, as far as memory reaches) decode and compute, each its own
@@ -68,23 +70,23 @@ def lanes(devices: Sequence[torch.device], workers: int | None, need: int) -> li
     """
     if devices[0].type == "cuda":
         decoders = cores() if workers is None else workers
-        return [Lane(device, 1, -(-decoders // len(devices))) for device in devices]
+        return [WorkerSlot(device, 1, -(-decoders // len(devices))) for device in devices]
     room = max(1, available_memory() // need)
     count = max(len(devices), min(cores(), room) if workers is None else max(workers, 1))
-    return [Lane(devices[0], max(1, torch.get_num_threads() // count), 0)] * count
+    return [WorkerSlot(devices[0], max(1, torch.get_num_threads() // count), 0)] * count
 
 
-Tell = Callable[[Any], None]
-Work = Callable[[Lane, Iterator[int], Tell], None]
+Emit = Callable[[Any], None]
+Task = Callable[[WorkerSlot, Iterator[int], Emit], None]
 
 
-class Finished(NamedTuple):
-    """Told by a lane: this piece of work is done and safe."""
+class TaskDone(NamedTuple):
+    """Told by a worker slot: this piece of work is done and safe."""
 
     number: int
 
 
 class Notice(NamedTuple):
-    """Told by a lane, or of it: a line for the user, once."""
+    """Told by a worker slot, or of it: a line for the user, once."""
 
     text: str

@@ -102,10 +102,10 @@ def _is_vector(output: Any) -> bool:
     return isinstance(output, Tensor) and output.dim() == 2
 
 
-def _hooks(network: Network, hear: Callable[..., None]) -> list[RemovableHandle]:
+def _hooks(network: Network, on_event: Callable[..., None]) -> list[RemovableHandle]:
     """Add a hook to every module except the whole network, called with the module's path."""
     return [
-        module.register_forward_hook(partial(hear, path))
+        module.register_forward_hook(partial(on_event, path))
         for path, module in network.module.named_modules()
         if path
     ]
@@ -152,7 +152,7 @@ def watching(
     wanted = {(each.module, each.call): each for each in outputs}
     passes = local()  # several threads may run the network at once
 
-    def hear(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+    def on_event(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
         passes.calls[path] += 1
         passes.last = module
         if (found := wanted.get((path, passes.calls[path]))) is not None:
@@ -170,7 +170,7 @@ def watching(
             read(wanted["", 1], prob)
         return prob
 
-    handles = _hooks(network, hear)
+    handles = _hooks(network, on_event)
     try:
         yield run
     finally:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.digests import digest
-from cnnvis_cli.store.files import recorded_key
+from cnnvis_cli.store.files import stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import ACTIVATIONS, VERSION, storage
@@ -37,7 +37,7 @@ class ActivationsFile:
 
     def is_of(self, record: Record) -> bool:
         """Return whether the file was made from this record; False if absent or damaged."""
-        return recorded_key(self.path, "activations") == digest(record)
+        return stored_key(self.path, "activations") == digest(record)
 
     def publish(self, record: Record, layers: Mapping[str, LayerActivations]) -> None:
         """Write the whole file; a rerun compares `record`."""

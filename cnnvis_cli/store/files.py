@@ -37,7 +37,7 @@ from cnnvis_cli.store.schema import (
     write,
 )
 from cnnvis_cli.store.topk import TopK
-from cnnvis_cli.store.validate import check, kind_of
+from cnnvis_cli.store.validate import check_file, kind_of
 
 Array = NDArray[Any]
 
@@ -64,7 +64,7 @@ def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
     Raise `StorageError` if the disk fails.
     """
     try:
-        check(path, kind)
+        check_file(path, kind)
         with h5py.File(path, "r") as file:
             if kind_of(file) != kind:
                 raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
@@ -75,10 +75,10 @@ def _reading(path: Path, kind: str) -> Iterator[h5py.File]:
         raise CnnvisError(f"{path}: cannot be read ({error}); delete it and run again") from None
 
 
-def recorded_key(path: Path, kind: str) -> str | None:
+def stored_key(path: Path, kind: str) -> str | None:
     """Return the key of a file of one image; None if absent, damaged or not ours."""
     try:
-        check(path, kind)
+        check_file(path, kind)
         with h5py.File(path, "r") as file:
             return str(file.attrs["key"]) if kind_of(file) == kind else None
     except DAMAGED:

@@ -10,11 +10,11 @@ import h5py
 from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.store.files import Header, recorded_key
+from cnnvis_cli.store.files import Header, stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write
-from cnnvis_cli.store.validate import check
+from cnnvis_cli.store.validate import check_file
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -27,12 +27,12 @@ class OccludedFile:
 
     def key(self) -> str | None:
         """Return the file's key; None if absent, damaged or not ours."""
-        return recorded_key(self.path, "occluded")
+        return stored_key(self.path, "occluded")
 
     def read(self) -> tuple[Record, Arrays]:
         """Return its attributes, and its arrays by their names in the schema."""
         try:
-            check(self.path, "occluded")
+            check_file(self.path, "occluded")
             with h5py.File(self.path, "r") as file:
                 return dict(file.attrs), {name: file[name][()] for name in OCCLUDED}
         except (OSError, ValueError, KeyError) as error:

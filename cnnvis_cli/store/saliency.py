@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cnnvis_cli.store.files import recorded_key
+from cnnvis_cli.store.files import stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import SALIENCY, VERSION, create
@@ -23,7 +23,7 @@ class SaliencyFile:
 
     def key(self) -> str | None:
         """Return the file's key; None if absent, damaged or not ours."""
-        return recorded_key(self.path, "saliency")
+        return stored_key(self.path, "saliency")
 
     def publish(self, record: Record, arrays: dict[str, NDArray[Any]]) -> None:
         """Write arrays by their names in the schema; the record becomes attributes."""

@@ -46,7 +46,7 @@ SMALL = 1 << 20  # bytes that any array may have
 PICTURES = 5  # axes of arrays that are read a few rows at a time, and may be partly written
 
 
-def check(path: Path, kind: str) -> None:
+def check_file(path: Path, kind: str) -> None:
     """Raise OSError or ValueError, naming the place, for anything cnnvis never writes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

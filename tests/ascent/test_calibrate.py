@@ -23,7 +23,7 @@ from cnnvis_cli.ascent.calibrate import (
     probe_channels,
     remaining_noise,
 )
-from cnnvis_cli.ascent.climb import Ascent, Batch, Outcome, Task, climb
+from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, Outcome, climb
 from cnnvis_cli.ascent.starts import noise, seed_of
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
@@ -53,7 +53,7 @@ def probe(scale: float, channels: list[int]) -> Probe:
     drawn = [noise(seed_of(0, Unit("conv2", i), 0), SIZE) for i in channels]
     start = torch.stack(drawn).double()
 
-    def look(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
         out = module(x)[:, :, 1, 2]
         value = out[torch.arange(len(x)), targets]
@@ -61,11 +61,11 @@ def probe(scale: float, channels: list[int]) -> Probe:
         return value.detach(), out.detach().amax(dim=1) <= value.detach(), gradient
 
     def ascend(style: Style) -> list[Ascent]:
-        tasks = [[Task(i, c, style, start[i])] for i, c in enumerate(channels)]
-        found = climb(look, tasks, Batch(len(channels), last=True), MEAN)
+        tasks = [[AscentSpec(i, c, style, start[i])] for i, c in enumerate(channels)]
+        found = climb(evaluate, tasks, Batch(len(channels), last=True), MEAN)
         return sorted(found, key=lambda ascent: int(str(ascent.key)))
 
-    gradient = look(start, torch.tensor(channels))[2]
+    gradient = evaluate(start, torch.tensor(channels))[2]
     sizes = gradient.flatten(1).pow(2).mean(dim=1).sqrt()
     return Probe(start, MEAN, float(sizes.median()), ascend)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import CHECK, Ascent, Batch, Look, Outcome, Task, climb
+from cnnvis_cli.ascent.climb import CHECK, Ascent, AscentSpec, Batch, Evaluate, Outcome, climb
 from cnnvis_cli.ascent.regularizers import Decay
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.steps import Constant
@@ -88,7 +88,7 @@ class Told:
     values: list[float]
 
 
-def look(network: nn.Sequential, x: Image, unit: int) -> tuple[NDArray[np.float64], Image]:
+def evaluate(network: nn.Sequential, x: Image, unit: int) -> tuple[NDArray[np.float64], Image]:
     """Return all units' activations, and the gradient of one."""
     image = torch.from_numpy(x[None]).requires_grad_()
     activations = score_of(network)(image)[0]
@@ -102,7 +102,7 @@ def ascend(network: nn.Sequential, x: Image, unit: int, row: Row, iterations: in
     mean = MEAN[:, None, None]
     for i in range(iterations):
         x = np.clip(x + mean, 0, 255) - mean
-        activations, g = look(network, x, unit)
+        activations, g = evaluate(network, x, unit)
         value = float(activations[unit])
         told.values.append(value)
         if i == 0:
@@ -139,20 +139,20 @@ def starts(count: int, scale: float = 1.0) -> list[Tensor]:
 Score = Callable[[Tensor], Tensor]
 
 
-def looking(score: Score) -> Look:
+def looking(score: Score) -> Evaluate:
     """Return what the loop needs of activations (B, C): value, whether it leads, and gradient."""
 
-    def look(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
         activations = score(x)
         value = activations[torch.arange(len(x)), targets]
         (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), activations.detach().amax(dim=1) <= value.detach(), gradient
 
-    return look
+    return evaluate
 
 
-def made(score: Score, tasks: list[Task], size: int | None = None) -> list[Ascent]:
+def made(score: Score, tasks: list[AscentSpec], size: int | None = None) -> list[Ascent]:
     """Return the ascents of these tasks, in their order."""
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).to(tasks[0].start.dtype)
     found = list(
@@ -169,7 +169,7 @@ def package(
     style: Style, start: list[Tensor], channels: list[int], network: nn.Sequential
 ) -> list[Ascent]:
     tasks = [
-        Task(i, channel, style, image)
+        AscentSpec(i, channel, style, image)
         for i, (channel, image) in enumerate(zip(channels, start, strict=True))
     ]
     return made(score_of(network), tasks)
@@ -281,7 +281,7 @@ def test_a_gradient_that_dies_on_the_way_is_not_outcome_3() -> None:
     start = torch.zeros(3, *SIZE).double()
     start[0, 0, 0] = 20
     style = replace(STYLES["3"], iterations=9, step=Constant(50.0), regularizers=())
-    (found,) = made(score, [Task(0, 0, style, start)])
+    (found,) = made(score, [AscentSpec(0, 0, style, start)])
     assert (found.outcome, found.best_step) == (Outcome.LARGEST, 1)
     assert found.activation == pytest.approx(25)
     assert found.start == pytest.approx(15)
@@ -297,16 +297,16 @@ def test_an_ascent_without_a_gradient_has_ended_even_if_decay_would_bring_it_bac
     start = torch.zeros(3, *SIZE).double()
     start[0, 0, 0] = 20
     style = replace(STYLES["3"], iterations=9, step=Constant(50.0), regularizers=(Decay(0.4),))
-    (found,) = made(score, [Task(0, 0, style, start)])
+    (found,) = made(score, [AscentSpec(0, 0, style, start)])
     # 20 -> (20 + 50) 0.6 = 42, where the authors' loop ends; decay alone would go on to 25
     assert found.best_step == 0
     assert found.activation == pytest.approx(15)
 
 
-def single(order: list[int], styles: list[Style]) -> list[Task]:
+def single(order: list[int], styles: list[Style]) -> list[AscentSpec]:
     """Return tasks in single precision, each the same at any place in the order."""
     images = [image.float() for image in starts(max(order) + 1)]
-    return [Task(i, i % 7, styles[i % len(styles)], images[i]) for i in order]
+    return [AscentSpec(i, i % 7, styles[i % len(styles)], images[i]) for i in order]
 
 
 def alike(one: Ascent, other: Ascent) -> bool:
@@ -346,21 +346,21 @@ def test_styles_share_a_batch_and_slots_are_refilled(size: int) -> None:
 
 def test_a_slot_without_a_gradient_is_given_to_another() -> None:
     """Dead units cost a batch no more than the steps until they are found."""
-    network, looks = small_network().float(), []
-    look = looking(score_of(network))
+    network, evaluations = small_network().float(), []
+    evaluate = looking(score_of(network))
 
     def counted(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        looks.append(len(x))
-        return look(x, targets)
+        evaluations.append(len(x))
+        return evaluate(x, targets)
 
     style = replace(STYLES["3"], iterations=10 * CHECK)
     start = [image.float() for image in starts(8)]
-    tasks = [[Task(i, 5 if i < 4 else i % 4, style, start[i])] for i in range(8)]
+    tasks = [[AscentSpec(i, 5 if i < 4 else i % 4, style, start[i])] for i in range(8)]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
     found = list(climb(counted, tasks, Batch(4), mean))
     assert [ascent.outcome == 3 for ascent in found] == [True] * 4 + [False] * 4
-    assert len(looks) == 11 * CHECK
-    assert set(looks) == {4}  # always full batches: the last bits depend on their size
+    assert len(evaluations) == 11 * CHECK
+    assert set(evaluations) == {4}  # always full batches: the last bits depend on their size
     assert [len(ascent.history) for ascent in found] == [1] * 4 + [10 * CHECK] * 4
 
 
@@ -381,16 +381,16 @@ def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> No
     style = replace(STYLES[name], iterations=45)
     styles = [style, replace(style, name="other", iterations=39)]
     tasks = [
-        Task(i, channels[i % 4], styles[i // 5], start.float(), seed=i, place=2 * i)
+        AscentSpec(i, channels[i % 4], styles[i // 5], start.float(), seed=i, place=2 * i)
         for i, start in enumerate(starts(7))
     ]
     score = score_of(network.float())
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    teams = [[task] for task in tasks]
-    usual = {a.key: a for a in climb(looking(score), teams, Batch(3), mean)}
+    run_groups = [[task] for task in tasks]
+    usual = {a.key: a for a in climb(looking(score), run_groups, Batch(3), mean)}
     replayed = Replayed()
     steady = Batch(3, steady=True, run=replayed)
-    found = {a.key: a for a in climb(looking(score), teams, steady, mean)}
+    found = {a.key: a for a in climb(looking(score), run_groups, steady, mean)}
     assert found.keys() == usual.keys()
     assert all(alike(found[key], usual[key]) for key in usual)
     assert len(replayed.first) <= 10  # of 45 + 45 + 39 steps
@@ -406,9 +406,9 @@ def test_an_ascent_has_the_same_slot_of_a_steady_batch_in_any_company(order: lis
         return value, value > 0, torch.ones_like(x)
 
     style = replace(STYLES["2"], iterations=3)
-    teams = [[Task(i, i, style, starts(1)[0].float(), place=places[i])] for i in order]
+    run_groups = [[AscentSpec(i, i, style, starts(1)[0].float(), place=places[i])] for i in order]
     mean = torch.zeros(1, 3, 1, 1)
-    found = [int(str(a.key)) for a in climb(watched, teams, Batch(3, steady=True), mean)]
+    found = [int(str(a.key)) for a in climb(watched, run_groups, Batch(3, steady=True), mean)]
     assert sorted(found) == sorted(order)
     for i in order:
         slots = {slot for row in seen for slot, target in enumerate(row) if target == i and i}
@@ -418,17 +418,21 @@ def test_an_ascent_has_the_same_slot_of_a_steady_batch_in_any_company(order: lis
 def test_teams_stay_side_by_side() -> None:
     """The three runs of a unit are in neighbouring slots all the time."""
     network, seen = small_network().float(), []
-    look = looking(score_of(network))
+    evaluate = looking(score_of(network))
 
     def watched(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen.append(targets.tolist())
-        return look(x, targets)
+        return evaluate(x, targets)
 
     style, start = replace(STYLES["3"], iterations=40), [image.float() for image in starts(18)]
-    teams = [[Task((u, r), u, style, start[3 * u + r]) for r in range(3)] for u in (1, 2, 5, 3, 4)]
+    run_groups = [
+        [AscentSpec((u, r), u, style, start[3 * u + r]) for r in range(3)] for u in (1, 2, 5, 3, 4)
+    ]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    found = list(climb(watched, iter(teams), Batch(6), mean))
-    assert {ascent.key for ascent in found} == {task.key for team in teams for task in team}
+    found = list(climb(watched, iter(run_groups), Batch(6), mean))
+    assert {ascent.key for ascent in found} == {
+        task.key for run_group in run_groups for task in run_group
+    }
     assert all(row[:3] == row[:1] * 3 and row[3:] == row[3:4] * 3 for row in seen)
     dead = [ascent for ascent in found if ascent.outcome == 3]
     assert len(dead) == 3
@@ -439,16 +443,16 @@ def test_no_more_slots_are_used_than_there_is_room_for() -> None:
     tasks, mean = single([*range(8)], [style]), torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
     given: list[int] = []
 
-    def teams() -> Iterator[list[Task]]:
+    def run_groups() -> Iterator[list[AscentSpec]]:
         for task in tasks:
             given.append(task.target)
             yield [task]
 
-    found = climb(looking(score), teams(), Batch(8, room=2), mean)
+    found = climb(looking(score), run_groups(), Batch(8, max_active=2), mean)
     next(found)
     assert len(given) == 2
     whole = made(score, tasks)
-    for ascent in [*climb(looking(score), teams(), Batch(8, room=2), mean)]:
+    for ascent in [*climb(looking(score), run_groups(), Batch(8, max_active=2), mean)]:
         assert alike(ascent, next(a for a in whole if a.key == ascent.key))
 
 

@@ -11,30 +11,36 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import Ascent, Batch, Task, climb
-from cnnvis_cli.ascent.fourier import Fourier, FourierBrush, Motion, PictureModel, unit_rms
+from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, climb
+from cnnvis_cli.ascent.fourier import (
+    FourierParameterization,
+    FourierUpdater,
+    Motion,
+    PictureModel,
+    unit_rms,
+)
 from cnnvis_cli.ascent.regularizers import Regularizer, TotalVariation
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
 
 MEAN = torch.tensor([123.675, 116.28, 103.53], dtype=torch.float64).view(1, 3, 1, 1)
 CANVASES = [(1, 1), (2, 3), (7, 7), (6, 8), (15, 12)]
-STILL = Fourier(jitter=0, scale=0, rotate=0)
+STILL = FourierParameterization(jitter=0, scale=0, rotate=0)
 
 
 def style_of(
-    image: Fourier, iterations: int = 40, regularizers: tuple[Regularizer, ...] = ()
+    image: FourierParameterization, iterations: int = 40, regularizers: tuple[Regularizer, ...] = ()
 ) -> Style:
     return Style("fourier", regularizers, Constant(1), iterations, "", image)
 
 
 def begin(
     style: Style, canvas: tuple[int, int], seeds: Sequence[int], mean: Tensor = MEAN
-) -> tuple[Tensor, FourierBrush]:
+) -> tuple[Tensor, FourierUpdater]:
     start = torch.zeros(len(seeds), 3, *canvas)
-    shown, brush = style.image.begin(style, start, mean, seeds)
-    assert isinstance(brush, FourierBrush)
-    return shown, brush
+    shown, updater = style.image.begin(style, start, mean, seeds)
+    assert isinstance(updater, FourierUpdater)
+    return shown, updater
 
 
 def drawn(*size: int, seed: int = 1) -> Tensor:
@@ -179,19 +185,19 @@ def test_the_way_back_is_the_transpose(canvas: tuple[int, int]) -> None:
 @pytest.mark.parametrize("canvas", CANVASES)
 def test_the_gradient_is_that_of_what_is_shown(canvas: tuple[int, int]) -> None:
     """Adam's first step hides the length of a gradient, so its moments are compared."""
-    image = Fourier(jitter=0.3, every=50, spread=0.2)
-    shown, brush = begin(style_of(image), canvas, [4, 5])
+    image = FourierParameterization(jitter=0.3, every=50, spread=0.2)
+    shown, updater = begin(style_of(image), canvas, [4, 5])
     push = drawn(2, 3, *canvas)
-    shown = brush.advance(shown, torch.zeros(2), push, 0)
-    before, moving = brush.first.clone(), brush.motion()
-    spectra = brush.spectra.clone()
+    shown = updater.advance(shown, torch.zeros(2), push, 0)
+    before, moving = updater.first.clone(), updater.motion()
+    spectra = updater.spectra.clone()
     back = moving.back(push)
     length = back.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    brush.advance(shown, torch.zeros(2), push, 1)
-    uphill = (brush.first - 0.9 * before) / 0.1
+    updater.advance(shown, torch.zeros(2), push, 1)
+    uphill = (updater.first - 0.9 * before) / 0.1
 
     def height(at: Tensor) -> Tensor:
-        shown = moving.forth(brush.model(at))
+        shown = moving.forth(updater.model(at))
         return (shown * push / length).sum()
 
     for i in range(0, spectra.numel(), max(1, spectra.numel() // 25)):
@@ -203,69 +209,69 @@ def test_the_gradient_is_that_of_what_is_shown(canvas: tuple[int, int]) -> None:
 
 
 def test_adam_is_torch_s_and_goes_up() -> None:
-    shown, brush = begin(style_of(STILL), (6, 8), [4])
-    weights = brush.spectra.detach().clone().requires_grad_()
+    shown, updater = begin(style_of(STILL), (6, 8), [4])
+    weights = updater.spectra.detach().clone().requires_grad_()
     adam = torch.optim.Adam([weights], lr=0.05, maximize=True)
     for age in range(5):
         push = drawn(1, 3, 6, 8, seed=age) * 10.0 ** (3 * age - 6)  # its length does not matter
-        shown = brush.advance(shown, torch.zeros(1), push, age)
-        picture = brush.model(weights.detach())
-        weights.grad = brush.model.back(picture, push / push.square().mean().sqrt())
+        shown = updater.advance(shown, torch.zeros(1), push, age)
+        picture = updater.model(weights.detach())
+        weights.grad = updater.model.back(picture, push / push.square().mean().sqrt())
         adam.step()
-        assert torch.allclose(brush.spectra, weights, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(updater.spectra, weights, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("canvas", CANVASES)
 def test_the_gradient_of_the_spectra_is_the_pictures_slope(canvas: tuple[int, int]) -> None:
-    _, brush = begin(style_of(STILL), canvas, [4])
-    aside, push = drawn(*brush.spectra.shape, seed=1), drawn(1, 3, *canvas, seed=2)
-    before, after = (brush.model(brush.spectra + far * aside) for far in (-1e-6, 1e-6))
+    _, updater = begin(style_of(STILL), canvas, [4])
+    aside, push = drawn(*updater.spectra.shape, seed=1), drawn(1, 3, *canvas, seed=2)
+    before, after = (updater.model(updater.spectra + far * aside) for far in (-1e-6, 1e-6))
     slope = ((after - before) * push).sum() / 2e-6
-    found = brush.model.back(brush.model(brush.spectra), push)
+    found = updater.model.back(updater.model(updater.spectra), push)
     assert (found * aside).sum().item() == pytest.approx(slope.item(), rel=1e-6)
 
 
 def test_a_gradient_of_zero_stays_zero_and_a_tiny_one_counts() -> None:
     gradient = torch.tensor([0.0, 1e-30, 5.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
     assert torch.allclose(unit_rms(gradient), (gradient > 0).float())
-    shown, brush = begin(style_of(STILL), (7, 7), [1, 2])
+    shown, updater = begin(style_of(STILL), (7, 7), [1, 2])
     push = drawn(2, 3, 7, 7)
     push[0] = 0
-    after = brush.advance(shown, torch.zeros(2), push, 0)
+    after = updater.advance(shown, torch.zeros(2), push, 0)
     assert torch.equal(after[0], shown[0])
     assert not torch.equal(after[1], shown[1])
 
 
 @pytest.mark.parametrize("canvas", CANVASES)
 def test_plain_steps_show_the_picture_itself(canvas: tuple[int, int]) -> None:
-    style = style_of(Fourier(every=4, jitter=0.4, spread=0.5), iterations=11)
-    shown, brush = begin(style, canvas, [3, 9])
+    style = style_of(FourierParameterization(every=4, jitter=0.4, spread=0.5), iterations=11)
+    shown, updater = begin(style, canvas, [3, 9])
     plain = []
     for age in range(11):
-        picture = brush.model(brush.spectra.detach())
+        picture = updater.model(updater.spectra.detach())
         assert shown.is_contiguous(memory_format=torch.channels_last)
         assert shown.dtype == torch.float64
         assert not shown.requires_grad
         assert (shown + MEAN).min() >= 0
         assert (shown + MEAN).max() <= 255
-        if brush.plain(age):
+        if updater.plain(age):
             plain.append(age)
         else:
-            assert torch.equal(shown, Motion.of(brush.moves[:, age], canvas).forth(picture))
+            assert torch.equal(shown, Motion.of(updater.moves[:, age], canvas).forth(picture))
         if canvas != (1, 1):  # which nothing moves
-            assert torch.equal(shown, picture) == brush.plain(age)
+            assert torch.equal(shown, picture) == updater.plain(age)
         if age < 10:
-            shown = brush.advance(shown, torch.zeros(2), drawn(2, 3, *canvas, seed=age), age)
+            shown = updater.advance(shown, torch.zeros(2), drawn(2, 3, *canvas, seed=age), age)
     assert plain == [0, 4, 8, 10]
 
 
 def test_every_ascent_and_step_has_its_own_moves_within_bounds() -> None:
-    _, brush = begin(style_of(Fourier(), 300), (112, 60), [1, 2])
-    assert not torch.equal(brush.moves[0], brush.moves[1])
-    down, right, zoom, tan, sin = brush.moves.abs().amax(dim=(0, 1)).tolist()
+    _, updater = begin(style_of(FourierParameterization(), 300), (112, 60), [1, 2])
+    assert not torch.equal(updater.moves[0], updater.moves[1])
+    down, right, zoom, tan, sin = updater.moves.abs().amax(dim=(0, 1)).tolist()
     assert (down, right) == (6, 3)  # 0.05 of the side
     assert zoom == pytest.approx(1.1, abs=0.01)
-    assert brush.moves[:, :, 2].min().item() == pytest.approx(0.9, abs=0.01)
+    assert updater.moves[:, :, 2].min().item() == pytest.approx(0.9, abs=0.01)
     assert np.degrees(2 * np.arctan(tan)) == pytest.approx(10, abs=0.1)
     assert np.degrees(np.arcsin(sin)) == pytest.approx(10, abs=0.1)
 
@@ -277,19 +283,19 @@ def climbed(
 
     Those in `lost` leave in the middle of the way.
     """
-    style = style_of(Fourier(every=5), steps, (TotalVariation(0.5),))
-    shown, brush = begin(style, canvas, seeds, MEAN.float())
+    style = style_of(FourierParameterization(every=5), steps, (TotalVariation(0.5),))
+    shown, updater = begin(style, canvas, seeds, MEAN.float())
     left = list(seeds)
     for age in range(steps - 1):
         if age == 7 and lost:
             stay = [i for i, seed in enumerate(left) if seed not in lost]
             left = [left[i] for i in stay]
-            kept = brush.keep(stay)
-            assert isinstance(kept, FourierBrush)
-            shown, brush = shown[stay], kept
+            kept = updater.keep(stay)
+            assert isinstance(kept, FourierUpdater)
+            shown, updater = shown[stay], kept
         push = torch.stack([drawn(3, *canvas, seed=100 * seed + age) for seed in left])
-        shown = brush.advance(shown, torch.zeros(len(left)), push.float(), age)
-    spectra = brush.spectra.detach()
+        shown = updater.advance(shown, torch.zeros(len(left)), push.float(), age)
+    spectra = updater.spectra.detach()
     return {
         seed: torch.cat([spectra[i].flatten(), shown[i].flatten()]) for i, seed in enumerate(left)
     }
@@ -319,7 +325,7 @@ def network() -> nn.Sequential:
     return made.requires_grad_(False)
 
 
-def look(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def evaluate(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         found = network()(x / 60).mean(dim=(2, 3))
@@ -330,10 +336,11 @@ def look(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def ascents(style: Style, size: int = 4, channels: Sequence[int] = range(5)) -> dict[int, Ascent]:
     start = torch.zeros(3, 17, 15)
-    teams = [[Task(c, c, style, start, seed=c)] for c in channels]
+    run_groups = [[AscentSpec(c, c, style, start, seed=c)] for c in channels]
     with torch.no_grad():
         return {
-            int(str(a.key)): a for a in climb(look, teams, Batch(size, last=True), MEAN.float())
+            int(str(a.key)): a
+            for a in climb(evaluate, run_groups, Batch(size, last=True), MEAN.float())
         }
 
 
@@ -342,16 +349,16 @@ def variation(image: Tensor) -> float:
 
 
 def test_it_ascends() -> None:
-    for ascent in ascents(style_of(Fourier())).values():
+    for ascent in ascents(style_of(FourierParameterization())).values():
         assert ascent.activation > ascent.start + 0.3
         assert ascent.best_step in (16, 32, 39)
         assert ascent.activation == ascent.history[ascent.best_step]
-        value = look(ascent.image[None], torch.tensor([int(str(ascent.key))]))[0]
+        value = evaluate(ascent.image[None], torch.tensor([int(str(ascent.key))]))[0]
         assert value.item() == pytest.approx(ascent.activation, abs=1e-4)
 
 
 def test_the_same_seeds_give_the_same_images_in_whatever_order() -> None:
-    style = style_of(Fourier())
+    style = style_of(FourierParameterization())
     one, other = ascents(style), ascents(style, channels=[4, 2, 0, 1, 3])
     for channel, ascent in one.items():
         assert torch.equal(ascent.image, other[channel].image)
@@ -360,7 +367,8 @@ def test_the_same_seeds_give_the_same_images_in_whatever_order() -> None:
 
 def test_total_variation_goes_down_with_its_regularizer() -> None:
     free, held = (
-        ascents(style_of(Fourier(), regularizers=(TotalVariation(rate),))) for rate in (0, 2)
+        ascents(style_of(FourierParameterization(), regularizers=(TotalVariation(rate),)))
+        for rate in (0, 2)
     )
     for channel, ascent in held.items():
         assert variation(ascent.last) < 0.8 * variation(free[channel].last)

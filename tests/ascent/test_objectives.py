@@ -108,15 +108,15 @@ def cosine(a: Maps, b: Maps) -> float:
 @pytest.mark.parametrize("team", [1, 2, 3, 5])
 @pytest.mark.parametrize(("channels", "places"), [(1, 1), (4, 1), (1, 6), (3, 4), (7, 2)])
 def test_likeness_is_the_mean_cosine_of_gram_matrices(
-    channels: int, places: int, team: int
+    channels: int, places: int, run_group: int
 ) -> None:
-    maps = drawn(3 * team, channels, places, seed=team)
-    found = likeness(maps, team)
-    assert found.shape == (3 * team,)
-    for image in range(3 * team):
-        first = image // team * team
+    maps = drawn(3 * run_group, channels, places, seed=run_group)
+    found = likeness(maps, run_group)
+    assert found.shape == (3 * run_group,)
+    for image in range(3 * run_group):
+        first = image // run_group * run_group
         own = gram(maps[image].numpy())
-        others = [gram(maps[i].numpy()) for i in range(first, first + team) if i != image]
+        others = [gram(maps[i].numpy()) for i in range(first, first + run_group) if i != image]
         wanted = sum(cosine(own, other) for other in others) / max(1, len(others))
         assert float(found[image]) == pytest.approx(wanted, abs=1e-12)
 
@@ -167,7 +167,7 @@ def test_a_run_where_nothing_is_on_leaves_the_others_a_gradient() -> None:
 def test_what_is_climbed_is_less_by_the_share_that_runs_have_in_common(
     mean: bool, minimise: bool
 ) -> None:
-    objective = Objective(mean=mean, minimise=minimise, diversity=0.5, team=3)
+    objective = Objective(mean=mean, minimise=minimise, diversity=0.5, run_group=3)
     climbed, value, leads = objective(MAPS, TARGETS, PLACE)
     plain = replace(objective, diversity=0.0)(MAPS, TARGETS, PLACE)
     assert torch.equal(value, plain[1])  # the value that is kept is the unit's alone
@@ -182,7 +182,7 @@ def test_what_is_climbed_is_less_by_the_share_that_runs_have_in_common(
 @pytest.mark.parametrize("minimise", [False, True])
 def test_diversity_pushes_runs_apart(mean: bool, minimise: bool) -> None:
     """A small step along the gradient of the diversity penalty makes the runs less alike."""
-    objective = Objective(mean=mean, minimise=minimise, diversity=0.5, team=3)
+    objective = Objective(mean=mean, minimise=minimise, diversity=0.5, run_group=3)
     maps = MAPS.clone().requires_grad_()
     climbed, value, _ = objective(maps, TARGETS, PLACE)
     (pull,) = torch.autograd.grad((climbed - value).sum(), maps)
@@ -193,7 +193,7 @@ def test_diversity_pushes_runs_apart(mean: bool, minimise: bool) -> None:
 
     assert alike((maps + 1e-3 * pull).detach()) < alike(maps.detach())
     assert bool(pull[3:].any())
-    # and each team is pushed by its own runs alone
+    # and each run group is pushed by its own runs alone
     changed = maps.detach().clone()
     changed[:3] = drawn(3, 5, 4, 3, seed=9)
     changed.requires_grad_()

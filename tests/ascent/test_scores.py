@@ -27,7 +27,7 @@ from cnnvis_cli.ascent.scores import (
     shift,
     variation,
 )
-from cnnvis_cli.ascent.styles import PixelBrush
+from cnnvis_cli.ascent.styles import PixelUpdater
 from cnnvis_cli.errors import UsageError
 
 CASES = settings(max_examples=40, deadline=None)
@@ -210,13 +210,13 @@ def test_grey_is_what_looks_grey() -> None:
 
 
 def test_clipped_counts_what_the_ascent_clips() -> None:
-    """Exactly at the brush's own bounds, whatever their rounding."""
-    brush = PixelBrush(None, -MEAN, 255 - MEAN)  # type: ignore[arg-type]
+    """Exactly at the updater's own bounds, whatever their rounding."""
+    updater = PixelUpdater(None, -MEAN, 255 - MEAN)  # type: ignore[arg-type]
     x = torch.zeros(3, 3, 10, 10)
     x[0, :, :2] = 999
     x[1, :, :3] = -999
     x[2] = 100
-    found = clipped(x.clamp(brush.low, brush.high), MEAN)
+    found = clipped(x.clamp(updater.low, updater.high), MEAN)
     assert found.tolist() == pytest.approx([0.2, 0.3, 0])
 
 

@@ -28,7 +28,7 @@ from cnnvis_cli.ascent.search import (
     toml,
 )
 from cnnvis_cli.ascent.steps import Constant, Progress, Progress01
-from cnnvis_cli.ascent.styles import STYLES, Pixels, Style, read_style, table_1
+from cnnvis_cli.ascent.styles import STYLES, PixelParameterization, Style, read_style, table_1
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.validation import read_settings
 
@@ -312,7 +312,7 @@ def test_a_plan_keeps_rows(seed: int) -> None:
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 def test_a_plan_keeps_every_style_of_pixels(style: Style) -> None:
-    if style.image == Pixels():
+    if style.image == PixelParameterization():
         assert read_back(toml("mine", style)) == replace(style, name="mine", look="")
 
 

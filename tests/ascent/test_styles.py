@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnvis_cli.ascent.fourier import Fourier
+from cnnvis_cli.ascent.fourier import FourierParameterization
 from cnnvis_cli.ascent.regularizers import (
     REGULARIZERS,
     Blur,
@@ -21,7 +21,7 @@ from cnnvis_cli.ascent.regularizers import (
 )
 from cnnvis_cli.ascent.search import toml
 from cnnvis_cli.ascent.steps import STEPS, Constant, Progress, Progress01
-from cnnvis_cli.ascent.styles import STYLES, Pixels, Style, read_style
+from cnnvis_cli.ascent.styles import STYLES, PixelParameterization, Style, read_style
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry
 
@@ -74,7 +74,7 @@ def read(text: str) -> Style:
 @pytest.mark.parametrize(("text", "style"), GOOD.values(), ids=GOOD.keys())
 def test_a_table_is_read(text: str, style: Style) -> None:
     assert read(text) == style
-    assert style.image == Pixels()
+    assert style.image == PixelParameterization()
     assert style.calibrates
 
 
@@ -238,5 +238,5 @@ def test_the_record_is_plain_values() -> None:
         "image": {"kind": "Pixels"},
     }
     fourier = STYLES["fourier"]
-    assert fourier.parameters()["image"] == {"kind": "Fourier", **asdict(Fourier())}
+    assert fourier.parameters()["image"] == {"kind": "Fourier", **asdict(FourierParameterization())}
     assert not fourier.calibrates

@@ -44,14 +44,14 @@ class Browser:
         )
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", self._hear)
+        page.on("console", self._receive)
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
         page.on("request", lambda request: self.asked.add(request.url))
         page.goto(f"{(self.folder / 'index.html').as_uri()}{address}")
         page.locator("section:not([hidden]) h2").first.wait_for()
         return page
 
-    def _hear(self, said: Any) -> None:
+    def _receive(self, said: Any) -> None:
         if said.type == "error":
             self.wrong.append(said.text)
 

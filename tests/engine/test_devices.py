@@ -18,29 +18,29 @@ from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.dataset.batches import Batches
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.engine import (
-    Finished,
-    Lane,
+    Emit,
     Notice,
-    Tell,
+    TaskDone,
+    WorkerSlot,
     choose_devices,
     devices,
-    lanes,
     limit_to_memory,
     remark_on_auto,
     resolve_precision,
-    spread,
+    run_tasks,
+    worker_slots,
 )
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages.common.session import load_network
-from cnnvis_cli.stages.optimize.worker import Scene, Work, check_pass
+from cnnvis_cli.stages.optimize.worker import LayerSetup, OptimizeJob, check_pass
 from cnnvis_cli.stages.topk import worker as scanning
 
 Call = Callable[..., Any]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-FRESH, OTHER = Lane(CPU, 1, 0, fresh=True), Lane(CPU, 1, 3, fresh=True)
+FRESH, OTHER = WorkerSlot(CPU, 1, 0, fresh=True), WorkerSlot(CPU, 1, 3, fresh=True)
 
 
 @pytest.fixture
@@ -195,36 +195,36 @@ def test_a_pass_with_a_wrong_gradient_is_refused(
     plan = Plan(model="demo", device="cpu", run=str(tmp_path), **settings)
     network = load_network(plan)
     layer = network.layer("conv3")
-    scene = Scene(layer, network.canvas(layer), Objective(), 4)
-    check_pass(Work(plan, scene, network), network)
+    setup = LayerSetup(layer, network.canvas(layer), Objective(), 4)
+    check_pass(OptimizeJob(plan, setup, network), network)
 
-    class Wrong(Work):
-        def look(self, network: Network, size: int) -> Any:
-            right = Work.look(self, network, size)
+    class Wrong(OptimizeJob):
+        def evaluate(self, network: Network, size: int) -> Any:
+            right = OptimizeJob.evaluate(self, network, size)
 
-            def look(x: torch.Tensor, targets: torch.Tensor) -> Any:
+            def evaluate(x: torch.Tensor, targets: torch.Tensor) -> Any:
                 value, leads, gradient = right(x, targets)
                 return value, leads, gradient * wrong
 
-            return look
+            return evaluate
 
     with pytest.raises(CnnvisError, match="conv3: on its receptive field"):
-        check_pass(Wrong(plan, scene, network), network)
+        check_pass(Wrong(plan, setup, network), network)
 
 
 # -- processes that lose their device -----------------------------------------------------------
 
 
-def trouble(folder: Path, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
-    """The lane with three decoders never takes any work; the others lose their device once."""
-    if lane.decoders == 3:
+def trouble(folder: Path, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
+    """With three decoders it never takes any work; the others lose their device once."""
+    if worker_slot.decoders == 3:
         raise RuntimeError("CUDA error: device not ready for anything")
     for number in numbers:
         if number == 2 and not (folder / "lost").exists():
             (folder / "lost").touch()
             raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore lines")
         (folder / f"piece{number}").touch()
-        tell(Finished(number))
+        emit(TaskDone(number))
 
 
 def pieces(folder: Path) -> int:
@@ -233,7 +233,7 @@ def pieces(folder: Path) -> int:
 
 def test_the_reason_why_a_device_was_lost_reaches_the_user(tmp_path: Path) -> None:
     heard: list[Any] = []
-    spread(functools.partial(trouble, tmp_path), [FRESH] * 2, range(6), heard.append)
+    run_tasks(functools.partial(trouble, tmp_path), [FRESH] * 2, range(6), heard.append)
     assert pieces(tmp_path) == 6
     (notice,) = [message for message in heard if isinstance(message, Notice)]
     assert "(CUDA error: uncorrectable ECC error encountered)" in notice.text
@@ -241,14 +241,14 @@ def test_the_reason_why_a_device_was_lost_reaches_the_user(tmp_path: Path) -> No
 
 def test_a_device_that_cannot_begin_is_left_out(tmp_path: Path) -> None:
     heard: list[Any] = []
-    spread(functools.partial(trouble, tmp_path), [FRESH, OTHER], range(12), heard.append)
+    run_tasks(functools.partial(trouble, tmp_path), [FRESH, OTHER], range(12), heard.append)
     assert pieces(tmp_path) == 12
 
 
 def test_where_no_device_can_begin_it_is_said_why(tmp_path: Path) -> None:
     work = functools.partial(trouble, tmp_path)
     with pytest.raises(CnnvisError, match=r"3 times before .*device not ready"):
-        spread(work, [OTHER, OTHER], range(4), lambda _: None)
+        run_tasks(work, [OTHER, OTHER], range(4), lambda _: None)
 
 
 # -- shared memory ------------------------------------------------------------------------------
@@ -257,10 +257,10 @@ def test_where_no_device_can_begin_it_is_said_why(tmp_path: Path) -> None:
 def test_images_come_through_pipes_where_shared_memory_is_short(
     plans: None, cnnvis: Call, results: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def on_a_lane(*_: Any, **__: Any) -> list[Lane]:
-        return [Lane(CPU, 1, 2)]
+    def on_a_lane(*_: Any, **__: Any) -> list[WorkerSlot]:
+        return [WorkerSlot(CPU, 1, 2)]
 
-    monkeypatch.setattr("cnnvis_cli.stages.common.session.Session.crew", on_a_lane)
+    monkeypatch.setattr("cnnvis_cli.stages.common.session.Session.pool", on_a_lane)
     cnnvis("topk images -c exact.toml --run plenty --workers 2")
     monkeypatch.setattr(scanning, "shared_memory", lambda: 1 << 10)
     told = cnnvis("topk images -c exact.toml --run short --workers 2")
@@ -282,7 +282,7 @@ def test_free_shared_memory_is_that_of_its_file_system(monkeypatch: pytest.Monke
     import sys
 
     machine = sys.modules["cnnvis_cli.engine.slots"]
-    assert lanes([CPU], 1, 1)
+    assert worker_slots([CPU], 1, 1)
     assert machine.shared_memory() <= shutil.disk_usage("/dev/shm").total
     monkeypatch.setattr(machine, "SHARED", Path("/does/not/exist"))
     assert machine.shared_memory() == 1 << 62

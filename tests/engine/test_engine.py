@@ -18,56 +18,56 @@ import torch
 from cnnvis_cli import engine
 from cnnvis_cli.engine import (
     Aside,
-    Finished,
-    Lane,
-    Tell,
+    Emit,
+    TaskDone,
+    WorkerSlot,
     choose_devices,
     in_threads,
-    lanes,
-    spread,
+    run_tasks,
+    worker_slots,
 )
-from cnnvis_cli.errors import CnnvisError, SetAside, Stopped, StorageError, UsageError
+from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, TasksFailed, UsageError
 
 CPU = torch.device("cpu")
 machine = sys.modules["cnnvis_cli.engine.slots"]
-FORKED, SPAWNED = Lane(CPU, 1, 0), Lane(CPU, 2, 0)
+FORKED, SPAWNED = WorkerSlot(CPU, 1, 0), WorkerSlot(CPU, 2, 0)
 
 
-def note(folder: Path, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def note(folder: Path, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
     """Leave a file for each piece, with the process that did it."""
     for number in numbers:
         time.sleep(0.02)
         (folder / str(number)).write_text(f"{os.getpid()} {torch.get_num_threads()}")
-        tell(f"did {number}")
-        tell(Finished(number))
+        emit(f"did {number}")
+        emit(TaskDone(number))
 
 
-def die_once(folder: Path, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def die_once(folder: Path, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
     """The process that gets piece 2 first is killed."""
     for number in numbers:
         if number == 2 and not (folder / "died").exists():
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        note(folder, lane, iter([number]), tell)
+        note(folder, worker_slot, iter([number]), emit)
 
 
-def die_always(folder: Path, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def die_always(folder: Path, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
     for number in numbers:
         if number == 2:
             os._exit(7)
-        note(folder, lane, iter([number]), tell)
+        note(folder, worker_slot, iter([number]), emit)
 
 
-def fail(error: Exception, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def fail(error: Exception, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
     for _ in numbers:
         raise error
 
 
-def dawdle(lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def dawdle(worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
     for number in numbers:
         while True:
             time.sleep(0.05)
-            tell(number)
+            emit(number)
 
 
 @pytest.fixture
@@ -82,31 +82,31 @@ def files(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("lane", [FORKED, SPAWNED], ids=["forked", "spawned"])
-def test_every_piece_is_done_by_one_of_the_processes(lane: Lane, folder: Path) -> None:
+def test_every_piece_is_done_by_one_of_the_processes(worker_slot: WorkerSlot, folder: Path) -> None:
     heard: list[Any] = []
-    spread(functools.partial(note, folder), [lane, lane], range(6), heard.append)
+    run_tasks(functools.partial(note, folder), [worker_slot, worker_slot], range(6), heard.append)
     assert files(folder) == list(range(6))
     assert sorted(m for m in heard if isinstance(m, str)) == [f"did {n}" for n in range(6)]
     by = {path.read_text() for path in folder.iterdir()}
     assert str(os.getpid()) not in {text.split()[0] for text in by}
-    assert {text.split()[1] for text in by} == {str(lane.threads)}
+    assert {text.split()[1] for text in by} == {str(worker_slot.threads)}
 
 
 def test_one_lane_works_here(folder: Path) -> None:
-    spread(functools.partial(note, folder), [FORKED], range(3), lambda _: None)
+    run_tasks(functools.partial(note, folder), [FORKED], range(3), lambda _: None)
     by = {path.read_text().split()[0] for path in folder.iterdir()}
     assert by == {str(os.getpid())}
 
 
 def test_what_a_killed_process_had_in_hand_is_done_by_another(folder: Path) -> None:
-    spread(functools.partial(die_once, folder), [FORKED, FORKED], range(6), lambda _: None)
+    run_tasks(functools.partial(die_once, folder), [FORKED, FORKED], range(6), lambda _: None)
     assert files(folder) == list(range(6))
     assert (folder / "died").exists()
 
 
 def test_a_piece_that_kills_every_process_is_named(folder: Path) -> None:
-    with pytest.raises(SetAside, match=r"part 2: set aside .* 3 .*exit code 7") as found:
-        spread(functools.partial(die_always, folder), [FORKED] * 2, range(6), lambda _: None)
+    with pytest.raises(TasksFailed, match=r"part 2: set aside .* 3 .*exit code 7") as found:
+        run_tasks(functools.partial(die_always, folder), [FORKED] * 2, range(6), lambda _: None)
     assert found.value.numbers == {2}
     assert files(folder) == [0, 1, 3, 4, 5]  # everything else is done
 
@@ -121,21 +121,21 @@ def test_a_piece_that_kills_every_process_is_named(folder: Path) -> None:
 )
 def test_an_error_reaches_the_parent(error: Exception, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=str(error)) as found:
-        spread(functools.partial(fail, error), [FORKED, FORKED], range(4), lambda _: None)
+        run_tasks(functools.partial(fail, error), [FORKED, FORKED], range(4), lambda _: None)
     assert type(found.value) is kind
 
 
 def test_the_wish_to_stop_ends_the_processes_at_once() -> None:
     begun: list[Any] = []
 
-    def hear(message: Any) -> None:
+    def on_event(message: Any) -> None:
         begun.append(message)
         if len(begun) > 10:
             raise Stopped("now")
 
     start = time.monotonic()
     with pytest.raises(Stopped):
-        spread(dawdle, [FORKED, FORKED], range(4), hear)
+        run_tasks(dawdle, [FORKED, FORKED], range(4), on_event)
     assert time.monotonic() - start < engine.PATIENCE - 2  # nobody had to be killed
 
 
@@ -143,19 +143,21 @@ def test_lanes_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 4)
     monkeypatch.setattr(machine, "available_memory", lambda: 10_000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert lanes([CPU], None, 100) == [Lane(CPU, 1, 0)] * 4
-    assert lanes([CPU], None, 5000) == [Lane(CPU, 2, 0)] * 2  # as far as memory reaches
-    assert lanes([CPU], None, 50_000) == [Lane(CPU, 4, 0)]
-    assert lanes([CPU], 3, 5000) == [Lane(CPU, 1, 0)] * 3  # as asked
-    assert lanes([CPU], 0, 100) == [Lane(CPU, 4, 0)]
-    assert lanes([CPU, CPU], 1, 100) == [Lane(CPU, 2, 0)] * 2
+    assert worker_slots([CPU], None, 100) == [WorkerSlot(CPU, 1, 0)] * 4
+    assert (
+        worker_slots([CPU], None, 5000) == [WorkerSlot(CPU, 2, 0)] * 2
+    )  # as far as memory reaches
+    assert worker_slots([CPU], None, 50_000) == [WorkerSlot(CPU, 4, 0)]
+    assert worker_slots([CPU], 3, 5000) == [WorkerSlot(CPU, 1, 0)] * 3  # as asked
+    assert worker_slots([CPU], 0, 100) == [WorkerSlot(CPU, 4, 0)]
+    assert worker_slots([CPU, CPU], 1, 100) == [WorkerSlot(CPU, 2, 0)] * 2
 
 
 def test_lanes_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 8)
     gpus = [torch.device("cuda:0"), torch.device("cuda:2")]
-    assert lanes(gpus, None, 1) == [Lane(gpus[0], 1, 4), Lane(gpus[1], 1, 4)]
-    assert lanes(gpus[:1], 3, 1) == [Lane(gpus[0], 1, 3)]
+    assert worker_slots(gpus, None, 1) == [WorkerSlot(gpus[0], 1, 4), WorkerSlot(gpus[1], 1, 4)]
+    assert worker_slots(gpus[:1], 3, 1) == [WorkerSlot(gpus[0], 1, 3)]
 
 
 def test_devices() -> None:

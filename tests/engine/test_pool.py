@@ -18,15 +18,15 @@ import pytest
 import torch
 
 from cnnvis_cli.dataset.batches import Batches
-from cnnvis_cli.engine import Finished, Lane, Tell, for_gradients, pool, spread
-from cnnvis_cli.errors import CnnvisError, Died, SetAside
+from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, for_gradients, pool, run_tasks
+from cnnvis_cli.errors import CnnvisError, TasksFailed, WorkerDied
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.topk.worker import scan
 from cnnvis_cli.store.files import OptimizedFile
 
 Call = Callable[..., Any]
 CPU = torch.device("cpu")
-FORKED, FRESH = Lane(CPU, 1, 0), Lane(CPU, 1, 0, fresh=True)
+FORKED, FRESH = WorkerSlot(CPU, 1, 0), WorkerSlot(CPU, 1, 0, fresh=True)
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def device_lost() -> None:
 
 
 def decoder_lost() -> None:
-    raise Died("a decoding process died")
+    raise WorkerDied("a decoding process died")
 
 
 def trouble(
-    folder: Path, once: bool, end: Call, lane: Lane, numbers: Iterator[int], tell: Tell
+    folder: Path, once: bool, end: Call, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
 ) -> None:
     """Leave a file for each piece; at piece 2 something happens."""
     for number in numbers:
@@ -65,7 +65,7 @@ def trouble(
             end()
         time.sleep(0.02)
         (folder / str(number)).write_text(str(os.getpid()))
-        tell(Finished(number))
+        emit(TaskDone(number))
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,11 @@ def trouble(
     [(FORKED, killed), (FORKED, device_lost), (FORKED, decoder_lost), (FRESH, killed)],
 )
 def test_what_a_lost_process_had_in_hand_is_done_by_another(
-    lane: Lane, end: Call, folder: Path
+    worker_slot: WorkerSlot, end: Call, folder: Path
 ) -> None:
-    spread(functools.partial(trouble, folder, True, end), [lane] * 2, range(6), lambda _: None)
+    run_tasks(
+        functools.partial(trouble, folder, True, end), [worker_slot] * 2, range(6), lambda _: None
+    )
     assert done(folder) == list(range(6))
     assert (folder / "happened").exists()
     assert str(os.getpid()) not in {(folder / str(n)).read_text() for n in range(6)}
@@ -85,11 +87,13 @@ def test_what_a_lost_process_had_in_hand_is_done_by_another(
     ("lane", "end"), [(FORKED, killed), (FORKED, device_lost), (FRESH, device_lost)]
 )
 def test_a_piece_that_ends_three_processes_is_set_aside(
-    lane: Lane, end: Call, folder: Path
+    worker_slot: WorkerSlot, end: Call, folder: Path
 ) -> None:
     work = functools.partial(trouble, folder, False, end)
-    with pytest.raises(SetAside, match="the third: set aside after ending 3 worker") as found:
-        spread(work, [lane] * 2, range(6), lambda _: None, ["", "", "the third"].__getitem__)
+    with pytest.raises(TasksFailed, match="the third: set aside after ending 3 worker") as found:
+        run_tasks(
+            work, [worker_slot] * 2, range(6), lambda _: None, ["", "", "the third"].__getitem__
+        )
     assert found.value.numbers == {2}
     assert done(folder) == [0, 1, 3, 4, 5]
 
@@ -97,7 +101,7 @@ def test_a_piece_that_ends_three_processes_is_set_aside(
 def test_an_error_of_this_kind_in_this_process_is_an_error(folder: Path) -> None:
     """There is no other process that could do it."""
     with pytest.raises(RuntimeError, match="CUDA error"):
-        spread(
+        run_tasks(
             functools.partial(trouble, folder, True, device_lost),
             [FORKED],
             range(3),
@@ -119,7 +123,7 @@ SHORT = {
 def test_memory_that_runs_out_is_one_line_with_a_remedy(
     kind: str, workers: int, plans: None, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short(work: Any, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    def short(work: Any, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
         next(numbers)
         with Path("tried").open("a") as file:
             file.write(f"{work.cut.size}\n")
@@ -135,7 +139,7 @@ def test_memory_that_runs_out_is_one_line_with_a_remedy(
 def test_another_error_of_a_process_is_no_lack_of_memory(
     plans: None, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(work: Any, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    def wrong(work: Any, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr("cnnvis_cli.stages.topk.stage.scan", wrong)
@@ -157,8 +161,8 @@ def watched(numbers: Iterator[int]) -> Iterator[int]:
         yield number
 
 
-def deadly_scan(work: Any, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
-    scan(work, lane, watched(numbers), tell)
+def deadly_scan(work: Any, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
+    scan(work, worker_slot, watched(numbers), emit)
 
 
 def test_a_part_of_topk_that_cannot_be_made_costs_itself_alone(
@@ -228,7 +232,7 @@ class Dying(Batches):
 def test_a_decoder_that_dies_is_named(
     plans: None, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "crew", lambda *_, **__: [Lane(CPU, 1, 1)])
+    monkeypatch.setattr(Session, "crew", lambda *_, **__: [WorkerSlot(CPU, 1, 1)])
     monkeypatch.setattr("cnnvis_cli.stages.topk.worker.Batches", Dying)
     told = cnnvis("topk images -c exact.toml --run run", code=1)
     assert "a decoding process died" in told.err
@@ -260,7 +264,7 @@ def test_fresh_processes_give_the_same_bytes(
     plans: None, cnnvis: Call, results: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "_forks_can_differentiate", lambda: False)
-    assert all(lane.fresh for lane in for_gradients([FORKED] * 2))
+    assert all(worker_slot.fresh for worker_slot in for_gradients([FORKED] * 2))
     assert for_gradients([FORKED]) == [FORKED]  # who works here needs no fork
     cnnvis("topk images -c exact.toml --run run0")
     cnnvis("topk images -c exact.toml --run run2 --workers 2")
@@ -327,8 +331,8 @@ def test_no_worker_outlives_a_killed_parent(kind: str, busy: int, folder: Path) 
 
 
 def test_the_names_of_several_pieces_that_were_set_aside() -> None:
-    from cnnvis_cli.engine.pool import set_aside
+    from cnnvis_cli.engine.pool import tasks_failed
 
-    error = set_aside({4: "exit code 9", 2: "exit code 7"}, "part {}".format)
+    error = tasks_failed({4: "exit code 9", 2: "exit code 7"}, "part {}".format)
     assert isinstance(error, CnnvisError)
     assert str(error).startswith("part 2, and 1 more: set aside")

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from cnnvis_cli.ascent.climb import Ascent, Task, climb
+from cnnvis_cli.ascent.climb import Ascent, AscentSpec, climb
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
-from cnnvis_cli.engine import Lane
+from cnnvis_cli.engine import WorkerSlot
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.settings import Plan, Precision
 from cnnvis_cli.stages.common.session import load_network
 from cnnvis_cli.stages.optimize.stage import suitable_batch
-from cnnvis_cli.stages.optimize.worker import Scene, batch_on, traced_look
+from cnnvis_cli.stages.optimize.worker import LayerSetup, batch_on, traced_evaluate
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,29 @@ class Stand:
     """A layer's pass, traced and ready, in some arithmetic."""
 
     network: Network
-    scene: Scene
-    look: Any
+    setup: LayerSetup
+    evaluate: Any
     told: list[Any] = field(default_factory=list)  # what a worker would tell its parent
 
-    def task(self, number: int, style: Style, seed: int | None = None) -> Task:
+    def task(self, number: int, style: Style, seed: int | None = None) -> AscentSpec:
         """Return the ascent of this number, from the noise of its seed."""
         seed = number if seed is None else seed
-        target = number % self.scene.layer.channels
-        return Task(number, target, style, noise(seed, self.scene.box.size), seed, number)
+        target = number % self.setup.layer.channels
+        return AscentSpec(number, target, style, noise(seed, self.setup.box.size), seed, number)
 
-    def tasks(self, style: Style, count: int | None = None) -> list[Task]:
+    def tasks(self, style: Style, count: int | None = None) -> list[AscentSpec]:
         """Return ascents for all slots."""
-        return [self.task(number, style) for number in range(count or self.scene.size)]
+        return [self.task(number, style) for number in range(count or self.setup.size)]
 
-    def ascend(self, tasks: Sequence[Task]) -> Iterator[Ascent]:
+    def ascend(self, tasks: Sequence[AscentSpec]) -> Iterator[Ascent]:
         """Make the ascents, each when it has ended."""
-        lane = Lane(self.network.device, 1, 0)
-        batch = batch_on(lane, self.scene.size, self.told.append)
-        yield from climb(self.look, [[task] for task in tasks], batch, self.network.mean)
+        worker_slot = WorkerSlot(self.network.device, 1, 0)
+        batch = batch_on(worker_slot, self.setup.size, self.told.append)
+        yield from climb(self.evaluate, [[task] for task in tasks], batch, self.network.mean)
 
     def bare(self, x: Any, targets: Any) -> Any:
         """Do the pass alone."""
-        return self.look(x, targets)
+        return self.evaluate(x, targets)
 
 
 _networks: dict[tuple[str, str], Network] = {}
@@ -70,8 +70,8 @@ def stand_on(
     layer = network.layer(alias)
     box = network.canvas(layer)
     size = size or suitable_batch(network, layer, box, network.device)
-    scene = Scene(layer, box, Objective(), size)
-    return Stand(network, scene, traced_look(network, scene, size, precision))
+    setup = LayerSetup(layer, box, Objective(), size)
+    return Stand(network, setup, traced_evaluate(network, setup, size, precision))
 
 
 def style_of(name: str, steps: int) -> Style:

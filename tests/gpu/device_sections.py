@@ -214,7 +214,7 @@ def _bits_of_the_pass(found: Findings, place: Stand, what: str) -> None:
     """What the libraries make of a pass: below the ascent's own arithmetic."""
     import torch
 
-    size = place.scene.size
+    size = place.setup.size
     tasks = place.tasks(climbing("3", 1))
     x = torch.stack([task.start for task in tasks]).to(DEVICE)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -236,7 +236,7 @@ def _bits_of_the_pass(found: Findings, place: Stand, what: str) -> None:
 def _bits_of_ascents(found: Findings, place: Stand, name: str, what: str) -> None:
     import torch
 
-    size, style = place.scene.size, climbing(name, 12 if GPU else 4)
+    size, style = place.setup.size, climbing(name, 12 if GPU else 4)
     tasks = place.tasks(style)
     others = [place.task(1000 + number, style) for number in range(size)]
     first = {ascent.key: ascent for ascent in place.ascend(tasks)}
@@ -294,7 +294,7 @@ def syncs(found: Findings) -> None:
             what = f"style {name} waits at most once in 32 steps"
             found.claim(what, more.total() <= (long - short) / 32, dict(more.most_common(4)))
             found.note(
-                f"a step of conv2, style {name}, {place.scene.size} slots", f"{1e6 * step:.0f} us"
+                f"a step of conv2, style {name}, {place.setup.size} slots", f"{1e6 * step:.0f} us"
             )
             if GPU:
                 _kernels(found, place, name)
@@ -351,7 +351,7 @@ def _pace(found: Findings, alias: str, precision: Precision) -> float:
     import torch
 
     place = stand(alias, None if GPU else 4, precision)
-    size = place.scene.size
+    size = place.setup.size
     x = torch.stack([task.start for task in place.tasks(climbing("3", 1))]).to(DEVICE)
     x = x.contiguous(memory_format=torch.channels_last)
     targets = torch.zeros(size, dtype=torch.long, device=DEVICE)
@@ -448,7 +448,7 @@ def _layouts(found: Findings, alias: str) -> None:
     from torchvision.models import alexnet
 
     place = stand(alias, None)
-    size = (place.scene.size, 3, *place.scene.box.size)
+    size = (place.setup.size, 3, *place.setup.box.size)
     for name, layout in (("nhwc", torch.channels_last), ("nchw", torch.contiguous_format)):
         network = alexnet(weights=None).eval().requires_grad_(False)
         network = network.to(DEVICE).to(memory_format=layout)

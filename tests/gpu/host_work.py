@@ -19,12 +19,12 @@ from unittest import mock
 import torch
 
 from cnnvis_cli.ascent.climb import Batch
-from cnnvis_cli.engine import Aside, Lane, ahead
+from cnnvis_cli.engine import Aside, WorkerSlot, ahead
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize import worker as climbs
-from cnnvis_cli.stages.optimize.stage import Climbs, asked_styles, climb_all
+from cnnvis_cli.stages.optimize.stage import LayerOptimization, asked_styles, optimize_layer
 
 SIZE, STEPS, BATCHES = 128, 500, 4
 SECONDS = 2.0  # of a batch's steps on an H200
@@ -39,7 +39,7 @@ def idle(size: int, **settings: Any) -> Batch:
 def no_device() -> Iterator[None]:
     """Leave out the pass, and what is drawn ahead as on a GPU."""
 
-    def batch_on(lane: Lane, size: int, tell: Any, **settings: Any) -> Batch:
+    def batch_on(worker_slot: WorkerSlot, size: int, emit: Any, **settings: Any) -> Batch:
         return idle(size, **settings)
 
     def drawn_ahead(items: Any, _count: int) -> Any:
@@ -63,10 +63,10 @@ def main() -> None:
         with open_session(replace(plan, optimize=optimize), Report(quiet=True)) as session:
             torch.set_num_threads(1)
             style = asked_styles(session.plan)[0]
-            climb = Climbs.of(session, session.layers[0], style)
+            climb = LayerOptimization.of(session, session.layers[0], style)
             start, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
             with no_device(), Aside() as publisher, mock.patch.object(publisher, "settle"):
-                climb_all(session, [climb], publisher)
+                optimize_layer(session, [climb], publisher)
                 made = time.perf_counter() - start
                 own = time.thread_time() - own
                 publisher.__class__.settle(publisher)

@@ -83,13 +83,13 @@ class Zygote:
         assert self.process.stdin
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
         self.process.stdin.flush()
-        while "pid" not in (message := self.hear(60)):
+        while "pid" not in (message := self.on_event(60)):
             pass
         pid = int(message["pid"])
         self.ended[pid] = {"out": out, "err": err}
         return pid
 
-    def hear(self, seconds: float) -> dict[str, Any]:
+    def on_event(self, seconds: float) -> dict[str, Any]:
         """Return the next message; empty where none comes in time."""
         assert self.process.stdout
         number = self.process.stdout.fileno()
@@ -111,7 +111,7 @@ class Zygote:
         while "code" not in self.ended[pid]:
             if time.monotonic() >= until:
                 return False
-            self.hear(until - time.monotonic())
+            self.on_event(until - time.monotonic())
         return True
 
     def wait(self, pid: int, seconds: float = 120) -> Ended:
@@ -152,7 +152,7 @@ def one_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
         env=ONE_THREAD,
     ) as process:
         found = Zygote(process, tmp_path_factory.mktemp("said"))
-        assert "pid" in found.hear(120)
+        assert "pid" in found.on_event(120)
         yield found
         assert process.stdin
         process.stdin.close()

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.engine import Lane, Tell
+from cnnvis_cli.engine import Emit, WorkerSlot
 from cnnvis_cli.errors import Stopped
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.topk import stage as topk
-from cnnvis_cli.stages.topk.worker import Work, scan
+from cnnvis_cli.stages.topk.worker import TopKJob, scan
 
 IMAGES, CLASSES = 1_281_167, 1000
 SECONDS, MEGABYTES = 5, 300
@@ -51,13 +51,13 @@ def fill(root: Path) -> None:
             os.link(own[number // LINKS], folder / f"{number:08d}.png")
 
 
-def repeat(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def repeat(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
     """Instead of a scan, which would take hours: its first part is made, and kept for all others.
 
     So whatever comes after it has arrays of the real size.
     """
     first = next(numbers)
-    scan(work, lane, iter([first]), tell)
+    scan(work, worker_slot, iter([first]), emit)
     arrays = work.parts[first]
     for number in numbers:
         images = work.cut.images_of(number)

@@ -37,13 +37,13 @@ def main() -> None:
     going: dict[int, tuple[int, float]] = {}  # by descriptor: process, start
     ready = selectors.DefaultSelector()
     ready.register(0, selectors.EVENT_READ)
-    tell({"pid": os.getpid()})
+    emit({"pid": os.getpid()})
     waiting = b""
     while True:
         for key, _ in ready.select():
             if key.fd:
                 ready.unregister(key.fd)
-                tell(_ended(*going.pop(key.fd)))
+                emit(_ended(*going.pop(key.fd)))
                 os.close(key.fd)
                 continue
             found = os.read(0, 1 << 16)
@@ -57,7 +57,7 @@ def main() -> None:
                 descriptor = os.pidfd_open(pid)
                 going[descriptor] = pid, time.monotonic()
                 ready.register(descriptor, selectors.EVENT_READ)
-                tell({"pid": pid})
+                emit({"pid": pid})
 
 
 def prepare() -> None:
@@ -72,7 +72,7 @@ def prepare() -> None:
     )
 
 
-def tell(message: dict[str, Any]) -> None:
+def emit(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 

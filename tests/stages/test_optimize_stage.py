@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 import cnnvis_cli.network
-from cnnvis_cli.ascent.climb import Ascent, Look, climb
+from cnnvis_cli.ascent.climb import Ascent, Evaluate, climb
 from cnnvis_cli.demo.network import DemoNet
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.stages.optimize import worker as stage
@@ -238,10 +238,10 @@ def test_the_last_batch_is_as_full_as_the_others(
     """The last bits of a result depend on the size of its batch, so that must not vary."""
     sizes = []
 
-    def watched(look: Look, *rest: Any) -> Iterator[Ascent]:
+    def watched(evaluate: Evaluate, *rest: Any) -> Iterator[Ascent]:
         def seen(x: torch.Tensor, targets: torch.Tensor) -> Any:
             sizes.append(len(x))
-            return look(x, targets)
+            return evaluate(x, targets)
 
         return climb(seen, *rest)
 

@@ -38,7 +38,7 @@ CHANNELS = {"conv1": 6, "conv2": 8, "fc3": 10}
 K = 5
 
 
-class Seen(NamedTuple):
+class Recorded(NamedTuple):
     """One image's strongest place in a channel, in the order of the contract."""
 
     activation: float
@@ -67,12 +67,12 @@ def maps_of(path: Path, function: str = "exact") -> Maps:
     return maps
 
 
-def strongest(maps: list[tuple[int, Maps]], alias: str, channel: int, k: int) -> list[Seen]:
+def strongest(maps: list[tuple[int, Maps]], alias: str, channel: int, k: int) -> list[Recorded]:
     """Return the k strongest places of a channel, one per image, NaN left out."""
     seen = []
     for image, layers in maps:
         places = [
-            Seen(float(value), image, row, column)
+            Recorded(float(value), image, row, column)
             for (row, column), value in np.ndenumerate(layers[alias][channel])
             if not np.isnan(value)
         ]

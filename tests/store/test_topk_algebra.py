@@ -29,7 +29,7 @@ Channel = list[Candidate]  # what was seen of one channel
 
 
 @dataclass(frozen=True)
-class Seen:
+class Recorded:
     """Candidates of a few channels and how many to keep."""
 
     channels: list[Channel]
@@ -37,14 +37,14 @@ class Seen:
 
 
 @st.composite
-def candidates(draw: st.DrawFn) -> Seen:
+def candidates(draw: st.DrawFn) -> Recorded:
     """Few distinct values, so that ties are the rule; every (image, row, column) once."""
     k = draw(st.integers(1, 5))
     place = st.tuples(st.integers(0, 6), st.integers(0, 2), st.integers(0, 2))
     places = [
         draw(st.lists(place, unique=True, max_size=9)) for _ in range(draw(st.integers(1, 3)))
     ]
-    return Seen([[Candidate(draw(VALUES), *at) for at in channel] for channel in places], k)
+    return Recorded([[Candidate(draw(VALUES), *at) for at in channel] for channel in places], k)
 
 
 def sort_key(candidate: Candidate) -> tuple[float, int, int, int]:
@@ -90,14 +90,14 @@ def expected(channels: list[Channel], k: int) -> list[list[Any]]:
 
 @given(candidates())
 @CASES
-def test_it_keeps_what_a_sort_keeps(seen: Seen) -> None:
+def test_it_keeps_what_a_sort_keeps(seen: Recorded) -> None:
     assert told(topk_of(seen.channels, seen.k)) == expected(seen.channels, seen.k)
 
 
 @given(candidates(), st.randoms(use_true_random=False), st.integers(1, 4))
 @CASES
 def test_any_split_in_any_order_gives_the_same(
-    seen: Seen, chance: random.Random, shards: int
+    seen: Recorded, chance: random.Random, shards: int
 ) -> None:
     piles: list[list[Channel]] = [[[] for _ in seen.channels] for _ in range(shards)]
     for number, channel in enumerate(seen.channels):
@@ -113,7 +113,9 @@ def test_any_split_in_any_order_gives_the_same(
 
 @given(candidates(), candidates(), candidates())
 @CASES
-def test_merging_is_associative_commutative_and_idempotent(a: Seen, b: Seen, c: Seen) -> None:
+def test_merging_is_associative_commutative_and_idempotent(
+    a: Recorded, b: Recorded, c: Recorded
+) -> None:
     """Also where the same place was seen twice, as after a restart."""
     k, count = a.k, min(len(a.channels), len(b.channels), len(c.channels))
     value: dict[tuple[int, ...], float] = {}  # a place has one activation, wherever it is seen
@@ -137,10 +139,10 @@ def test_merging_is_associative_commutative_and_idempotent(a: Seen, b: Seen, c: 
 
 
 @given(candidates())
-@example(Seen([[Candidate(math.nan, 0, 0, 0)]], 2))
-@example(Seen([[]], 1))
+@example(Recorded([[Candidate(math.nan, 0, 0, 0)]], 2))
+@example(Recorded([[]], 1))
 @CASES
-def test_empty_slots_are_as_the_contract_says(seen: Seen) -> None:
+def test_empty_slots_are_as_the_contract_says(seen: Recorded) -> None:
     top = topk_of(seen.channels, seen.k)
     nothing = top.image == -1
     assert np.array_equal(nothing, np.isnan(top.activation))

@@ -22,7 +22,7 @@ from cnnvis_cli.store.files import (
     ProjectedFile,
     SearchFile,
     TopKFile,
-    recorded_key,
+    stored_key,
 )
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.schema import PLACES, TOPK_LAYER
@@ -157,14 +157,14 @@ def test_a_format_that_is_none_is_refused(value: object, path: Path) -> None:
         file.attrs["format"] = value
     with pytest.raises(CnnvisError, match=r"topk\.h5: is not a cnnvis/topk file"):
         read(path)
-    assert recorded_key(path, "topk") is None
+    assert stored_key(path, "topk") is None
 
 
 def test_a_fifo_never_blocks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "topk.h5")
     with pytest.raises(CnnvisError, match="not a regular file"):
         read(tmp_path / "topk.h5")
-    assert recorded_key(tmp_path / "topk.h5", "saliency") is None
+    assert stored_key(tmp_path / "topk.h5", "saliency") is None
 
 
 READERS = {

@@ -15,18 +15,18 @@ from torch import nn
 
 from cnnvis_cli import __version__
 from cnnvis_cli.engine import (
-    Crew,
     Notice,
+    Pool,
     choose_device,
     choose_devices,
     describe_device,
     for_gradients,
     keep_memory,
-    lanes,
     memory_explained,
     reach,
     release_idle,
     remark_on_auto,
+    worker_slots,
 )
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
@@ -73,9 +73,9 @@ class Session:
         release_idle()
         return replace(self, network=self.network.to(self.device))
 
-    def hear(self, message: Any) -> None:
+    def on_event(self, message: Any) -> None:
         """Pass on what a worker has to say to the user; a safe moment to stop."""
-        self.report.breathe()
+        self.report.check_stop()
         if isinstance(message, Notice):
             self.report.once(message.text)
 
@@ -88,16 +88,16 @@ class Session:
         """The channels of a layer that the plan asks for."""
         return parse_units(self.plan.units, layer.channels, layer.alias)
 
-    def crew(self, need: int, gradients: bool = False) -> Crew:
-        """Who does the work: lanes of this machine with `need` bytes each, or a cluster."""
+    def pool(self, need: int, gradients: bool = False) -> Pool:
+        """Who does the work: worker slots of this machine with `need` bytes each, or a cluster."""
         devices = choose_devices(self.plan.device)
         if self.plan.scheduler:
             return reach(self.plan.scheduler, devices[0], self.plan.trust_network)
-        found = lanes(devices, self.plan.workers, need)
+        found = worker_slots(devices, self.plan.workers, need)
         return for_gradients(found) if gradients else found
 
     @property
-    def there(self) -> Plan:
+    def portable_plan(self) -> Plan:
         """The plan as other processes read it, which may stand in another folder."""
         plan, mean = self.plan, self.plan.preprocessing.mean
         lasting = _lasting(mean) if isinstance(mean, str) else mean
@@ -113,7 +113,7 @@ class Session:
         """Which blocks of a layer's units are for this shard."""
         return self.plan.takes(self.network.layers.index(layer))
 
-    def ask(self, stage: str, jobs: dict[str, Record]) -> None:
+    def announce(self, stage: str, jobs: dict[str, Record]) -> None:
         """Note in run.json what a stage is to do, for `cnnvis status`."""
         known = self.run.noted().get("asked", {})
         self.run.note("asked", {**known, stage: {**known.get(stage, {}), **jobs}})
@@ -194,7 +194,7 @@ def open_session(
         remark = None if bare else remark_on_auto(plan.device)
         if remark is not None:
             report.once(remark)
-        report.breathe()
+        report.check_stop()
         with run.lock(plan.shard):
             session = Session(plan, network, run, report)
             run.claim(session.identity, _lasting(plan.weights))

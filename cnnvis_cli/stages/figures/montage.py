@@ -7,7 +7,7 @@ from itertools import count
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.montages import KINDS, Kind, Pages
+from cnnvis_cli.stages.figures.montages import KINDS, MontageKind, Pages
 from cnnvis_cli.stages.figures.render import draw_figures, files
 
 
@@ -35,7 +35,7 @@ def montage(session: Session) -> None:
         _drop_other_pages(session, figures)
 
 
-def _pages(session: Session, kind: Kind) -> list[Pages]:
+def _pages(session: Session, kind: MontageKind) -> list[Pages]:
     """Return the pages of a kind's figures, for the requested layers or those with a file."""
     asked = bool(session.plan.layer and session.plan.montage.kind)
     layers = [

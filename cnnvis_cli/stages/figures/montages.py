@@ -49,7 +49,7 @@ File = Callable[[Run, str], Path]
 
 
 @dataclass(frozen=True)
-class Kind:
+class MontageKind:
     """A kind of figure: the files that a layer needs, and a function from layers to figures."""
 
     files: tuple[File, ...]
@@ -57,7 +57,7 @@ class Kind:
     asked: bool  # drawn only on request
 
 
-KINDS: Registry[Kind] = Registry("kind of montage")
+KINDS: Registry[MontageKind] = Registry("kind of montage")
 ALL = "all"  # the file of a figure of several layers
 SQUARE = 9  # pictures of a 3x3 block
 
@@ -66,7 +66,7 @@ def kind(name: str, *files: File, asked: bool = True) -> Callable[[Make], Make]:
     """Register a function from layers to figures as a kind of montage."""
 
     def keep(make: Make) -> Make:
-        KINDS.register(name)(Kind(files, make, asked))
+        KINDS.register(name)(MontageKind(files, make, asked))
         return make
 
     return keep

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cnnvis_cli.digests import digest
-from cnnvis_cli.engine import Finished, Lane, Tell, available_memory, cores, spread
+from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, available_memory, cores, run_tasks
 from cnnvis_cli.figure.canvas import Canvas, read_record
 from cnnvis_cli.figure.tone import RULES
 from cnnvis_cli.stages.common.session import Session
@@ -37,7 +37,7 @@ def draw_figure(session: Session, figure: Figure) -> list[Path]:
     record = _record(session, figure)
     key = digest(record)
     paths = files(session, figure)
-    missing = [path for path in paths if recorded_key(path) != key]
+    missing = [path for path in paths if stored_key(path) != key]
     if missing:
         canvas = figure.draw()
         text = {"Title": figure.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
@@ -52,18 +52,18 @@ def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
     todo = [f for f in figures if not is_there(session, f)]
     meter = session.report.meter("drawing", len(todo), "figures")
 
-    def work(_: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    def work(_: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
         for number in numbers:
             draw_figure(session, todo[number])
-            tell(Finished(number))
+            emit(TaskDone(number))
 
-    def hear(message: object) -> None:
-        session.report.breathe()
-        if isinstance(message, Finished):
+    def on_event(message: object) -> None:
+        session.report.check_stop()
+        if isinstance(message, TaskDone):
             meter.add(1)
 
     if todo:
-        spread(work, _lanes(session, len(todo)), range(len(todo)), hear)
+        run_tasks(work, _lanes(session, len(todo)), range(len(todo)), on_event)
         meter.end()
     for figure in figures:
         yield from files(session, figure)
@@ -76,17 +76,17 @@ def files(session: Session, figure: Figure) -> list[Path]:
     return [name.with_name(f"{name.name}.{suffix}") for suffix in (*figure.formats, *also)]
 
 
-def _lanes(session: Session, count: int) -> list[Lane]:
+def _lanes(session: Session, count: int) -> list[WorkerSlot]:
     """Return the number of drawing processes, limited by cores, figures, memory and workers."""
     workers = session.plan.workers
     most = min(cores() if workers is None else max(workers, 1), count)
     room = max(1, available_memory() // PAGE_MEMORY)
-    return [Lane(torch.device("cpu"), 1, 0)] * min(most, room)
+    return [WorkerSlot(torch.device("cpu"), 1, 0)] * min(most, room)
 
 
 def is_there(session: Session, figure: Figure) -> bool:
     key = digest(_record(session, figure))
-    return all(recorded_key(path) == key for path in files(session, figure))
+    return all(stored_key(path) == key for path in files(session, figure))
 
 
 def _record(session: Session, figure: Figure) -> Record:
@@ -110,7 +110,7 @@ def _content(canvas: Canvas, suffix: str, text: dict[str, str], session: Session
     return canvas.jpeg(text) if suffix == ".jpg" else canvas.png(text, dpi)
 
 
-def recorded_key(path: Path) -> str | None:
+def stored_key(path: Path) -> str | None:
     """Return the key in a figure's file; None if it is absent or damaged."""
     if path.suffix == ".pdf":
         from cnnvis_cli.figure.pdf import read_key

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cnnvis_cli.digests import digest
-from cnnvis_cli.engine import Finished, Lane, Tell, available_memory, cores, spread
+from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, available_memory, cores, run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.nouns import Layer
@@ -193,7 +193,7 @@ def pieces(shown: Shown) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A lane's message: so many units are drawn, and these images could not be read."""
+    """A worker slot's message: so many units are drawn, and these images could not be read."""
 
     units: int
     lost: frozenset[int]
@@ -204,31 +204,31 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
     todo, lost = [piece for piece in found if not piece.is_done()], set[int]()
     meter = session.report.meter("drawing", sum(len(p.units) for p in todo), "units")
 
-    def work(_: Lane, numbers: Iterator[int], tell: Tell) -> None:
+    def work(_: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
         for number in numbers:
             for units in todo[number].make():
                 photographs = todo[number].shown.photographs
-                tell(Drawn(units, frozenset(photographs.lost if photographs else ())))
-            tell(Finished(number))
+                emit(Drawn(units, frozenset(photographs.lost if photographs else ())))
+            emit(TaskDone(number))
 
-    def hear(message: object) -> None:
-        session.report.breathe()
+    def on_event(message: object) -> None:
+        session.report.check_stop()
         if isinstance(message, Drawn):
             lost.update(message.lost)
             meter.add(message.units)
 
     if todo:
-        spread(work, _lanes(session, len(todo)), range(len(todo)), hear)
+        run_tasks(work, _lanes(session, len(todo)), range(len(todo)), on_event)
         meter.end()
     return lost
 
 
-def _lanes(session: Session, count: int) -> list[Lane]:
+def _lanes(session: Session, count: int) -> list[WorkerSlot]:
     """Return the number of drawing processes, limited by cores, pieces, memory and workers."""
     workers = session.plan.workers
     most = min(cores() if workers is None else max(workers, 1), count)
     room = max(1, available_memory() // MEMORY)
-    return [Lane(torch.device("cpu"), 1, 0)] * min(most, room)
+    return [WorkerSlot(torch.device("cpu"), 1, 0)] * min(most, room)
 
 
 NO_PATCHES = (

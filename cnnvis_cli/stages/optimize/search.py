@@ -27,7 +27,7 @@ from cnnvis_cli.ascent.search import (
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, check_name
 from cnnvis_cli.digests import digest, file_digest
-from cnnvis_cli.engine import spread as spread_out
+from cnnvis_cli.engine import run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.contact import Card, cards_on_a_page, contact_sheet, rows_sheet
 from cnnvis_cli.figure.sheets import Caption
@@ -35,8 +35,14 @@ from cnnvis_cli.figure.tone import RULES, toned
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
-from cnnvis_cli.stages.optimize.stage import MEMORY, Climbs, calibrate_all, known_styles
-from cnnvis_cli.stages.optimize.worker import Job, Scene, Steps, Work, climb_blocks
+from cnnvis_cli.stages.optimize.stage import MEMORY, LayerOptimization, calibrate_all, known_styles
+from cnnvis_cli.stages.optimize.worker import (
+    LayerSetup,
+    OptimizeJob,
+    OptimizeTask,
+    Steps,
+    optimize_blocks,
+)
 from cnnvis_cli.store.files import SearchFile
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.publish import publish
@@ -83,7 +89,7 @@ class Search:
     """A search in one layer: what is requested, and what exists."""
 
     session: Session
-    climbs: Climbs  # of the base style: canvas, objective, batch size, step
+    climbs: LayerOptimization  # of the base style: canvas, objective, batch size, step
     rows: tuple[Row, ...]
     units: tuple[int, ...]
     file: SearchFile
@@ -101,11 +107,13 @@ class Search:
             else tuple(probe_channels(layer.channels, SAMPLE))
         )
         file = SearchFile(session.run.searched(layer.alias))
-        return cls(session, Climbs.of(session, layer, style), _rows(session), units, file)
+        return cls(
+            session, LayerOptimization.of(session, layer, style), _rows(session), units, file
+        )
 
     @property
     def layer(self) -> Layer:
-        return self.climbs.scene.layer
+        return self.climbs.setup.layer
 
     @property
     def name(self) -> str:
@@ -142,41 +150,41 @@ class Search:
         plan = digest(described)
         name = f"{self.layer.alias}-{self.name}-{plan}"
         parts = Parts(self.session.run.parts("search", name), plan)
-        work = _work(self.session, self.climbs.scene)
+        work = _work(self.session, self.climbs.setup)
         job = {"unit": "rows", "total": len(self.rows), "layer": self.layer.alias}
         parts.describe(described)
         job |= {"group": self.name, "parts": parts.folder.name}
-        self.session.ask("search", {f"{self.layer.alias} {self.name}": job})
+        self.session.announce("search", {f"{self.layer.alias} {self.name}": job})
         self._climb(work, parts, rate)
         if self.session.plan.shard is not None:
             return
-        arrays = self._scored(_work(self.session.here(), self.climbs.scene), parts)
+        arrays = self._scored(_work(self.session.here(), self.climbs.setup), parts)
         record = {**self.record, "rate": rate}
         self.file.publish(self.session.header(self.layer), self.name, record, arrays)
         parts.clear()
 
-    def _climb(self, work: Work, parts: Parts, rate: float) -> None:
+    def _climb(self, work: OptimizeJob, parts: Parts, rate: float) -> None:
         session, iterations = self.session, self.session.plan.search.iterations
         jobs = tuple(
-            Job(row.style(iterations, rate), parts, number, self.units)
+            OptimizeTask(row.style(iterations, rate), parts, number, self.units)
             for number, row in enumerate(self.rows)
             if session.plan.takes(0)(number) and number not in parts
         )
         total = len(jobs) * len(self.units) * iterations
         meter = session.report.meter(f"search {self.layer.alias}", total, "steps")
 
-        def hear(message: Any) -> None:
-            session.hear(message)
+        def on_event(message: Any) -> None:
+            session.on_event(message)
             if isinstance(message, Steps):
                 meter.add(message.made)
 
-        crew = session.crew(MEMORY, gradients=True)
-        room = min(work.scene.size, -(-len(jobs) * len(self.units) // len(crew)) or 1)
-        ready = replace(work, jobs=jobs, room=room)
-        spread_out(partial(climb_blocks, ready), crew, range(len(jobs)), hear, ready.called)
+        pool = session.pool(MEMORY, gradients=True)
+        max_active = min(work.setup.size, -(-len(jobs) * len(self.units) // len(pool)) or 1)
+        ready = replace(work, jobs=jobs, max_active=max_active)
+        run_tasks(partial(optimize_blocks, ready), pool, range(len(jobs)), on_event, ready.describe)
         meter.end()
 
-    def _scored(self, work: Work, parts: Parts) -> Arrays:
+    def _scored(self, work: OptimizeJob, parts: Parts) -> Arrays:
         """Return all rows' images with their scores, (N, U, ...)."""
         blocks = [parts[number] for number in range(len(self.rows))]
         stacked = {name: np.stack([block[name][:, 0] for block in blocks]) for name in KEPT}
@@ -252,12 +260,12 @@ def _rows(session: Session) -> tuple[Row, ...]:
     return sweep(settings.sweep, values, base)
 
 
-def _work(session: Session, scene: Scene) -> Work:
+def _work(session: Session, setup: LayerSetup) -> OptimizeJob:
     plan = replace(session.plan, optimize=replace(session.plan.optimize, runs=1))
-    return Work(replace(plan, run=session.there.run), scene, session.network)
+    return OptimizeJob(replace(plan, run=session.portable_plan.run), setup, session.network)
 
 
-def _scores(work: Work, stacked: Arrays, column: int, unit: int) -> Scores:
+def _scores(work: OptimizeJob, stacked: Arrays, column: int, unit: int) -> Scores:
     """Return the scores of one unit's images, one per row."""
     images = torch.from_numpy(stacked["image"][:, column].astype(np.float32)).permute(0, 3, 1, 2)
     activation = torch.from_numpy(stacked["activation"][:, column])
@@ -266,17 +274,17 @@ def _scores(work: Work, stacked: Arrays, column: int, unit: int) -> Scores:
     return score(images, activation, leads, work.network.mean.cpu())
 
 
-def _leads(work: Work, unit: int, images: Tensor) -> Tensor:
+def _leads(work: OptimizeJob, unit: int, images: Tensor) -> Tensor:
     """Return for which images the unit leads its layer, in batches of the plan's size."""
-    network, scene = work.network, work.scene
+    network, setup = work.network, work.setup
     assert network is not None
-    row, column = scene.layer.centre
+    row, column = setup.layer.centre
     found = []
-    for part in torch.split(images, scene.size):
+    for part in torch.split(images, setup.size):
         with torch.no_grad():
-            maps, (top, left) = network.values(scene.layer, scene.box, part.to(network.device))
+            maps, (top, left) = network.values(setup.layer, setup.box, part.to(network.device))
             targets = torch.full((len(part),), unit, device=network.device)
-            found.append(scene.objective(maps, targets, (row - top, column - left))[2].cpu())
+            found.append(setup.objective(maps, targets, (row - top, column - left))[2].cpu())
     return torch.cat(found)
 
 

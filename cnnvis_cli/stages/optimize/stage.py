@@ -24,12 +24,12 @@ from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.engine import (
     Aside,
     Cluster,
-    Crew,
+    Pool,
     limit_to_memory,
     resolve_precision,
-    spread,
+    run_tasks,
 )
-from cnnvis_cli.errors import CnnvisError, SetAside, UsageError
+from cnnvis_cli.errors import CnnvisError, TasksFailed, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.registry import unknown
@@ -40,13 +40,13 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.worker import (
     Calibrations,
     Found,
-    Job,
-    Scene,
+    LayerSetup,
+    OptimizeJob,
+    OptimizeTask,
     Steps,
-    Work,
-    climb_blocks,
     find_steps,
     history_length,
+    optimize_blocks,
     probing,
 )
 from cnnvis_cli.store.files import Optimized, OptimizedFile
@@ -59,14 +59,16 @@ def optimize(session: Session) -> None:
     session.plan.optimize.check(session.plan)
     resolve_precision(session.plan.optimize.precision, session.device)
     styles = asked_styles(session.plan)
-    climbs = [Climbs.of(session, layer, style) for layer in session.layers for style in styles]
+    climbs = [
+        LayerOptimization.of(session, layer, style) for layer in session.layers for style in styles
+    ]
     pending = [each for each in climbs if each.pending]
-    lost: SetAside | None = None
+    lost: TasksFailed | None = None
     if pending:
-        session.ask("optimize", dict(each.job for each in pending))
+        session.announce("optimize", dict(each.job for each in pending))
         with session.timed("optimize"):
             ready = calibrate_all(session, pending)
-            lost = _climb_layers(session, ready)
+            lost = _optimize_layers(session, ready)
         if session.plan.shard is not None:
             session.report.result(_told_of_shard(session, ready))
     for each in climbs if session.plan.shard is None else ():
@@ -78,21 +80,21 @@ def optimize(session: Session) -> None:
         raise lost
 
 
-def _climb_layers(session: Session, climbs: Sequence[Climbs]) -> SetAside | None:
+def _optimize_layers(session: Session, climbs: Sequence[LayerOptimization]) -> TasksFailed | None:
     """Layer after layer, also where some blocks of one had to be set aside: the first of those."""
-    lost: list[SetAside] = []
+    lost: list[TasksFailed] = []
     with Aside() as publisher:
-        for layer in dict.fromkeys(each.scene.layer for each in climbs):
-            own = [each for each in climbs if each.scene.layer == layer]
+        for layer in dict.fromkeys(each.setup.layer for each in climbs):
+            own = [each for each in climbs if each.setup.layer == layer]
             try:
-                climb_all(session, own, publisher)
-            except SetAside as error:
+                optimize_layer(session, own, publisher)
+            except TasksFailed as error:
                 lost.append(error)
         publisher.settle()
     return lost[0] if lost else None
 
 
-def _told_of_shard(session: Session, climbs: Sequence[Climbs]) -> str:
+def _told_of_shard(session: Session, climbs: Sequence[LayerOptimization]) -> str:
     units = sum(len(Blocks(each.parts, 1).units()) for each in climbs)
     return (
         f"{session.run.path}: shard {session.plan.shard} is done, {units} images of units are kept "
@@ -158,18 +160,18 @@ def variant(settings: OptimizePlan) -> str:
 
 
 @dataclass(frozen=True)
-class Climbs:
+class LayerOptimization:
     """The ascents of one layer in one style: what is asked for, and what is there."""
 
     session: Session
-    scene: Scene
+    setup: LayerSetup
     style: Style
     file: OptimizedFile
 
     @classmethod
-    def of(cls, session: Session, layer: Layer, style: Style) -> Climbs:
+    def of(cls, session: Session, layer: Layer, style: Style) -> LayerOptimization:
         file = OptimizedFile(session.run.optimized(layer.alias))
-        return cls(session, scene_of(session, layer), style, file)
+        return cls(session, setup_of(session, layer), style, file)
 
     @property
     def group(self) -> str:
@@ -186,8 +188,8 @@ class Climbs:
             "policy": self.style.parameters()["step"],
             "seed": self.session.plan.seed,
             "runs": settings.runs,
-            "batch_size": self.scene.size,
-            "canvas": list(self.scene.box.size),
+            "batch_size": self.setup.size,
+            "canvas": list(self.setup.box.size),
             "objective": "mean" if settings.mean else "centre",
             "softmax": settings.softmax,
             "minimise": settings.minimise,
@@ -196,20 +198,20 @@ class Climbs:
             "precision": resolve_precision(settings.precision, self.session.device),
             "device": self.session.device.type,
             "history": settings.history,
-            **({"targets": list(self.scene.names)} if self.scene.names else {}),
+            **({"targets": list(self.setup.names)} if self.setup.names else {}),
         }
 
     @property
     def asked(self) -> tuple[int, ...]:
         """The targets that the plan asks for."""
-        if self.scene.names:
-            return tuple(range(self.scene.targets))
-        return self.session.units(self.scene.layer)
+        if self.setup.names:
+            return tuple(range(self.setup.targets))
+        return self.session.units(self.setup.layer)
 
     @property
     def takes(self) -> Takes:
         """Which blocks of them are for this shard."""
-        return self.session.takes(self.scene.layer)
+        return self.session.takes(self.setup.layer)
 
     @property
     def done(self) -> list[int]:
@@ -233,7 +235,7 @@ class Climbs:
     @property
     def job(self) -> tuple[str, Record]:
         """For `cnnvis status`: what is to be done, and where it will be."""
-        alias, group = self.scene.layer.alias, self.group
+        alias, group = self.setup.layer.alias, self.group
         units = {*self.asked, *self.done}
         job = {"unit": "units", "total": len(units), "layer": alias, "group": group}
         return f"{alias} style {group}", {**job, "parts": f"{alias}-{group}-*"}
@@ -250,7 +252,7 @@ class Climbs:
     @property
     def parts(self) -> Parts:
         """Where finished blocks are kept until the layer is done."""
-        alias = self.scene.layer.alias
+        alias = self.setup.layer.alias
         plan = digest(self.described)
         folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{plan}")
         return Parts(folder, plan)
@@ -266,7 +268,7 @@ class Climbs:
         return {
             "identity": self.session.identity,
             "record": self.record,
-            "layer": self.scene.layer.alias,
+            "layer": self.setup.layer.alias,
             "group": self.group,
         }
 
@@ -306,7 +308,7 @@ def _start_record(start: str) -> str:
 STARTS = ("noise", "uniform", "mean")
 
 
-def scene_of(session: Session, layer: Layer) -> Scene:
+def setup_of(session: Session, layer: Layer) -> LayerSetup:
     """What the ascents of a layer share."""
     settings, network = session.plan.optimize, session.network
     box = Box.whole(network.size) if settings.mean else network.canvas(layer)
@@ -317,11 +319,11 @@ def scene_of(session: Session, layer: Layer) -> Scene:
         softmax=settings.softmax,
         directions=directions,
         diversity=settings.diversity,
-        team=settings.runs if settings.diversity else 1,
+        run_group=settings.runs if settings.diversity else 1,
     )
     size = session.plan.batch_size or suitable_batch(network, layer, box, session.device)
-    size = -(-size // objective.team) * objective.team
-    return Scene(layer, box, objective, size, names, _given(session, box))
+    size = -(-size // objective.run_group) * objective.run_group
+    return LayerSetup(layer, box, objective, size, names, _given(session, box))
 
 
 def _directions(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, tuple[str, ...]]:
@@ -390,7 +392,7 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def calibrate_all(session: Session, climbs: Sequence[Climbs]) -> list[Climbs]:
+def calibrate_all(session: Session, climbs: Sequence[LayerOptimization]) -> list[LayerOptimization]:
     """The climbs with the steps that suit their layers; those that were found before are kept."""
     found = {number: each.settled for number, each in enumerate(climbs)}
     kept = {number: _kept_steps(each) for number, each in enumerate(climbs)}
@@ -399,7 +401,7 @@ def calibrate_all(session: Session, climbs: Sequence[Climbs]) -> list[Climbs]:
             rate = float(kept[number]["rate"]["rate"][0])
             found[number] = each.style.with_step(Constant(rate))
     open_ones = [number for number, style in found.items() if style is None]
-    open_ones.sort(key=lambda number: -math.prod(climbs[number].scene.box.size))  # longest first
+    open_ones.sort(key=lambda number: -math.prod(climbs[number].setup.box.size))  # longest first
     if open_ones:
         _find(session, climbs, open_ones, found, kept)
     return [
@@ -409,9 +411,9 @@ def calibrate_all(session: Session, climbs: Sequence[Climbs]) -> list[Climbs]:
     ]
 
 
-def _kept_steps(climbs: Climbs) -> Parts:
+def _kept_steps(climbs: LayerOptimization) -> Parts:
     """Where a calibrated step is kept until the layer's first units are published."""
-    alias = climbs.scene.layer.alias
+    alias = climbs.setup.layer.alias
     record = {**climbs.session.identity, **_asked_for(climbs.record), "layer": alias}
     plan = digest(record)
     name = f"{alias}-{climbs.group}-step-{plan}"
@@ -420,23 +422,25 @@ def _kept_steps(climbs: Climbs) -> Parts:
 
 def _find(
     session: Session,
-    climbs: Sequence[Climbs],
+    climbs: Sequence[LayerOptimization],
     numbers: Sequence[int],
     found: dict[int, Style | None],
     kept: dict[int, Parts],
 ) -> None:
-    probes: dict[str, Work] = {}  # one a layer: styles share its pass
+    probes: dict[str, OptimizeJob] = {}  # one a layer: styles share its pass
     for number in session.report.each(numbers):
-        scene = climbs[number].scene
-        if scene.layer.alias not in probes:
-            probes[scene.layer.alias] = probing(Work(session.there, scene, session.network))
-    works = tuple(probes[climbs[number].scene.layer.alias] for number in numbers)
+        setup = climbs[number].setup
+        if setup.layer.alias not in probes:
+            probes[setup.layer.alias] = probing(
+                OptimizeJob(session.portable_plan, setup, session.network)
+            )
+    works = tuple(probes[climbs[number].setup.layer.alias] for number in numbers)
     pieces = Calibrations(works, tuple(climbs[n].style for n in numbers))
     done = steps = 0
 
-    def hear(message: Any) -> None:
+    def on_event(message: Any) -> None:
         nonlocal done, steps
-        session.hear(message)
+        session.on_event(message)
         if isinstance(message, Steps):
             steps += message.made
             told = f"calibrating the step: {done} of {len(numbers)} done, {steps} steps so far"
@@ -448,32 +452,36 @@ def _find(
                 kept[number]["rate"] = {"rate": np.array([style.step.rate])}
             done += 1
 
-    called = [f"the step of {climbs[n].scene.layer.alias} {climbs[n].group}" for n in numbers]
-    crew = session.crew(MEMORY, gradients=True)
-    spread(partial(find_steps, pieces), crew, range(len(numbers)), hear, called.__getitem__)
+    describe = [f"the step of {climbs[n].setup.layer.alias} {climbs[n].group}" for n in numbers]
+    pool = session.pool(MEMORY, gradients=True)
+    run_tasks(
+        partial(find_steps, pieces), pool, range(len(numbers)), on_event, describe.__getitem__
+    )
     session.report.clear()
 
 
 MEMORY = 1 << 30  # bytes that a process on a CPU may come to need
 
 
-def climb_all(session: Session, climbs: Sequence[Climbs], publisher: Aside) -> None:
+def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publisher: Aside) -> None:
     """Make all ascents of one layer, in every style at once, then publish them together.
 
     Where GPUs do the work they are published beside the next layer's; no process may be forked
-    while a thread writes. A shard leaves its blocks for `merge`. Raises `SetAside`, when the rest
-    is published, for blocks that ended their processes.
+    while a thread writes. A shard leaves its blocks for `merge`. Raises `TasksFailed`, when the
+    rest is published, for blocks that ended their processes.
     """
     if not climbs:
         return
-    crew = session.crew(MEMORY, gradients=True)
-    blocks = [_blocks(each, isinstance(crew, Cluster)) for each in climbs]
-    work = Work(session.there, climbs[0].scene, session.network, _jobs(climbs, blocks))
-    lost: SetAside | None = None
+    pool = session.pool(MEMORY, gradients=True)
+    blocks = [_blocks(each, isinstance(pool, Cluster)) for each in climbs]
+    work = OptimizeJob(
+        session.portable_plan, climbs[0].setup, session.network, _jobs(climbs, blocks)
+    )
+    lost: TasksFailed | None = None
     if work.jobs:
         try:
-            _climb(session, climbs, work, crew)
-        except SetAside as error:
+            _climb(session, climbs, work, pool)
+        except TasksFailed as error:
             lost = error
         _check_all_there(climbs, blocks, lost)
     if session.plan.shard is None:
@@ -484,38 +492,42 @@ def climb_all(session: Session, climbs: Sequence[Climbs], publisher: Aside) -> N
         raise lost
 
 
-def _blocks(climbs: Climbs, alone: bool) -> Blocks:
+def _blocks(climbs: LayerOptimization, alone: bool) -> Blocks:
     """Half batches, which two processes can share evenly; whole ones where each is on its own."""
     runs = climbs.session.plan.optimize.runs
-    return Blocks(climbs.parts, max(1, climbs.scene.size // (runs if alone else runs * 2)))
+    return Blocks(climbs.parts, max(1, climbs.setup.size // (runs if alone else runs * 2)))
 
 
-def _jobs(climbs: Sequence[Climbs], blocks: Sequence[Blocks]) -> tuple[Job, ...]:
+def _jobs(
+    climbs: Sequence[LayerOptimization], blocks: Sequence[Blocks]
+) -> tuple[OptimizeTask, ...]:
     """What this shard has to do, and nobody has done."""
     return tuple(
-        Job(each.style, kept.parts, *block)
+        OptimizeTask(each.style, kept.parts, *block)
         for each, kept in zip(climbs, blocks, strict=True)
         for block in kept.missing(each.asked, each.done, each.takes)
     )
 
 
-def _climb(session: Session, climbs: Sequence[Climbs], work: Work, crew: Crew) -> None:
-    """Have the crew do the jobs of a layer."""
+def _climb(
+    session: Session, climbs: Sequence[LayerOptimization], work: OptimizeJob, pool: Pool
+) -> None:
+    """Have the pool do the jobs of a layer."""
     for each in climbs:
         each.parts.describe(each.described)
-    jobs, team, size = work.jobs, work.scene.objective.team, work.scene.size
-    if not isinstance(crew, Cluster):
-        crew = crew[: len(jobs)]
+    jobs, run_group, size = work.jobs, work.setup.objective.run_group, work.setup.size
+    if not isinstance(pool, Cluster):
+        pool = pool[: len(jobs)]
         ascents = sum(len(job.targets) for job in jobs) * session.plan.optimize.runs
-        share = -(-ascents // len(crew))  # so that one process does not take what is there for two
-        work = replace(work, room=min(size, -(-share // team) * team))
-    hear = _Progress(session, climbs, jobs)
-    spread(partial(climb_blocks, work), crew, range(len(jobs)), hear, work.called)
-    hear.meter.end()
+        share = -(-ascents // len(pool))  # so that one process does not take what is there for two
+        work = replace(work, max_active=min(size, -(-share // run_group) * run_group))
+    on_event = _Progress(session, climbs, jobs)
+    run_tasks(partial(optimize_blocks, work), pool, range(len(jobs)), on_event, work.describe)
+    on_event.meter.end()
 
 
 def _check_all_there(
-    climbs: Sequence[Climbs], blocks: Sequence[Blocks], lost: SetAside | None
+    climbs: Sequence[LayerOptimization], blocks: Sequence[Blocks], lost: TasksFailed | None
 ) -> None:
     """Raise `CnnvisError` where workers say that they have done what is not to be found here."""
     left = _jobs(climbs, blocks)
@@ -529,33 +541,37 @@ def _check_all_there(
 class _Progress:
     """Hears what the processes tell, and says how far the layer is."""
 
-    def __init__(self, session: Session, climbs: Sequence[Climbs], jobs: Sequence[Job]) -> None:
+    def __init__(
+        self, session: Session, climbs: Sequence[LayerOptimization], jobs: Sequence[OptimizeTask]
+    ) -> None:
         self._session, runs = session, session.plan.optimize.runs
         self._runs, self._ended = runs, 0
         self._units = sum(len(job.targets) for job in jobs)
         steps = sum(len(job.targets) * runs * job.style.iterations for job in jobs)
         names = ", ".join(each.group for each in climbs)
-        what = f"optimize {climbs[0].scene.layer.alias} style {names}"
+        what = f"optimize {climbs[0].setup.layer.alias} style {names}"
         self.meter: Meter = session.report.meter(what, steps, "steps")
 
     def __call__(self, message: Any) -> None:
-        self._session.hear(message)
+        self._session.on_event(message)
         if isinstance(message, Steps):
             self._ended += message.ended
             done = f"{self._ended // self._runs} of {self._units} units"
             self.meter.add(message.made, done)
 
 
-def _publish(session: Session, climbs: Sequence[Climbs], blocks: Sequence[Blocks]) -> None:
+def _publish(
+    session: Session, climbs: Sequence[LayerOptimization], blocks: Sequence[Blocks]
+) -> None:
     settings, added = session.plan.optimize, {}
     for each, kept in zip(climbs, blocks, strict=True):
-        shape = (settings.runs, *each.scene.box.size)
+        shape = (settings.runs, *each.setup.box.size)
         steps = history_length(each.style, settings.history)
         units = np.array(kept.units(), np.int32)
         if len(units):
             added[each.group] = Optimized(each.record, units, shape, steps, kept)
     if added:
-        climbs[0].file.publish(session.header(climbs[0].scene.layer), added)
+        climbs[0].file.publish(session.header(climbs[0].setup.layer), added)
     for each, kept in zip(climbs, blocks, strict=True):
         kept.parts.clear()
         _kept_steps(each).clear()

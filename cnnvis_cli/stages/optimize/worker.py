@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.calibrate import Probe, calibrate, probe_channels
-from cnnvis_cli.ascent.climb import Ascent, Batch, Look, Task, climb
+from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, Evaluate, climb
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import (
     Aside,
-    Finished,
+    Emit,
     Graphs,
-    Lane,
     Notice,
-    Tell,
+    TaskDone,
+    WorkerSlot,
     ahead,
     arithmetic,
     resolve_precision,
@@ -50,7 +50,7 @@ class Steps(NamedTuple):
     ended: int = 0
 
 
-class Job(NamedTuple):
+class OptimizeTask(NamedTuple):
     """A block of targets in one style, and the part that keeps its result."""
 
     style: Style
@@ -60,7 +60,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scene:
+class LayerSetup:
     """What the ascents of a layer have in common, whichever process makes them."""
 
     layer: Layer
@@ -78,43 +78,47 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Work:
+class OptimizeJob:
     """What every process must know; a copy in another process loads the network anew."""
 
     plan: Plan
-    scene: Scene
+    setup: LayerSetup
     network: Network | None
-    jobs: tuple[Job, ...] = ()
-    room: int | None = None  # slots of a batch that are used
+    jobs: tuple[OptimizeTask, ...] = ()
+    max_active: int | None = None  # slots of a batch that are used
     checked: set[int] = field(default_factory=set)  # networks whose pass is right
-    looks: dict[Any, Look] = field(default_factory=dict)  # traced already, by network and size
+    evaluations: dict[Any, Evaluate] = field(
+        default_factory=dict
+    )  # traced already, by network and size
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "network": None, "looks": {}, "checked": set()}
 
-    def called(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         """A job's name for a person."""
-        job, alias = self.jobs[number], self.scene.layer.alias
+        job, alias = self.jobs[number], self.setup.layer.alias
         first, last = job.targets[0], job.targets[-1]
         return f"{alias} units {first} to {last} in style {job.style.name}"
 
     def on(self, device: torch.device) -> Network:
-        """The network on a lane's device."""
+        """The network on a worker slot's device."""
         return network_on(device, self.plan, self.network)
 
-    def look(self, network: Network, size: int) -> Look:
+    def evaluate(self, network: Network, size: int) -> Evaluate:
         """The traced pass of a batch of this size."""
         key = id(network), size
-        if key not in self.looks:
+        if key not in self.evaluations:
             precision = self.precision(network)
-            self.looks[key] = traced_look(network, self.scene, size, precision)
-        return self.looks[key]
+            self.evaluations[key] = traced_evaluate(network, self.setup, size, precision)
+        return self.evaluations[key]
 
     def precision(self, network: Network) -> Precision:
         """The arithmetic of the network's pass; the ascent's own is float32."""
         return resolve_precision(self.plan.optimize.precision, network.device)
 
-    def tasks(self, network: Network, style: Style, target: int, number: int = 0) -> list[Task]:
+    def tasks(
+        self, network: Network, style: Style, target: int, number: int = 0
+    ) -> list[AscentSpec]:
         """The ascents of a target, one a run."""
         found, runs = [], self.plan.optimize.runs
         for run in range(runs):
@@ -123,47 +127,51 @@ class Work:
             if network.device.type == "cuda":
                 start = start.pin_memory()  # copied there while the device works on
             place = target * runs + run
-            found.append(Task((number, target, run), target, style, start, seed, place))
+            found.append(AscentSpec((number, target, run), target, style, start, seed, place))
         return found
 
     @property
     def _name(self) -> str:
         """Directions have seeds of their own."""
-        alias = self.scene.layer.alias
-        return alias if self.scene.objective.directions is None else f"{alias} directions"
+        alias = self.setup.layer.alias
+        return alias if self.setup.objective.directions is None else f"{alias} directions"
 
     def _start(self, network: Network, seed: int) -> Tensor:
-        size = self.scene.box.size
-        if self.scene.given is not None:
-            return self.scene.given
+        size = self.setup.box.size
+        if self.setup.given is not None:
+            return self.setup.given
         if self.plan.optimize.start == "uniform":
             return uniform(seed, size, network.mean.cpu())
         return noise(seed, size)
 
 
-def look_at(network: Network, scene: Scene, box: Box, x: Tensor, targets: Tensor) -> Any:
+def evaluate_window(
+    network: Network, setup: LayerSetup, box: Box, x: Tensor, targets: Tensor
+) -> Any:
     """One pass, followed as the network runs: values (B,), leads (B,), gradient (B, 3, h, w)."""
     x = x.detach().requires_grad_()
-    maps, (top, left) = network.values(scene.layer, box, x)
-    row, column = scene.layer.centre
-    climbed, value, leads = scene.objective(maps.to(x.dtype), targets, (row - top, column - left))
+    maps, (top, left) = network.values(setup.layer, box, x)
+    row, column = setup.layer.centre
+    climbed, value, leads = setup.objective(maps.to(x.dtype), targets, (row - top, column - left))
     (gradient,) = torch.autograd.grad(climbed.sum(), x)
     return value.detach(), leads, gradient
 
 
-def traced_look(network: Network, scene: Scene, size: int, precision: Precision) -> Look:
+def traced_evaluate(
+    network: Network, setup: LayerSetup, size: int, precision: Precision
+) -> Evaluate:
     """The pass of a batch without the network's modules and autograd."""
-    x = torch.zeros(size, 3, *scene.box.size, device=network.device)
+    x = torch.zeros(size, 3, *setup.box.size, device=network.device)
     x = x.contiguous(memory_format=torch.channels_last)
     targets = torch.zeros(size, dtype=torch.long, device=network.device)
     with arithmetic(precision, network.device):
-        traced = trace(partial(look_at, network, scene, scene.box), x, targets)
+        traced = trace(partial(evaluate_window, network, setup, setup.box), x, targets)
 
-    def look(x: Tensor, targets: Tensor) -> Any:
+    def evaluate(x: Tensor, targets: Tensor) -> Any:
         with tensor_cores(precision, network.device):
             return traced(x, targets)
 
-    return look if precision == "tf32" else traced
+    return evaluate if precision == "tf32" else traced
 
 
 class Tolerance(NamedTuple):
@@ -180,7 +188,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 
-def check_pass(work: Work, network: Network) -> None:
+def check_pass(work: OptimizeJob, network: Network) -> None:
     """Raise `CnnvisError` unless the traced pass equals the whole network's on the whole input.
 
     For two ascents from noise, on the window of the centre unit: the value, and the gradient there
@@ -189,67 +197,71 @@ def check_pass(work: Work, network: Network) -> None:
     if id(network) in work.checked:
         return
     work.checked.add(id(network))
-    scene, precision = work.scene, work.precision(network)
-    count = max(2, scene.objective.team) if scene.size > 1 else 1
-    targets = (torch.arange(scene.size) * 7 % scene.targets).to(network.device)
-    seeds = [seed_of(1, Unit(scene.layer.alias, i), 0) for i in range(scene.size)]
-    x = torch.stack([noise(seed, scene.box.size) for seed in seeds]).to(network.device)
+    setup, precision = work.setup, work.precision(network)
+    count = max(2, setup.objective.run_group) if setup.size > 1 else 1
+    targets = (torch.arange(setup.size) * 7 % setup.targets).to(network.device)
+    seeds = [seed_of(1, Unit(setup.layer.alias, i), 0) for i in range(setup.size)]
+    x = torch.stack([noise(seed, setup.box.size) for seed in seeds]).to(network.device)
     x = x.contiguous(memory_format=torch.channels_last)
     whole = torch.zeros(count, 3, *network.size, device=network.device)
-    rows, columns = slice(scene.box.top, scene.box.bottom), slice(scene.box.left, scene.box.right)
+    rows, columns = slice(setup.box.top, setup.box.bottom), slice(setup.box.left, setup.box.right)
     whole[:, :, rows, columns] = x[:count]
-    value, _, gradient = (part[:count] for part in work.look(network, scene.size)(x, targets))
+    value, _, gradient = (part[:count] for part in work.evaluate(network, setup.size)(x, targets))
     with arithmetic(precision, network.device):
-        full = look_at(network, scene, Box.whole(network.size), whole, targets[:count])
-        maps, _ = network.values(scene.layer, Box.whole(network.size), whole)
+        full = evaluate_window(network, setup, Box.whole(network.size), whole, targets[:count])
+        maps, _ = network.values(setup.layer, Box.whole(network.size), whole)
     tolerance = TOLERANCES[precision]
-    scale = 1.0 if scene.objective.softmax else float(maps.abs().amax())
+    scale = 1.0 if setup.objective.softmax else float(maps.abs().amax())
     apart = float((value - full[0]).abs().max()) / max(scale, 1e-30)
     full[2][:, :, rows, columns] -= gradient
     slope = float(full[2].norm()) / max(float(gradient.norm()), 1e-30)
     wrong = slope > tolerance.gradient and float(full[2].norm()) > 1e-12
     if apart > tolerance.value or wrong:
         raise CnnvisError(
-            f"{scene.layer.alias}: on its receptive field the network gives other numbers than on "
+            f"{setup.layer.alias}: on its receptive field the network gives other numbers than on "
             f"the whole input (value {apart:.1e}, gradient {slope:.1e} apart); please report this"
         )
 
 
-def climb_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def optimize_blocks(
+    work: OptimizeJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
+) -> None:
     """Make the ascents of the jobs of these numbers, and keep them as parts."""
-    network = work.on(lane.device)
+    network = work.on(worker_slot.device)
     check_pass(work, network)
     desk = _Desk(work)
 
-    def teams() -> Iterator[Sequence[Task]]:
+    def run_groups() -> Iterator[Sequence[AscentSpec]]:
         for number in numbers:
             job = work.jobs[number]
             desk.open(number)
             for target in job.targets:
                 tasks = work.tasks(network, job.style, target, number)
-                yield from [tasks] if work.scene.objective.team > 1 else [[task] for task in tasks]
+                yield from (
+                    [tasks] if work.setup.objective.run_group > 1 else [[task] for task in tasks]
+                )
 
-    look = work.look(network, work.scene.size)
-    batch = batch_on(lane, work.scene.size, tell, room=work.room, half=True)
-    drawn = ahead(teams(), batch.used if lane.device.type == "cuda" else 0)
+    evaluate = work.evaluate(network, work.setup.size)
+    batch = batch_on(worker_slot, work.setup.size, emit, max_active=work.max_active, half=True)
+    drawn = ahead(run_groups(), batch.used if worker_slot.device.type == "cuda" else 0)
     with Aside() as writer, closing(drawn):
-        for ascent in climb(look, drawn, batch, network.mean):
+        for ascent in climb(evaluate, drawn, batch, network.mean):
             number = desk.put(ascent)
             style = work.jobs[number].style
-            tell(Steps(style.iterations - len(ascent.history), 1))
+            emit(Steps(style.iterations - len(ascent.history), 1))
             if desk.complete(number):
                 writer.settle()
-                desk.tell_kept(tell)
+                desk.emit_kept(emit)
                 writer.begin(desk.keep, number, desk.close(number))
         writer.settle()
-        desk.tell_kept(tell)
+        desk.emit_kept(emit)
 
 
-def batch_on(lane: Lane, size: int, tell: Tell, **settings: Any) -> Batch:
-    """A batch of ascents on a lane's device, whose steps are one launch each on a GPU."""
-    run = Graphs(lane.device, lambda text: tell(Notice(text)))
-    pulse = _Pulse(settings.get("room") or size, tell)
-    steady = lane.device.type == "cuda"
+def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> Batch:
+    """A batch of ascents on a worker slot's device, whose steps are one launch each on a GPU."""
+    run = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
+    pulse = _Pulse(settings.get("room") or size, emit)
+    steady = worker_slot.device.type == "cuda"
     return Batch(size, steady=steady, run=run, on_step=pulse, **settings)
 
 
@@ -258,7 +270,7 @@ class _Pulse:
     """Tells now and then how many steps have been made."""
 
     busy: int
-    tell: Tell
+    emit: Emit
     steps: int = 0
     spoken: float = field(default_factory=time.monotonic)
 
@@ -266,7 +278,7 @@ class _Pulse:
         self.steps += 1
         now = time.monotonic()
         if self.steps == BEAT or now - self.spoken > PAUSE:
-            self.tell(Steps(self.steps * self.busy))
+            self.emit(Steps(self.steps * self.busy))
             self.steps, self.spoken = 0, now
 
 
@@ -274,7 +286,7 @@ class _Pulse:
 class _Desk:
     """Blocks whose ascents are under way."""
 
-    work: Work
+    work: OptimizeJob
     open_blocks: dict[int, dict[tuple[int, int], Ascent]] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
 
@@ -301,16 +313,18 @@ class _Desk:
         job = self.work.jobs[number]
         job.parts[job.part] = block_arrays(job, found, self.work)
 
-    def tell_kept(self, tell: Tell) -> None:
+    def emit_kept(self, emit: Emit) -> None:
         """Say which blocks are safe: those whose writing has been waited for."""
         for number in self.kept:
-            tell(Finished(number))
+            emit(TaskDone(number))
         self.kept.clear()
 
 
-def block_arrays(job: Job, found: dict[tuple[int, int], Ascent], work: Work) -> Arrays:
+def block_arrays(
+    job: OptimizeTask, found: dict[tuple[int, int], Ascent], work: OptimizeJob
+) -> Arrays:
     """The arrays of some targets' ascents, by the names of the schema."""
-    settings, sign = work.plan.optimize, work.scene.objective.sign
+    settings, sign = work.plan.optimize, work.setup.objective.sign
     rows = [[found[target, run] for run in range(settings.runs)] for target in job.targets]
 
     def numbers(name: str, dtype: str) -> Any:
@@ -343,7 +357,7 @@ def history_length(style: Style, every: int) -> int:
 class Calibrations:
     """Layers and styles whose steps are to be found, each a piece of work."""
 
-    works: tuple[Work, ...]
+    works: tuple[OptimizeJob, ...]
     styles: tuple[Style, ...]
 
 
@@ -357,30 +371,34 @@ class Found(NamedTuple):
 PROBES = 8  # ascents a batch of a probe
 
 
-def find_steps(work: Calibrations, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def find_steps(
+    work: Calibrations, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
+) -> None:
     """Calibrate the steps of these numbers."""
     for number in numbers:
-        tell(Found(number, calibrated(work.works[number], work.styles[number], lane, tell)))
-        tell(Finished(number))
+        emit(Found(number, calibrated(work.works[number], work.styles[number], worker_slot, emit)))
+        emit(TaskDone(number))
 
 
-def probing(work: Work) -> Work:
+def probing(work: OptimizeJob) -> OptimizeJob:
     """The work of a probe: each ascent by itself."""
-    objective = replace(work.scene.objective, diversity=0.0, team=1)
-    return replace(work, scene=replace(work.scene, objective=objective), looks={}, checked=set())
+    objective = replace(work.setup.objective, diversity=0.0, run_group=1)
+    return replace(
+        work, setup=replace(work.setup, objective=objective), evaluations={}, checked=set()
+    )
 
 
-def calibrated(work: Work, style: Style, lane: Lane, tell: Tell) -> Style:
+def calibrated(work: OptimizeJob, style: Style, worker_slot: WorkerSlot, emit: Emit) -> Style:
     """The style with the step that suits the layer; see `ascent.calibrate`."""
-    network, scene = work.on(lane.device), work.scene
-    look = work.look(network, PROBES)
-    chosen = [work.tasks(network, style, target)[0] for target in probe_channels(scene.targets)]
+    network, setup = work.on(worker_slot.device), work.setup
+    evaluate = work.evaluate(network, PROBES)
+    chosen = [work.tasks(network, style, target)[0] for target in probe_channels(setup.targets)]
     start = torch.stack([task.start for task in chosen]).to(network.device)
 
     def ascend(probe: Style) -> list[Ascent]:
         tasks = [[replace(task, style=probe)] for task in chosen]
-        batch = batch_on(lane, PROBES, tell, last=True)
-        found = {ascent.key: ascent for ascent in climb(look, tasks, batch, network.mean)}
+        batch = batch_on(worker_slot, PROBES, emit, last=True)
+        found = {ascent.key: ascent for ascent in climb(evaluate, tasks, batch, network.mean)}
         return [found[task.key] for task in chosen]
 
     padded = start.new_zeros(PROBES, *start.shape[1:])
@@ -389,7 +407,7 @@ def calibrated(work: Work, style: Style, lane: Lane, tell: Tell) -> Style:
     wanted = torch.tensor([task.target for task in chosen], device=network.device)
     targets[: len(start)] = wanted
     padded = padded.contiguous(memory_format=torch.channels_last)
-    gradient = look(padded, targets)[2][: len(start)]
+    gradient = evaluate(padded, targets)[2][: len(start)]
     sizes = gradient.flatten(1).pow(2).mean(dim=1).sqrt()
     live = sizes[sizes > 0]
     typical = float(live.median()) if len(live) else 0.0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnvis_cli.digests import digest, file_digest
-from cnnvis_cli.engine import Cluster, Finished, Lane, Tell, ahead, limit_to_memory, spread
+from cnnvis_cli.engine import Cluster, Emit, TaskDone, WorkerSlot, ahead, limit_to_memory, run_tasks
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.backward import check_rules, rectify
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
@@ -59,7 +59,7 @@ def project(session: Session) -> None:
         if layers:
             check_rules(session.network, layers, method)
     if todo:
-        session.ask("project", dict(each.job for each in todo))
+        session.announce("project", dict(each.job for each in todo))
         with session.timed("project"):
             _do(session, todo)
     if session.plan.shard is not None:
@@ -77,22 +77,22 @@ def project(session: Session) -> None:
 def _do(session: Session, todo: Sequence[Projections]) -> None:
     """Make the missing blocks, and publish each layer's when the last one is done."""
     jobs = tuple(
-        Job(number, *block) for number, each in enumerate(todo) for block in each.missing()
+        ProjectTask(number, *block) for number, each in enumerate(todo) for block in each.missing()
     )
-    crew = session.crew(_need(session), gradients=True)
+    pool = session.pool(_need(session), gradients=True)
     pieces = [Piece(each.layer.alias, each.method, each.parts) for each in todo]
     tops = {each.layer.alias: each.top for each in todo}
-    work = Work(session.there, tuple(pieces), jobs, tops, todo[0].source, session)
-    if not isinstance(crew, Cluster) and crew[0].device.type == "cpu" and not crew[0].fresh:
+    work = ProjectJob(session.portable_plan, tuple(pieces), jobs, tops, todo[0].source, session)
+    if not isinstance(pool, Cluster) and pool[0].device.type == "cpu" and not pool[0].fresh:
         work = replace(work, read=gather(session, work.images(jobs)))
     for each in todo:
         each.parts.describe(each.described)
-    hear = _Progress(session, todo, work)
-    spread(partial(project_blocks, work), crew, range(len(jobs)), hear, work.called)
-    hear.settle()
+    on_event = _Progress(session, todo, work)
+    run_tasks(partial(project_blocks, work), pool, range(len(jobs)), on_event, work.describe)
+    on_event.settle()
 
 
-class Job(NamedTuple):
+class ProjectTask(NamedTuple):
     """A block of channels of one of the pieces, and the part that stores it."""
 
     piece: int
@@ -115,12 +115,12 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class ProjectJob:
     """The data that every process needs; a copy in another process loads the network itself."""
 
     plan: Plan
     pieces: tuple[Piece, ...]
-    jobs: tuple[Job, ...]
+    jobs: tuple[ProjectTask, ...]
     tops: dict[str, LayerTopK]  # by layer
     source: str  # digest of topk.h5
     session: Session | None
@@ -129,7 +129,7 @@ class Work:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None, "read": None}
 
-    def called(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         """Return a job's name for messages."""
         piece, units = self.pieces[self.jobs[number].piece], self.jobs[number].units
         return f"{piece.method} of {piece.alias} units {units[0]} to {units[-1]}"
@@ -146,7 +146,7 @@ class Work:
             for alias, method, _ in self.pieces
         ]
 
-    def images(self, jobs: Sequence[Job]) -> NDArray[np.int64]:
+    def images(self, jobs: Sequence[ProjectTask]) -> NDArray[np.int64]:
         """Return the images that some jobs need, sorted."""
         tops = [(self.tops[self.pieces[job.piece].alias], list(job.units)) for job in jobs]
         found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
@@ -154,36 +154,38 @@ class Work:
         return images[images >= 0]
 
 
-def project_blocks(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def project_blocks(
+    work: ProjectJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
+) -> None:
     """Make the blocks of these numbers, and store them as parts."""
-    pieces = work.on(lane.device)
+    pieces = work.on(worker_slot.device)
 
     def readers() -> Iterator[tuple[int, Read]]:
         for number in numbers:
             images = work.images([work.jobs[number]])
             yield number, work.read or gather(pieces[0].session, images)
 
-    for number, read in ahead(readers(), 1 if lane.device.type == "cuda" else 0):
+    for number, read in ahead(readers(), 1 if worker_slot.device.type == "cuda" else 0):
         job = work.jobs[number]
-        arrays = pieces[job.piece].compute(job.units, read, tell)
+        arrays = pieces[job.piece].compute(job.units, read, emit)
         work.pieces[job.piece].parts[job.part] = arrays
-        tell(Finished(number))
+        emit(TaskDone(number))
 
 
 class _Progress:
     """Receives the processes' messages, and publishes a layer's projections when all are done."""
 
-    def __init__(self, session: Session, todo: Sequence[Projections], work: Work) -> None:
+    def __init__(self, session: Session, todo: Sequence[Projections], work: ProjectJob) -> None:
         self._session, self._todo, self._work = session, todo, work
         self._left = Counter(job.piece for job in work.jobs)
         count = sum(len(Slots.of(todo[job.piece].top, job.units)) for job in work.jobs)
         self._meter = session.report.meter("project", count, "places")
 
     def __call__(self, message: Any) -> None:
-        self._session.hear(message)
+        self._session.on_event(message)
         if isinstance(message, Made):
             self._meter.add(message.places)
-        if isinstance(message, Finished):
+        if isinstance(message, TaskDone):
             piece = self._work.jobs[message.number].piece
             self._left[piece] -= 1
             if not self._left[piece]:
@@ -355,7 +357,7 @@ class Projections:
         self.file.publish(self.session.header(self.layer), added)
         parts.clear()
 
-    def compute(self, units: Sequence[int], read: Read, tell: Tell) -> Arrays:
+    def compute(self, units: Sequence[int], read: Read, emit: Emit) -> Arrays:
         """Return a block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
         channels = list(units)
         projection = np.zeros((len(channels), *self.shape[1:], 3), np.float16)
@@ -366,7 +368,7 @@ class Projections:
             frames /= np.where(largest > 0, largest, 1)[:, None, None, None]
             at = np.searchsorted(channels, slots.channel), slots.rank
             projection[at], scale[at] = frames, largest
-            tell(Made(len(slots)))
+            emit(Made(len(slots)))
         return {"projection": projection, "scale": scale, "unit": np.array(channels, np.int32)}
 
     @property

@@ -19,7 +19,14 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.session import header_of, outline, outlined
 from cnnvis_cli.stages.project.stage import by_channel
-from cnnvis_cli.stages.topk.assemble import COLUMNS, MANIFEST, finish, is_done, parts_of, tell
+from cnnvis_cli.stages.topk.assemble import (
+    COLUMNS,
+    MANIFEST,
+    announce_result,
+    finish,
+    is_done,
+    parts_of,
+)
 from cnnvis_cli.store.files import Optimized, OptimizedFile, Projected, ProjectedFile, TopKFile
 from cnnvis_cli.store.parts import Arrays, Parts, described
 from cnnvis_cli.store.publish import publish
@@ -260,7 +267,7 @@ def _join_topk(
         finish(target, first.plan, manifest, network.choose(first.plan["layers"]), sources, report)
     target.note("dataset", {"path": str(manifest.root), "digest": manifest.digest})
     parts_of(target, first.plan).clear()  # of shards that shared this directory
-    tell(file, target, plan.topk.max_unreadable, report)
+    announce_result(file, target, plan.topk.max_unreadable, report)
 
 
 def _shards(run: Run) -> Iterator[_Shard]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cnnvis_cli.errors import CnnvisError, SetAside, TooManyUnreadable
+from cnnvis_cli.errors import CnnvisError, TasksFailed, TooManyUnreadable
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montage import check_kinds, montage
 from cnnvis_cli.stages.gallery.stage import gallery
@@ -46,16 +46,16 @@ def run_all(session: Session) -> None:
     """
     check(session)
     session.run.note("stages", {"asked": list(session.plan.stages)})
-    late: list[TooManyUnreadable | SetAside] = []
+    late: list[TooManyUnreadable | TasksFailed] = []
     for name in session.plan.stages:
         session.report.detail(f"stage {name}")
         try:
             if name in ALONE or not _waits(session, name, late):
                 STAGES[name](session)
-        except (TooManyUnreadable, SetAside) as error:
+        except (TooManyUnreadable, TasksFailed) as error:
             late.append(error)
     if late:
-        raise max(late, key=lambda error: isinstance(error, SetAside))
+        raise max(late, key=lambda error: isinstance(error, TasksFailed))
 
 
 def _waits(session: Session, name: str, late: Sequence[CnnvisError]) -> bool:
@@ -64,7 +64,7 @@ def _waits(session: Session, name: str, late: Sequence[CnnvisError]) -> bool:
     if shard and not (name == "project" and session.run.topk.exists()):
         session.report.note(f"{name} is left for later, when cnnvis merge has joined the shards")
         return True
-    if any(isinstance(error, SetAside) for error in late):
+    if any(isinstance(error, TasksFailed) for error in late):
         session.report.note(f"{name} is left for later, when everything is complete")
         return True
     return False

@@ -205,7 +205,7 @@ def _places(
         places, scale = top.places, float(np.nanmax(np.abs(top.places.activation), initial=0))
         slots = np.argwhere(places.image >= 0)
         for channel, rank in _some(slots, count, generator):
-            session.report.breathe()
+            session.report.check_stop()
             at = channel, rank
             x = session.network.centre(torch.from_numpy(read(int(places.image[at])).copy())[None])
             with torch.no_grad():
@@ -245,7 +245,7 @@ def _optimized(
             continue
         rows = np.argwhere(np.isfinite(file.read(group, "activation")))
         for row, run in _some(rows, max(1, sample // len(groups)), generator):
-            session.report.breathe()
+            session.report.check_stop()
             _image(session, findings, (layer, file, group), (row, run))
 
 
@@ -301,7 +301,7 @@ def _projections(session: Session, findings: Findings, generator: np.random.Gene
 
 
 def _breathing(report: Report) -> Callable[[Any], None]:
-    def tell(_: Made) -> None:
-        report.breathe()
+    def emit(_: Made) -> None:
+        report.check_stop()
 
-    return tell
+    return emit

@@ -21,8 +21,8 @@ from cnnvis_cli.network.outputs import Output
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figures, files, is_there
-from cnnvis_cli.stages.single.inputs import Photograph, file_names, in_batches, photographs
-from cnnvis_cli.stages.single.recorder import Eye, Outputs, Seen, guesses, title_of
+from cnnvis_cli.stages.single.inputs import InputImage, file_names, in_batches, photographs
+from cnnvis_cli.stages.single.recorder import Outputs, Recorded, Recorder, guesses, title_of
 from cnnvis_cli.stages.single.video import film
 from cnnvis_cli.store.activations import ActivationsFile, LayerActivations
 from cnnvis_cli.store.run import Record
@@ -78,8 +78,8 @@ class Subject:
     """The subject of one set of files: an image, or several that are compared."""
 
     name: str
-    images: tuple[Photograph, ...]
-    seen: tuple[Seen, ...] = ()  # empty before the network has run
+    images: tuple[InputImage, ...]
+    seen: tuple[Recorded, ...] = ()  # empty before the network has run
 
     @cached_property
     def digests(self) -> list[str]:
@@ -100,7 +100,7 @@ def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterat
     """Yield the files of all images, in batches, or of their comparison."""
     size = session.plan.batch_size or BATCH[session.device.type]
     found = photographs(session, places)
-    with Eye(session.network, outputs.needed, size) as eye:
+    with Recorder(session.network, outputs.needed, size) as eye:
         if session.plan.activations.compare:
             for batch in in_batches(found, COMPARED + 1):
                 yield from _drawn(session, outputs, eye, [_compared(tuple(batch))])
@@ -110,7 +110,7 @@ def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterat
             yield from _drawn(session, outputs, eye, subjects)
 
 
-def _compared(images: tuple[Photograph, ...]) -> Subject:
+def _compared(images: tuple[InputImage, ...]) -> Subject:
     if not 2 <= len(images) <= COMPARED:
         many = f"more than {COMPARED}" if len(images) > COMPARED else f"{len(images)}"
         raise UsageError(f"--compare: takes 2 to {COMPARED} images, and these are {many}")
@@ -121,10 +121,10 @@ def _compared(images: tuple[Photograph, ...]) -> Subject:
 
 
 def _drawn(
-    session: Session, outputs: Outputs, eye: Eye, subjects: Sequence[Subject]
+    session: Session, outputs: Outputs, eye: Recorder, subjects: Sequence[Subject]
 ) -> Iterator[Path]:
     """Yield the files of some subjects; the network runs only if one of them is missing."""
-    session.report.breathe()
+    session.report.check_stop()
     planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
     kept = _kept(session, outputs, subjects, eye.size)
     if not all(is_there(session, figure) for figure in planned) or any(
@@ -142,10 +142,10 @@ def _drawn(
         yield file.path
 
 
-def _looked_at(eye: Eye, subjects: Sequence[Subject]) -> list[Subject]:
+def _looked_at(eye: Recorder, subjects: Sequence[Subject]) -> list[Subject]:
     """Yield the subjects with the network's outputs for them, in batches."""
     images = [image for subject in subjects for image in subject.images]
-    seen: list[Seen] = []
+    seen: list[Recorded] = []
     for first in range(0, len(images), eye.size):
         some = images[first : first + eye.size]
         found = eye.see([image.pixels for image in some])
@@ -284,7 +284,7 @@ def _unit(session: Session, subject: Subject, output: Output, channel: int) -> F
     return replace(figure, draw=draw)
 
 
-def _over(image: Photograph, values: Floats, scale: Scale, output: Output) -> OverImage:
+def _over(image: InputImage, values: Floats, scale: Scale, output: Output) -> OverImage:
     size = (image.pixels.shape[0], image.pixels.shape[1])
     row, column = divmod(int(values.argmax()), values.shape[1])
     seen = output.field.box(row, column).clip(size)
@@ -333,7 +333,7 @@ def _stop(subject: Subject, output: Output, tone: str, side: int) -> Stop:
 # ---- numbers
 
 
-Kept = tuple[ActivationsFile, Record, Seen | None]
+Kept = tuple[ActivationsFile, Record, Recorded | None]
 
 
 def _kept(session: Session, outputs: Outputs, subjects: Sequence[Subject], size: int) -> list[Kept]:
@@ -355,7 +355,7 @@ def _kept(session: Session, outputs: Outputs, subjects: Sequence[Subject], size:
     return found
 
 
-def _numbers(outputs: Outputs, seen: Seen | None) -> dict[str, LayerActivations]:
+def _numbers(outputs: Outputs, seen: Recorded | None) -> dict[str, LayerActivations]:
     assert seen is not None, "a missing file has the network look"
     return {
         each.name: LayerActivations(each.module, each.call, each.kind, seen.values[each.name])

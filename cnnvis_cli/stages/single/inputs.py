@@ -22,7 +22,7 @@ from cnnvis_cli.stages.common.session import Session
 
 
 @dataclass(frozen=True)
-class Photograph:
+class InputImage:
     """One image as the network sees it, and the name of its files."""
 
     name: str
@@ -38,7 +38,7 @@ class _Source:
     read: Callable[[], bytes]
 
 
-class Album:
+class InputImages:
     """Images, and those of folders, lists, tars and zips, in order, not read yet.
 
     Each is named after its file, with as many parent folders as distinguish it from the others.
@@ -55,25 +55,25 @@ class Album:
     def path(self, number: int) -> str:
         return self._sources[number].path
 
-    def read(self, number: int, preprocessing: Preprocessing) -> Photograph:
+    def read(self, number: int, preprocessing: Preprocessing) -> InputImage:
         """Decode an image; raise `Unreadable` with the reason."""
         source = self._sources[number]
         pixels = decode(source.read(), preprocessing)
-        return Photograph(self._names[number], source.path, pixels)
+        return InputImage(self._names[number], source.path, pixels)
 
 
 def photographs(
     session: Session, places: Sequence[str], takes: Callable[[int], bool] = lambda _: True
-) -> Iterator[Photograph]:
-    """Decode the images of an `Album` that `takes` selects, in order, one at a time.
+) -> Iterator[InputImage]:
+    """Decode the images of an `InputImages` that `takes` selects, in order, one at a time.
 
-    Unusable ones are reported and skipped. Raise `UsageError` like `Album`, and at the end
+    Unusable ones are reported and skipped. Raise `UsageError` like `InputImages`, and at the end
     `TooManyUnreadable` (exit code 3) if too large a share was skipped.
     """
-    album, unusable = Album(places), 0
+    album, unusable = InputImages(places), 0
     chosen = [number for number in range(len(album)) if takes(number)]
     for number in chosen:
-        session.report.breathe()
+        session.report.check_stop()
         try:
             yield album.read(number, session.network.preprocessing)
         except Unreadable as reason:
@@ -87,9 +87,9 @@ def photographs(
         )
 
 
-def in_batches(images: Iterator[Photograph], size: int) -> Iterator[list[Photograph]]:
+def in_batches(images: Iterator[InputImage], size: int) -> Iterator[list[InputImage]]:
     """Yield images in lists of `size`, the last one shorter; then report too many failures."""
-    batch: list[Photograph] = []
+    batch: list[InputImage] = []
     late: TooManyUnreadable | None = None
     try:
         for image in images:
@@ -155,7 +155,7 @@ def _plain(part: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._-") or "image"
 
 
-def batch_of(network: Network, chosen: Sequence[Photograph]) -> torch.Tensor:
+def batch_of(network: Network, chosen: Sequence[InputImage]) -> torch.Tensor:
     """Return mean-subtracted pixels on the network's device: (B, 3, h, w)."""
     return network.centre(torch.stack([torch.from_numpy(each.pixels.copy()) for each in chosen]))
 

@@ -18,7 +18,7 @@ import torch
 
 from cnnvis_cli.dataset.decode import Unreadable
 from cnnvis_cli.digests import digest
-from cnnvis_cli.engine import Crew, Finished, Lane, Tell, spread
+from cnnvis_cli.engine import Emit, Pool, TaskDone, WorkerSlot, run_tasks
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlusion_sheet
@@ -34,8 +34,8 @@ from cnnvis_cli.stages.common.session import Session, network_on
 from cnnvis_cli.stages.figures.data import TopImages, projected_of
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
 from cnnvis_cli.stages.single.inputs import (
-    Album,
-    Photograph,
+    InputImage,
+    InputImages,
     batch_of,
     class_name,
     find_class,
@@ -56,9 +56,12 @@ def occlude(session: Session) -> None:
     """Cover every image, place after place; existing results are left as they are."""
     plan = session.plan
     takes = plan.takes(0)
-    _share(session, [number for number in range(len(Album(plan.occlude.images))) if takes(number)])
+    _share(
+        session,
+        [number for number in range(len(InputImages(plan.occlude.images))) if takes(number)],
+    )
     session = session.here()
-    studies = [Study.of(session, layer) for layer in asked_layers(session)]
+    studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
     for image in photographs(session, plan.occlude.images, takes):
         for study in studies:
             for path in study.files(image):
@@ -69,18 +72,18 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
     """Let several processes compute the numbers, if there are several images."""
     if len(numbers) < 2:
         return
-    crew: Crew = session.crew(_need(session), gradients=True)
-    if len(crew) < 2:
+    pool: Pool = session.pool(_need(session), gradients=True)
+    if len(pool) < 2:
         return
     meter = session.report.meter("occlude", len(numbers), "images")
 
-    def hear(message: Any) -> None:
-        session.hear(message)
-        if isinstance(message, Finished):
+    def on_event(message: Any) -> None:
+        session.on_event(message)
+        if isinstance(message, TaskDone):
             meter.add(1)
 
-    work = Work(_there(session), session)
-    spread(partial(occlude_images, work), crew, numbers, hear, work.called)
+    work = OccludeJob(_there(session), session)
+    run_tasks(partial(occlude_images, work), pool, numbers, on_event, work.called)
     meter.end()
 
 
@@ -88,7 +91,7 @@ def _there(session: Session) -> Plan:
     """Return the plan for processes that may run in another folder."""
     settings = session.plan.occlude
     images = tuple(str(Path(image).absolute()) for image in settings.images)
-    return replace(session.there, occlude=replace(settings, images=images))
+    return replace(session.portable_plan, occlude=replace(settings, images=images))
 
 
 def _need(session: Session) -> int:
@@ -98,7 +101,7 @@ def _need(session: Session) -> int:
 
 
 @dataclass(frozen=True)
-class Work:
+class OccludeJob:
     """The data that every process needs; a copy in another process loads the network itself."""
 
     plan: Plan
@@ -109,7 +112,7 @@ class Work:
 
     def called(self, number: int) -> str:
         """Return an image's name for messages."""
-        return Album(self.plan.occlude.images).path(number)
+        return InputImages(self.plan.occlude.images).path(number)
 
     def on(self, device: torch.device) -> Session:
         """Return the session of a process on its device."""
@@ -117,17 +120,19 @@ class Work:
         return Session(self.plan, network, Run(self.plan.folder), Report(quiet=True))
 
 
-def occlude_images(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
+def occlude_images(
+    work: OccludeJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
+) -> None:
     """Compute and store the numbers of the images of these numbers, if they are missing."""
-    session = work.on(lane.device)
-    studies = [Study.of(session, layer) for layer in asked_layers(session)]
-    album = Album(work.plan.occlude.images)
+    session = work.on(worker_slot.device)
+    studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
+    album = InputImages(work.plan.occlude.images)
     for number in numbers:
         with suppress(Unreadable):  # reported when the figures are drawn
             image = album.read(number, session.network.preprocessing)
             for study in studies:
-                study.keep(image, tell)
-        tell(Finished(number))
+                study.keep(image, emit)
+        emit(TaskDone(number))
 
 
 def asked_layers(session: Session) -> tuple[Layer, ...]:
@@ -155,7 +160,7 @@ def squares_of(plan: Plan, image: Size) -> Squares:
 
 
 @dataclass(frozen=True)
-class Study:
+class OcclusionJob:
     """The squares, layer and class for all images of a command."""
 
     session: Session
@@ -164,7 +169,7 @@ class Study:
     target: int | None  # the class; None: each image's predicted class
 
     @classmethod
-    def of(cls, session: Session, layer: Layer) -> Study:
+    def of(cls, session: Session, layer: Layer) -> OcclusionJob:
         """Return the study; raise `UsageError` for impossible squares, class or layer."""
         network, plan = session.network, session.plan
         squares = squares_of(plan, network.size)
@@ -190,10 +195,10 @@ class Study:
         blank = torch.zeros(1, 3, *network.size, device=network.device)
         return len(Occluder(network, self.layer, self.squares, 1, None).unoccluded(blank)[1])
 
-    def name(self, image: Photograph) -> str:
+    def name(self, image: InputImage) -> str:
         return f"{image.name}_{self.layer.alias}"
 
-    def record(self, image: Photograph) -> Record:
+    def record(self, image: InputImage) -> Record:
         """Return what decides the numbers of an image."""
         content = f"{image.pixels.shape}".encode() + image.pixels.tobytes()
         return {
@@ -207,7 +212,7 @@ class Study:
             "method": self.session.plan.occlude.method,
         }
 
-    def files(self, image: Photograph) -> Iterator[Path]:
+    def files(self, image: InputImage) -> Iterator[Path]:
         """Yield the numbers and the figure of an image, made if they do not exist."""
         file = self._file(image)
         if file.key() != digest(self.record(image)):
@@ -221,17 +226,17 @@ class Study:
         found = Occlusion(self, image, *file.read())
         yield from draw_figure(self.session, found.figure())
 
-    def _file(self, image: Photograph) -> OccludedFile:
+    def _file(self, image: InputImage) -> OccludedFile:
         return OccludedFile(self.session.run.occluded(self.name(image)))
 
-    def keep(self, image: Photograph, tell: Tell = lambda _: None) -> None:
+    def keep(self, image: InputImage, emit: Emit = lambda _: None) -> None:
         """Compute the numbers of an image and publish them, unless they exist."""
         file, key = self._file(image), digest(self.record(image))
         if file.key() != key:
-            record, arrays = self.compute(image, tell)
+            record, arrays = self.compute(image, emit)
             file.publish(self.session.header(self.layer), {**record, "key": key}, arrays)
 
-    def compute(self, image: Photograph, tell: Tell = lambda _: None) -> tuple[Record, Arrays]:
+    def compute(self, image: InputImage, emit: Emit = lambda _: None) -> tuple[Record, Arrays]:
         """Return the file of an image: attributes and arrays."""
         network = self.session.network
         centred = batch_of(network, [image])
@@ -241,8 +246,8 @@ class Study:
         meter = self.session.report.meter(f"occlude {image.name}", len(self.squares), "positions")
 
         def told(done: int) -> None:
-            self.session.report.breathe()
-            tell(done)
+            self.session.report.check_stop()
+            emit(done)
             meter.add(done)
 
         left = self.occluder.run(centred, channel, label, told)
@@ -296,8 +301,8 @@ def _four_digits(value: float) -> str:
 class Occlusion:
     """An image's numbers, for drawing."""
 
-    study: Study
-    image: Photograph
+    study: OcclusionJob
+    image: InputImage
     record: Record
     arrays: Arrays
 

@@ -27,19 +27,19 @@ TOP = 5  # classes that are named
 
 
 @dataclass(frozen=True)
-class Seen:
+class Recorded:
     """A batch's outputs by name, (B, C, h, w) or (B, C) each, and its classes' probabilities."""
 
     values: dict[str, Floats]
     prob: Floats | None  # (B, classes)
 
-    def of(self, slot: int) -> Seen:
+    def of(self, slot: int) -> Recorded:
         """Return the outputs of one image: (C, h, w) or (C,), and (1, classes)."""
         values = {name: np.ascontiguousarray(each[slot]) for name, each in self.values.items()}
-        return Seen(values, None if self.prob is None else self.prob[slot : slot + 1])
+        return Recorded(values, None if self.prob is None else self.prob[slot : slot + 1])
 
 
-class Eye:
+class Recorder:
     """Runs the network on pixels and keeps some of its outputs."""
 
     def __init__(self, network: Network, outputs: Sequence[Output], size: int) -> None:
@@ -47,7 +47,7 @@ class Eye:
         self._pass = local()  # several threads may run it at once
         self._watching = watching(network, outputs, self._keep)
 
-    def __enter__(self) -> Eye:
+    def __enter__(self) -> Recorder:
         self._run = self._watching.__enter__()
         return self
 
@@ -59,7 +59,7 @@ class Eye:
         kept = values.detach().to("cpu", torch.float32, copy=True)
         self._pass.values[output.name] = kept.numpy()
 
-    def see(self, pixels: Sequence[Pixels]) -> Seen:
+    def see(self, pixels: Sequence[Pixels]) -> Recorded:
         """Return the outputs for up to `size` images (height, width, 3), padding with black.
 
         Values depend on the batch size in their last bits, so it is always the same.
@@ -71,7 +71,7 @@ class Eye:
             shown = self.network.normalise(self.network.centre(torch.from_numpy(batch)))
             prob = self._run(shown)
         used = {name: each[: len(pixels)] for name, each in self._pass.values.items()}
-        return Seen(used, None if prob is None else prob.cpu().numpy()[: len(pixels)])
+        return Recorded(used, None if prob is None else prob.cpu().numpy()[: len(pixels)])
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure, files, is_there
 from cnnvis_cli.stages.single.inputs import (
-    Photograph,
+    InputImage,
     batch_of,
     class_name,
     find_class,
@@ -58,7 +58,7 @@ GUESSES = 5  # classes named in a figure
 def saliency(session: Session) -> None:
     """Explain every image, in batches; existing results are left as they are."""
     session = session.here()
-    study = Study.of(session)
+    study = SaliencyJob.of(session)
     for chosen in in_batches(photographs(session, session.plan.saliency.images), study.size):
         pending = [photograph for photograph in chosen if not study.is_done(photograph)]
         if pending:
@@ -81,7 +81,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study:
+class SaliencyJob:
     """The question and methods for all images of a command."""
 
     session: Session
@@ -91,7 +91,7 @@ class Study:
     classes: int
 
     @classmethod
-    def of(cls, session: Session) -> Study:
+    def of(cls, session: Session) -> SaliencyJob:
         """Return the study; raise `UsageError` for an invalid target, layer or method."""
         plan, network = session.plan.saliency, session.network
         classes = count_classes(network)
@@ -119,10 +119,10 @@ class Study:
             known["smoothgrad"]["seed"] = self.session.plan.seed
         return known
 
-    def name(self, image: Photograph) -> str:
+    def name(self, image: InputImage) -> str:
         return f"{image.name}_{self.target}"
 
-    def record(self, image: Photograph) -> Record:
+    def record(self, image: InputImage) -> Record:
         """Return what decides an image's maps."""
         return {
             "image": image.name,
@@ -133,30 +133,30 @@ class Study:
             "parameters": self.parameters,
         }
 
-    def key(self, image: Photograph) -> str:
+    def key(self, image: InputImage) -> str:
         return digest(self.record(image))
 
-    def figure(self, image: Photograph) -> Figure:
+    def figure(self, image: InputImage) -> Figure:
         """Return the figure of an image, drawn from an answer."""
         record = {**self.record(image), "methods": list(self.methods)}
         return Figure("saliency", self.name(image), "", record, _undrawn)
 
-    def numbers(self, image: Photograph) -> SaliencyFile | None:
+    def numbers(self, image: InputImage) -> SaliencyFile | None:
         """Return the file of an image's maps, if the plan wants it."""
         if self.session.plan.saliency.save is None:
             return None
         return SaliencyFile(self.session.run.saliency(self.name(image)))
 
-    def files(self, image: Photograph) -> list[Path]:
+    def files(self, image: InputImage) -> list[Path]:
         kept = self.numbers(image)
         return [*files(self.session, self.figure(image)), *([kept.path] if kept else [])]
 
-    def is_done(self, image: Photograph) -> bool:
+    def is_done(self, image: InputImage) -> bool:
         kept = self.numbers(image)
         known = kept is None or kept.key() == self.key(image)
         return known and is_there(self.session, self.figure(image))
 
-    def explain(self, images: Sequence[Photograph]) -> None:
+    def explain(self, images: Sequence[InputImage]) -> None:
         """Compute, draw and save one batch of images."""
         with arithmetic("float32", self.session.network.device):
             answers = self.answers(images)
@@ -166,7 +166,7 @@ class Study:
             draw_figure(self.session, replace(self.figure(image), title=title, draw=draw))
             self.keep(image, answer)
 
-    def answers(self, images: Sequence[Photograph]) -> list[Answer]:
+    def answers(self, images: Sequence[InputImage]) -> list[Answer]:
         """Return the results for each image of a batch."""
         network = self.session.network
         seeds = tuple(_seed(self.session.plan.seed, image) for image in images)
@@ -191,7 +191,7 @@ class Study:
 
     def _by(self, name: str, question: Question) -> tuple[Floats, list[Floats]]:
         """Return one method's maps of a batch, and their strengths."""
-        self.session.report.breathe()
+        self.session.report.check_stop()
         method = self.methods[name]
         found = method.explain(question)
         return _array(found, method.shown), _strengths(found, method.shown, question)
@@ -200,7 +200,7 @@ class Study:
         columns = self.target.layer.map[1] if self.target.layer else 1
         return divmod(place, columns)
 
-    def title(self, image: Photograph, answer: Answer) -> str:
+    def title(self, image: InputImage, answer: Answer) -> str:
         """Return the network, image and target of a figure."""
         asked = self.called(answer)
         if self.target.layer:
@@ -218,7 +218,7 @@ class Study:
         called = number if name == number else f"{name} ({number})"
         return called if self.target.channel is not None else f"predicted {called}"
 
-    def draw(self, image: Photograph, answer: Answer, title: str) -> Canvas:
+    def draw(self, image: InputImage, answer: Answer, title: str) -> Canvas:
         """Return the image, and each method's map alone and over it."""
         shown = {
             name: Explained(self._titled(name, answer), raw, over(image.pixels, answer.heats[name]))
@@ -272,7 +272,7 @@ class Study:
         kinds = [kind for kind in rules if any(method.shown == kind for method in methods)]
         return " ".join([*said, *(rules[kind] for kind in kinds), COLOURS])
 
-    def keep(self, image: Photograph, answer: Answer) -> None:
+    def keep(self, image: InputImage, answer: Answer) -> None:
         """Write the maps as numbers, if the plan wants them."""
         file = self.numbers(image)
         if file is None:
@@ -341,12 +341,12 @@ def _map_layer(session: Session, target: Target) -> Layer:
     return layer
 
 
-def _content(image: Photograph) -> str:
+def _content(image: InputImage) -> str:
     """Return the SHA-256 of an image as the network sees it."""
     return hashlib.sha256(f"{image.pixels.shape}".encode() + image.pixels.tobytes()).hexdigest()
 
 
-def _seed(seed: int, image: Photograph) -> int:
+def _seed(seed: int, image: InputImage) -> int:
     """Return the seed of random numbers for an image, from its pixels alone."""
     drawn = hashlib.sha256(f"{seed} {_content(image)}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") >> 1

@@ -25,7 +25,7 @@ from cnnvis_cli.figure.timeline import Lead, timeline
 from cnnvis_cli.network.outputs import Output
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure, is_there
-from cnnvis_cli.stages.single.recorder import Eye, Outputs, Seen, guesses, title_of
+from cnnvis_cli.stages.single.recorder import Outputs, Recorded, Recorder, guesses, title_of
 from cnnvis_cli.store.publish import publishing
 from cnnvis_cli.store.run import Record
 
@@ -38,7 +38,7 @@ def film(session: Session, outputs: Outputs, source: Frames, name: str) -> Itera
 
     Frames that cannot be decoded are reported. Raise `UsageError` if none can.
     """
-    reel = Reel(session, outputs, source, name)
+    reel = VideoJob(session, outputs, source, name)
     if not reel.is_there():
         reel.make()
     yield from (reel.path(output) for output in outputs.filmed)
@@ -47,7 +47,7 @@ def film(session: Session, outputs: Outputs, source: Frames, name: str) -> Itera
 
 
 @dataclass(frozen=True)
-class Reel:
+class VideoJob:
     """The films of one video: their places, their content, and how they are made."""
 
     session: Session
@@ -102,12 +102,12 @@ class Reel:
         batches = batched(self.source.frames(network.preprocessing), self.size)
         with (
             self._cutters() as cutters,
-            Eye(network, self.outputs.filmed, self.size) as eye,
+            Recorder(network, self.outputs.filmed, self.size) as eye,
             network.in_place(),
             Aside() as aside,
         ):
 
-            def look(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Seen]:
+            def look(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Recorded]:
                 return frames, eye.see([frame.pixels for frame in frames])
 
             count = 0
@@ -137,19 +137,19 @@ class Reel:
             self.session.report.note(f"{self.source.path}: {reasons}; {count} frames are used")
 
     @contextmanager
-    def _cutters(self) -> Iterator[list[Cutter]]:
+    def _cutters(self) -> Iterator[list[FrameSink]]:
         """Open all files for writing; they appear when the block ends."""
         rate = self.source.rate()
         with ExitStack() as stack:
             table = Table(stack.enter_context(publishing(self.table)), self.outputs.filmed)
-            cutters: list[Cutter] = [table]
+            cutters: list[FrameSink] = [table]
             for output in self.outputs.filmed:
                 file = stack.enter_context(publishing(self.path(output)))
                 made = stack.enter_context(Film(file, rate, self.key(output)))
                 cutters.append(self._cutter(output, made))
             yield cutters
 
-    def _cutter(self, output: Output, made: Film) -> Cutter:
+    def _cutter(self, output: Output, made: Film) -> FrameSink:
         network, asked = self.session.network, self.session.plan.activations
         screen = Screen(
             title_of(network, output),
@@ -203,20 +203,20 @@ def batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
         yield some
 
 
-class Cutter:
+class FrameSink:
     """Writes something for each batch of frames."""
 
-    def cut(self, frames: Sequence[Frame], seen: Seen) -> None:
+    def cut(self, frames: Sequence[Frame], seen: Recorded) -> None:
         raise NotImplementedError
 
 
-def _cut(cutters: Sequence[Cutter], frames: Sequence[Frame], seen: Seen) -> None:
+def _cut(cutters: Sequence[FrameSink], frames: Sequence[Frame], seen: Recorded) -> None:
     for cutter in cutters:
         cutter.cut(frames, seen)
 
 
 @dataclass
-class LayerFilm(Cutter):
+class LayerFilm(FrameSink):
     """One layer's film.
 
     Its scale covers all frames so far and those of the same batch: it only grows, so that nothing
@@ -229,7 +229,7 @@ class LayerFilm(Cutter):
     made: Film
     scale: Scale | None = field(default=None)
 
-    def cut(self, frames: Sequence[Frame], seen: Seen) -> None:
+    def cut(self, frames: Sequence[Frame], seen: Recorded) -> None:
         maps, _ = finite(seen.values[self.output.name])
         maps = maps if maps.ndim == 4 else maps[:, :, None, None]
         rule = self.session.plan.activations.tone
@@ -252,7 +252,7 @@ class LayerFilm(Cutter):
         return f"black {-most:.4g}, grey 0, white {most:.4g}"
 
 
-class Table(Cutter):
+class Table(FrameSink):
     """One row per frame: its number and time, and each layer's strongest channel with its value."""
 
     def __init__(self, file: BinaryIO, outputs: Sequence[Output]) -> None:
@@ -264,7 +264,7 @@ class Table(Cutter):
     def _write(self, cells: Sequence[str]) -> None:
         self._file.write(("\t".join(cells) + "\n").encode())
 
-    def cut(self, frames: Sequence[Frame], seen: Seen) -> None:
+    def cut(self, frames: Sequence[Frame], seen: Recorded) -> None:
         leaders = [_leaders(finite(seen.values[output.name])[0]) for output in self._outputs]
         for slot, frame in enumerate(frames):
             cells = [str(frame.number), f"{frame.seconds:.3f}"]

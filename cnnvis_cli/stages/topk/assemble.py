@@ -166,7 +166,7 @@ def _one_line(path: str) -> str:
     return printable(path.replace("\\", "\\\\"))
 
 
-def tell(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
+def announce_result(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
     """Report the result; raise `TooManyUnreadable` (exit code 3) for too many unusable images."""
     images, skipped = file.summary()
     report.result(f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers")

@@ -8,12 +8,18 @@ from typing import Any
 
 from cnnvis_cli.dataset.decode_on_gpu import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest, root_of
-from cnnvis_cli.engine import check_precision, choose_devices, spread
+from cnnvis_cli.engine import check_precision, choose_devices, run_tasks
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.common.dataset_images import dataset_path
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.topk.assemble import finish, is_done, leave_for_merge, parts_of, tell
-from cnnvis_cli.stages.topk.worker import Cut, Step, Work, scan
+from cnnvis_cli.stages.topk.assemble import (
+    announce_result,
+    finish,
+    is_done,
+    leave_for_merge,
+    parts_of,
+)
+from cnnvis_cli.stages.topk.worker import Cut, Step, TopKJob, scan
 from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.run import Record
 
@@ -46,14 +52,16 @@ def topk(session: Session) -> None:
     parts.clear()
     record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
     session.run.note("dataset", record)
-    tell(file, session.run, session.plan.topk.max_unreadable, session.report)
+    announce_result(file, session.run, session.plan.topk.max_unreadable, session.report)
 
 
-def _work(session: Session, manifest: Manifest, plan: Record) -> Work:
+def _work(session: Session, manifest: Manifest, plan: Record) -> TopKJob:
     cut = Cut(len(manifest), plan["batch_size"])
     parts = parts_of(session.run, plan)
     manifest = replace(manifest, root=manifest.root.absolute())
-    return Work(session.there, manifest, parts, tuple(plan["layers"]), cut, session.network)
+    return TopKJob(
+        session.portable_plan, manifest, parts, tuple(plan["layers"]), cut, session.network
+    )
 
 
 def _identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
@@ -113,26 +121,26 @@ class Pace:
         }
 
 
-def _scan(session: Session, work: Work) -> None:
+def _scan(session: Session, work: TopKJob) -> None:
     """Compute and keep every part of this shard that is not there yet."""
     pending = [n for n in session.plan.share(work.cut.count) if n not in work.parts]
     if not pending:
         return
-    crew = session.crew(_need(session, work.cut.size))
+    pool = session.pool(_need(session, work.cut.size))
     meter = session.report.meter("topk", sum(len(work.cut.images_of(n)) for n in pending), "images")
-    pace = Pace(min(len(crew), len(pending)))
+    pace = Pace(min(len(pool), len(pending)))
 
-    def hear(message: Any) -> None:
-        session.hear(message)
+    def on_event(message: Any) -> None:
+        session.on_event(message)
         if isinstance(message, Step):
             pace.add(message)
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
 
     load_loops()  # what this process has, the forked ones have as well
     job = {"total": work.cut.images, "size": work.cut.length * work.cut.size}
-    session.ask("topk", {"images": {**job, "parts": work.parts.folder.name}})
+    session.announce("topk", {"images": {**job, "parts": work.parts.folder.name}})
     with session.timed("topk") as facts:
-        spread(functools.partial(scan, work), crew, pending, hear, work.called)
+        run_tasks(functools.partial(scan, work), pool, pending, on_event, work.describe)
         facts.update(pace.record())
     meter.end()
 

@@ -16,10 +16,10 @@ from cnnvis_cli.dataset.batches import Batch, Batches
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.engine import (
     Aside,
-    Finished,
-    Lane,
+    Emit,
     Notice,
-    Tell,
+    TaskDone,
+    WorkerSlot,
     arithmetic,
     cores,
     shared_memory,
@@ -75,7 +75,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Work:
+class TopKJob:
     """What every process must know; a copy in another process loads the network anew."""
 
     plan: Plan
@@ -88,33 +88,33 @@ class Work:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "network": None}
 
-    def called(self, part: int) -> str:
+    def describe(self, part: int) -> str:
         """A part's name for a person: its first and last image."""
         images = self.cut.images_of(part)
         first, last = self.manifest.path(images.start), self.manifest.path(images.stop - 1)
         return f"images {images.start} to {images.stop - 1} ({first} to {last})"
 
     def on(self, device: torch.device) -> Network:
-        """The network on a lane's device."""
+        """The network on a worker slot's device."""
         return network_on(device, self.plan, self.network)
 
-    def reader(self, network: Network, lane: Lane, tell: Tell) -> Batches:
-        """What reads and decodes images for a lane; says so where shared memory is short."""
-        decode, on_gpu = self.plan.topk.decode, lane.device.type == "cuda"
+    def reader(self, network: Network, worker_slot: WorkerSlot, emit: Emit) -> Batches:
+        """What reads and decodes images for a worker slot; says so where shared memory is short."""
+        decode, on_gpu = self.plan.topk.decode, worker_slot.device.type == "cuda"
         reader = Batches(
             self.manifest,
             network.preprocessing,
             self.cut.size,
-            lane.decoders,
+            worker_slot.decoders,
             fast=decode == "fast",
             pin=on_gpu and decode != "gpu",
-            gpu=lane.device if decode == "gpu" else None,
+            gpu=worker_slot.device if decode == "gpu" else None,
         )
         decoders = cores() if self.plan.workers is None else self.plan.workers
-        free, wanted = shared_memory(), reader.ahead * decoders  # of all lanes together
-        if not lane.decoders or decode == "gpu" or wanted < free:
+        free, wanted = shared_memory(), reader.ahead * decoders  # of all worker slots together
+        if not worker_slot.decoders or decode == "gpu" or wanted < free:
             return reader
-        tell(
+        emit(
             Notice(
                 f"/dev/shm has {free >> 20} MB free and {decoders} decoding processes want "
                 f"{wanted >> 20}: images come through pipes, which is slower; in a container, give "
@@ -124,18 +124,18 @@ class Work:
         return replace(reader, pipes=True)
 
 
-def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
-    """Compute the parts of these numbers and keep them; tells a `Step` a batch, then `Finished`.
+def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
+    """Compute the parts of these numbers and keep them; tells a `Step` a batch, then `TaskDone`.
 
     The next part is begun while the last one is still being written.
     """
-    network = work.on(lane.device)
+    network = work.on(worker_slot.device)
     layers = network.choose(work.layers)
     cut = work.cut
     batches = (batch for number in numbers for batch in cut.batches_of(number))
-    read = work.reader(network, lane, tell).read(batches)
+    read = work.reader(network, worker_slot, emit).read(batches)
     precision = work.plan.topk.precision
-    account, first = _Part(work, layers, lane.device), True
+    account, first = _Part(work, layers, worker_slot.device), True
 
     def see(layer: Layer, output: Tensor) -> None:
         account.tally.see(layer, output, slots, layer.alias in rectified)
@@ -143,29 +143,29 @@ def scan(work: Work, lane: Lane, numbers: Iterator[int], tell: Tell) -> None:
     with (
         Aside() as writer,
         torch.inference_mode(),
-        arithmetic(precision, lane.device),
+        arithmetic(precision, worker_slot.device),
         network.in_place(),
         network.rectified_by_reader(layers) as rectified,
         network.tap(layers, see) as run,
     ):
-        keeper = _Keeper(work.parts, writer, tell)
-        for batch, pixels, clock in _feed(read, lane.device):
+        keeper = _Keeper(work.parts, writer, emit)
+        for batch, pixels, clock in _feed(read, worker_slot.device):
             slots = Slots(batch.first, batch.used, batch.labels)
             run(network.normalise(network.centre(pixels)))
             account.end(batch, slots)
-            tell(Step(min(cut.size, cut.images - batch.first), first, *clock.lap()))
+            emit(Step(min(cut.size, cut.images - batch.first), first, *clock.lap()))
             first = False
             part = batch.number // cut.length
             if batch.number + 1 == cut.batches_of(part).stop:
                 keeper.keep(part, account.arrays())
-                account = _Part(work, layers, lane.device)
+                account = _Part(work, layers, worker_slot.device)
         keeper.settle()
 
 
 class _Part:
     """What is known of one part so far."""
 
-    def __init__(self, work: Work, layers: tuple[Layer, ...], device: torch.device) -> None:
+    def __init__(self, work: TopKJob, layers: tuple[Layer, ...], device: torch.device) -> None:
         settings = work.plan.topk
         self.tally = Tally(layers, settings.k, settings.min, device)
         self._failures: dict[int, str] = {}
@@ -190,20 +190,20 @@ class _Keeper:
 
     parts: Parts
     writer: Aside
-    tell: Tell
+    emit: Emit
     pending: int | None = None
 
     def keep(self, number: int, arrays: dict[str, Any]) -> None:
         self.writer.begin(self.parts.__setitem__, number, arrays)  # waits for the last one
         done, self.pending = self.pending, number
         if done is not None:
-            self.tell(Finished(done))
+            self.emit(TaskDone(done))
 
     def settle(self) -> None:
         """Wait until the last part is safe, and say so; raises `StorageError`."""
         self.writer.settle()
         if self.pending is not None:
-            self.tell(Finished(self.pending))
+            self.emit(TaskDone(self.pending))
             self.pending = None
 
 
