@@ -20,7 +20,7 @@ from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import decode, is_plain_jpeg
 from cnnvis_cli.dataset.decode_on_gpu import decode_plain
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.errors import WorkerDied
+from cnnvis_cli.errors import StorageError, WorkerDied
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.report import leave_signals_to_the_parent
 
@@ -41,6 +41,7 @@ class Batch:
     failures: dict[int, str]  # image index -> why it could not be used
     labels: NDArray[np.int32]  # (B,) class index; -1 in padding, or where there is no class
     contents: tuple[bytes, ...] = ()  # plain JPEGs that are still to be decoded; empty: none
+    fault: str = ""  # why some image cannot be read now; then nothing of the batch counts
 
     def pin_memory(self) -> Batch:
         """The batch with page-locked pixels; the DataLoader calls it."""
@@ -95,6 +96,9 @@ class Batches(Dataset[Batch]):
         with _deaths_found_when_asking():
             batches = iter(loader)
         while (batch := _next(batches)) is not None:
+            if batch.fault:
+                del batches  # ends the workers now, not when the error has been told
+                raise StorageError(batch.fault)
             batch = replace(batch, pixels=torch.as_tensor(batch.pixels))
             yield batch if self.gpu is None else self._decoded(batch, self.gpu)
 
@@ -108,7 +112,7 @@ class Batches(Dataset[Batch]):
         contents = [b""] * self.size
         used, crcs = np.zeros(self.size, np.bool_), np.zeros(self.size, np.uint32)
         labels, failures = np.full(self.size, -1, np.int32), {}
-        labels[: len(images)] = self.manifest.labels[first : images.stop]
+        fault, labels[: len(images)] = "", self.manifest.labels[first : images.stop]
         for slot, index in enumerate(images):
             try:
                 content = self.manifest.read(index)
@@ -120,10 +124,13 @@ class Batches(Dataset[Batch]):
                 used[slot] = True
             except Unreadable as reason:
                 failures[index] = str(reason)
+            except StorageError as error:  # for this process's parent: torch would wrap it
+                fault = str(error)
+                break
         shown = torch.from_numpy(pixels)
         if self.gpu is not None and all(contents[slot] for slot in np.flatnonzero(used)):
             shown = shown[:0].clone()  # nothing to send
-        return Batch(number, first, shown, used, crcs, failures, labels, tuple(contents))
+        return Batch(number, first, shown, used, crcs, failures, labels, tuple(contents), fault)
 
     def _decoded(self, batch: Batch, device: torch.device) -> Batch:
         """The batch with its plain JPEGs decoded on the device."""

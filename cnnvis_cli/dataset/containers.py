@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import StorageError, UsageError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LARGEST = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of this
@@ -159,8 +159,12 @@ def is_container(name: str) -> bool:
     return name.lower().endswith(tuple(INDEXES))
 
 
-def read_file(path: Path) -> bytes:
-    """Return a file's bytes; raise `Unreadable`, also for a FIFO, which would block for ever."""
+def read_file(path: Path, listed: int) -> bytes:
+    """Return a file's bytes; `listed` is its size when it was listed, 0 if it was not there.
+
+    Raise `Unreadable` for one that holds no image, such as a FIFO, which would block for ever, and
+    `StorageError` for one that cannot be read now: that is no reason to leave it out for ever.
+    """
     try:
         _readable_size(path.stat())  # before opening: opening a device may have side effects
         with os.fdopen(_without_waiting(path), "rb") as file:
@@ -170,7 +174,17 @@ def read_file(path: Path) -> bytes:
             raise Unreadable("changes while it is read")
         return content
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and listed:
+            raise _passing(path, error) from None
         raise Unreadable(_why(error)) from None
+
+
+def _passing(place: str | Path, error: OSError) -> StorageError:
+    """Return the error for what may pass: a mount that is away, a disk that fails, no memory."""
+    return StorageError(
+        f"{place}: cannot be read ({_why(error)}); nothing is left out for this: bring it back and "
+        "run again, or take it out of the dataset in a new --run"
+    )
 
 
 def _without_waiting(path: str | Path) -> int:
@@ -187,7 +201,11 @@ def _readable_size(status: os.stat_result) -> int:
 
 
 def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
-    """Return the bytes of a member, where `path` is ``some/shard.tar/name``; raise `Unreadable`."""
+    """Return the bytes of a member, where `path` is ``some/shard.tar/name``.
+
+    Raise `Unreadable` for a member that is no image, and `StorageError` if the container cannot be
+    read now.
+    """
     _check_size(size)
     try:
         container, status = _container(root, path)
@@ -195,7 +213,9 @@ def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
         if container.lower().endswith(".tar"):
             return _exactly(handle.number, size, offset)
         return _from_zip(handle.number, size, offset)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _passing(root / path, error) from None
+    except ValueError as error:
         raise Unreadable(_why(error)) from None
 
 
@@ -221,7 +241,7 @@ def _container(root: Path, path: str) -> tuple[str, os.stat_result]:
             if stat.S_ISREG(status.st_mode):
                 return place, status
         end = path.find("/", end + 1)
-    raise Unreadable("no such file")
+    raise FileNotFoundError(path)
 
 
 class _Handle:

@@ -47,6 +47,8 @@ def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> 
             if fast:
                 _shrink_early(image, preprocessing.resize)
             return prepare(_rgb(image), preprocessing)
+    except MemoryError:  # of this process: the image may be fine
+        raise
     except Exception as error:  # Pillow raises many kinds for broken files, as fuzzing showed
         raise Unreadable(_reason(error)) from None
 

@@ -75,11 +75,14 @@ class Manifest:
         return os.fsdecode(self.paths[index])
 
     def read(self, index: int) -> bytes:
-        """Return an image's undecoded file; raise `Unreadable` with the reason."""
-        path, offset = self.path(index), int(self.offsets[index])
+        """Return an image's undecoded file.
+
+        Raise `Unreadable` with the reason, and `StorageError` for what may be read another time.
+        """
+        path, offset, size = self.path(index), int(self.offsets[index]), int(self.sizes[index])
         if offset < 0:
-            return read_file(self.root / path)
-        return read_member(self.root, path, offset, int(self.sizes[index]))
+            return read_file(self.root / path, size)
+        return read_member(self.root, path, offset, size)
 
     @cached_property
     def digest(self) -> str:

@@ -17,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from cnnvis_cli.dataset.batches import Batch, Batches
 from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.errors import CnnvisError, StorageError
 from cnnvis_cli.nouns import Preprocessing
 
 SMALL = Preprocessing(resize=16, crop=(16, 16))
@@ -30,9 +30,9 @@ def manifest(tmp_path: Path, photographs: Callable[..., Path]) -> Manifest:
     folder = photographs(tmp_path / "images", COUNT, classes=2)
     paths = sorted(folder.rglob("*.png"))
     paths[NOTHING].write_bytes(b"nothing")
-    manifest = Manifest.scan(folder)
     paths[GONE].unlink()
-    return manifest
+    paths[GONE].symlink_to("nowhere")
+    return Manifest.scan(folder)
 
 
 def read(manifest: Manifest, workers: int = 0) -> list[Batch]:
@@ -64,6 +64,18 @@ def test_failures_are_told_with_their_reasons(manifest: Manifest) -> None:
     failures = [batch.failures for batch in read(manifest)]
     assert [sorted(found) for found in failures] == [[NOTHING], [], [GONE]]
     assert failures[2] == {GONE: "no such file"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_has_gone_since_it_was_listed_is_no_broken_image(
+    manifest: Manifest, workers: int
+) -> None:
+    place = manifest.root / manifest.path(5)
+    place.rename(place.with_suffix(".away"))
+    with pytest.raises(StorageError, match=rf"^{place}: cannot be read \(no such file\)"):
+        read(manifest, workers)
+    place.with_suffix(".away").rename(place)
+    assert len(read(manifest, workers)) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])

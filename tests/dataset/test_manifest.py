@@ -346,7 +346,7 @@ def test_a_file_that_becomes_a_fifo_does_not_block(
     before = image.stat()
     monkeypatch.setattr(Path, "stat", lambda _path: before)
     with pytest.raises(Unreadable, match="not a regular file"):
-        read_file(fifo)
+        read_file(fifo, 1)
 
 
 def test_a_socket_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from cnnvis_cli.dataset.decode_on_gpu import decode_on_gpu
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.demo.synthetic import CLASSES, draw
 from cnnvis_cli.engine import in_threads
-from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.files import TopKFile
@@ -101,10 +101,10 @@ def _reader(session: Session) -> Read:
                     "run topk again in another --run, or give --dataset with the old images"
                 )
             return decoded(content)
-        except Unreadable as reason:
+        except (Unreadable, StorageError) as reason:
+            why = str(reason).removeprefix(f"{place}: cannot be read (").partition(");")[0]
             raise CnnvisError(
-                f"{place}: can no longer be read ({reason}); "
-                "if the dataset has moved, give --dataset"
+                f"{place}: can no longer be read ({why}); if the dataset has moved, give --dataset"
             ) from None
 
     return read
