@@ -32,6 +32,7 @@ from cnnvis_cli.report import leave_signals_to_the_parent
 ATTEMPTS = 3  # a piece of work that ends its process so often is set aside
 PATIENCE = 8  # seconds that a process has to end when it is told to
 IDLE = 60  # seconds after which a fresh process without work ends, as its parent may have
+SURE = (2, 10)  # torch: from here on what is tried out tells whether a fork has gradients
 LOST = 70  # exit code of a process whose device is of no more use
 End = connection.Connection
 
@@ -75,9 +76,10 @@ def for_gradients(worker_slots: Sequence[WorkerSlot]) -> list[WorkerSlot]:
 def _forks_can_differentiate() -> bool:
     """Tried out, since torch does not tell.
 
-    torch 2.6 lets a fork begin where this process has followed a gradient, and may hang later.
+    An old torch lets a fork begin where this process has followed a gradient, and may hang later.
     """
-    if torch._C._autograd._get_sequence_nr():  # operations that autograd has noted here
+    used = torch._C._autograd._get_sequence_nr() > 0  # operations that autograd has noted here
+    if used and tuple(map(int, torch.__version__.split(".")[:2])) < SURE:
         return False
     child = os.fork()
     if not child:
@@ -129,18 +131,32 @@ class _Forked:
             self._process.join()
 
 
+class _Idle(NamedTuple):
+    """An interpreter without work, and since when."""
+
+    slot: WorkerSlot
+    executor: ProcessPoolExecutor
+    since: float
+
+
 class _Fresh:
     """An interpreter of its own, which has loaded torch and perhaps a network already."""
 
-    idle: list[tuple[WorkerSlot, ProcessPoolExecutor]] = []  # noqa: RUF012 - shared on purpose
+    idle: list[_Idle] = []  # noqa: RUF012 - shared on purpose
 
-    def __init__(self, work: Task, worker_slot: WorkerSlot, theirs: End) -> None:
-        self._lane = worker_slot
-        kept = next((each for each in self.idle if each[0] == worker_slot), None)
-        if kept is not None:
-            self.idle.remove(kept)
-        self._executor = kept[1] if kept is not None else self._begun()
-        self._future = self._executor.submit(_fresh, os.getpid(), work, worker_slot, theirs)
+    def __init__(self, work: Task, slot: WorkerSlot, theirs: End) -> None:
+        self._slot, self._executor = slot, self._kept(slot) or self._begun()
+        self._future = self._executor.submit(_fresh, os.getpid(), work, slot, theirs)
+
+    @classmethod
+    def _kept(cls, slot: WorkerSlot) -> ProcessPoolExecutor | None:
+        """Return an interpreter that is idle; not one that may be ending at this very moment."""
+        for each in [each for each in cls.idle if each.slot == slot]:
+            cls.idle.remove(each)
+            if time.monotonic() - each.since < IDLE / 2:
+                return each.executor
+            each.executor.shutdown(wait=False, kill_workers=True)
+        return None
 
     @staticmethod
     def _begun() -> ProcessPoolExecutor:
@@ -166,7 +182,7 @@ class _Fresh:
     def release(self, until: float) -> None:
         with suppress(Exception):
             self._future.result(timeout=max(0, until - time.monotonic()))
-            self.idle.append((self._lane, self._executor))
+            self.idle.append(_Idle(self._slot, self._executor, time.monotonic()))
             return
         self._executor.shutdown(wait=False, kill_workers=True)
 
@@ -318,7 +334,7 @@ class _Lost(NamedTuple):
 def release_idle() -> None:
     """End the fresh processes that are kept without work, and with them what they hold of GPUs."""
     while _Fresh.idle:
-        _Fresh.idle.pop()[1].shutdown(kill_workers=True)
+        _Fresh.idle.pop().executor.shutdown(kill_workers=True)
 
 
 def _forked(work: Task, worker_slot: WorkerSlot, pipe: End, inherited: Sequence[End]) -> None:
