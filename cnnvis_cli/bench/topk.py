@@ -32,7 +32,8 @@ from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.dataset_images import draw_images
-from cnnvis_cli.stages.common.session import load_network, open_session
+from cnnvis_cli.stages.common.network_loading import load_network
+from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.topk.stage import BATCH, topk
 from cnnvis_cli.stages.topk.worker import Cut, TopKJob
 from cnnvis_cli.store.parts import Parts

@@ -21,7 +21,8 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.zoo import CaffeNet
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import load_network, open_session
+from cnnvis_cli.stages.common.network_loading import load_network
+from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.figures.filters import filters
 
 DEMO = Path(cnnvis_cli.network.__file__).parent / "demo.safetensors"

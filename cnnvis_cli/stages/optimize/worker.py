@@ -36,7 +36,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.trace import trace
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.settings import Plan, Precision
-from cnnvis_cli.stages.common.session import network_on
+from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.store.parts import Arrays, Parts
 
 BEAT = 8  # steps of a batch from one word about them to the next, or

@@ -22,7 +22,8 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.common.blocks import Block, Blocks
 from cnnvis_cli.stages.common.dataset_images import Read, gather
-from cnnvis_cli.stages.common.session import Session, network_on
+from cnnvis_cli.stages.common.network_loading import network_on
+from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.files import LayerTopK, Projected, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.run import Record, Run, differences

@@ -17,7 +17,8 @@ from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.blocks import Blocks
-from cnnvis_cli.stages.common.session import header_of, outline, outlined
+from cnnvis_cli.stages.common.network_loading import outline, outlined
+from cnnvis_cli.stages.common.session import header_of
 from cnnvis_cli.stages.project.stage import by_channel
 from cnnvis_cli.stages.topk.assemble import (
     COLUMNS,

@@ -30,7 +30,8 @@ from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import Session, network_on
+from cnnvis_cli.stages.common.network_loading import network_on
+from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import TopImages, projected_of
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
 from cnnvis_cli.stages.single.inputs import (

@@ -28,7 +28,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import network_on
+from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.store.parts import Parts
 
 
