@@ -49,7 +49,7 @@ def no_device() -> Iterator[None]:
         mock.patch.object(climbs, "batch_on", batch_on),
         mock.patch.object(climbs, "ahead", drawn_ahead),
         mock.patch.object(climbs, "check_pass"),
-        mock.patch.object(climbs, "traced_look"),
+        mock.patch.object(climbs, "traced_evaluate"),
     ):
         yield
 

@@ -92,7 +92,7 @@ class OptimizeJob:
     )  # traced already, by network and size
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "network": None, "looks": {}, "checked": set()}
+        return {**self.__dict__, "network": None, "evaluations": {}, "checked": set()}
 
     def describe(self, number: int) -> str:
         """A job's name for a person."""
@@ -260,7 +260,7 @@ def optimize_blocks(
 def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> Batch:
     """A batch of ascents on a worker slot's device, whose steps are one launch each on a GPU."""
     run = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
-    pulse = _Pulse(settings.get("room") or size, emit)
+    pulse = _Pulse(settings.get("max_active") or size, emit)
     steady = worker_slot.device.type == "cuda"
     return Batch(size, steady=steady, run=run, on_step=pulse, **settings)
 

@@ -84,7 +84,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
             meter.add(1)
 
     work = OccludeJob(_there(session), session)
-    run_tasks(partial(occlude_images, work), pool, numbers, on_event, work.called)
+    run_tasks(partial(occlude_images, work), pool, numbers, on_event, work.describe)
     meter.end()
 
 
@@ -111,7 +111,7 @@ class OccludeJob:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}
 
-    def called(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         """Return an image's name for messages."""
         return InputImages(self.plan.occlude.images).path(number)
 
