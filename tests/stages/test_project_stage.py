@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.demo.network import DemoNet
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
@@ -39,7 +39,7 @@ K = 4
 def network(method: str) -> DemoNet:
     """Return the bundled network; its rectifiers go back by the rule that the papers state."""
     net = DemoNet(24)
-    folder = Path(cnnvis_cli.network.__file__).parent
+    folder = Path(cnnvis_cli.demo.__file__).parent
     net.load_state_dict(load_file(folder / "demo.safetensors"))
 
     def deconv(_module: nn.Module, _into: Any, back: tuple[Tensor, ...]) -> tuple[Tensor]:
