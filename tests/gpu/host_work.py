@@ -24,7 +24,9 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize import worker as climbs
-from cnnvis_cli.stages.optimize.stage import LayerOptimization, asked_styles, optimize_layer
+from cnnvis_cli.stages.optimize.job import LayerOptimization
+from cnnvis_cli.stages.optimize.stage import optimize_layer
+from cnnvis_cli.stages.optimize.styles import asked_styles
 
 SIZE, STEPS, BATCHES = 128, 500, 4
 SECONDS = 2.0  # of a batch's steps on an H200
