@@ -19,7 +19,7 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.network_loading import outline, outlined
 from cnnvis_cli.stages.common.session import header_of
-from cnnvis_cli.stages.project.stage import by_channel
+from cnnvis_cli.stages.project.job import by_channel
 from cnnvis_cli.stages.topk.assemble import (
     COLUMNS,
     MANIFEST,
