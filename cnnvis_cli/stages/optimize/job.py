@@ -118,16 +118,16 @@ class LayerOptimization:
     def parts(self) -> Parts:
         """Where finished blocks are kept until the layer is done."""
         alias = self.setup.layer.alias
-        plan = digest(self.described)
-        folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{plan}")
-        return Parts(folder, plan)
+        key = digest(self.described)
+        folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{key}")
+        return Parts(folder, key)
 
     @property
     def kept_steps(self) -> Parts:
         """Where a calibrated step is kept until the layer's first units are published."""
         alias = self.setup.layer.alias
-        plan = digest({**self.session.identity, **_asked_for(self.record), "layer": alias})
-        return Parts(self.session.run.parts("optimized", f"{alias}-{self.group}-step-{plan}"), plan)
+        key = digest({**self.session.identity, **_asked_for(self.record), "layer": alias})
+        return Parts(self.session.run.parts("optimized", f"{alias}-{self.group}-step-{key}"), key)
 
     def clear(self) -> None:
         """Remove what a process that was killed has left of pieces that are published."""

@@ -144,9 +144,9 @@ class Search:
         assert isinstance(ready.style.step, Constant)
         rate = ready.style.step.rate
         described = {"identity": self.session.identity, "record": self.record, "rate": rate}
-        plan = digest(described)
-        name = f"{self.layer.alias}-{self.name}-{plan}"
-        parts = Parts(self.session.run.parts("search", name), plan)
+        key = digest(described)
+        name = f"{self.layer.alias}-{self.name}-{key}"
+        parts = Parts(self.session.run.parts("search", name), key)
         work = _work(self.session, self.climbs.setup)
         job = {"unit": "rows", "total": len(self.rows), "layer": self.layer.alias}
         parts.describe(described)

@@ -146,9 +146,9 @@ class Projections:
     @property
     def parts(self) -> Parts:
         """The folder of finished blocks until the layer is done."""
-        plan = digest(self.described)
-        name = f"{self.layer.alias}-{self.group}-{plan}"
-        return Parts(self.session.run.parts("projected", name), plan)
+        key = digest(self.described)
+        name = f"{self.layer.alias}-{self.group}-{key}"
+        return Parts(self.session.run.parts("projected", name), key)
 
     def missing(self) -> list[Block]:
         """Return the blocks of this shard that are not done."""
