@@ -21,7 +21,8 @@ from cnnvis_cli.ascent.scores import blur, shift
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import load_network, open_session
+from cnnvis_cli.stages.common.network_loading import load_network
+from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.store.files import OptimizedFile
 
 SHIFT = 4  # pixels, down and right

@@ -22,7 +22,8 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import MontagePlan, Plan
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.dataset_images import image_reader
-from cnnvis_cli.stages.common.session import Session, bare_network, planned_for
+from cnnvis_cli.stages.common.network_loading import bare_network, planned_for
+from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,

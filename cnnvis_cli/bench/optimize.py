@@ -35,14 +35,15 @@ from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session, open_session
-from cnnvis_cli.stages.optimize.stage import MEMORY, asked_styles, setup_of
+from cnnvis_cli.stages.optimize.calibration import MEMORY
+from cnnvis_cli.stages.optimize.evaluation import evaluate_window
+from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
+from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.optimize.worker import (
-    LayerSetup,
     OptimizeJob,
     OptimizeTask,
     Steps,
     check_pass,
-    evaluate_window,
     optimize_blocks,
 )
 from cnnvis_cli.store.parts import Parts

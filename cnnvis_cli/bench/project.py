@@ -20,7 +20,9 @@ from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session, open_session
-from cnnvis_cli.stages.project.stage import Projections, Slots, group_of
+from cnnvis_cli.stages.project.backward_pass import BackwardPass
+from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.project.job import Projections, group_of
 from cnnvis_cli.store.files import LayerTopK, boxes
 from cnnvis_cli.store.topk import TopK
 
@@ -118,7 +120,7 @@ def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) 
     generator = np.random.default_rng(session.plan.seed)
     images = generator.integers(0, 256, (IMAGES, *session.network.size, 3), np.uint8)
     top = random_places(layer, session.plan.topk.k, generator)
-    projections = _Unchecked(session, layer, method, top, "")
+    projections = _Projections(session, layer, method, top, "")
     channels = list(session.units(layer))[: projections.block]
     slots = Slots.of(top, channels)
     seconds, rounds = clock
@@ -134,11 +136,17 @@ def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) 
     return ProjectRow(layer, group, len(slots), tuple(ours), tuple(whole))
 
 
-class _Unchecked(Projections):
-    """Projections of places whose activations are unknown."""
+class _Unchecked(BackwardPass):
+    """The way back from places whose activations are unknown."""
 
-    def _compare(self, value: NDArray[np.float32], slots: Slots) -> None:
+    def compare(self, value: NDArray[np.float32], slots: Slots) -> None:
         pass
+
+
+class _Projections(Projections):
+    @property
+    def backward(self) -> BackwardPass:
+        return _Unchecked(**vars(super().backward))
 
 
 def random_places(layer: Layer, k: int, generator: np.random.Generator) -> LayerTopK:

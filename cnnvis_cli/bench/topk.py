@@ -32,9 +32,11 @@ from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.dataset_images import draw_images
-from cnnvis_cli.stages.common.session import load_network, open_session
+from cnnvis_cli.stages.common.network_loading import load_network
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.stages.topk.stage import BATCH, topk
-from cnnvis_cli.stages.topk.worker import Cut, TopKJob
+from cnnvis_cli.stages.topk.worker import reader_of
 from cnnvis_cli.store.parts import Parts
 
 
@@ -155,9 +157,9 @@ def _work(plan: Plan, folder: Path, size: int) -> TopKJob:
     """Return the same work as that of `topk`, without its output."""
     manifest = Manifest.scan(Path(plan.dataset or ""))
     network = load_network(plan)
-    names = tuple(layer.alias for layer in network.choose(plan.layer))
-    cut = Cut(len(manifest), plan.batch_size or size)
-    return TopKJob(plan, manifest, Parts(folder / "none", ""), names, cut, network)
+    identity = {"batch_size": plan.batch_size or size}
+    nowhere = Parts(folder / "none", "")
+    return TopKJob(identity, manifest, network.choose(plan.layer), nowhere, plan, network)
 
 
 class Arrangement(NamedTuple):
@@ -259,7 +261,7 @@ class _Watch:
 def _decode(
     work: TopKJob, seconds: float, worker_slot: WorkerSlot, number: int, emit: Emit
 ) -> None:
-    reader = work.reader(work.network or work.on(worker_slot.device), worker_slot, emit)
+    reader = reader_of(work, work.network or work.on(worker_slot.device), worker_slot, emit)
     first = number * work.cut.batches // cores()
     batches = cycle((*range(first, work.cut.batches), *range(first)))
     watch = _Watch(seconds)
@@ -281,14 +283,13 @@ def _forward(
     emit: Emit,
 ) -> None:
     network = work.on(worker_slot.device)
-    layers = network.choose(work.layers)
     pixels = torch.randint(0, 256, (how.size, *network.size, 3), dtype=torch.uint8)
     pixels = pixels.to(worker_slot.device)
     with (
         torch.inference_mode(),
         arithmetic(work.plan.topk.precision, worker_slot.device),
         network.in_place(),
-        network.tap(layers[-1:], lambda *_: None) as run,
+        network.tap(work.layers[-1:], lambda *_: None) as run,
     ):
         run(_shaped(network, pixels, how))
         wait_for(worker_slot.device)

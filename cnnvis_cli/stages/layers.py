@@ -7,7 +7,7 @@ import json
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import outline
+from cnnvis_cli.stages.common.network_loading import outline
 from cnnvis_cli.store.run import Record
 
 HEADINGS = ("alias", "module", "kind", "channels", "map", "field", "stride")

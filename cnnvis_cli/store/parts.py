@@ -27,18 +27,18 @@ Name = int | str
 
 @dataclass(frozen=True)
 class Parts:
-    """Pieces of one plan in their own folder, by number or by name.
+    """Pieces of one file in their own folder, by number or by name.
 
-    A piece carries the plan's digest and is sealed; a damaged piece is set aside, and it or one of
-    another plan counts as not done.
+    A piece carries the key and is sealed; a damaged piece is set aside, and it or one of another
+    key counts as not done.
     """
 
     folder: Path
-    plan: str  # digest
+    key: str  # digest of what decides the content
 
     @classmethod
     def of(cls, folder: Path) -> Parts:
-        """Return the pieces in a folder whose name ends with their plan's digest."""
+        """Return the pieces in a folder whose name ends with their key."""
         return cls(folder, folder.name.rsplit("-", 1)[-1])
 
     def __getitem__(self, name: Name) -> Arrays:
@@ -52,7 +52,7 @@ class Parts:
 
     def __setitem__(self, name: Name, arrays: Mapping[str, NDArray[Any]]) -> None:
         with publishing_hdf5(self._path(name)) as file:
-            file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.plan
+            file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.key
             for array, values in arrays.items():
                 data = np.asarray(values)
                 kept = storage(data.shape, data.dtype.itemsize, lasting=False)
@@ -74,7 +74,7 @@ class Parts:
         return sorted(path.stem for path in self.folder.glob("[!.]*.h5"))
 
     def describe(self, record: Mapping[str, Any]) -> None:
-        """Store beside the pieces what their plan's digest is made of, for merging."""
+        """Store beside the pieces what their key is made of, for merging."""
         path = self.folder / _ABOUT
         if not path.exists():
             publish(path, json.dumps(record, sort_keys=True, indent=1).encode())
@@ -95,7 +95,7 @@ class Parts:
 
     @contextmanager
     def _opened(self, name: Name) -> Iterator[h5py.File]:
-        """Open an intact piece of this plan; raise KeyError for any other."""
+        """Open an intact piece of this key; raise KeyError for any other."""
         path = self._path(name)
         try:
             if not _intact(path):
@@ -103,7 +103,7 @@ class Parts:
                     path.replace(path.with_suffix(".damaged"))
                 raise KeyError(name)
             with h5py.File(path, "r") as file:
-                if file.attrs["plan"] != self.plan:
+                if file.attrs["plan"] != self.key:
                     raise KeyError(name)
                 yield file
         except FileNotFoundError:
@@ -119,7 +119,7 @@ _ABOUT = "plan.json"
 
 
 def described(folder: Path) -> dict[str, Any] | None:
-    """Return the description of a folder's plan; None unless it matches their digest."""
+    """Return the description of a folder's pieces; None unless it matches their key."""
     try:
         record = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

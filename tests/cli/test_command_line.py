@@ -19,12 +19,12 @@ import click
 import pytest
 import torch
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.cli import COMMANDS, _code, cli
 from cnnvis_cli.store import lock
 from cnnvis_cli.store.run import Run
 
-WEIGHTS = Path(cnnvis_cli.network.__file__).parent / "demo.safetensors"
+WEIGHTS = Path(cnnvis_cli.demo.__file__).parent / "demo.safetensors"
 EXACT = "--model tinynet:exact --trust-code --config exact.toml --device cpu"
 SETTINGS = """
 workers = 0

@@ -24,7 +24,7 @@ from cnnvis_cli.network import saliency, weights
 from cnnvis_cli.network.zoo import OWN, Blueprint
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import OptimizePlan, Plan
-from cnnvis_cli.stages.common import dataset_images, session
+from cnnvis_cli.stages.common import dataset_images, network_loading, session
 from cnnvis_cli.stages.run import demo as demo_stage
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def less() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "make", classmethod(lambda _, *arguments: cheaper(_make(*arguments))))
         patch.setattr(session.Session, "units", fewer)
-        patch.setattr(session, "load", load_once)
+        patch.setattr(network_loading, "load", load_once)
         patch.setattr(demo_stage, "OptimizePlan", lambda **_: OptimizePlan(iterations=FEW))
         patch.setattr(dataset_images, "PER_CLASS", 4)
         patch.setattr(calibrate, "ROUNDS", 1)

@@ -34,8 +34,9 @@ from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.settings import OptimizePlan, Plan
-from cnnvis_cli.stages.common.session import load_network
-from cnnvis_cli.stages.optimize.worker import LayerSetup, OptimizeJob, check_pass
+from cnnvis_cli.stages.common.network_loading import load_network
+from cnnvis_cli.stages.optimize.setup import LayerSetup
+from cnnvis_cli.stages.optimize.worker import OptimizeJob, check_pass
 from cnnvis_cli.stages.topk import worker as scanning
 
 Call = Callable[..., Any]

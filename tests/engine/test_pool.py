@@ -69,7 +69,7 @@ def trouble(
 
 
 @pytest.mark.parametrize(
-    ("lane", "end"),
+    ("worker_slot", "end"),
     [(FORKED, killed), (FORKED, device_lost), (FORKED, decoder_lost), (FRESH, killed)],
 )
 def test_what_a_lost_process_had_in_hand_is_done_by_another(
@@ -84,7 +84,7 @@ def test_what_a_lost_process_had_in_hand_is_done_by_another(
 
 
 @pytest.mark.parametrize(
-    ("lane", "end"), [(FORKED, killed), (FORKED, device_lost), (FRESH, device_lost)]
+    ("worker_slot", "end"), [(FORKED, killed), (FORKED, device_lost), (FRESH, device_lost)]
 )
 def test_a_piece_that_ends_three_processes_is_set_aside(
     worker_slot: WorkerSlot, end: Call, folder: Path
@@ -185,7 +185,7 @@ DEADLY = """
 import os, sys
 from cnnvis_cli.cli import _code
 from cnnvis_cli.stages.optimize import stage as optimize
-from cnnvis_cli.stages.optimize.worker import climb_blocks
+from cnnvis_cli.stages.optimize.worker import optimize_blocks
 
 def watched(numbers):
     for number in numbers:
@@ -193,10 +193,10 @@ def watched(numbers):
             os._exit(9)
         yield number
 
-def deadly_climbs(work, lane, numbers, tell):
-    climb_blocks(work, lane, watched(numbers), tell)
+def deadly_climbs(work, slot, numbers, emit):
+    optimize_blocks(work, slot, watched(numbers), emit)
 
-optimize.climb_blocks = deadly_climbs
+optimize.optimize_blocks = deadly_climbs
 sys.exit(_code())
 """
 
@@ -232,7 +232,7 @@ class Dying(Batches):
 def test_a_decoder_that_dies_is_named(
     plans: None, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "crew", lambda *_, **__: [WorkerSlot(CPU, 1, 1)])
+    monkeypatch.setattr(Session, "pool", lambda *_, **__: [WorkerSlot(CPU, 1, 1)])
     monkeypatch.setattr("cnnvis_cli.stages.topk.worker.Batches", Dying)
     told = cnnvis("topk images -c exact.toml --run run", code=1)
     assert "a decoding process died" in told.err
@@ -243,14 +243,14 @@ PROBE = """
 import sys
 import torch
 from cnnvis_cli.cli import _code
-from cnnvis_cli.engine import Lane, for_gradients
+from cnnvis_cli.engine import WorkerSlot, for_gradients
 
-lanes = [Lane(torch.device("cpu"), 1, 0)] * 2
-print([lane.fresh for lane in for_gradients(lanes)])
+slots = [WorkerSlot(torch.device("cpu"), 1, 0)] * 2
+print([slot.fresh for slot in for_gradients(slots)])
 line = "optimize --model demo --run run --layer conv1 --units 0 --iterations 2 --step 1"
 sys.argv = ["cnnvis", *line.split(), "--workers", "0", "--quiet"]
 assert _code() == 0
-print([lane.fresh for lane in for_gradients(lanes)])
+print([slot.fresh for slot in for_gradients(slots)])
 """
 
 
@@ -286,19 +286,19 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 import torch
-from cnnvis_cli.engine import Finished, Lane, spread
+from cnnvis_cli.engine import TaskDone, WorkerSlot, run_tasks
 
-def work(lane, numbers, tell):
+def work(slot, numbers, emit):
     Path(sys.argv[2], str(os.getpid())).touch()
     for number in numbers:
         while number < int(sys.argv[3]):
             time.sleep(0.05)
-            tell(number)
-        tell(Finished(number))
+            emit(number)
+        emit(TaskDone(number))
 
 if __name__ == "__main__":
-    lane = Lane(torch.device("cpu"), 1, 0, sys.argv[1] == "fresh")
-    spread(work, [lane, lane], range(2), lambda _: None)
+    slot = WorkerSlot(torch.device("cpu"), 1, 0, sys.argv[1] == "fresh")
+    run_tasks(work, [slot, slot], range(2), lambda _: None)
     Path(sys.argv[2], "idle").touch()
     time.sleep(60)
 """

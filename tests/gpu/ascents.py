@@ -19,9 +19,10 @@ from cnnvis_cli.ascent.styles import STYLES, Style
 from cnnvis_cli.engine import WorkerSlot
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.settings import Plan, Precision
-from cnnvis_cli.stages.common.session import load_network
-from cnnvis_cli.stages.optimize.stage import suitable_batch
-from cnnvis_cli.stages.optimize.worker import LayerSetup, batch_on, traced_evaluate
+from cnnvis_cli.stages.common.network_loading import load_network
+from cnnvis_cli.stages.optimize.evaluation import traced_evaluate
+from cnnvis_cli.stages.optimize.setup import LayerSetup, suitable_batch
+from cnnvis_cli.stages.optimize.worker import batch_on
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize import worker as climbs
-from cnnvis_cli.stages.optimize.stage import LayerOptimization, asked_styles, optimize_layer
+from cnnvis_cli.stages.optimize.job import LayerOptimization
+from cnnvis_cli.stages.optimize.stage import optimize_layer
+from cnnvis_cli.stages.optimize.styles import asked_styles
 
 SIZE, STEPS, BATCHES = 128, 500, 4
 SECONDS = 2.0  # of a batch's steps on an H200
@@ -49,7 +51,7 @@ def no_device() -> Iterator[None]:
         mock.patch.object(climbs, "batch_on", batch_on),
         mock.patch.object(climbs, "ahead", drawn_ahead),
         mock.patch.object(climbs, "check_pass"),
-        mock.patch.object(climbs, "traced_look"),
+        mock.patch.object(climbs, "traced_evaluate"),
     ):
         yield
 

@@ -60,7 +60,7 @@ from torch import Tensor
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import load_network
+from cnnvis_cli.stages.common.network_loading import load_network
 
 CNNVIS, WHOLE = "cnnvis optimize", "cnnvis optimize, whole command"
 FEW = 50  # iterations of the shorter command

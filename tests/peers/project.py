@@ -28,7 +28,7 @@ from cnnvis_cli.network.backward import rectify
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import load_network
+from cnnvis_cli.stages.common.network_loading import load_network
 
 METHODS = {"guided": "GuidedBackprop", "deconv": "Deconvolution"}
 UNITS = {"conv1": (0, 63), "conv2": (7,), "conv5": (3, 200), "fc6": (11,), "fc8": (0, 281, 999)}

@@ -48,7 +48,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import load_network
+from cnnvis_cli.stages.common.network_loading import load_network
 
 WHOLE = "cnnvis topk, whole command"
 Best = dict[str, list[float]]  # of each module, each channel's strongest activation

@@ -21,7 +21,8 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.topk import stage as topk
-from cnnvis_cli.stages.topk.worker import TopKJob, scan
+from cnnvis_cli.stages.topk.job import TopKJob
+from cnnvis_cli.stages.topk.worker import scan
 
 IMAGES, CLASSES = 1_281_167, 1000
 SECONDS, MEGABYTES = 5, 300

@@ -21,7 +21,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Layer, Preprocessing
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import load_network
+from cnnvis_cli.stages.common.network_loading import load_network
 
 CAT = "cat.png"
 RUN = Path("run")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.ascent.starts import seed_of, uniform
 from cnnvis_cli.demo.network import DemoNet
 from cnnvis_cli.errors import Stopped, UsageError
@@ -64,7 +64,7 @@ def flags(tmp_path: Path) -> Flags:
 def network() -> DemoNet:
     """Return the bundled network, loaded by hand, none of its modules working in place."""
     module = DemoNet(24)
-    folder = Path(cnnvis_cli.network.__file__).parent
+    folder = Path(cnnvis_cli.demo.__file__).parent
     module.load_state_dict(load_file(folder / "demo.safetensors"))
     for part in module.modules():
         if isinstance(part, torch.nn.ReLU):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.ascent.climb import Ascent, Evaluate, climb
 from cnnvis_cli.demo.network import DemoNet
 from cnnvis_cli.errors import Stopped, UsageError
@@ -58,7 +58,7 @@ def flags(tmp_path: Path) -> dict[str, Any]:
 def network() -> DemoNet:
     """Return the bundled network, loaded by hand."""
     module = DemoNet(24)
-    folder = Path(cnnvis_cli.network.__file__).parent
+    folder = Path(cnnvis_cli.demo.__file__).parent
     module.load_state_dict(load_file(folder / "demo.safetensors"))
     return module.eval()
 

@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.demo.network import DemoNet
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
 from cnnvis_cli.settings import ProjectPlan
 from cnnvis_cli.stages.common import dataset_images as images
-from cnnvis_cli.stages.project.stage import group_of
+from cnnvis_cli.stages.project.job import group_of
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 MODULES = {
@@ -39,7 +39,7 @@ K = 4
 def network(method: str) -> DemoNet:
     """Return the bundled network; its rectifiers go back by the rule that the papers state."""
     net = DemoNet(24)
-    folder = Path(cnnvis_cli.network.__file__).parent
+    folder = Path(cnnvis_cli.demo.__file__).parent
     net.load_state_dict(load_file(folder / "demo.safetensors"))
 
     def deconv(_module: nn.Module, _into: Any, back: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -207,9 +207,7 @@ def test_a_stopped_run_carries_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "cnnvis_cli.stages.project.stage._BLOCK", 4 * K * 7 * 7 * 3 * 2
-    )  # four units
+    monkeypatch.setattr("cnnvis_cli.stages.project.job._BLOCK", 4 * K * 7 * 7 * 3 * 2)  # four units
     scanned |= {"layer": ("conv1",)}
     do("project", **scanned)
     path = tmp_path / "run" / "projected" / "conv1.h5"
@@ -408,7 +406,7 @@ def test_a_stopped_map_carries_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cnnvis_cli.stages.project.stage._BLOCK", 2 * K * 112 * 112 * 3 * 2)
+    monkeypatch.setattr("cnnvis_cli.stages.project.job._BLOCK", 2 * K * 112 * 112 * 3 * 2)
     scanned |= {"layer": ("conv5",), "units": "0-5", "project__start": "map"}
     do("project", **scanned)
     path = tmp_path / "run" / "projected" / "conv5.h5"

@@ -18,7 +18,8 @@ from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.project.stage import Projections, Slots
+from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.project.job import Projections
 from cnnvis_cli.store.files import LayerTopK, boxes
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk import TopK
@@ -204,8 +205,8 @@ def made(
     found = network.layer(layer)
     top = top_of(network, layer, told)
     projections = Projections(session, found, method, top, "")
-    for slots, whole in projections._batches(Slots.of(top, CHANNELS)):
-        yield slots, projections._back(slots, whole, IMAGES.__getitem__)
+    for slots, whole in projections.batching.batches(Slots.of(top, CHANNELS)):
+        yield slots, projections.backward.project(slots, whole, IMAGES.__getitem__)
 
 
 @pytest.mark.parametrize("cost", [-1, 1e9], ids=["windows", "whole input"])
@@ -214,7 +215,7 @@ def made(
 def test_every_place_is_as_told(
     method: str, layer: str, cost: float, net: Traps, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("cnnvis_cli.stages.project.stage.PASS", cost)
+    monkeypatch.setattr("cnnvis_cli.stages.project.batching.PASS", cost)
     told = [Told(net, image, method, False) for image in IMAGES]
     seen = 0
     for slots, frames in made(net, tmp_path, layer, method, ProjectPlan(), told):

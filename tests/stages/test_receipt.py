@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.stages.run import receipt
 from cnnvis_cli.store.publish import publishing_hdf5
 
 Call = Callable[..., Any]
-WEIGHTS = Path(cnnvis_cli.network.__file__).parent / "demo.safetensors"
+WEIGHTS = Path(cnnvis_cli.demo.__file__).parent / "demo.safetensors"
 CHILD = """
 import sys
 from cnnvis_cli.cli import _code

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnvis_cli.stages.common.blocks import Blocks
-from cnnvis_cli.stages.project import stage as project_stage
+from cnnvis_cli.stages.project import job as project_job
 from cnnvis_cli.store.files import Header, Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
 
@@ -26,7 +26,7 @@ STAGES = ("topk images", "optimize", "project")
 @pytest.fixture(autouse=True)
 def small(plans: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plans, and projections in blocks of a few channels, so that there are some to share."""
-    monkeypatch.setattr(project_stage, "_BLOCK", 1 << 15)
+    monkeypatch.setattr(project_job, "_BLOCK", 1 << 15)
 
 
 def whole(cnnvis: Call) -> Path:

@@ -19,7 +19,7 @@ from cnnvis_cli.network import tally
 from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Axis, Layer, ReceptiveField
 from cnnvis_cli.stages.topk.assemble import _groups, _results
-from cnnvis_cli.stages.topk.worker import Cut
+from cnnvis_cli.stages.topk.job import Cut
 from cnnvis_cli.store.files import LayerResult
 from cnnvis_cli.store.parts import Arrays
 from cnnvis_cli.store.topk import TopK
@@ -97,8 +97,8 @@ def part_of(case: Case, number: int) -> Arrays:
 
 
 def put_together(case: Case, sources: list[Shelf], room: int = 100) -> list[LayerResult]:
-    plan = {"k": case.k, "min": True}
-    return list(_results(plan, case.cut, _groups(LAYERS, room), sources))  # type: ignore[arg-type]
+    identity = {"k": case.k, "min": True}
+    return list(_results(identity, case.cut, _groups(LAYERS, room), sources))  # type: ignore[arg-type]
 
 
 def sorted_places(case: Case, layer: Layer, channel: int, sign: int) -> list[Slot]:

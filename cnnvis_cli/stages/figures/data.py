@@ -21,7 +21,7 @@ from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.project.stage import group_of
+from cnnvis_cli.stages.project.job import group_of
 from cnnvis_cli.store.files import Images, LayerTopK, OptimizedFile, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.run import Record
 

@@ -35,14 +35,11 @@ from cnnvis_cli.figure.tone import RULES, toned
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
-from cnnvis_cli.stages.optimize.stage import MEMORY, LayerOptimization, calibrate_all, known_styles
-from cnnvis_cli.stages.optimize.worker import (
-    LayerSetup,
-    OptimizeJob,
-    OptimizeTask,
-    Steps,
-    optimize_blocks,
-)
+from cnnvis_cli.stages.optimize.calibration import MEMORY, calibrate_all
+from cnnvis_cli.stages.optimize.job import LayerOptimization
+from cnnvis_cli.stages.optimize.setup import LayerSetup
+from cnnvis_cli.stages.optimize.styles import known_styles
+from cnnvis_cli.stages.optimize.worker import OptimizeJob, OptimizeTask, Steps, optimize_blocks
 from cnnvis_cli.store.files import SearchFile
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.publish import publish
@@ -147,9 +144,9 @@ class Search:
         assert isinstance(ready.style.step, Constant)
         rate = ready.style.step.rate
         described = {"identity": self.session.identity, "record": self.record, "rate": rate}
-        plan = digest(described)
-        name = f"{self.layer.alias}-{self.name}-{plan}"
-        parts = Parts(self.session.run.parts("search", name), plan)
+        key = digest(described)
+        name = f"{self.layer.alias}-{self.name}-{key}"
+        parts = Parts(self.session.run.parts("search", name), key)
         work = _work(self.session, self.climbs.setup)
         job = {"unit": "rows", "total": len(self.rows), "layer": self.layer.alias}
         parts.describe(described)

@@ -6,17 +6,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cnnvis_cli.ascent.calibrate import Probe, calibrate, probe_channels
 from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, Evaluate, climb
-from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import (
@@ -29,14 +26,14 @@ from cnnvis_cli.engine import (
     ahead,
     arithmetic,
     resolve_precision,
-    tensor_cores,
 )
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.network.trace import trace
-from cnnvis_cli.nouns import Box, Layer, Unit
+from cnnvis_cli.nouns import Box, Unit
 from cnnvis_cli.settings import Plan, Precision
-from cnnvis_cli.stages.common.session import network_on
+from cnnvis_cli.stages.common.network_loading import network_on
+from cnnvis_cli.stages.optimize.evaluation import TOLERANCES, evaluate_window, traced_evaluate
+from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.store.parts import Arrays, Parts
 
 BEAT = 8  # steps of a batch from one word about them to the next, or
@@ -60,24 +57,6 @@ class OptimizeTask(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LayerSetup:
-    """What the ascents of a layer have in common, whichever process makes them."""
-
-    layer: Layer
-    box: Box  # the canvas, in the input
-    objective: Objective
-    size: int  # of a batch
-    names: tuple[str, ...] = ()  # of targets that are no channels
-    given: Tensor | None = None  # (3, h, w) the start that the plan names, if it is an image
-
-    @property
-    def targets(self) -> int:
-        """How many targets there are: the layer's channels, or directions."""
-        directions = self.objective.directions
-        return self.layer.channels if directions is None else len(directions)
-
-
-@dataclass(frozen=True)
 class OptimizeJob:
     """What every process must know; a copy in another process loads the network anew."""
 
@@ -92,7 +71,7 @@ class OptimizeJob:
     )  # traced already, by network and size
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "network": None, "looks": {}, "checked": set()}
+        return {**self.__dict__, "network": None, "evaluations": {}, "checked": set()}
 
     def describe(self, number: int) -> str:
         """A job's name for a person."""
@@ -143,49 +122,6 @@ class OptimizeJob:
         if self.plan.optimize.start == "uniform":
             return uniform(seed, size, network.mean.cpu())
         return noise(seed, size)
-
-
-def evaluate_window(
-    network: Network, setup: LayerSetup, box: Box, x: Tensor, targets: Tensor
-) -> Any:
-    """One pass, followed as the network runs: values (B,), leads (B,), gradient (B, 3, h, w)."""
-    x = x.detach().requires_grad_()
-    maps, (top, left) = network.values(setup.layer, box, x)
-    row, column = setup.layer.centre
-    climbed, value, leads = setup.objective(maps.to(x.dtype), targets, (row - top, column - left))
-    (gradient,) = torch.autograd.grad(climbed.sum(), x)
-    return value.detach(), leads, gradient
-
-
-def traced_evaluate(
-    network: Network, setup: LayerSetup, size: int, precision: Precision
-) -> Evaluate:
-    """The pass of a batch without the network's modules and autograd."""
-    x = torch.zeros(size, 3, *setup.box.size, device=network.device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    targets = torch.zeros(size, dtype=torch.long, device=network.device)
-    with arithmetic(precision, network.device):
-        traced = trace(partial(evaluate_window, network, setup, setup.box), x, targets)
-
-    def evaluate(x: Tensor, targets: Tensor) -> Any:
-        with tensor_cores(precision, network.device):
-            return traced(x, targets)
-
-    return evaluate if precision == "tf32" else traced
-
-
-class Tolerance(NamedTuple):
-    """How far a traced pass may be from the whole network's: shares of the largest."""
-
-    value: float
-    gradient: float
-
-
-TOLERANCES: dict[Precision, Tolerance] = {
-    "float32": Tolerance(1e-3, 1e-2),
-    "tf32": Tolerance(2e-2, 1e-1),
-    "bf16": Tolerance(1e-1, 0.3),  # of 1.4 for a gradient of another unit, 1 for none
-}
 
 
 def check_pass(work: OptimizeJob, network: Network) -> None:
@@ -260,7 +196,7 @@ def optimize_blocks(
 def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> Batch:
     """A batch of ascents on a worker slot's device, whose steps are one launch each on a GPU."""
     run = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
-    pulse = _Pulse(settings.get("room") or size, emit)
+    pulse = _Pulse(settings.get("max_active") or size, emit)
     steady = worker_slot.device.type == "cuda"
     return Batch(size, steady=steady, run=run, on_step=pulse, **settings)
 
@@ -351,64 +287,3 @@ def block_arrays(
 def history_length(style: Style, every: int) -> int:
     """How many values of an ascent are kept."""
     return math.ceil(style.iterations / every)
-
-
-@dataclass(frozen=True)
-class Calibrations:
-    """Layers and styles whose steps are to be found, each a piece of work."""
-
-    works: tuple[OptimizeJob, ...]
-    styles: tuple[Style, ...]
-
-
-class Found(NamedTuple):
-    """Told: the style with the step that suits the layer."""
-
-    number: int
-    style: Style
-
-
-PROBES = 8  # ascents a batch of a probe
-
-
-def find_steps(
-    work: Calibrations, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
-) -> None:
-    """Calibrate the steps of these numbers."""
-    for number in numbers:
-        emit(Found(number, calibrated(work.works[number], work.styles[number], worker_slot, emit)))
-        emit(TaskDone(number))
-
-
-def probing(work: OptimizeJob) -> OptimizeJob:
-    """The work of a probe: each ascent by itself."""
-    objective = replace(work.setup.objective, diversity=0.0, run_group=1)
-    return replace(
-        work, setup=replace(work.setup, objective=objective), evaluations={}, checked=set()
-    )
-
-
-def calibrated(work: OptimizeJob, style: Style, worker_slot: WorkerSlot, emit: Emit) -> Style:
-    """The style with the step that suits the layer; see `ascent.calibrate`."""
-    network, setup = work.on(worker_slot.device), work.setup
-    evaluate = work.evaluate(network, PROBES)
-    chosen = [work.tasks(network, style, target)[0] for target in probe_channels(setup.targets)]
-    start = torch.stack([task.start for task in chosen]).to(network.device)
-
-    def ascend(probe: Style) -> list[Ascent]:
-        tasks = [[replace(task, style=probe)] for task in chosen]
-        batch = batch_on(worker_slot, PROBES, emit, last=True)
-        found = {ascent.key: ascent for ascent in climb(evaluate, tasks, batch, network.mean)}
-        return [found[task.key] for task in chosen]
-
-    padded = start.new_zeros(PROBES, *start.shape[1:])
-    padded[: len(start)] = start
-    targets = torch.zeros(PROBES, dtype=torch.long, device=network.device)
-    wanted = torch.tensor([task.target for task in chosen], device=network.device)
-    targets[: len(start)] = wanted
-    padded = padded.contiguous(memory_format=torch.channels_last)
-    gradient = evaluate(padded, targets)[2][: len(start)]
-    sizes = gradient.flatten(1).pow(2).mean(dim=1).sqrt()
-    live = sizes[sizes > 0]
-    typical = float(live.median()) if len(live) else 0.0
-    return calibrate(style, Probe(start, network.mean.cpu(), typical, ascend))

@@ -17,16 +17,17 @@ from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.blocks import Blocks
-from cnnvis_cli.stages.common.session import header_of, outline, outlined
-from cnnvis_cli.stages.project.stage import by_channel
+from cnnvis_cli.stages.common.network_loading import outline, outlined
+from cnnvis_cli.stages.common.session import header_of
+from cnnvis_cli.stages.project.job import by_channel
 from cnnvis_cli.stages.topk.assemble import (
     COLUMNS,
     MANIFEST,
     announce_result,
     finish,
     is_done,
-    parts_of,
 )
+from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.store.files import Optimized, OptimizedFile, Projected, ProjectedFile, TopKFile
 from cnnvis_cli.store.parts import Arrays, Parts, described
 from cnnvis_cli.store.publish import publish
@@ -246,7 +247,7 @@ class _Shard:
     """A run directory that contains some parts of a top-k."""
 
     run: Run
-    plan: Record
+    identity: Record
     parts: Parts
     manifest: Manifest
 
@@ -256,17 +257,19 @@ def _join_topk(
 ) -> None:
     first = shards[0]
     for shard in shards[1:]:
-        if shard.plan != first.plan:
+        if shard.identity != first.identity:
             raise UsageError(
                 f"{shard.run.path} and {first.run.path} are of different plans: "
-                f"{differences(first.plan, shard.plan)}"
+                f"{differences(first.identity, shard.identity)}"
             )
-    file, manifest = TopKFile(target.topk), first.manifest
-    if not is_done(file, first.plan):
-        sources = [shard.parts for shard in shards]
-        finish(target, first.plan, manifest, network.choose(first.plan["layers"]), sources, report)
-    target.note("dataset", {"path": str(manifest.root), "digest": manifest.digest})
-    parts_of(target, first.plan).clear()  # of shards that shared this directory
+    file, job = (
+        TopKFile(target.topk),
+        TopKJob.of(target, first.identity, first.manifest, plan, network),
+    )
+    if not is_done(file.path, file.identity(), job.identity):
+        finish(target, job, [shard.parts for shard in shards], report)
+    target.note("dataset", {"path": str(first.manifest.root), "digest": first.manifest.digest})
+    job.parts.clear()  # of shards that shared this directory
     announce_result(file, target, plan.topk.max_unreadable, report)
 
 

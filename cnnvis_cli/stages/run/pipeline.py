@@ -9,7 +9,8 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montage import check_kinds, montage
 from cnnvis_cli.stages.gallery.stage import gallery
 from cnnvis_cli.stages.optimize.search import search
-from cnnvis_cli.stages.optimize.stage import asked_styles, optimize
+from cnnvis_cli.stages.optimize.stage import optimize
+from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.project.stage import check_ways_back, project
 from cnnvis_cli.stages.topk.stage import topk
 

@@ -27,8 +27,10 @@ from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.dataset_images import dataset_path, image_reader
-from cnnvis_cli.stages.common.session import Session, load_network, planned_for
-from cnnvis_cli.stages.project.stage import TOLERANCE, Made, Projections, group_of
+from cnnvis_cli.stages.common.network_loading import load_network, planned_for
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.project.backward_pass import TOLERANCE
+from cnnvis_cli.stages.project.job import Made, Projections, group_of
 from cnnvis_cli.store.files import OptimizedFile, ProjectedFile, TopKFile
 from cnnvis_cli.store.publish import intact
 from cnnvis_cli.store.run import Run, differences

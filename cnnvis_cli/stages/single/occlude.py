@@ -30,7 +30,8 @@ from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import Session, network_on
+from cnnvis_cli.stages.common.network_loading import network_on
+from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import TopImages, projected_of
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
 from cnnvis_cli.stages.single.inputs import (
@@ -83,7 +84,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
             meter.add(1)
 
     work = OccludeJob(_there(session), session)
-    run_tasks(partial(occlude_images, work), pool, numbers, on_event, work.called)
+    run_tasks(partial(occlude_images, work), pool, numbers, on_event, work.describe)
     meter.end()
 
 
@@ -110,7 +111,7 @@ class OccludeJob:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}
 
-    def called(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         """Return an image's name for messages."""
         return InputImages(self.plan.occlude.images).path(number)
 

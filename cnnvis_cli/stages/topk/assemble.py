@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
-from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report, printable
-from cnnvis_cli.stages.topk.worker import Cut
+from cnnvis_cli.stages.topk.job import Cut, TopKJob
 from cnnvis_cli.store.files import Images, LayerResult, TopKFile
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.publish import publish
@@ -29,35 +28,28 @@ class Missing(CnnvisError):
     """A part of a top-k is missing or damaged."""
 
 
-def parts_of(run: Run, plan: Record) -> Parts:
-    """Return where a run keeps the finished parts of this plan."""
-    name = digest(plan)
-    return Parts(run.parts("topk", name), name)
-
-
-def is_done(file: TopKFile, plan: Record) -> bool:
-    """Return whether the file has the requested content; raise `UsageError` for another plan."""
-    have = file.identity()
+def is_done(path: Path, have: Record | None, identity: Record) -> bool:
+    """Return whether the file has the requested content; raise `UsageError` for another one."""
     if have is None:
         return False
-    own = {"layers": plan["layers"], "device": plan["device"]}  # on any device
-    if have | own != plan or not set(plan["layers"]) <= set(have["layers"]):
+    own = {"layers": identity["layers"], "device": identity["device"]}  # on any device
+    if have | own != identity or not set(identity["layers"]) <= set(have["layers"]):
         raise UsageError(
-            f"{file.path} belongs to another plan: {differences(have, plan)}; choose another --run"
+            f"{path} belongs to another plan: {differences(have, identity)}; choose another --run"
         )
     return True
 
 
-def leave_for_merge(run: Run, plan: Record, manifest: Manifest) -> None:
+def leave_for_merge(job: TopKJob) -> None:
     """Store with a shard's parts what `merge` needs."""
-    parts = parts_of(run, plan)
+    manifest, parts = job.manifest, job.parts
     if MANIFEST in parts:
         return
     names = [_encoded(name) for name in manifest.classes]
     about = {"classes": names, "root": [_encoded(str(manifest.root.resolve()))]}
     texts = {name: np.array(values, "S") for name, values in about.items()}
     columns = {name: getattr(manifest, name) for name in COLUMNS}
-    record = np.array([json.dumps(plan, sort_keys=True).encode()])
+    record = np.array([json.dumps(job.identity, sort_keys=True).encode()])
     parts[MANIFEST] = {**columns, **texts, "plan": record}
 
 
@@ -65,24 +57,17 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def finish(
-    run: Run,
-    plan: Record,
-    manifest: Manifest,
-    layers: Sequence[Layer],
-    sources: Sequence[Parts],
-    report: Report,
-) -> None:
+def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> None:
     """Add up the parts, in their order, and publish skipped.tsv and topk.h5.
 
     Raise `Missing`, naming a part that none of the `sources` has intact; unless another process
     (without locks) has already published topk.h5 and removed the parts.
     """
-    with _unless_published(run, plan):
+    manifest, cut = job.manifest, job.cut
+    with _unless_published(run, job.identity):
         skipped = np.zeros(len(manifest), np.bool_)
         crcs = np.zeros(len(manifest), np.uint32)
         reasons: dict[int, str] = {}
-        cut = Cut(len(manifest), plan["batch_size"])
         about = ("crc", "failures", "reasons")
         for number, part in enumerate(report.each(_all_parts(cut, sources, about))):
             images = cut.images_of(number)
@@ -96,28 +81,28 @@ def finish(
             manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
         )
         room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
-        results = _results(plan, cut, _groups(layers, room), sources)
-        TopKFile(run.topk).publish(plan, listed, report.each(results))
+        results = _results(job.identity, cut, _groups(job.layers, room), sources)
+        TopKFile(run.topk).publish(job.identity, listed, report.each(results))
 
 
 @contextmanager
-def _unless_published(run: Run, plan: Record) -> Iterator[None]:
+def _unless_published(run: Run, identity: Record) -> Iterator[None]:
     """Ignore a missing part in this block if topk.h5 exists meanwhile."""
     try:
         yield
     except Missing:
-        if not is_done(TopKFile(run.topk), plan):
+        if not is_done(run.topk, TopKFile(run.topk).identity(), identity):
             raise
 
 
 def _results(
-    plan: Record, cut: Cut, groups: Iterable[list[Layer]], sources: Sequence[Parts]
+    identity: Record, cut: Cut, groups: Iterable[list[Layer]], sources: Sequence[Parts]
 ) -> Iterator[LayerResult]:
     """Yield the results layer by layer; the parts are read once per group of layers."""
     first = 0
     for group in groups:
         last = first + sum(layer.channels for layer in group)
-        account = Account(first, last, plan["k"], plan["min"])
+        account = Account(first, last, identity["k"], identity["min"])
         for part in _all_parts(cut, sources):
             account.add(part)
         for layer in group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cnnvis_cli.dataset.decode_on_gpu import check_decoder
@@ -17,9 +17,9 @@ from cnnvis_cli.stages.topk.assemble import (
     finish,
     is_done,
     leave_for_merge,
-    parts_of,
 )
-from cnnvis_cli.stages.topk.worker import Cut, Step, TopKJob, scan
+from cnnvis_cli.stages.topk.job import Cut, TopKJob
+from cnnvis_cli.stages.topk.worker import Step, scan
 from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.run import Record
 
@@ -39,29 +39,21 @@ def topk(session: Session) -> None:
     dataset = dataset_path(session)
     manifest = Manifest.scan(dataset)
     file = TopKFile(session.run.topk)
-    plan = _identity(session, manifest, devices[0].type, file.identity() or {})
-    parts = parts_of(session.run, plan)
-    if not is_done(file, plan):
-        _scan(session, _work(session, manifest, plan))
+    have = file.identity()
+    identity = _identity(session, manifest, devices[0].type, have or {})
+    job = TopKJob.of(session.run, identity, manifest, session.portable_plan, session.network)
+    if not is_done(file.path, have, identity):
+        _scan(session, job)
         if session.plan.shard is not None:
-            leave_for_merge(session.run, plan, manifest)
-            _tell_shard(session, Cut(len(manifest), plan["batch_size"]))
+            leave_for_merge(job)
+            _tell_shard(session, job.cut)
             return
         with session.timed("topk"):
-            finish(session.run, plan, manifest, session.layers, [parts], session.report)
-    parts.clear()
+            finish(session.run, job, [job.parts], session.report)
+    job.parts.clear()
     record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
     session.run.note("dataset", record)
     announce_result(file, session.run, session.plan.topk.max_unreadable, session.report)
-
-
-def _work(session: Session, manifest: Manifest, plan: Record) -> TopKJob:
-    cut = Cut(len(manifest), plan["batch_size"])
-    parts = parts_of(session.run, plan)
-    manifest = replace(manifest, root=manifest.root.absolute())
-    return TopKJob(
-        session.portable_plan, manifest, parts, tuple(plan["layers"]), cut, session.network
-    )
 
 
 def _identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
@@ -121,13 +113,13 @@ class Pace:
         }
 
 
-def _scan(session: Session, work: TopKJob) -> None:
+def _scan(session: Session, job: TopKJob) -> None:
     """Compute and keep every part of this shard that is not there yet."""
-    pending = [n for n in session.plan.share(work.cut.count) if n not in work.parts]
+    pending = [n for n in session.plan.share(job.cut.count) if n not in job.parts]
     if not pending:
         return
-    pool = session.pool(_need(session, work.cut.size))
-    meter = session.report.meter("topk", sum(len(work.cut.images_of(n)) for n in pending), "images")
+    pool = session.pool(_need(session, job.cut.size))
+    meter = session.report.meter("topk", sum(len(job.cut.images_of(n)) for n in pending), "images")
     pace = Pace(min(len(pool), len(pending)))
 
     def on_event(message: Any) -> None:
@@ -137,10 +129,10 @@ def _scan(session: Session, work: TopKJob) -> None:
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
 
     load_loops()  # what this process has, the forked ones have as well
-    job = {"total": work.cut.images, "size": work.cut.length * work.cut.size}
-    session.announce("topk", {"images": {**job, "parts": work.parts.folder.name}})
+    about = {"total": job.cut.images, "size": job.cut.length * job.cut.size}
+    session.announce("topk", {"images": {**about, "parts": job.parts.folder.name}})
     with session.timed("topk") as facts:
-        run_tasks(functools.partial(scan, work), pool, pending, on_event, work.describe)
+        run_tasks(functools.partial(scan, job), pool, pending, on_event, job.describe)
         facts.update(pace.record())
     meter.end()
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.dataset.batches import Batch, Batches
-from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.engine import (
     Aside,
     Emit,
@@ -27,8 +26,7 @@ from cnnvis_cli.engine import (
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.session import network_on
+from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.store.parts import Parts
 
 
@@ -41,87 +39,30 @@ class Step(NamedTuple):
     waited: float
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How images are cut into batches and these into parts; it follows from the plan alone.
-
-    Some 500 parts, but parts of up to four batches where there are few: a part costs a file and
-    is what is lost when the power goes, and parts have to divide evenly over processes.
-    """
-
-    images: int
-    size: int  # images a batch
-
-    @property
-    def batches(self) -> int:
-        return -(-self.images // self.size)
-
-    @property
-    def length(self) -> int:
-        """Batches a part."""
-        return max(-(-self.batches // 512), min(4, -(-self.batches // 8)))
-
-    @property
-    def count(self) -> int:
-        """Parts in all."""
-        return -(-self.batches // self.length)
-
-    def batches_of(self, part: int) -> range:
-        return range(part * self.length, min((part + 1) * self.length, self.batches))
-
-    def images_of(self, part: int) -> range:
-        batches = self.batches_of(part)
-        return range(batches.start * self.size, min(batches.stop * self.size, self.images))
-
-
-@dataclass(frozen=True)
-class TopKJob:
-    """What every process must know; a copy in another process loads the network anew."""
-
-    plan: Plan
-    manifest: Manifest
-    parts: Parts
-    layers: tuple[str, ...]  # aliases
-    cut: Cut
-    network: Network | None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "network": None}
-
-    def describe(self, part: int) -> str:
-        """A part's name for a person: its first and last image."""
-        images = self.cut.images_of(part)
-        first, last = self.manifest.path(images.start), self.manifest.path(images.stop - 1)
-        return f"images {images.start} to {images.stop - 1} ({first} to {last})"
-
-    def on(self, device: torch.device) -> Network:
-        """The network on a worker slot's device."""
-        return network_on(device, self.plan, self.network)
-
-    def reader(self, network: Network, worker_slot: WorkerSlot, emit: Emit) -> Batches:
-        """What reads and decodes images for a worker slot; says so where shared memory is short."""
-        decode, on_gpu = self.plan.topk.decode, worker_slot.device.type == "cuda"
-        reader = Batches(
-            self.manifest,
-            network.preprocessing,
-            self.cut.size,
-            worker_slot.decoders,
-            fast=decode == "fast",
-            pin=on_gpu and decode != "gpu",
-            gpu=worker_slot.device if decode == "gpu" else None,
+def reader_of(work: TopKJob, network: Network, worker_slot: WorkerSlot, emit: Emit) -> Batches:
+    """What reads and decodes images for a worker slot; says so where shared memory is short."""
+    decode, on_gpu = work.plan.topk.decode, worker_slot.device.type == "cuda"
+    reader = Batches(
+        work.manifest,
+        network.preprocessing,
+        work.cut.size,
+        worker_slot.decoders,
+        fast=decode == "fast",
+        pin=on_gpu and decode != "gpu",
+        gpu=worker_slot.device if decode == "gpu" else None,
+    )
+    decoders = cores() if work.plan.workers is None else work.plan.workers
+    free, wanted = shared_memory(), reader.ahead * decoders  # of all worker slots together
+    if not worker_slot.decoders or decode == "gpu" or wanted < free:
+        return reader
+    emit(
+        Notice(
+            f"/dev/shm has {free >> 20} MB free and {decoders} decoding processes want "
+            f"{wanted >> 20}: images come through pipes, which is slower; in a container, give "
+            "it more (docker run --shm-size 2g)"
         )
-        decoders = cores() if self.plan.workers is None else self.plan.workers
-        free, wanted = shared_memory(), reader.ahead * decoders  # of all worker slots together
-        if not worker_slot.decoders or decode == "gpu" or wanted < free:
-            return reader
-        emit(
-            Notice(
-                f"/dev/shm has {free >> 20} MB free and {decoders} decoding processes want "
-                f"{wanted >> 20}: images come through pipes, which is slower; in a container, give "
-                "it more (docker run --shm-size 2g)"
-            )
-        )
-        return replace(reader, pipes=True)
+    )
+    return replace(reader, pipes=True)
 
 
 def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
@@ -130,12 +71,11 @@ def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: E
     The next part is begun while the last one is still being written.
     """
     network = work.on(worker_slot.device)
-    layers = network.choose(work.layers)
-    cut = work.cut
+    layers, cut = work.layers, work.cut
     batches = (batch for number in numbers for batch in cut.batches_of(number))
-    read = work.reader(network, worker_slot, emit).read(batches)
+    read = reader_of(work, network, worker_slot, emit).read(batches)
     precision = work.plan.topk.precision
-    account, first = _Part(work, layers, worker_slot.device), True
+    account, first = _Part(work, worker_slot.device), True
 
     def see(layer: Layer, output: Tensor) -> None:
         account.tally.see(layer, output, slots, layer.alias in rectified)
@@ -158,16 +98,16 @@ def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: E
             part = batch.number // cut.length
             if batch.number + 1 == cut.batches_of(part).stop:
                 keeper.keep(part, account.arrays())
-                account = _Part(work, layers, worker_slot.device)
+                account = _Part(work, worker_slot.device)
         keeper.settle()
 
 
 class _Part:
     """What is known of one part so far."""
 
-    def __init__(self, work: TopKJob, layers: tuple[Layer, ...], device: torch.device) -> None:
+    def __init__(self, work: TopKJob, device: torch.device) -> None:
         settings = work.plan.topk
-        self.tally = Tally(layers, settings.k, settings.min, device)
+        self.tally = Tally(work.layers, settings.k, settings.min, device)
         self._failures: dict[int, str] = {}
         self._crcs: list[Any] = []
 

@@ -1,0 +1,171 @@
+"""The ascents of one layer in one style: what is asked for, and what is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from cnnvis_cli.ascent.climb import Outcome
+from cnnvis_cli.ascent.steps import Constant
+from cnnvis_cli.ascent.styles import Style
+from cnnvis_cli.digests import digest
+from cnnvis_cli.engine import (
+    resolve_precision,
+)
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.nouns import Layer
+from cnnvis_cli.stages.common.blocks import Takes
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
+from cnnvis_cli.stages.optimize.start import start_record
+from cnnvis_cli.stages.optimize.styles import variant
+from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.parts import Parts
+from cnnvis_cli.store.run import Record, differences
+
+
+@dataclass(frozen=True)
+class LayerOptimization:
+    """The ascents of one layer in one style: what is asked for, and what is there."""
+
+    session: Session
+    setup: LayerSetup
+    style: Style
+    file: OptimizedFile
+
+    @classmethod
+    def of(cls, session: Session, layer: Layer, style: Style) -> LayerOptimization:
+        file = OptimizedFile(session.run.optimized(layer.alias))
+        return cls(session, setup_of(session, layer), style, file)
+
+    @property
+    def group(self) -> str:
+        """Where the file keeps it."""
+        return self.style.name + variant(self.session.plan.optimize)
+
+    @property
+    def record(self) -> Record:
+        """What decides the pictures of a unit; a style that was made otherwise is refused."""
+        settings = self.session.plan.optimize
+        return {
+            **self.style.parameters(),
+            "step": settings.step,
+            "policy": self.style.parameters()["step"],
+            "seed": self.session.plan.seed,
+            "runs": settings.runs,
+            "batch_size": self.setup.size,
+            "canvas": list(self.setup.box.size),
+            "objective": "mean" if settings.mean else "centre",
+            "softmax": settings.softmax,
+            "minimise": settings.minimise,
+            "diversity": settings.diversity,
+            "start": start_record(settings.start),
+            "precision": resolve_precision(settings.precision, self.session.device),
+            "device": self.session.device.type,
+            "history": settings.history,
+            **({"targets": list(self.setup.names)} if self.setup.names else {}),
+        }
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The targets that the plan asks for."""
+        if self.setup.names:
+            return tuple(range(self.setup.targets))
+        return self.session.units(self.setup.layer)
+
+    @property
+    def takes(self) -> Takes:
+        """Which blocks of them are for this shard."""
+        return self.session.takes(self.setup.layer)
+
+    @property
+    def done(self) -> list[int]:
+        """Targets that are in the file; raises `UsageError` if it is of another plan."""
+        held = self.file.styles().get(self.group)
+        if held is None:
+            return []
+        if _asked_for(held) != _asked_for(self.record):
+            raise UsageError(
+                f"{self.file.path} holds style {self.group} of another plan: "
+                f"{differences(_asked_for(held), _asked_for(self.record))}; choose another --run"
+            )
+        units: list[int] = self.file.units(self.group).tolist()
+        return units
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to do."""
+        return not set(self.asked) <= set(self.done)
+
+    @property
+    def job(self) -> tuple[str, Record]:
+        """For `cnnvis status`: what is to be done, and where it will be."""
+        alias, group = self.setup.layer.alias, self.group
+        units = {*self.asked, *self.done}
+        job = {"unit": "units", "total": len(units), "layer": alias, "group": group}
+        return f"{alias} style {group}", {**job, "parts": f"{alias}-{group}-*"}
+
+    @property
+    def settled(self) -> Style | None:
+        """The style with its step, where none has to be found (any more)."""
+        held = self.file.styles().get(self.group, {}).get("policy", {})
+        calibrates = self.style.calibrates and self.session.plan.optimize.step == "calibrated"
+        if not calibrates or self.session.plan.optimize.softmax:
+            return self.style
+        return self.style.with_step(Constant(held["rate"])) if "rate" in held else None
+
+    @property
+    def parts(self) -> Parts:
+        """Where finished blocks are kept until the layer is done."""
+        alias = self.setup.layer.alias
+        key = digest(self.described)
+        folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{key}")
+        return Parts(folder, key)
+
+    @property
+    def kept_steps(self) -> Parts:
+        """Where a calibrated step is kept until the layer's first units are published."""
+        alias = self.setup.layer.alias
+        key = digest({**self.session.identity, **_asked_for(self.record), "layer": alias})
+        return Parts(self.session.run.parts("optimized", f"{alias}-{self.group}-step-{key}"), key)
+
+    def clear(self) -> None:
+        """Remove what a process that was killed has left of pieces that are published."""
+        replace(self, style=self.settled or self.style).parts.clear()
+        self.kept_steps.clear()
+
+    @property
+    def described(self) -> Record:
+        """All that decides what a block holds."""
+        return {
+            "identity": self.session.identity,
+            "record": self.record,
+            "layer": self.setup.layer.alias,
+            "group": self.group,
+        }
+
+    def summary(self) -> str:
+        """What was found, and why some images are grey."""
+        outcomes = self.file.read(self.group, "outcome")
+        counts = Counter(outcomes.ravel().tolist())
+        text = (
+            f"{self.file.path}: style {self.group}, {len(outcomes)} units; "
+            f"{counts[Outcome.LARGEST]} of {outcomes.size} images make their unit "
+            "the largest of its layer"
+        )
+        if self.session.plan.optimize.minimise:
+            text = text.replace("largest", "lowest")
+        if counts[Outcome.NO_GRADIENT]:
+            text += (
+                f"; {counts[Outcome.NO_GRADIENT]} are grey because no gradient reaches the "
+                "image: nothing that feeds the unit is on"
+            )
+        return text
+
+
+def _asked_for(record: Record) -> Record:
+    """A record without what calibration finds."""
+    asked = dict(record)
+    if asked.get("step") == "calibrated":
+        asked.pop("policy", None)
+    return asked

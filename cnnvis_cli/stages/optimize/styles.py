@@ -1,0 +1,71 @@
+"""The styles of a plan: which exist, and which of them it asks for."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cnnvis_cli.ascent.steps import Constant, Progress01
+from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_style
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.registry import unknown
+from cnnvis_cli.settings import OptimizePlan, Plan
+
+
+def asked_styles(plan: Plan) -> list[Style]:
+    """The styles of the plan; raises `UsageError` for one that does not exist."""
+    return [_asked(name, plan) for name in plan.optimize.style]
+
+
+def known_styles(plan: Plan) -> dict[str, Style]:
+    """All styles by name: the built-in ones, the run directory's own, and the plan's."""
+    kept = Path(plan.folder) / "styles.toml"
+    own = {**(_read_kept(kept) if kept.is_file() else {}), **plan.styles}
+    for name in own:
+        check_name(name)
+    return {**STYLES, **{name: read_style(name, table, "styles") for name, table in own.items()}}
+
+
+def _read_kept(path: Path) -> dict[str, Any]:
+    """The styles that a search has kept in the run directory."""
+    return dict(Plan.make(path, {}).styles)
+
+
+def _asked(name: str, plan: Plan) -> Style:
+    """The style as the plan wants it, its step not yet calibrated."""
+    settings, known = plan.optimize, known_styles(plan)
+    if name not in known:
+        raise unknown("style", name, known)
+    style = known[name]
+    if settings.iterations:
+        style = replace(style, iterations=settings.iterations)
+    if not style.calibrates:
+        if settings.start != "noise":
+            raise UsageError(f"--start {settings.start}: style {name} has a start of its own")
+        return style
+    if settings.step == "calibrated" and settings.softmax:
+        return style.with_step(SOFTMAX_STEP)
+    if settings.step in ("calibrated", "paper"):
+        return style
+    with suppress(ValueError):
+        rate = float(settings.step)
+        if 0 < rate < float("inf"):
+            return style.with_step(Constant(rate))
+    raise UsageError(f"--step {settings.step!r}: use calibrated, paper, or a number above 0")
+
+
+SOFTMAX_STEP = Progress01(max_rate=1e8, early=0.03, late=0.1)  # probabilities end at 1
+
+
+def variant(settings: OptimizePlan) -> str:
+    """What is added to a style's name where something else than a unit's value is climbed."""
+    asked = (
+        settings.mean,
+        settings.softmax,
+        settings.sum,
+        settings.direction,
+        settings.minimise,
+    )
+    return "".join(f"-{word}" for word, yes in zip(VARIANTS, asked, strict=True) if yes)

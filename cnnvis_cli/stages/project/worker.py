@@ -1,0 +1,96 @@
+"""One process's work in `cnnvis project`: blocks of channels, projected and stored as parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, ahead
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.dataset_images import Read, gather
+from cnnvis_cli.stages.common.network_loading import network_on
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.project.job import Projections
+from cnnvis_cli.store.files import LayerTopK
+from cnnvis_cli.store.parts import Parts
+from cnnvis_cli.store.run import Run
+
+
+class ProjectTask(NamedTuple):
+    """A block of channels of one of the pieces, and the part that stores it."""
+
+    piece: int
+    part: str
+    units: tuple[int, ...]
+
+
+class Piece(NamedTuple):
+    """A layer and a method, and where its blocks are stored."""
+
+    alias: str
+    method: str
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class ProjectJob:
+    """The data that every process needs; a copy in another process loads the network itself."""
+
+    plan: Plan
+    pieces: tuple[Piece, ...]
+    jobs: tuple[ProjectTask, ...]
+    tops: dict[str, LayerTopK]  # by layer
+    source: str  # digest of topk.h5
+    session: Session | None
+    read: Read | None = None  # for images that are already decoded
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None, "read": None}
+
+    def describe(self, number: int) -> str:
+        """Return a job's name for messages."""
+        piece, units = self.pieces[self.jobs[number].piece], self.jobs[number].units
+        return f"{piece.method} of {piece.alias} units {units[0]} to {units[-1]}"
+
+    def on(self, device: torch.device) -> list[Projections]:
+        """Return the pieces, for computing on a device."""
+        network = network_on(device, self.plan, self.session.network if self.session else None)
+        quiet = Report(quiet=True)
+        session = self.session or Session(self.plan, network, Run(self.plan.folder), quiet)
+        session = replace(session, network=network)
+        layers = {alias: network.choose((alias,))[0] for alias in self.tops}
+        return [
+            Projections(session, layers[alias], method, self.tops[alias], self.source)
+            for alias, method, _ in self.pieces
+        ]
+
+    def images(self, jobs: Sequence[ProjectTask]) -> NDArray[np.int64]:
+        """Return the images that some jobs need, sorted."""
+        tops = [(self.tops[self.pieces[job.piece].alias], list(job.units)) for job in jobs]
+        found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
+        images = np.unique(np.concatenate(found))
+        return images[images >= 0]
+
+
+def project_blocks(
+    work: ProjectJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
+) -> None:
+    """Make the blocks of these numbers, and store them as parts."""
+    pieces = work.on(worker_slot.device)
+
+    def readers() -> Iterator[tuple[int, Read]]:
+        for number in numbers:
+            images = work.images([work.jobs[number]])
+            yield number, work.read or gather(pieces[0].session, images)
+
+    for number, read in ahead(readers(), 1 if worker_slot.device.type == "cuda" else 0):
+        job = work.jobs[number]
+        arrays = pieces[job.piece].compute(job.units, read, emit)
+        work.pieces[job.piece].parts[job.part] = arrays
+        emit(TaskDone(number))

@@ -1,0 +1,89 @@
+"""What a top-k is made of: what decides its file, how its images are cut, where its parts are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.digests import digest
+from cnnvis_cli.network.network import Network
+from cnnvis_cli.nouns import Layer
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.network_loading import network_on
+from cnnvis_cli.store.parts import Parts
+from cnnvis_cli.store.run import Record, Run
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images are cut into batches and these into parts; it follows from the plan alone.
+
+    Some 500 parts, but parts of up to four batches where there are few: a part costs a file and
+    is what is lost when the power goes, and parts have to divide evenly over processes.
+    """
+
+    images: int
+    size: int  # images a batch
+
+    @property
+    def batches(self) -> int:
+        return -(-self.images // self.size)
+
+    @property
+    def length(self) -> int:
+        """Batches a part."""
+        return max(-(-self.batches // 512), min(4, -(-self.batches // 8)))
+
+    @property
+    def count(self) -> int:
+        """Parts in all."""
+        return -(-self.batches // self.length)
+
+    def batches_of(self, part: int) -> range:
+        return range(part * self.length, min((part + 1) * self.length, self.batches))
+
+    def images_of(self, part: int) -> range:
+        batches = self.batches_of(part)
+        return range(batches.start * self.size, min(batches.stop * self.size, self.images))
+
+
+@dataclass(frozen=True)
+class TopKJob:
+    """A top-k, made once for all who work at it; a copy in another process has no network."""
+
+    identity: Record  # all that decides what topk.h5 holds
+    manifest: Manifest
+    layers: tuple[Layer, ...]
+    parts: Parts
+    plan: Plan
+    network: Network | None
+
+    @classmethod
+    def of(
+        cls, run: Run, identity: Record, manifest: Manifest, plan: Plan, network: Network
+    ) -> TopKJob:
+        """Return the job whose finished parts are in this run."""
+        key = digest(identity)
+        layers = network.choose(tuple(identity["layers"]))
+        manifest = replace(manifest, root=manifest.root.absolute())
+        return cls(identity, manifest, layers, Parts(run.parts("topk", key), key), plan, network)
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(len(self.manifest), self.identity["batch_size"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "network": None}
+
+    def describe(self, part: int) -> str:
+        """A part's name for a person: its first and last image."""
+        images = self.cut.images_of(part)
+        first, last = self.manifest.path(images.start), self.manifest.path(images.stop - 1)
+        return f"images {images.start} to {images.stop - 1} ({first} to {last})"
+
+    def on(self, device: torch.device) -> Network:
+        """The network on a worker slot's device."""
+        return network_on(device, self.plan, self.network)
