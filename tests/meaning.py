@@ -22,7 +22,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import load_network, open_session
-from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile
 
 SHIFT = 4  # pixels, down and right
 BATCH = 20

@@ -21,8 +21,8 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session, open_session
 from cnnvis_cli.stages.project.stage import Projections, Slots, group_of
-from cnnvis_cli.store.files import LayerTopK, boxes
 from cnnvis_cli.store.topk import TopK
+from cnnvis_cli.store.topk_file import LayerTopK, boxes
 
 IMAGES = 256  # random ones
 

@@ -35,7 +35,7 @@ from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Axis, Layer, Preprocessing, ReceptiveField, Size, parse_units
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, PreprocessingPlan
-from cnnvis_cli.store.files import Header
+from cnnvis_cli.store.hdf5 import Header
 from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.validation import read_settings
 

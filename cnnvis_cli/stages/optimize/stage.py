@@ -49,7 +49,7 @@ from cnnvis_cli.stages.optimize.worker import (
     optimize_blocks,
     probing,
 )
-from cnnvis_cli.store.files import Optimized, OptimizedFile
+from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Record, differences
 

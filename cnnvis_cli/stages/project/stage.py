@@ -23,9 +23,10 @@ from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.common.blocks import Block, Blocks
 from cnnvis_cli.stages.common.dataset_images import Read, gather
 from cnnvis_cli.stages.common.session import Session, network_on
-from cnnvis_cli.store.files import LayerTopK, Projected, ProjectedFile, TopKFile, box_of
 from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.projected import Projected, ProjectedFile
 from cnnvis_cli.store.run import Record, Run, differences
+from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
 
 # Pixels of a batch's windows: on a CPU about 20 inputs of 224x224, or thousands of small ones.
 PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24}

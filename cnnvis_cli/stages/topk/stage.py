@@ -20,8 +20,8 @@ from cnnvis_cli.stages.topk.assemble import (
     parts_of,
 )
 from cnnvis_cli.stages.topk.worker import Cut, Step, TopKJob, scan
-from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.topk_file import TopKFile
 
 BATCH = {"cpu": 32, "cuda": 128}  # images; the defaults
 
