@@ -23,7 +23,7 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.network_loading import load_network
 from cnnvis_cli.stages.common.session import open_session
-from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile
 
 SHIFT = 4  # pixels, down and right
 BATCH = 20

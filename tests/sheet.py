@@ -22,7 +22,7 @@ import numpy as np
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session, open_session
-from cnnvis_cli.store.files import Optimized, OptimizedFile
+from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 
 UNITS, LAYER, RUNS = 4096, "fc6", 1
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile
 
 
 def lines(path: Path) -> list[str]:

@@ -43,16 +43,11 @@ from cnnvis_cli.stages.gallery.panes import (
     projections_pane,
     styles_held,
 )
-from cnnvis_cli.store.files import (
-    Array,
-    Images,
-    LayerTopK,
-    OptimizedFile,
-    ProjectedFile,
-    TopKFile,
-    box_of,
-)
+from cnnvis_cli.store.hdf5 import Array
+from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Run
+from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
 TITLES = {
     "optimized": "preferred, style {}",

@@ -23,8 +23,8 @@ from cnnvis_cli.stages.common.session import Session, open_session
 from cnnvis_cli.stages.project.backward_pass import BackwardPass
 from cnnvis_cli.stages.project.batching import Slots
 from cnnvis_cli.stages.project.job import Projections, group_of
-from cnnvis_cli.store.files import LayerTopK, boxes
 from cnnvis_cli.store.topk import TopK
+from cnnvis_cli.store.topk_file import LayerTopK, boxes
 
 IMAGES = 256  # random ones
 

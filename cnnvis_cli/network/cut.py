@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from cnnvis_cli.network.fields import Fields
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.observe import observing
 from cnnvis_cli.network.walk import Call, Map, tensors
 from cnnvis_cli.nouns import ReceptiveField, Size
 
@@ -59,32 +59,28 @@ class _Step:
     work: int  # up to its end
 
 
-class _Reads(TorchFunctionMode):
+class _Reads:
     """Records when each tensor was made, and which were read when."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.now = 0
         self.born: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.reads: list[tuple[int, int]] = []  # when the tensor was made, and when it was read
         self.work = 0  # multiplications so far
 
-    def __torch_function__(
-        self, func: Call, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def note(self, func: Call, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Record a function's call."""
         made = list(tensors(out))
         if not made:  # it only queries a tensor
-            return out
+            return
         self.now += 1
-        given = [t for t in tensors([args, kwargs or {}]) if t in self.born]
+        given = [t for t in tensors([args, kwargs]) if t in self.born]
         self.reads += [(self.born[t], self.now) for t in given]
         for tensor in made:
             self.born[tensor] = self.now
         if func in (F.conv2d, F.linear):
-            weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
             self.work += out.numel() * weight[0].numel()
-        return out
 
     def carries_all(self, step: _Step) -> bool:
         """Return whether nothing after a call reads a tensor made before its output."""
@@ -104,7 +100,7 @@ def cuts(network: Network) -> list[Cut]:
                     stack.callback(handle.remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(fields)
-        stack.enter_context(reads)
+        stack.enter_context(observing(reads.note))
         fields[blank], reads.born[blank] = Map(ReceptiveField()), 0
         network.module(blank)
     whole = ReceptiveField.whole(network.size)

@@ -13,19 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from cnnvis_cli.network.observe import observing
 from cnnvis_cli.nouns import Layer
-
-
-class _Counter(TorchFunctionMode):
-    """Counts the torch functions that are called."""
-
-    calls = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        return func(*args, **(kwargs or {}))
 
 
 def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> dict[str, nn.Module]:
@@ -35,17 +25,21 @@ def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> di
     be called only once, so that nothing sees the unrectified output and the ReLU rectifies nothing
     else.
     """
-    counter = _Counter()
+    calls = 0
     last: list[tuple[str, Tensor, int]] = []
     found: dict[str, nn.Module] = {}
     called: dict[nn.Module, int] = {}
 
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
     def after(alias: str) -> Any:
-        return lambda _module, _inputs, output: last.append((alias, output, counter.calls))
+        return lambda _module, _inputs, output: last.append((alias, output, calls))
 
     def before(relu: nn.Module, given: Any) -> None:
         called[relu] = called.get(relu, 0) + 1
-        if last and given and given[0] is last[-1][1] and counter.calls == last[-1][2]:
+        if last and given and given[0] is last[-1][1] and calls == last[-1][2]:
             found[last[-1][0]] = relu
 
     relus = [
@@ -57,7 +51,7 @@ def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> di
             hooks.callback(child.register_forward_hook(after(layer.alias)).remove)
         for relu in relus:
             hooks.callback(relu.register_forward_pre_hook(before).remove)
-        hooks.enter_context(counter)
+        hooks.enter_context(observing(count))
         hooks.enter_context(torch.inference_mode())
         module(inputs)
     return {alias: relu for alias, relu in found.items() if called[relu] == 1}

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.backward import NoRule, rectify
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.observe import observing
 from cnnvis_cli.network.operations import ROLES, Role
 from cnnvis_cli.network.walk import Call, tensors
 from cnnvis_cli.nouns import Box, Layer, Unit
@@ -298,14 +298,13 @@ def _back(question: Question, x: Tensor, of: Tensor, rule: str = "gradient") -> 
 _PLACEWISE = (Role.POINTWISE, Role.RECTIFIER, Role.CURVED)
 
 
-class _Followed(TorchFunctionMode):
+class _Followed:
     """Follows a map through operations on single places.
 
     `map` is the last state: any other use, by a convolution or a pooling, ends it.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.states: list[Tensor] = []
         self.over = False
 
@@ -316,19 +315,16 @@ class _Followed(TorchFunctionMode):
     def begin(self, output: Tensor) -> None:
         self.states, self.over = [output], False
 
-    def __torch_function__(
-        self, func: Call, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def note(self, func: Call, args: Any, kwargs: Any, out: Any) -> None:
+        """Record a function's call."""
         if self.states and not self.over and isinstance(out, Tensor) and self._uses(args, kwargs):
             if ROLES.get(func) in _PLACEWISE and out.shape[2:] == self.map.shape[2:]:
                 self.states.append(out)
             else:
                 self.over = True
-        return out
 
     def _uses(self, args: Any, kwargs: Any) -> bool:
-        given = tensors([args, kwargs or {}])
+        given = tensors([args, kwargs])
         return any(tensor is state for tensor in given for state in self.states)
 
 
@@ -339,7 +335,7 @@ def _following(network: Network, layer: Layer) -> Iterator[_Followed]:
     module = network.module.get_submodule(layer.module)
     handle = module.register_forward_hook(lambda _module, _inputs, out: followed.begin(out))
     try:
-        with followed:
+        with observing(followed.note):
             yield followed
     finally:
         handle.remove()

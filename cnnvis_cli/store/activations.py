@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.digests import digest
-from cnnvis_cli.store.files import stored_key
+from cnnvis_cli.store.hdf5 import stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import ACTIVATIONS, VERSION, storage

@@ -12,7 +12,9 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from heapq import merge
 from itertools import groupby, product
+from operator import itemgetter
 from typing import Any
 
 import h5py
@@ -93,3 +95,9 @@ def fletcher32(content: bytes) -> int:
 def _folded(total: int) -> int:
     """A sum whose carries are added again: 0 only for nothing."""
     return (total - 1) % 65535 + 1 if total else 0
+
+
+def in_order(pieces: Iterable[Iterable[Any]]) -> Iterator[Any]:
+    """Yield the rows of several sorted pieces in the order of their first numbers, each once."""
+    by_unit = groupby(merge(*pieces, key=itemgetter(0)), key=itemgetter(0))
+    return (next(rows) for _, rows in by_unit)

@@ -10,7 +10,7 @@ import h5py
 from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.store.files import Header, stored_key
+from cnnvis_cli.store.hdf5 import Header, stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write

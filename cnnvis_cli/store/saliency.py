@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cnnvis_cli.store.files import stored_key
+from cnnvis_cli.store.hdf5 import stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import SALIENCY, VERSION, create

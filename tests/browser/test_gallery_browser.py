@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
-from cnnvis_cli.store.files import Optimized, OptimizedFile
+from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

@@ -10,7 +10,7 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize.stage import optimize
-from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile
 
 FAINT, HARSH = 1.0, 30.0  # grey levels of standard deviation
 

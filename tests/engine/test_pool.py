@@ -22,7 +22,7 @@ from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, for_gradients, pool, r
 from cnnvis_cli.errors import CnnvisError, TasksFailed, WorkerDied
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.topk.worker import scan
-from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile
 
 Call = Callable[..., Any]
 CPU = torch.device("cpu")

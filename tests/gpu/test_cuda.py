@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cnnvis_cli.engine import Graphs
-from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

@@ -18,7 +18,8 @@ from cnnvis_cli.settings import OptimizePlan, Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize.stage import optimize
 from cnnvis_cli.stages.topk.stage import topk
-from cnnvis_cli.store.files import OptimizedFile, TopKFile
+from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.topk_file import TopKFile
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 WEIGHTS = DATA / "squeezenet1_0-imagenet.safetensors"

@@ -22,7 +22,7 @@ from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.figures.montages import KINDS
 from cnnvis_cli.stages.run.pipeline import STAGES
-from cnnvis_cli.store.files import Images
+from cnnvis_cli.store.topk_file import Images
 
 Do = Callable[..., None]
 Flags = dict[str, Any]

@@ -20,9 +20,9 @@ from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.batching import Slots
 from cnnvis_cli.stages.project.job import Projections
-from cnnvis_cli.store.files import LayerTopK, boxes
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk import TopK
+from cnnvis_cli.store.topk_file import LayerTopK, boxes
 
 SIZE, STD = (47, 53), (57.0, 56.0, 58.0)
 MEAN = (120.0, 110.0, 100.0)

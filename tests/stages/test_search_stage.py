@@ -17,7 +17,7 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize.search import search
-from cnnvis_cli.store.files import SearchFile
+from cnnvis_cli.store.search import SearchFile
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.project import job as project_job
-from cnnvis_cli.store.files import Header, Optimized, OptimizedFile
+from cnnvis_cli.store.hdf5 import Header
+from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts
 
 Call = Callable[..., Any]

@@ -20,9 +20,9 @@ from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Axis, Layer, ReceptiveField
 from cnnvis_cli.stages.topk.assemble import _groups, _results
 from cnnvis_cli.stages.topk.job import Cut
-from cnnvis_cli.store.files import LayerResult
 from cnnvis_cli.store.parts import Arrays
 from cnnvis_cli.store.topk import TopK
+from cnnvis_cli.store.topk_file import LayerResult
 
 VALUES = [-math.inf, -2.5, -0.0, 0.0, 0.5, 1.0, 1.0, 3.0, math.nan]
 FIELD = ReceptiveField(Axis(), Axis())

@@ -15,18 +15,14 @@ import pytest
 from cnnvis_cli import histogram
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.nouns import Axis, Layer, ReceptiveField
-from cnnvis_cli.store.files import (
-    Images,
-    LayerResult,
-    OptimizedFile,
-    ProjectedFile,
-    SearchFile,
-    TopKFile,
-    stored_key,
-)
+from cnnvis_cli.store.hdf5 import stored_key
+from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.schema import PLACES, TOPK_LAYER
+from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.store.topk import TopK
+from cnnvis_cli.store.topk_file import Images, LayerResult, TopKFile
 
 PLAN = {"model": "m", "weights_sha256": "w", "k": 2, "precision": "float32", "decode": "exact"}
 FIELD = ReceptiveField(Axis(5, 2, 0), Axis(5, 2, 0))

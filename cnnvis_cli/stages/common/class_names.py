@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.store.files import Images
+from cnnvis_cli.store.topk_file import Images
 
 WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders
 

@@ -20,8 +20,8 @@ from cnnvis_cli.engine import in_threads
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.scratch import scratch
+from cnnvis_cli.store.topk_file import TopKFile
 
 PER_CLASS = 25  # drawn images
 FIRST_SEED = 2_000_000  # images that the network was neither trained nor tested on

@@ -40,7 +40,7 @@ from cnnvis_cli.stages.common.network_loading import (
     plain,
     planned_for,
 )
-from cnnvis_cli.store.files import Header
+from cnnvis_cli.store.hdf5 import Header
 from cnnvis_cli.store.run import Record, Run, differences
 
 

@@ -22,8 +22,10 @@ from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.job import group_of
-from cnnvis_cli.store.files import Images, LayerTopK, OptimizedFile, ProjectedFile, TopKFile, box_of
+from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
 GREY = 128  # the colour outside the image
 SHOWN = 9

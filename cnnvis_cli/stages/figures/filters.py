@@ -33,8 +33,8 @@ from cnnvis_cli.network import filters as bank
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
-from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.topk_file import TopKFile
 
 Numbers = NDArray[np.float64]
 Mask = NDArray[np.bool_]

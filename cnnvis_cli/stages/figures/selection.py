@@ -12,7 +12,7 @@ from cnnvis_cli.ascent.starts import seed_of
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.store.files import TopKFile
+from cnnvis_cli.store.topk_file import TopKFile
 
 Units = tuple[int, ...]
 Held = NDArray[np.integer[Any]]

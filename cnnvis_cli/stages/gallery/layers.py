@@ -33,8 +33,8 @@ from cnnvis_cli.stages.gallery.panes import (
     styles_held,
     top_of,
 )
-from cnnvis_cli.store.files import Images, LayerTopK, TopKFile
 from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile
 
 THUMB, SMALL = 112, 80  # side in pixels of a picture in the grid, in the strip
 SHARP = 32  # side in pixels up to which those are lossless

@@ -20,7 +20,9 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import GREY, SHOWN, OptimizedImages, TopImages, crop
 from cnnvis_cli.stages.figures.montages import FEW, SQUARE
 from cnnvis_cli.stages.figures.selection import Held
-from cnnvis_cli.store.files import LayerTopK, OptimizedFile, ProjectedFile, TopKFile, box_of
+from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.projected import ProjectedFile
+from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
 
 Units = Sequence[int]
 PROBES = 16  # images that are tried before patches are given up

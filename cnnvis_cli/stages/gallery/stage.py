@@ -28,9 +28,9 @@ from cnnvis_cli.stages.gallery.layers import (
     gallery_folder,
 )
 from cnnvis_cli.stages.gallery.panes import Photographs, Units
-from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.topk_file import TopKFile
 
 MEMORY = 1 << 29  # bytes for drawing a few units
 OWN = re.compile(  # the names of a gallery's files, and of their temporary files

@@ -19,7 +19,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.start import start_record
 from cnnvis_cli.stages.optimize.styles import variant
-from cnnvis_cli.store.files import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Record, differences
 

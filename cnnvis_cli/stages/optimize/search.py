@@ -40,10 +40,10 @@ from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.optimize.styles import known_styles
 from cnnvis_cli.stages.optimize.worker import OptimizeJob, OptimizeTask, Steps, optimize_blocks
-from cnnvis_cli.store.files import SearchFile
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, differences
+from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.validation import read_settings
 
 SAMPLE = 4  # units, if none are chosen

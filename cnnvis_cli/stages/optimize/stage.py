@@ -33,7 +33,7 @@ from cnnvis_cli.stages.optimize.worker import (
     history_length,
     optimize_blocks,
 )
-from cnnvis_cli.store.files import Optimized
+from cnnvis_cli.store.optimized import Optimized
 
 
 def optimize(session: Session) -> None:

@@ -17,7 +17,7 @@ from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.settings import ProjectPlan
 from cnnvis_cli.stages.common.dataset_images import Read
 from cnnvis_cli.stages.project.batching import Slots
-from cnnvis_cli.store.files import LayerTopK, TopKFile, box_of
+from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
 
 # Tolerance of a recomputed activation, relative to the largest of its layer, by the arithmetic of
 # topk: TF32 keeps 10 binary places, bfloat16 7, and errors add up over layers.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.engine import limit_to_memory
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer, Size
-from cnnvis_cli.store.files import LayerTopK, box_of
+from cnnvis_cli.store.topk_file import LayerTopK, box_of
 
 # Pixels of a batch's windows: on a CPU about 20 inputs of 224x224, or thousands of small ones.
 PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24}

@@ -20,9 +20,10 @@ from cnnvis_cli.stages.common.dataset_images import Read
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import BackwardPass
 from cnnvis_cli.stages.project.batching import PASS, PIXELS, Batching, Slots
-from cnnvis_cli.store.files import LayerTopK, Projected, ProjectedFile
 from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.projected import Projected, ProjectedFile
 from cnnvis_cli.store.run import Record, differences
+from cnnvis_cli.store.topk_file import LayerTopK
 
 _BLOCK = 1 << 28  # bytes of projections that are computed, stored and lost together
 

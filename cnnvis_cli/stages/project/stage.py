@@ -17,7 +17,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.batching import Slots
 from cnnvis_cli.stages.project.job import Made, Projections, memory_need
 from cnnvis_cli.stages.project.worker import Piece, ProjectJob, ProjectTask, project_blocks
-from cnnvis_cli.store.files import TopKFile
+from cnnvis_cli.store.topk_file import TopKFile
 
 
 def check_ways_back(session: Session) -> None:

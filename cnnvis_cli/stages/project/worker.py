@@ -17,9 +17,9 @@ from cnnvis_cli.stages.common.dataset_images import Read, gather
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.job import Projections
-from cnnvis_cli.store.files import LayerTopK
 from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Run
+from cnnvis_cli.store.topk_file import LayerTopK
 
 
 class ProjectTask(NamedTuple):

@@ -28,10 +28,12 @@ from cnnvis_cli.stages.topk.assemble import (
     is_done,
 )
 from cnnvis_cli.stages.topk.job import TopKJob
-from cnnvis_cli.store.files import Optimized, OptimizedFile, Projected, ProjectedFile, TopKFile
+from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Arrays, Parts, described
+from cnnvis_cli.store.projected import Projected, ProjectedFile
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
+from cnnvis_cli.store.topk_file import TopKFile
 
 IDENTITY = ("model", "weights_sha256", "preprocessing")
 

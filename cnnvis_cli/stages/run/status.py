@@ -13,10 +13,13 @@ from typing import Any
 
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
-from cnnvis_cli.store.files import OptimizedFile, ProjectedFile, SearchFile, TopKFile
 from cnnvis_cli.store.lock import NAME, holder
+from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.parts import Parts, described
+from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Record, Run
+from cnnvis_cli.store.search import SearchFile
+from cnnvis_cli.store.topk_file import TopKFile
 
 STAGES = ("topk", "optimize", "search", "project")
 

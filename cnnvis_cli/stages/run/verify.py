@@ -31,9 +31,11 @@ from cnnvis_cli.stages.common.network_loading import load_network, planned_for
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
 from cnnvis_cli.stages.project.job import Made, Projections, group_of
-from cnnvis_cli.store.files import OptimizedFile, ProjectedFile, TopKFile
+from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.publish import intact
 from cnnvis_cli.store.run import Run, differences
+from cnnvis_cli.store.topk_file import TopKFile
 
 # Of an optimized image's value, relative to the largest of its layer: images have 11 bits.
 ROUNDED = 0.02

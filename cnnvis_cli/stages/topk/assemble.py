@@ -13,11 +13,11 @@ from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report, printable
 from cnnvis_cli.stages.topk.job import Cut, TopKJob
-from cnnvis_cli.store.files import Images, LayerResult, TopKFile
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.store.stats import Account
+from cnnvis_cli.store.topk_file import Images, LayerResult, TopKFile
 
 CLASS_SUMS = 1 << 28  # bytes for the sums by class while a file is assembled
 COLUMNS = ("paths", "sizes", "offsets", "labels")

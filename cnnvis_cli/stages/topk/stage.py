@@ -20,8 +20,8 @@ from cnnvis_cli.stages.topk.assemble import (
 )
 from cnnvis_cli.stages.topk.job import Cut, TopKJob
 from cnnvis_cli.stages.topk.worker import Step, scan
-from cnnvis_cli.store.files import TopKFile
 from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.topk_file import TopKFile
 
 BATCH = {"cpu": 32, "cuda": 128}  # images; the defaults
 

@@ -1,0 +1,34 @@
+"""Watching the torch functions that a block of code calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+Observer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+
+
+class _Observing(TorchFunctionMode):
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self._observer(func, args, kwargs, out)
+        return out
+
+
+def observing(observer: Observer) -> AbstractContextManager[object]:
+    """Return the ``with`` block in which `observer` sees every torch function after its call.
+
+    It receives the function, its positional and named arguments, and what it returned; functions
+    that it calls itself are not observed.
+    """
+    return _Observing(observer)

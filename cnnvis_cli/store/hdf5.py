@@ -1,0 +1,75 @@
+"""What the run's HDF5 files share: who made them, how they are opened, records of settings."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+from numpy.typing import NDArray
+
+from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
+from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.schema import VERSION
+from cnnvis_cli.store.validate import check_file, kind_of
+
+Array = NDArray[Any]
+DAMAGED = (  # exceptions of h5py, and of reading foreign arrays as ours
+    *(OSError, LookupError, ValueError, TypeError, AttributeError),
+    *(RuntimeError, MemoryError, RecursionError),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the files of one layer record about their origin."""
+
+    model: str
+    weights_sha256: str
+    layer: str
+    module: str
+    mean: tuple[float, float, float]  # RGB, 0..255 units
+
+    def write(self, file: h5py.File, kind: str) -> None:
+        file.attrs.update(format=f"cnnvis/{kind}", version=VERSION, **self.__dict__)
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[h5py.File]:
+    """Open one of our files; raise `UsageError` for any other, `CnnvisError` for damage.
+
+    Raise `StorageError` if the disk fails.
+    """
+    try:
+        check_file(path, kind)
+        with h5py.File(path, "r") as file:
+            if kind_of(file) != kind:
+                raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
+            yield file
+    except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOSPC):
+            raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise CnnvisError(f"{path}: cannot be read ({error}); delete it and run again") from None
+
+
+def parse_record(text: Any) -> Record:
+    """Return a record from an attribute; raise ValueError for anything else."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("holds no record of its plan")
+    return found
+
+
+def stored_key(path: Path, kind: str) -> str | None:
+    """Return the key of a file of one image; None if absent, damaged or not ours."""
+    try:
+        check_file(path, kind)
+        with h5py.File(path, "r") as file:
+            return str(file.attrs["key"]) if kind_of(file) == kind else None
+    except DAMAGED:
+        return None

@@ -1,0 +1,182 @@
+"""The strongest places of every layer: ``topk.h5``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli import histogram
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.store.hdf5 import Array, parse_record, reading
+from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.schema import (
+    BINS,
+    IMAGES,
+    PLACES,
+    TOPK_LAYER,
+    VERSION,
+    write,
+)
+from cnnvis_cli.store.topk import TopK
+
+STATS = [name.removeprefix("stats/") for name in TOPK_LAYER if name.startswith("stats/")]
+SIDE = 1 << 14  # pixels; the windows of the deepest networks are 2000 wide
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a topk.h5: N of each."""
+
+    path: NDArray[np.bytes_]  # UTF-8
+    label: NDArray[np.int32]
+    skipped: NDArray[np.bool_]
+    size: NDArray[np.int64]  # bytes
+    crc: NDArray[np.uint32]
+    offset: NDArray[np.int64]
+
+    def name(self, index: int) -> str:
+        """Return the path of an image as text."""
+        return os.fsdecode(self.path[index])
+
+
+@dataclass(frozen=True)
+class LayerTopK:
+    """A layer's strongest places with their windows in the image."""
+
+    places: TopK
+    box: NDArray[np.int32]  # (C, k, 4)
+    stats: dict[str, Array]  # (C,) each, quantiles (C, Q)
+    precision: str  # the arithmetic that the activations were computed in
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """A layer's results for topk.h5; `arrays` by the names of the schema."""
+
+    layer: Layer
+    strongest: TopK
+    lowest: TopK | None
+    arrays: dict[str, Array]
+
+
+class TopKFile:
+    """The file ``topk.h5``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def identity(self) -> Record | None:
+        """Return the plan that the file was made by; None if there is no file."""
+        if not self.path.exists():
+            return None
+        with reading(self.path, "topk") as file:
+            plan = parse_record(file.attrs["plan"])
+            if not {"layers", "decode"} <= plan.keys():
+                raise ValueError("holds no record of its plan")
+            return plan
+
+    def summary(self) -> tuple[int, int]:
+        """Return the number of its images, and how many of them could not be used."""
+        with reading(self.path, "topk") as file:
+            return int(file.attrs["images"]), int(file.attrs["skipped"])
+
+    def layers(self) -> list[str]:
+        with reading(self.path, "topk") as file:
+            return sorted(file["layers"], key=lambda name: int(file["layers"][name].attrs["order"]))
+
+    def images(self) -> Images:
+        with reading(self.path, "topk") as file:
+            group = file["images"]
+            columns = {name: group[name][()] for name in IMAGES}
+            return Images(**columns | {"path": columns["path"].astype("S")})
+
+    def layer(self, alias: str) -> LayerTopK:
+        """Return a layer's places; raise `UsageError` if the file does not have it."""
+        with reading(self.path, "topk") as file:
+            if alias not in file["layers"]:
+                raise UsageError(
+                    f"{self.path}: holds no {alias}; it needs a topk of its own in another --run"
+                )
+            group = file["layers"][alias]
+            position = group["position"][()].astype(np.int64)
+            places = TopK(
+                group["activation"][()], group["image"][()], position[..., 0], position[..., 1]
+            )
+            stats = {name: group[f"stats/{name}"][()] for name in STATS}
+            box = group["box"][()]
+            _check_places(places, box, int(file.attrs["images"]))
+            return LayerTopK(places, box, stats, str(file.attrs["precision"]))
+
+    def histogram(self, alias: str) -> NDArray[np.int64]:
+        """Return the number of a layer's places in each bin: (C, bins)."""
+        with reading(self.path, "topk") as file:
+            counts: NDArray[np.int64] = file["layers"][alias]["histogram"][()]
+            return counts
+
+    def publish(self, plan: Record, images: Images, layers: Iterable[LayerResult]) -> None:
+        """Write the whole file; a rerun compares `plan`, its identity."""
+        with publishing_hdf5(self.path) as file:
+            file.attrs.update(format="cnnvis/topk", version=VERSION)
+            for name in ("model", "weights_sha256", "k", "precision", "decode"):
+                file.attrs[name] = plan[name]
+            file.attrs["preprocessing"] = json.dumps(plan["preprocessing"], sort_keys=True)
+            file.attrs["images"] = len(images.path)
+            file.attrs["skipped"] = int(images.skipped.sum())
+            file.attrs["plan"] = json.dumps(plan, sort_keys=True)
+            write(file.create_group("images"), IMAGES, vars(images))
+            bins = {"edges": histogram.edges(), "levels": np.array(histogram.LEVELS)}
+            write(file.create_group("bins"), BINS, bins)
+            for order, result in enumerate(layers):
+                group = file.create_group(f"layers/{result.layer.alias}")
+                _write_layer(group, result)
+                group.attrs["order"] = order
+
+
+def _check_places(places: TopK, box: NDArray[np.int32], images: int) -> None:
+    """Raise ValueError for places in unknown images, or windows without size."""
+    if places.image.min(initial=-1) < -1 or places.image.max(initial=-1) >= images:
+        raise ValueError("speaks of images that it does not list")
+    sides = box[..., 2:].astype(np.int64) - box[..., :2]
+    if sides.min(initial=0) < 0 or sides.max(initial=0) > SIDE:
+        raise ValueError("speaks of windows that no network has")
+
+
+def _write_layer(group: h5py.Group, result: LayerResult) -> None:
+    layer = result.layer
+    group.attrs.update(module=layer.module, kind=layer.kind, channels=layer.channels)
+    group.attrs.update(map=layer.map, receptive_field=layer.field.size, stride=layer.field.stride)
+    write(group, TOPK_LAYER, _places(layer, result.strongest) | result.arrays)
+    if result.lowest is not None:
+        write(group.create_group("min"), PLACES, _places(layer, result.lowest))
+
+
+def _places(layer: Layer, places: TopK) -> dict[str, Array]:
+    return {
+        "activation": places.activation,
+        "image": places.image,
+        "position": np.stack([places.row, places.column], axis=-1),
+        "box": boxes(layer, places),
+    }
+
+
+def boxes(layer: Layer, places: TopK) -> NDArray[np.int32]:
+    """Return the receptive field of each place in the input, (C, k, 4); zeros in empty slots."""
+    rows, columns = layer.field.rows, layer.field.columns
+    top = rows.start + rows.stride * places.row
+    left = columns.start + columns.stride * places.column
+    found = np.stack([top, left, top + rows.size, left + columns.size], axis=-1)
+    return np.where((places.image >= 0)[..., None], found, 0).astype(np.int32)
+
+
+def box_of(row: NDArray[np.int32]) -> Box:
+    """Return a stored box as a value."""
+    return Box(*(int(edge) for edge in row))
