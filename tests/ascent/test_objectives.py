@@ -105,7 +105,7 @@ def cosine(a: Maps, b: Maps) -> float:
     return float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
 
 
-@pytest.mark.parametrize("team", [1, 2, 3, 5])
+@pytest.mark.parametrize("run_group", [1, 2, 3, 5])
 @pytest.mark.parametrize(("channels", "places"), [(1, 1), (4, 1), (1, 6), (3, 4), (7, 2)])
 def test_likeness_is_the_mean_cosine_of_gram_matrices(
     channels: int, places: int, run_group: int

@@ -81,7 +81,7 @@ def files(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-@pytest.mark.parametrize("lane", [FORKED, SPAWNED], ids=["forked", "spawned"])
+@pytest.mark.parametrize("worker_slot", [FORKED, SPAWNED], ids=["forked", "spawned"])
 def test_every_piece_is_done_by_one_of_the_processes(worker_slot: WorkerSlot, folder: Path) -> None:
     heard: list[Any] = []
     run_tasks(functools.partial(note, folder), [worker_slot, worker_slot], range(6), heard.append)
