@@ -22,6 +22,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.cut import Cut, cuts
 from cnnvis_cli.network.fusion import left_out
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.probability import ending_of, probabilities
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Axis, Box, Layer, Size
 
@@ -212,8 +213,9 @@ def asking(network: Network, layer: Layer) -> Iterator[Callable[[Tensor], Answer
         if not isinstance(scores, Tensor) or scores.dim() != 2:
             raise UsageError(f"{network.name}: gives no scores of classes, one for each")
         (totals,) = seen
-        return totals, scores.softmax(1)
+        return totals, probabilities(network, scores)
 
+    ending_of(network)  # before there are hooks
     handle = network.module.get_submodule(layer.module).register_forward_hook(see)
     try:
         with torch.inference_mode(), network.in_place():

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.network.fields import Fields
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.probability import ending_of, probabilities
 from cnnvis_cli.network.walk import Map
 from cnnvis_cli.nouns import ReceptiveField, Size
 from cnnvis_cli.registry import unknown
@@ -152,36 +153,27 @@ def watching(
     wanted = {(each.module, each.call): each for each in outputs}
     passes = local()  # several threads may run the network at once
 
-    def on_event(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+    def on_event(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         passes.calls[path] += 1
-        passes.last = module
         if (found := wanted.get((path, passes.calls[path]))) is not None:
             read(found, output)
 
     def run(pixels: Tensor) -> Tensor | None:
-        passes.calls, passes.last = Counter(), None
+        passes.calls = Counter()
         output = network.module(pixels)
         calls = passes.calls
         missed = [each.name for each in wanted.values() if calls[each.module] < each.call]
         if missed and missed != [PROB]:
             raise CnnvisError(f"{network.name}: {', '.join(missed)} did not run")
-        prob = _probabilities(output, passes.last)
+        prob = probabilities(network, output) if _is_vector(output) else None
         if prob is not None and ("", 1) in wanted:
             read(wanted["", 1], prob)
         return prob
 
+    ending_of(network)  # before there are hooks
     handles = _hooks(network, on_event)
     try:
         yield run
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _probabilities(output: Any, last: nn.Module | None) -> Tensor | None:
-    """Return the softmax of (B, C), unless the last module is one."""
-    if not _is_vector(output):
-        return None
-    done = isinstance(last, nn.Softmax)
-    prob: Tensor = output.float() if done else output.float().softmax(dim=1)
-    return prob

@@ -20,6 +20,7 @@ from cnnvis_cli.network.backward import NoRule, rectify
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.observe import observing
 from cnnvis_cli.network.operations import ROLES, Role
+from cnnvis_cli.network.probability import probabilities as class_probabilities
 from cnnvis_cli.network.walk import Call, tensors
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.registry import Registry
@@ -394,10 +395,10 @@ def count_classes(network: Network) -> int:
 
 
 def probabilities(question: Question) -> Tensor:
-    """Return each class's probability, the softmax of the network's output: (B, classes)."""
+    """Return the probability of each class: (B, classes)."""
     with torch.no_grad():
         scores = outputs(question.network, None, question.images, question.size)
-    return scores[:, :, 0, 0].softmax(1)
+    return class_probabilities(question.network, scores[:, :, 0, 0])
 
 
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
