@@ -69,7 +69,7 @@ def trouble(
 
 
 @pytest.mark.parametrize(
-    ("lane", "end"),
+    ("worker_slot", "end"),
     [(FORKED, killed), (FORKED, device_lost), (FORKED, decoder_lost), (FRESH, killed)],
 )
 def test_what_a_lost_process_had_in_hand_is_done_by_another(
@@ -84,7 +84,7 @@ def test_what_a_lost_process_had_in_hand_is_done_by_another(
 
 
 @pytest.mark.parametrize(
-    ("lane", "end"), [(FORKED, killed), (FORKED, device_lost), (FRESH, device_lost)]
+    ("worker_slot", "end"), [(FORKED, killed), (FORKED, device_lost), (FRESH, device_lost)]
 )
 def test_a_piece_that_ends_three_processes_is_set_aside(
     worker_slot: WorkerSlot, end: Call, folder: Path
