@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +48,7 @@ from cnnvis_cli.stages.optimize.worker import (
 from cnnvis_cli.store.parts import Parts
 
 SMALL_RATE = 1e-3  # keeps images where they are; a step costs the same at any rate
+BLOCKS = 100_000  # of images, more than are made in any measurement
 TURNOVER = 4  # ascents begin, end and are kept so often in a measurement
 
 
@@ -231,7 +231,7 @@ def _optimize(
     """The stage's own work, block after block, for so long."""
     job = work.jobs[0]
     targets = tuple(target % work.setup.targets for target in job.targets)
-    blocks = _Endless(job._replace(part=number, targets=targets))
+    blocks = (job._replace(part=number, targets=targets),) * BLOCKS
     made, start = 0, 0.0
 
     def on_event(message: Any) -> None:
@@ -248,19 +248,9 @@ def _optimize(
             raise _TimeIsUp
 
     try:
-        optimize_blocks(replace(work, jobs=blocks), worker_slot, count(), on_event)  # type: ignore[arg-type]
+        optimize_blocks(replace(work, jobs=blocks), worker_slot, iter(range(BLOCKS)), on_event)
     except _TimeIsUp:
         return
-
-
-class _Endless:
-    """The same block again, for every number."""
-
-    def __init__(self, job: OptimizeTask) -> None:
-        self._job = job
-
-    def __getitem__(self, number: int) -> OptimizeTask:
-        return self._job
 
 
 def _one_at_a_time(
@@ -293,7 +283,7 @@ def _one_at_a_time(
         if made > 2 and now - start > seconds:
             raise _TimeIsUp
         made += 1
-        return (evaluate if whole else cut)(x, targets)
+        return evaluate(x, targets) if whole else cut(x, targets)
 
     try:
         for _ in climb(timed, [[task]], Batch(1), network.mean):

@@ -26,7 +26,8 @@ def takes(*options: str | Decorator) -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for option in reversed(options):
-            command = (setting(option) if isinstance(option, str) else option)(command)
+            add = setting(option) if isinstance(option, str) else option
+            command = add(command)
         return command
 
     return decorate

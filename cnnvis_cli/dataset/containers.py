@@ -284,7 +284,7 @@ def _from_zip(file: int, size: int, offset: int) -> bytes:
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Unreadable(f"is compressed by method {method}; only deflate can be read")
     start = offset + HEADER.size + name + extra
-    content, end = (_inflated if method else _stored)(file, size, start)
+    content, end = _inflated(file, size, start) if method else _stored(file, size, start)
     if zlib.crc32(content) not in (_crcs_behind(file, end) if flags & CRC_FOLLOWS else (crc,)):
         raise Unreadable("is damaged in its zip: wrong CRC")
     return content

@@ -257,7 +257,8 @@ class _Pool:
         elif message == _TAKE:
             worker.starts = 0
             number = self._choose(worker)
-            worker.holds += [] if number is None else [number]
+            if number is not None:
+                worker.holds.append(number)
             with suppress(OSError):  # of one that has just died
                 worker.pipe.send(number)
         elif message == _END:

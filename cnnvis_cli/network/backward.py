@@ -7,7 +7,7 @@ reused; the forward values are the same bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -163,16 +163,16 @@ def _without_a_rule(network: Network, layer: Layer, method: str) -> str | None:
 def _whereabouts(network: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
     """Track the modules, outermost first, that a forward pass is in."""
     inside: list[tuple[str, nn.Module]] = []
+    names = {module: name for name, module in network.named_modules()}
 
-    def enter(name: str, module: nn.Module) -> list[Any]:
-        return [
-            module.register_forward_pre_hook(lambda *_: inside.append((name, module))),
-            module.register_forward_hook(lambda *_: (inside.pop(), None)[1]),
-        ]
+    def enter(module: nn.Module, _given: Any) -> None:
+        inside.append((names[module], module))
 
-    handles = [handle for found in network.named_modules() for handle in enter(*found)]
-    try:
+    def leave(_module: nn.Module, _given: Any, _made: Any) -> None:
+        inside.pop()
+
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
         yield inside
-    finally:
-        for handle in handles:
-            handle.remove()

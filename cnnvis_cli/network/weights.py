@@ -132,7 +132,8 @@ def _locate(plan: Blueprint, weights: str) -> Path:
         return plan.bundled
     names = [] if plan.torchvision_weights is None else list(plan.torchvision_weights.__members__)
     if weights not in names:
-        names += ["DEFAULT"] if plan.bundled else []
+        if plan.bundled:
+            names.append("DEFAULT")
         raise unknown("weights", weights, [*names, "random", *READERS], place=plan.name)
     return _download(plan.torchvision_weights[weights].url)
 

@@ -61,7 +61,9 @@ class TopK:
 
     def rows(self, chosen: slice) -> TopK:
         """Return the places of some of the channels."""
-        return TopK(*(values[chosen] for values in vars(self).values()))
+        return TopK(
+            self.activation[chosen], self.image[chosen], self.row[chosen], self.column[chosen]
+        )
 
     def on_map(self, width: int) -> TopK:
         """Return places on a map of this `width`, where `row` counted all its places before."""

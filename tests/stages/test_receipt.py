@@ -114,6 +114,39 @@ def test_a_change_of_the_dataset_is_noticed(
     assert worked() == 1
 
 
+def test_a_file_overwritten_in_place_is_noticed_among_thousands(tmp_path: Path) -> None:
+    """Its folder's time does not change, and it may be any of them."""
+    root = tmp_path / "many"
+    for number in range(3000):
+        (root / f"{number % 7}").mkdir(exist_ok=True, parents=True)
+        (root / f"{number % 7}" / f"{number}.jpg").write_bytes(b"one")
+    found = receipt._stamp(root)
+    assert found is not None
+    assert found[0] == 3000
+    for number in range(0, 3000, 97):
+        path = root / f"{number % 7}" / f"{number}.jpg"
+        folder = path.parent.stat().st_mtime_ns
+        path.write_bytes(b"two")
+        os.utime(path, ns=(number, number))
+        assert path.parent.stat().st_mtime_ns == folder
+        now = receipt._stamp(root)
+        assert now != found
+        found = now
+
+
+def test_folders_linked_in_a_circle_are_listed_once(tmp_path: Path) -> None:
+    root = tmp_path / "circle"
+    (root / "deeper").mkdir(parents=True)
+    (root / "deeper" / "x.png").write_bytes(b"")
+    (root / "deeper" / "back").symlink_to(root)
+    (root / "gone.png").symlink_to(root / "nowhere")
+    found = receipt._stamp(root)
+    assert found is not None
+    assert found[0] == 2
+    (root / "gone.png").unlink()
+    assert receipt._stamp(root) != found
+
+
 def test_a_file_that_comes_into_a_new_folder_is_noticed(cnnvis: Call, worked: Call) -> None:
     cnnvis("topk -c demo.toml --run run")
     Path("images/class2/deeper").mkdir(parents=True)

@@ -14,7 +14,7 @@ from cnnvis_cli.stages.figures.render import draw_figures, files
 def check_kinds(plan: Plan) -> None:
     """Raise `UsageError` for an unknown kind of figure."""
     for kind in plan.montage.kind:
-        KINDS[kind]
+        KINDS.require(kind)
 
 
 def montage(session: Session) -> None:

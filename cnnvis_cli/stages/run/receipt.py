@@ -1,20 +1,20 @@
 """How every command begins and ends: alone in the run directory, and only if there is work.
 
-A finished command leaves a receipt: its inputs and outputs, by size and modification time. The same
-command returns at once if they are unchanged. Nothing heavy is imported here: a finished run does
-not even load torch.
+A finished command leaves a receipt: its inputs and outputs, by size and modification time, with
+every file of a dataset's folder. The same command returns at once if they are unchanged. Nothing
+heavy is imported here: a finished run does not even load torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from heapq import heappush, heappushpop
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,9 @@ from cnnvis_cli.store.publish import publish
 
 Work = Callable[[Plan, Report], None]
 
-Stamps = dict[str, list[int]]  # path -> size, modification time
+Stamps = dict[str, list[int]]  # path -> size, modification time; a folder's: files, their digest
 FOLDER = "receipts"
 PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's followed by its name
-SAMPLE = 1000  # files of a dataset's folder that are checked; every subfolder is
 PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, but not results
 
 
@@ -161,7 +160,7 @@ def _stamp(path: Path) -> list[int] | None:
         found = path.stat()
     except (OSError, ValueError):
         return None
-    return [0 if path.is_dir() else found.st_size, found.st_mtime_ns]
+    return _listed(path) if stat.S_ISDIR(found.st_mode) else [found.st_size, found.st_mtime_ns]
 
 
 def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
@@ -187,7 +186,7 @@ def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[in
         texts.append(str(known.get("dataset", {}).get("path", "")))
     own = {str(plan.folder), str(plan.folder.absolute()), plan.log, ""}
     for text in sorted(set(texts) - own):
-        yield from _of_dataset(Path(text)) if _is_folder(text) else _of_file(text)
+        yield from _of_input(text)
 
 
 def _known(plan: Plan) -> dict[str, Any]:
@@ -209,34 +208,60 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _is_folder(text: str) -> bool:
-    try:
-        return Path(text).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def _of_file(text: str) -> Iterator[tuple[str, list[int]]]:
+def _of_input(text: str) -> Iterator[tuple[str, list[int]]]:
     path = Path(text).absolute()
     stamp = _stamp(path)
     if stamp is not None:
         yield str(path), stamp
 
 
-def _of_dataset(root: Path) -> Iterator[tuple[str, list[int]]]:
-    """Yield every folder, which changes when a file comes or goes, and a sample of the files."""
-    files: list[tuple[int, str]] = []  # a heap: those of the lowest hashes, negated
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        found = Path(folder).stat()
-        if (found.st_dev, found.st_ino) in seen or "run.json" in names:
-            folders.clear()
-            continue
-        seen.add((found.st_dev, found.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield str(Path(folder).absolute()), [0, found.st_mtime_ns]
-        for name in names:
-            entry = -zlib.crc32(os.fsencode(name)), f"{folder}/{name}"
-            (heappush if len(files) < SAMPLE else heappushpop)(files, entry)
-    for _, path in sorted(files):
-        yield from _of_file(path)
+def _listed(root: Path) -> list[int]:
+    """Return the number of files below a folder, and a digest of their names, sizes and times.
+
+    Every file is looked at: overwriting one in place leaves its folder's time alone. Linked folders
+    count once; hidden names and run directories, which are never a dataset's, do not.
+    """
+    files, listing, seen, pending = 0, hashlib.sha256(), set[tuple[int, int]](), [root]
+    while pending:
+        folder = pending.pop()
+        with suppress(OSError), _opened(folder) as number:
+            status = os.fstat(number)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders, lines = _entries(number)
+            if "run.json" not in lines:
+                pending += [folder / name for name in sorted(folders, reverse=True)]
+                files += len(lines)
+                text = "".join(f"{name}\0{lines[name]}\n" for name in sorted(lines))
+                listing.update(f"{folder}\n{text}".encode("utf-8", "surrogateescape"))
+    return [files, int.from_bytes(listing.digest()[:8], "big")]
+
+
+def _entries(folder: int) -> tuple[list[str], dict[str, str]]:
+    """Return the names of an open folder's folders, and each file's size and time."""
+    folders, files = [], {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+                continue
+            try:
+                found = entry.stat()
+            except OSError:  # a dangling link
+                files[entry.name] = ""
+            else:
+                files[entry.name] = f"{found.st_size} {found.st_mtime_ns}"
+    return folders, files
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """Open a folder: looking up names from there is faster than whole paths."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield number
+    finally:
+        os.close(number)

@@ -261,7 +261,8 @@ def _columns(rows: Iterable[Row]) -> list[str]:
     cells = [("stage", "what", "done", "left", "speed")]
     for row in rows:
         done = f"{row.done}/{row.total} {row.unit}"
-        done += f", {row.skipped} skipped" if row.skipped else ""
+        if row.skipped:
+            done += f", {row.skipped} skipped"
         speed = "" if row.rate is None else f"{row.rate:.3g}/s"
         if row.rate and row.left:
             speed += f", {_span(row.left / row.rate)}"

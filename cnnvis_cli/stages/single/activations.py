@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -168,9 +168,14 @@ def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[F
 
 
 def _figure(
-    session: Session, subject: Subject, name: str, heading: Heading, record: Record
+    session: Session,
+    subject: Subject,
+    name: str,
+    heading: Heading,
+    record: Record,
+    draw: Callable[[], Canvas],
 ) -> Figure:
-    """Return a figure of a subject without a function that draws it."""
+    """Return a figure of a subject; `draw` is called only once the network has run."""
     asked = session.plan.activations
     common: Record = {
         "images": subject.digests,
@@ -181,7 +186,7 @@ def _figure(
         "scale": asked.scale,
     }
     title = " · ".join((heading.title, *heading.classes))
-    return Figure(f"{KIND}/{subject.name}", name, title, common | record, lambda: Canvas(1, 1))
+    return Figure(f"{KIND}/{subject.name}", name, title, common | record, draw)
 
 
 def _heading(session: Session, subject: Subject, what: str, note: str) -> Heading:
@@ -192,7 +197,8 @@ def _heading(session: Session, subject: Subject, what: str, note: str) -> Headin
     for image, seen in zip(subject.images, subject.seen, strict=False):
         found = guesses(session.network, seen.prob)
         text = ", ".join(f"{guess.name} {guess.share:.3f}" for guess in found)
-        lines += [f"{image.name}: {text}" if many else text] if found else []
+        if found:
+            lines.append(f"{image.name}: {text}" if many else text)
     return Heading(f"{names} · {what}", tuple(lines), note)
 
 
@@ -201,9 +207,6 @@ def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output)
     asked = session.plan.activations
     what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
     heading = _heading(session, subject, what, "")
-    figure = _figure(session, subject, output.name, heading, {"layer": output.name})
-    if not subject.seen:
-        return figure
 
     def bars() -> Canvas:
         return figures.bars(
@@ -225,7 +228,8 @@ def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output)
         fitting = figures.fitting_scale(grid_of(maps[0]).size, len(maps))
         return figures.sheets(panels, replace(heading, note=note), asked.scale or fitting)
 
-    return replace(figure, draw=bars if output.flat else sheet)
+    draw = bars if output.flat else sheet
+    return _figure(session, subject, output.name, heading, {"layer": output.name}, draw)
 
 
 def _by_name(subject: Subject, output: Output) -> Iterator[tuple[str, Floats]]:
@@ -260,7 +264,6 @@ def _unit(session: Session, subject: Subject, output: Output, channel: int) -> F
     heading = _heading(session, subject, what, "")
     record = {"layer": output.name, "channel": channel}
     name = f"{output.name}_{channel:04d}"
-    figure = _figure(session, subject, name, heading, record)
     asked, size = session.plan.activations, session.network.size
     fitting = max(1, round(figures.SHOWN / size[1]))
 
@@ -281,7 +284,7 @@ def _unit(session: Session, subject: Subject, output: Output, channel: int) -> F
         top = float(scale.high.max())
         return figures.over_images(shown, replace(heading, note=note), asked.scale or fitting, top)
 
-    return replace(figure, draw=draw)
+    return _figure(session, subject, name, heading, record, draw)
 
 
 def _over(image: InputImage, values: Floats, scale: Scale, output: Output) -> OverImage:
@@ -306,7 +309,6 @@ def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
     what = f"{session.network.name}, {len(outputs.shown)} layers"
     heading = _heading(session, subject, what, note)
     record = {"layers": [output.name for output in outputs.shown]}
-    figure = _figure(session, subject, ALL, heading, record)
 
     def draw() -> Canvas:
         image = subject.images[0].pixels
@@ -317,7 +319,7 @@ def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
             heading,
         )
 
-    return replace(figure, draw=draw)
+    return _figure(session, subject, ALL, heading, record, draw)
 
 
 def _stop(subject: Subject, output: Output, tone: str, side: int) -> Stop:
