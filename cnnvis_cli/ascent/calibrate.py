@@ -116,7 +116,7 @@ def _measure(found: Sequence[Ascent], still: Tensor, mean: Tensor) -> _Finding |
 
 
 def _last(found: Sequence[Ascent]) -> Tensor:
-    """Where ascents ended, (N, 3, H, W); they are made so that this is kept."""
+    """Return the last images of ascents that keep them: (N, 3, H, W)."""
     return torch.stack([ascent.last for ascent in found])
 
 

@@ -1,13 +1,13 @@
 """Regularized activation maximization: the loop itself.
 
-Yosinski et al. 2015, section 3, equation (2), in the order in which the authors' toolbox does it,
-for a batch of slots at a time. A slot holds one ascent, of whatever channel, start and style; where
-ascents end, others take their place. An ascent's result does not depend on what shares its batch.
+Yosinski et al. 2015, section 3, equation (2), in the order of the authors' toolbox, for one batch
+of slots at a time. A slot holds one ascent, of any channel, start and style; when ascents end,
+others take their place. An ascent's result does not depend on what shares its batch.
 
 On a GPU all slots begin and end together: then a step works on the same tensors in the same order
-each time, can be replayed as one launch, and the host waits for the device once in `CHECK` steps.
-There an ascent's slot is always the same one: in TF32, cuDNN's convolutions give the last bits of
-an image by its place in the batch, though not by its neighbours (measured on an H200).
+each time, can be replayed as one launch, and the host waits for the device once per `CHECK` steps.
+There an ascent's slot is always the same one: in TF32, the last bits of cuDNN's convolutions depend
+on an image's place in the batch, though not on its neighbours (measured on an H200).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from torch import Tensor
 from cnnvis_cli.ascent.styles import Style, Updater
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Images (B, 3, h, w), mean-subtracted, and targets (B,): what each image's value is (B,), whether
-its target is the largest of its layer (B,), and the gradient to follow (B, 3, h, w)."""
+"""From images (B, 3, h, w), mean-subtracted, and targets (B,): each image's value (B,), whether its
+target is the largest of its layer (B,), and the gradient to follow (B, 3, h, w)."""
 
 
 class Run(Protocol):
-    """Does work that changes nothing but the tensors of `state`, each time the same for a `key`."""
+    """Does work that changes only the tensors of `state`; it is always the same for one `key`."""
 
     def __call__(
         self, key: Hashable, work: Callable[[], None], state: Sequence[Tensor]
@@ -40,11 +40,11 @@ class Run(Protocol):
 
 
 def directly(key: Hashable, work: Callable[[], None], state: Sequence[Tensor]) -> None:
-    """Do the work as it is."""
+    """Do the work directly."""
     work()
 
 
-CHECK = 32  # steps from one look at which ascents have no gradient to the next: it waits for a GPU
+CHECK = 32  # steps between looks for ascents without gradient: each look waits for the GPU
 REFILL = 8  # a batch is filled up when this fraction of it is free
 
 
@@ -59,7 +59,7 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True)
 class AscentSpec:
-    """One ascent to make: `target` says what for, `seed` decides all that is random on the way."""
+    """One ascent to make, which maximises `target`; `seed` decides all that is random in it."""
 
     key: Hashable
     target: int
@@ -71,7 +71,7 @@ class AscentSpec:
 
 @dataclass(frozen=True)
 class Ascent:
-    """The best image of one ascent and how it came about."""
+    """The best image of one ascent, and how it was reached."""
 
     key: Hashable
     image: Tensor  # (3, h, w) mean-subtracted, 0..255 units
@@ -79,7 +79,7 @@ class Ascent:
     start: float  # the value for the first image
     best_step: int
     outcome: Outcome
-    last: Tensor  # (3, h, w) the image where the ascent ended; (0,) unless it is asked for
+    last: Tensor  # (3, h, w) the image where the ascent ended; (0,) unless asked for
     history: NDArray[np.float32]  # (steps,) the value shown at each, while there was a gradient
 
 
@@ -87,10 +87,10 @@ class Ascent:
 class Batch:
     """How ascents are made side by side.
 
-    `size` is the number of slots, of which at most `max_active` are used where there is less to do
-    than would fill them. In a `steady` batch all slots begin and end together and no tensor moves,
-    so that `run` can make one launch of a step on a GPU. With `half` the best images are kept in
-    half precision, as files have them; with `last` the last ones are kept as well.
+    `size` is the number of slots, of which at most `max_active` are used if there are fewer ascents
+    than slots. In a `steady` batch all slots begin and end together and no tensor moves, so that
+    `run` can make a step one launch on a GPU. With `half` the best images are returned in half
+    precision, as files store them; with `last` the last ones are returned too.
     """
 
     size: int
@@ -109,12 +109,12 @@ class Batch:
 def climb(
     evaluate: Evaluate, run_groups: Iterable[Sequence[AscentSpec]], batch: Batch, mean: Tensor
 ) -> Iterator[Ascent]:
-    """Make these ascents, a batch at a time, and give each when it has ended.
+    """Yield these ascents as they end, made one batch at a time.
 
     Parameters
     ----------
-    run_groups : ascents that have to go side by side, in neighbouring slots; mostly of one each,
-        and all of one length.
+    run_groups : ascents that must run side by side, in neighbouring slots; all groups have one
+        length, mostly 1.
     mean : (1, 3, 1, 1) the mean colour, for the clipping to 0..255; on the network's device.
     """
     waiting = iter(run_groups)
@@ -129,7 +129,7 @@ def climb(
 def _one_after_another(
     evaluate: Evaluate, run_groups: Iterator[Sequence[AscentSpec]], slots: _Slots, length: int
 ) -> Iterator[Ascent]:
-    """Fill slots again while others are still at work; run groups have `length` ascents each."""
+    """Yield ascents, filling free slots while others go on; run groups have `length` ascents."""
     max_active = slots.batch.used // length
     slots.fill(list(islice(run_groups, max_active)))
     while slots.cohorts:
@@ -143,7 +143,7 @@ def _one_after_another(
 def _together(
     evaluate: Evaluate, run_groups: Iterator[Sequence[AscentSpec]], slots: _Slots, length: int
 ) -> Iterator[Ascent]:
-    """Begin ascents of one style at a time, and others when all of them have ended.
+    """Yield ascents of one style at a time; others begin when all of them have ended.
 
     An ascent whose slot is taken waits for the next batch.
     """
@@ -170,13 +170,13 @@ class _Cohort:
     rows: list[int]
     born: int  # the step of the batch at which they began
     updater: Updater
-    alone: bool  # none of them has to stay for another's sake
+    alone: bool  # each may leave by itself: run groups of one
     index: Tensor | None  # the same rows, on the device; None for the whole batch
 
 
 @dataclass
 class _Slots:
-    """A batch of ascents on their way: B of each."""
+    """The tensors of a batch of ascents: B rows each, one per slot."""
 
     batch: Batch
     canvas: Sequence[int]
@@ -196,13 +196,13 @@ class _Slots:
         self.best_value, self.first = zeros(dtype=self.mean.dtype), zeros(dtype=self.mean.dtype)
         self.age, self.best_age, self.lived = (zeros(dtype=torch.int32) for _ in range(3))
         self.leads, self.alive, self.moved = (zeros(dtype=torch.bool) for _ in range(3))
-        # The values of the steps since the last look at them, and in the last row who is alive.
+        # The values of the steps since they were last fetched; the last row is for `alive`.
         self._values = torch.zeros(CHECK + 1, size, device=self.device, dtype=self.mean.dtype)
         self._next = torch.zeros(1, dtype=torch.long, device=self.device)  # the row to write
         self._written = 0
-        self._history = np.empty((0, size), np.float32)  # of the steps before those
-        self._since = 0  # the step that the history begins with
-        self._kept: dict[Style, Updater] = {}  # whose tensors are used again
+        self._history = np.empty((0, size), np.float32)  # values that have been fetched
+        self._since = 0  # the first step of the history
+        self._kept: dict[Style, Updater] = {}  # their tensors are used again
 
     @property
     def busy(self) -> int:
@@ -210,19 +210,19 @@ class _Slots:
 
     @property
     def _state(self) -> list[Tensor]:
-        """All that a step changes but the updaters' own."""
+        """All that a step changes, except the updaters' own tensors."""
         about = (self.best_value, self.age, self.best_age, self.lived, self.leads, self.alive)
         return [self.x, self.best, self._values, self._next, *about]
 
     def place(self, run_group: Sequence[AscentSpec]) -> int:
-        """The first slot of a run group in a steady batch."""
+        """Return the first slot of a run group in a steady batch."""
         whole = self.batch.size // len(run_group) * len(run_group)
         return run_group[0].place % whole // len(run_group) * len(run_group)
 
     def fill(
         self, run_groups: Sequence[Sequence[AscentSpec]], places: Iterable[int] | None = None
     ) -> None:
-        """Begin these ascents in the slots from these places on, or in free ones."""
+        """Begin each run group at its place, or in free slots."""
         length = len(run_groups[0]) if run_groups else 1
         begun: dict[Style, tuple[list[AscentSpec], list[int]]] = {}
         for run_group, place in zip(run_groups, places or self._free(length), strict=False):
@@ -234,7 +234,7 @@ class _Slots:
             self._begin(style, tasks, rows, length == 1)
 
     def _free(self, length: int) -> Iterator[int]:
-        """Where so many neighbouring slots are free."""
+        """Yield the places where `length` neighbouring slots are free."""
         taken = {row for cohort in self.cohorts for row in cohort.rows}
         for place in range(0, self.batch.size - length + 1, length):
             if taken.isdisjoint(range(place, place + length)):
@@ -259,13 +259,13 @@ class _Slots:
         self.cohorts.append(cohort)
 
     def _padded(self, tasks: list[AscentSpec], rows: list[int]) -> list[AscentSpec]:
-        """A full batch, so that every step is of the same shape; the rest is not alive."""
+        """Return a full batch, so that all steps have one shape; the added ones are not alive."""
         self.alive.zero_()
         by_row = dict(zip(rows, tasks, strict=True))
         return [by_row.get(row, tasks[-1]) for row in range(self.batch.size)]
 
     def _starts(self, tasks: Sequence[AscentSpec]) -> Tensor:
-        """The first images on the device, (N, 3, h, w); copied while it works on."""
+        """Return the first images on the device, (N, 3, h, w); a steady batch does not wait."""
         if not self.steady:
             return torch.stack([task.start for task in tasks]).to(self.device)
         shape = len(tasks), 3, *self.canvas
@@ -275,7 +275,7 @@ class _Slots:
         return starts
 
     def _again(self, style: Style, updater: Updater) -> Updater:
-        """The style's updater whose tensors the steps are captured with, as the new one begins."""
+        """Return the updater whose tensors the captured steps use, with the new one's values."""
         kept = self._kept.setdefault(style, updater)
         for old, new in zip(kept.state, updater.state, strict=True):
             if old is not new:
@@ -283,7 +283,7 @@ class _Slots:
         return kept
 
     def step(self, evaluate: Evaluate) -> None:
-        """Look at every image, keep what is better than before, and go on to the next ones."""
+        """Evaluate every image, keep those better than before, and make the next ones."""
         self.batch.on_step()
         if self.steady:
             self._replayed(evaluate)
@@ -301,7 +301,7 @@ class _Slots:
         self.now += 1
 
     def _replayed(self, evaluate: Evaluate) -> None:
-        """A step of the one cohort there is, as a function of its phase."""
+        """Make a step of the only cohort, as work that depends on its phase alone."""
         (cohort,) = self.cohorts
         age = self.now - cohort.born
         plain, last = cohort.updater.plain(age), age == cohort.updater.style.iterations - 1
@@ -318,9 +318,9 @@ class _Slots:
         self.batch.run(key, work, [*self._state, *cohort.updater.state])
 
     def _seen(self, evaluate: Evaluate, plain: bool) -> tuple[Tensor, Tensor]:
-        """Values and gradients of all images; what is better than before is kept.
+        """Return values and gradients of all images, and keep images better than before.
 
-        Jittered pictures, those that are not `plain`, are neither kept nor found without gradient.
+        Jittered pictures, those that are not `plain`, are not kept, nor tested for a zero gradient.
         """
         value, leads, gradient = evaluate(self.x, self.targets)
         self._values.index_copy_(0, self._next, value[None].to(self._values.dtype))
@@ -360,7 +360,7 @@ class _Slots:
                 self.x[rows] = moved
 
     def ended(self) -> Iterator[Ascent]:
-        """Those that have made all their steps, or have no gradient to follow."""
+        """Yield the ascents that have made all their steps, or have no gradient to follow."""
         over = [c for c in self.cohorts if self.now - c.born == c.updater.style.iterations]
         if not over and self._written < CHECK:
             return
@@ -382,9 +382,9 @@ class _Slots:
         yield from self._give(cohort, gone)
 
     def _rest(self, cohort: _Cohort, left: list[int]) -> _Cohort:
-        """The cohort of some of its ascents."""
+        """Return the cohort of some of its ascents."""
         rows, tasks = [cohort.rows[i] for i in left], [cohort.tasks[i] for i in left]
-        if self.steady:  # the slots of the others go on idly
+        if self.steady:  # the others' slots keep computing, unused
             return replace(cohort, rows=rows, tasks=tasks)
         index = torch.tensor(rows, device=self.device)
         return replace(
@@ -416,9 +416,9 @@ class _Slots:
             )
 
     def _fetch(self) -> list[bool]:
-        """Bring the values of the last steps over, and forget those that no cohort needs.
+        """Copy the last steps' values from the device, drop those that no cohort needs.
 
-        Returns which slots are alive.
+        Return which slots are alive.
         """
         self._values[CHECK] = self.alive
         fresh = self._values.cpu()

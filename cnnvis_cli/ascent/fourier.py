@@ -2,7 +2,7 @@
 
 "Feature Visualization", https://distill.pub/2017/feature-visualization, sections "Preconditioning
 and Parameterization" and "Transformation Robustness"; tensorflow/lucid, optvis/param and
-optvis/transform.py. All that is random is drawn beforehand, from each ascent's own seed.
+optvis/transform.py. All random numbers are drawn beforehand, from each ascent's own seed.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, as in TensorFlow and in Kingma & 
 
 @dataclass(frozen=True)
 class FourierParameterization:
-    """The image is the sigmoid of a spectrum, climbed by Adam while the picture is moved about.
+    """The image is the sigmoid of a spectrum, which Adam optimizes while the picture is jittered.
 
     Picture = 255 sigmoid(colour @ irfft2(spectrum * scale)) - mean, with the scale falling as
-    1 / frequency^decay. What the network is shown is the picture rolled, zoomed and rotated by
-    amounts drawn evenly for each step and ascent; at every `every`-th step and at the last one it
-    is the picture itself. The picture is periodic, and so are the transforms: what leaves the
-    canvas on one side comes in on the other.
+    1 / frequency^decay. The network is shown the picture rolled, zoomed and rotated by amounts
+    drawn uniformly for each step and ascent; at every `every`-th step and at the last one it is
+    shown the picture itself. The picture and the transforms are periodic: what leaves the canvas on
+    one side comes in on the other.
 
-    A step follows, in the picture's pixels, the gradient brought back through the transform and
-    divided by its root mean square over the image (a gradient of zero stays zero), plus the sum of
-    r(x) - x over the style's regularizers r, each of them taken at the picture x in grey levels
-    with the gradient before that division. This pull goes through the sigmoid, the colours and the
-    irfft2 to the spectrum, where Adam makes a step of it. The style's step policy has no part.
+    In each step the gradient is taken back through the transform to the picture and divided by its
+    root mean square over the image (a zero gradient stays zero). To it is added r(x) - x for each
+    of the style's regularizers r, where x is the picture in grey levels; r gets the gradient before
+    the division. The sum goes back through the sigmoid, the colours and the irfft2 to the spectrum,
+    where Adam makes a step along it. The style's step policy is not used.
     """
 
-    rate: float = 0.05  # of Adam: lucid/optvis/render.py
-    spread: float = 0.01  # of the first spectrum: lucid's sd
+    rate: float = 0.05  # Adam's: lucid/optvis/render.py
+    spread: float = 0.01  # deviation of the first spectrum: lucid's sd
     decay: float = 1.0  # lucid's decay_power
-    jitter: float = 0.05  # at most so much of the side; jitter(8), jitter(4) in lucid: 6 of 128
+    jitter: float = 0.05  # largest share of the side; jitter(8), jitter(4) in lucid: 6 of 128
     scale: float = 0.1  # 0.9 to 1.1, as lucid's random_scale
     rotate: float = 10.0  # degrees either way, as lucid's random_rotate
-    every: int = 16  # not in lucid, which shows the picture itself only when all is done
+    every: int = 16  # not in lucid, which shows the picture itself only at the end
 
     def begin(
         self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
     ) -> tuple[Tensor, Updater]:
-        """The spectra that the seeds give; of `start` only the size matters."""
+        """Return the seeds' first pictures and their updater; of `start` only the size matters."""
         canvas = (start.shape[2], start.shape[3])
         drawn = [self._drawn(seed, style.iterations, canvas) for seed in seeds]
         spectra, moves = (torch.stack(part).to(mean) for part in zip(*drawn, strict=True))
@@ -66,7 +66,7 @@ class FourierParameterization:
         return updater.shown(0), updater
 
     def _drawn(self, seed: int, steps: int, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """One ascent's first spectrum (3, h, w // 2 + 1, 2) and all its moves (steps, 5)."""
+        """Return an ascent's first spectrum (3, h, w // 2 + 1, 2) and all its moves (steps, 5)."""
         generator = torch.Generator().manual_seed(seed)
         h, w = canvas
         size = (3, h, w // 2 + 1, 2)
@@ -84,7 +84,7 @@ class FourierParameterization:
 
 
 class PictureModel:
-    """From spectra to pictures: colour-decorrelated, 1 / frequency, sigmoid."""
+    """The map from spectra to pictures: 1 / frequency, colour correlation, sigmoid."""
 
     def __init__(self, canvas: tuple[int, int], decay: float, mean: Tensor) -> None:
         self.canvas, self.mean = canvas, mean
@@ -97,15 +97,16 @@ class PictureModel:
         """(N, 3, h, w // 2 + 1, real and imaginary) -> (N, 3, h, w) mean-subtracted grey levels."""
         scaled = torch.view_as_complex(spectra * self.scale)
         plain = irfft2(scaled, self.canvas)
-        columns = self.colour.T[:, :, None, None]  # a product for each: matmul may be in tf32
+        columns = self.colour.T[:, :, None, None]  # elementwise: matmul may use TF32
         first, second, third = (plain[:, k : k + 1] * columns[k] for k in range(3))
         return grey(first.add_(second).add_(third), self.mean)
 
     def back(self, picture: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient with respect to the spectra from that to the picture that they gave.
+        """Return the gradient with respect to the spectra, given that to their picture.
 
         Written out, since a forked process must not use autograd. The adjoint of irfft2 is rfft2,
-        where all columns but the first and the last of an even width stand for two frequencies.
+        in which each column stands for two frequencies, except the first and, if the width is even,
+        the last.
         """
         bent = ((picture + self.mean - 127.5) / 127.5).square_()  # tanh squared; see `grey`
         slope = gradient * (1 - bent).mul_(63.75)
@@ -118,10 +119,10 @@ class PictureModel:
 
 
 def irfft2(spectra: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """Spectra (..., h, w // 2 + 1) to images (..., h, w).
+    """Return images (..., h, w) of spectra (..., h, w // 2 + 1).
 
-    On a CPU by scipy: the last bits of torch's (MKL's) depend on the number of threads, and those
-    of scipy's on nothing but the spectrum.
+    On a CPU by scipy: the last bits of torch's (MKL's) depend on the number of threads, those of
+    scipy's only on the spectrum.
     """
     images: Tensor
     if spectra.device.type == "cpu":
@@ -132,7 +133,7 @@ def irfft2(spectra: Tensor, canvas: tuple[int, int]) -> Tensor:
 
 
 def rfft2(images: Tensor) -> Tensor:
-    """Images (..., h, w) to spectra (..., h, w // 2 + 1), computed as in `irfft2`."""
+    """Return spectra (..., h, w // 2 + 1) of images (..., h, w), computed as in `irfft2`."""
     spectra: Tensor
     if images.device.type == "cpu":
         spectra = torch.from_numpy(scipy.fft.rfft2(images.numpy()))
@@ -142,22 +143,21 @@ def rfft2(images: Tensor) -> Tensor:
 
 
 def grey(x: Tensor, mean: Tensor) -> Tensor:
-    """255 sigmoid(x) - mean, the same for every element wherever it lies.
+    """Return 255 sigmoid(x) - mean, with the same bits wherever an element lies.
 
-    On a CPU torch.sigmoid computes the last few elements of a tensor in another way, so that
-    images would differ by what shares their batch. torch.tanh does not: 1 + tanh(x / 2) is
-    2 sigmoid(x).
+    On a CPU torch.sigmoid computes the last few elements of a tensor in another way, so an image
+    would depend on what shares its batch. torch.tanh does not: 1 + tanh(x / 2) is 2 sigmoid(x).
     """
     return torch.tanh(x / 2) * 127.5 + (127.5 - mean)
 
 
 def frequency_scale(canvas: tuple[int, int], decay: float) -> NDArray[np.float64]:
-    """What each frequency is multiplied with, (h, w // 2 + 1): lucid's fft_image.
+    """Return the factor of each frequency, (h, w // 2 + 1): lucid's fft_image.
 
-    Of an odd width lucid takes one frequency too many and then crops; here it is exact.
+    For an odd width lucid takes one frequency too many and then crops; here it is exact.
     """
     h, w = canvas
-    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))  # cycles a pixel
+    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))  # cycles per pixel
     scale = np.maximum(frequency, 1 / max(h, w)) ** -decay
     found: NDArray[np.float64] = scale * np.sqrt(h * w) * QUARTER
     return found
@@ -172,11 +172,11 @@ class FourierUpdater:
     model: PictureModel
     moves: Tensor  # (N, steps, 5): see `Motion.of`
     spectra: Tensor  # (N, 3, h, w // 2 + 1, 2)
-    first: Tensor  # Adam's moments, alike
+    first: Tensor  # Adam's moments, of the same shape
     second: Tensor
     picture: Tensor  # (N, 3, h, w)
-    step: Tensor  # (1,) the number of the step that is shown
-    rates: Tensor  # (steps, 2) of Adam: see `adam_rates`
+    step: Tensor  # (1,) the number of the present step
+    rates: Tensor  # (steps, 2) Adam's: see `adam_rates`
 
     @classmethod
     def begun(
@@ -187,7 +187,7 @@ class FourierUpdater:
         moves: Tensor,
         spectra: Tensor,
     ) -> FourierUpdater:
-        """The updater of ascents that begin."""
+        """Return the updater of ascents that begin."""
         first, second = torch.zeros_like(spectra), torch.zeros_like(spectra)
         step = torch.zeros(1, dtype=torch.long, device=spectra.device)
         rates = adam_rates(image.rate, style.iterations).to(spectra)
@@ -202,12 +202,12 @@ class FourierUpdater:
         return self.plain(age), self.plain(age + 1), phase_of(self.style.regularizers, age)
 
     def shown(self, age: int) -> Tensor:
-        """The pictures as this step shows them."""
+        """Return the pictures as this step shows them."""
         shown = self.picture if self.plain(age) else self.motion().forth(self.picture)
         return shown.contiguous(memory_format=torch.channels_last)
 
     def motion(self) -> Motion:
-        """How this step moves the pictures."""
+        """Return how this step moves the pictures."""
         return Motion.of(self.moves.index_select(1, self.step)[:, 0], self.model.canvas)
 
     def plain(self, age: int) -> bool:
@@ -221,7 +221,7 @@ class FourierUpdater:
         return self.shown(age + 1)
 
     def _pull(self, gradient: Tensor, age: int) -> Tensor:
-        """Where the picture's pixels are to go: see `FourierParameterization`."""
+        """Return the direction for the picture's pixels: see `FourierParameterization`."""
         if not self.plain(age):
             gradient = self.motion().back(gradient)
         pull = unit_rms(gradient)
@@ -230,7 +230,7 @@ class FourierUpdater:
         return pull
 
     def _adam(self, uphill: Tensor) -> None:
-        """Kingma & Ba 2015, algorithm 1, upwards."""
+        """Make a step upwards by algorithm 1 of Kingma & Ba 2015."""
         one, two = BETAS
         rate, scale = self.rates.index_select(0, self.step)[0].unbind()
         self.first.mul_(one).add_(uphill, alpha=1 - one)
@@ -247,9 +247,9 @@ class FourierUpdater:
 
 
 def adam_rates(rate: float, steps: int) -> Tensor:
-    """Return, for each step, Adam's rate and what its second moment is divided by: (steps, 2).
+    """Return, for each step, Adam's rate and the divisor of its second moment: (steps, 2).
 
-    Both make up for moments that begin with zeros (algorithm 1 of Kingma & Ba 2015).
+    Both correct for moments that begin with zeros (algorithm 1 of Kingma & Ba 2015).
     """
     counts = range(1, steps + 1)
     rows = [(rate / (1 - BETAS[0] ** count), 1 - BETAS[1] ** count) for count in counts]
@@ -257,9 +257,9 @@ def adam_rates(rate: float, steps: int) -> Tensor:
 
 
 def unit_rms(gradient: Tensor) -> Tensor:
-    """Each image's gradient over its root mean square; one of zero stays zero.
+    """Return each image's gradient divided by its root mean square; a zero gradient stays zero.
 
-    Summed in double precision, where small numbers have squares and the order does not tell.
+    Summed in double precision, where small squares do not vanish and the order does not matter.
     """
     rms = gradient.double().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     return gradient / torch.where(rms > 0, rms, 1).to(gradient)
@@ -270,9 +270,9 @@ class Motion:
     """How one step moves the pictures of N ascents: a linear map, and its transpose.
 
     A zoom about the centre, then a rotation about it as three shears (Paeth 1986, "A fast
-    algorithm for general raster rotation"), the first and second of which roll the picture too.
-    Periodic linear interpolation throughout. The transpose is exact and written out: that of a
-    shear is the opposite shear, so nothing is ever scattered and CUDA gives the same each time.
+    algorithm for general raster rotation"), of which the first two also roll the picture. All
+    interpolation is periodic and linear. The transpose is exact and written out: that of a shear is
+    the opposite shear, so nothing is scattered and CUDA gives the same bits each time.
     """
 
     rows: Tensor  # (N, 1, h, h)
@@ -283,9 +283,9 @@ class Motion:
 
     @classmethod
     def of(cls, moves: Tensor, canvas: tuple[int, int]) -> Motion:
-        """From pixels down and right, the zoom, tan(angle / 2) and sin(angle): (N, 5).
+        """Make it from pixels down and right, the zoom, tan(angle / 2) and sin(angle): (N, 5).
 
-        The angle is counter-clockwise as one sees it.
+        The angle is counter-clockwise as seen.
         """
         down, right, zoom, tan, sin = (column[:, None] for column in moves.unbind(1))
         h, w = canvas
@@ -299,24 +299,24 @@ class Motion:
         )
 
     def forth(self, picture: Tensor) -> Tensor:
-        """What is shown of the pictures (N, 3, h, w)."""
+        """Return the pictures (N, 3, h, w) as they are shown."""
         zoomed = self.rows @ picture @ self.columns.mT
         sheared = shifted(shifted(zoomed, self.along, 3), self.down, 2)
         return shifted(sheared, self.again, 3)
 
     def back(self, gradient: Tensor) -> Tensor:
-        """The gradient with respect to the pictures from that to what is shown of them."""
+        """Return the gradient with respect to the pictures, given that to the shown ones."""
         sheared = shifted(shifted(gradient, -self.again, 3), -self.down, 2)
         return self.rows.mT @ shifted(sheared, -self.along, 3) @ self.columns
 
 
 def centred(size: int, like: Tensor) -> Tensor:
-    """Pixels' places from the middle of a side: (size,)."""
+    """Return the pixels' distances from the middle of a side: (size,)."""
     return torch.arange(size, device=like.device).to(like) - (size - 1) / 2
 
 
 def zoom_matrices(zoom: Tensor, size: int) -> Tensor:
-    """Periodic linear interpolation where a zoomed side's pixels come from: (N, 1) -> (N, n, n)."""
+    """Return the periodic linear interpolation that zooms a side: (N, 1) -> (N, n, n)."""
     place = centred(size, zoom)
     apart = (place / zoom)[:, :, None] - place  # (N, to, from)
     apart = apart - size * (apart / size).round()  # the short way round
@@ -324,9 +324,9 @@ def zoom_matrices(zoom: Tensor, size: int) -> Tensor:
 
 
 def shifted(x: Tensor, far: Tensor, dim: int) -> Tensor:
-    """Each line moved along `dim` by so many pixels, periodically, interpolated linearly.
+    """Return each line moved along `dim` by `far` pixels, periodic and linearly interpolated.
 
-    Both neighbours are permutations of the line: a gather, and the same rolled on by one.
+    Both neighbours are permutations of the line: a gather, and that rolled on by one.
     """
     size = x.shape[dim]
     whole = far.floor()

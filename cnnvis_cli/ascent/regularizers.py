@@ -1,7 +1,7 @@
-"""What keeps an optimized image looking like something: the four regularizers of Yosinski et al.
+"""Regularizers that keep an optimized image recognizable: the four of Yosinski et al. and TV.
 
 Each maps a batch of images x, mean-subtracted in 0..255 units (B, 3, H, W), to a slightly more
-regular one. `gradient` is that of the step just made, taken before it; `iteration` counts from 0.
+regular one. `gradient` was taken before the step just made; `iteration` counts from 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Regularizer(Protocol):
     def __call__(self, x: Tensor, gradient: Tensor, iteration: int) -> Tensor: ...
 
     def phase(self, iteration: int) -> Hashable:
-        """All that it takes from the iteration's number: in equal phases it does the same."""
+        """Return all that it uses of the iteration's number: in equal phases it does the same."""
 
 
 class Unvarying:
@@ -60,7 +60,7 @@ class Decay(Unvarying):
 @REGULARIZERS.register("blur")
 @dataclass(frozen=True, config=STRICT)
 class Blur:
-    """Gaussian blur of each channel, `width` pixels sigma, every so many iterations (section 3).
+    """Gaussian blur of each channel, sigma `width` pixels, each `every` iterations (section 3).
 
     As scipy's gaussian_filter: symmetric reflection at the edge, cut off at 4 sigma. It applies
     at iteration 0 too, as in the deep-visualization-toolbox.
@@ -84,7 +84,7 @@ class Blur:
 
 
 def _convolved(x: Tensor, width: float) -> Tensor:
-    """The same as two depthwise convolutions, which move a fifth of the bytes on a GPU."""
+    """Blur by two depthwise convolutions, which move a fifth of the bytes on a GPU."""
     kernel = _kernel(width, x.device, x.dtype)
     for dim in (2, 3):
         padded = x.index_select(dim, _reflected(x.shape[dim], kernel.shape[2] // 2, x.device))
@@ -94,13 +94,13 @@ def _convolved(x: Tensor, width: float) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _kernel(width: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The Gaussian filter down the rows of each colour: (3, 1, 2 radius + 1, 1)."""
+    """Return the Gaussian filter along the rows of each colour: (3, 1, 2 radius + 1, 1)."""
     weights = torch.tensor(gaussian(width), dtype=dtype).to(device)
     return weights.view(1, 1, -1, 1).repeat(3, 1, 1, 1)
 
 
 def _filtered(x: Tensor, dim: int, width: float) -> Tensor:
-    """scipy's one-dimensional Gaussian filter along a dimension, as a sum of shifted images.
+    """Apply scipy's one-dimensional Gaussian filter along a dimension, as a sum of shifted images.
 
     A product with a matrix would give other last bits in other batches.
     """
@@ -119,7 +119,7 @@ def _filtered(x: Tensor, dim: int, width: float) -> Tensor:
 
 @lru_cache(maxsize=256)
 def gaussian(width: float) -> tuple[float, ...]:
-    """The weights of scipy's Gaussian filter, `width` pixels sigma, cut off at 4 sigma."""
+    """Return the weights of scipy's Gaussian filter, sigma `width` pixels, cut off at 4 sigma."""
     radius = int(4 * width + 0.5)
     impulse = np.zeros(2 * radius + 1)
     impulse[radius] = 1
@@ -128,7 +128,7 @@ def gaussian(width: float) -> tuple[float, ...]:
 
 @lru_cache(maxsize=256)
 def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
-    """Which pixels stand in a row that goes on by symmetric reflection at both ends."""
+    """Return the pixels' numbers in a row that both ends extend by symmetric reflection."""
     return torch.from_numpy(np.pad(np.arange(size), radius, mode="symmetric")).to(device)
 
 
@@ -178,7 +178,7 @@ class TotalVariation(Unvarying):
 
 
 def total_variation_gradient(x: Tensor) -> Tensor:
-    """dTV/dx of images (B, 3, H, W); see `TotalVariation`."""
+    """Return dTV/dx of images (B, 3, H, W); see `TotalVariation`."""
     down, right = torch.zeros_like(x), torch.zeros_like(x)
     down[:, :, :-1] = x[:, :, 1:] - x[:, :, :-1]
     right[:, :, :, :-1] = x[:, :, :, 1:] - x[:, :, :, :-1]
@@ -191,10 +191,10 @@ def total_variation_gradient(x: Tensor) -> Tensor:
 
 
 def below_percentile(values: Tensor, percentile: float) -> Tensor:
-    """Which values of each image lie strictly below its percentile: (B, H, W) -> (B, H, W) bool.
+    """Return which values of each image are below its percentile: (B, H, W) -> (B, H, W) bool.
 
-    numpy's linear percentile lies between two neighbours in rank; it is compared with here
-    without computing it, so no rounding can move a pixel over the threshold.
+    numpy's linear percentile lies between two neighbours in rank. Values are compared with these,
+    not with the percentile, so no rounding can move a pixel over the threshold.
     """
     flat = values.flatten(1)
     count = flat.shape[1]

@@ -1,6 +1,6 @@
 """Scores of optimized images, to sort many of them by.
 
-No score knows what a picture shows; they put the hopeless ones last, and the rest is for the eye.
+No score knows what a picture shows; they put failed ones last, and the rest is judged by eye.
 All take images x, mean-subtracted in 0..255 units (N, 3, h, w).
 """
 
@@ -77,7 +77,7 @@ def score(images: Tensor, activation: Tensor, leads: Leads, mean: Tensor) -> Sco
     ----------
     images : (N, 3, h, w) mean-subtracted
     activation : (N,) the unit's value for each
-    leads : asked once per disturbance, about all images together
+    leads : called once per disturbance, with all images together
     mean : (1, 3, 1, 1) the mean colour, on the device of the images
     """
     columns = (

@@ -69,7 +69,7 @@ class Progress01:
 
 
 def _squared(gradient: Tensor) -> Tensor:
-    """|g|^2 of each image: (N, 3, h, w) -> (N,).
+    """Return |g|^2 of each image: (N, 3, h, w) -> (N,).
 
     Summed in double precision: on a GPU the order of a sum depends on where a row lies in memory.
     """

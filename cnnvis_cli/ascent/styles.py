@@ -27,7 +27,7 @@ from cnnvis_cli.validation import read_settings
 
 
 class Updater(Protocol):
-    """What paints the images of some ascents that began together, N of them."""
+    """Makes the next images of N ascents that began together."""
 
     @property
     def style(self) -> Style: ...
@@ -37,19 +37,19 @@ class Updater(Protocol):
         """The tensors that it changes, in place."""
 
     def phase(self, age: int) -> Hashable:
-        """All that its next `advance` takes from the step's number: equal ones do the same."""
+        """Return all that `advance` uses of the step's number: in equal phases it does the same."""
 
     def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
-        """The images to show next, (N, 3, h, w), from those just shown and what became of them.
+        """Return the next images, (N, 3, h, w), from the last ones, their values and gradients.
 
-        It may use the memory of `x`.
+        It may overwrite `x`.
         """
 
     def plain(self, age: int) -> bool:
-        """Whether what is shown at this step is the picture itself, not a jittered one."""
+        """Return whether this step shows the picture itself, not a jittered one."""
 
     def keep(self, which: Sequence[int]) -> Updater:
-        """The updater of some of the ascents."""
+        """Return the updater of some of the ascents."""
 
 
 class Parameterization(Protocol):
@@ -58,7 +58,7 @@ class Parameterization(Protocol):
     def begin(
         self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
     ) -> tuple[Tensor, Updater]:
-        """The first images to show and what paints the next ones; `start` is (N, 3, h, w)."""
+        """Return the first images and the updater that makes the next; `start` is (N, 3, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PixelParameterization:
 
 @dataclass(frozen=True)
 class PixelUpdater:
-    """A step along the gradient, each regularizer in order, and the clipping to 0..255."""
+    """Makes a step along the gradient, applies each regularizer in order, clips to 0..255."""
 
     style: Style
     low: Tensor  # (1, 3, h, w) black, mean-subtracted
@@ -121,11 +121,11 @@ class Style:
 
     @property
     def calibrates(self) -> bool:
-        """Whether a step that suits the layer is to be found."""
+        """Whether the step can be calibrated to the layer."""
         return isinstance(self.image, PixelParameterization)
 
     def parameters(self) -> dict[str, Any]:
-        """All that defines the style, as plain values for the record."""
+        """Return all that defines the style, as plain values for the record."""
         return {
             "regularizers": [_described(part) for part in self.regularizers],
             "step": _described(self.step),
@@ -139,14 +139,14 @@ def _described(part: Any) -> dict[str, Any]:
     return {"kind": _STORED.get(kind, kind), **asdict(part)}
 
 
-_STORED = {"Pixel": "Pixels"}  # as version 1 of the files has it
+_STORED = {"Pixel": "Pixels"}  # its name in version 1 of the files
 
 
 STYLES: Registry[Style] = Registry("style")
 
 
 def _row(name: str, theta: tuple[float, ...], step: StepPolicy, iterations: int, look: str) -> None:
-    """A row of Table 1: theta is decay, b_width, b_every, n_pct, c_pct.
+    """Register a row of Table 1: theta is decay, b_width, b_every, n_pct, c_pct.
 
     Iterations and step policy are not in the table; they are the toolbox's own.
     """
@@ -156,7 +156,7 @@ def _row(name: str, theta: tuple[float, ...], step: StepPolicy, iterations: int,
 def table_1(
     decay: float, width: float, every: float, norm: float, contribution: float
 ) -> tuple[Regularizer, ...]:
-    """The paper's four regularizers in its order, with the columns of Table 1."""
+    """Return the paper's four regularizers in its order, with the columns of Table 1."""
     return (
         Decay(decay),
         Blur(width, int(every)),
@@ -183,23 +183,23 @@ STYLES.register("fourier")(
 
 
 VARIANTS = ("mean", "softmax", "sum", "direction", "min")
-"""What follows a style's name where something else than a unit's value is climbed."""
+"""What follows a style's name if something else than a unit's value is maximised."""
 
 
 def check_name(name: str) -> str:
-    """The name, if a style of one's own can have it; otherwise raises `UsageError`."""
+    """Return the name if a user's own style can have it; otherwise raise `UsageError`."""
     if not re.fullmatch("[A-Za-z0-9_-]+", name):
         raise UsageError(f"style name {name!r}: use letters, digits, - and _ only")
     if name in STYLES:
         raise UsageError(f"style name {name!r} is a built-in style's; choose another")
     if name.rpartition("-")[2] in VARIANTS:
-        raise UsageError(f"style name {name!r}: what ends so is named by cnnvis; choose another")
+        raise UsageError(f"style name {name!r}: cnnvis adds such endings itself; choose another")
     return name
 
 
 @dataclass(frozen=True)
 class _Table:
-    """What a plan may say of a style."""
+    """The keys of a style in a plan."""
 
     iterations: int = field(default=1000, metadata={"ge": 1})
     step: Any = field(default_factory=lambda: {"kind": "constant", "rate": 100})

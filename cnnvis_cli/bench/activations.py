@@ -1,4 +1,4 @@
-"""`cnnvis bench activations`: a video with one layer shown, and the bare forward pass."""
+"""`cnnvis bench activations`: frames per second of a video, and of the bare forward pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cnnvis_cli.stages.single.video import VideoJob
 
 SIZE = (240, 320)  # of the video: height, width
 RATE = Fraction(25)
-STEP = 2  # pixels that the picture moves from frame to frame
+STEP = 2  # pixels that the picture moves per frame
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Bench:
 
 
 def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> Bench:
-    """Film the layers of a drawn video, and run the same network on as many frames, in turns."""
+    """Film the layers of a drawn video, and run the network alone on as many frames, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "moving.mp4"
         draw_video(path, frames)
@@ -91,7 +91,7 @@ def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> B
 
 
 def _forward(session: Session, size: int, frames: int) -> float:
-    """Return frames per second of the forward pass, decoded and batched beforehand."""
+    """Return the forward pass's frames per second, with frames decoded and batched beforehand."""
     network = session.network
     pixels = [np.full((*network.size, 3), 90, np.uint8)] * size
     with Recorder(network, (), size) as eye, network.in_place():
@@ -109,7 +109,7 @@ def _filmed(reel: VideoJob, frames: int) -> float:
 
 
 def draw_video(path: Path, frames: int) -> None:
-    """Make an MP4 file of a strip of drawn pictures that moves past."""
+    """Make an MP4 file of a moving strip of drawn pictures."""
     height, width = SIZE
     with path.open("xb+") as file, Film(file, RATE, "") as film:
         pictures = [np.asarray(draw(name, 0)) for name in CLASSES]
@@ -121,7 +121,7 @@ def draw_video(path: Path, frames: int) -> None:
 
 
 def _enlarged(picture: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """Return a picture (h, w, 3) that is so many pixels high."""
+    """Return a picture (h, w, 3) that is `height` pixels high."""
     rows = np.arange(height) * len(picture) // height
     columns = np.arange(round(picture.shape[1] * height / len(picture)))
     return picture[rows][:, columns * len(picture) // height]

@@ -1,4 +1,4 @@
-"""`cnnvis bench occlude`: what `occlude` reaches of the forward pass alone."""
+"""`cnnvis bench occlude`: the speed of `occlude`, as a share of the bare forward pass's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OccludeBench:
     forward: Rates
 
     def share(self, rates: Rates) -> float:
-        """The share of the forward pass of the same round that is reached: the median."""
+        """Return the share of the same round's forward pass that is reached: the median."""
         pairs = zip(rates, self.forward, strict=True)
         return statistics.median(reached / bare for reached, bare in pairs)
 
@@ -59,7 +59,7 @@ class OccludeBench:
 
 
 def bench_occlude(plan: Plan, report: Report, rounds: int) -> OccludeBench:
-    """Cover a random image, with windows and without, and run the bare passes, in each round."""
+    """In each round cover a random image, with and without windows, and run the bare passes."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as opened:
@@ -101,7 +101,7 @@ def _passes(occluder: Occluder) -> int:
 
 
 def _forward(network: Network, occluder: Occluder) -> Callable[[], Any]:
-    """Run as many passes as the squares need, over images that are already on the device."""
+    """Return an action that runs as many passes as the squares need, on images on the device."""
     pixels = torch.randn(occluder.batch, 3, *network.size, device=network.device)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 

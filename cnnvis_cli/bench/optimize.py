@@ -1,4 +1,4 @@
-"""`cnnvis bench optimize`: a bare forward and backward pass, and what `optimize` reaches of it."""
+"""`cnnvis bench optimize`: the speed of `optimize` and of bare forward and backward passes."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from cnnvis_cli.store.parts import Parts
 
 SMALL_RATE = 1e-3  # keeps images where they are; a step costs the same at any rate
 BLOCKS = 100_000  # of images, more than are made in any measurement
-TURNOVER = 4  # ascents begin, end and are kept so often in a measurement
+TURNOVER = 4  # blocks of ascents that begin, end and are saved in a measurement
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer's unit-steps a second, round by round."""
+    """One layer's unit-steps per second, round by round."""
 
     layer: Layer
     canvas: tuple[int, int]
@@ -65,18 +65,18 @@ class LayerRow:
     cut: tuple[float, ...]  # only to the layer, batch 1
 
     def share(self, style: str) -> float:
-        """What a style reaches of the bare pass that was measured in the same round: the median."""
+        """Return the share of the same round's bare pass that a style reaches: the median."""
         pairs = zip(self.styles[style], self.bare, strict=True)
         return statistics.median(reached / bare for reached, bare in pairs)
 
     def gain(self, style: str = "3") -> float:
-        """How many times faster a style is than the toolbox's way in the same round: the median."""
+        """Return a style's speed over the toolbox's in the same round: the median."""
         known = style if style in self.styles else next(iter(self.styles))
         pairs = zip(self.styles[known], self.toolbox, strict=True)
         return statistics.median(reached / other for reached, other in pairs)
 
     def record(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return plain values for ``--json``."""
         return {
             "layer": self.layer.alias,
             "canvas": list(self.canvas),
@@ -101,7 +101,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Bench:
-    """All layers of one machine."""
+    """The rows of all layers, and what describes the machine."""
 
     about: dict[str, Any]
     rows: tuple[LayerRow, ...]
@@ -110,7 +110,7 @@ class Bench:
         return {**self.about, "layers": [row.record() for row in self.rows]}
 
     def table(self) -> str:
-        """For a person: unit-steps a second, and shares of the bare pass."""
+        """Return the table as text: unit-steps per second, and shares of the bare pass."""
         styles = self.rows[0].styles
         head = "".join(f"{'style ' + name:>8}" for name in styles)
         lines = [", ".join(f"{key} {value}" for key, value in self.about.items()), ""]
@@ -121,7 +121,7 @@ class Bench:
         lines += [row.line() for row in self.rows]
         lines += [
             "",
-            "bare: unit-steps a second of forward and backward passes alone; styles: what optimize",
+            "bare: unit-steps per second of forward and backward passes; styles: what optimize",
             "reaches of that; toolbox: the whole network on the whole input, one unit at a time;",
             "cut: the same only up to the layer; gain: style 3 (or the first) over the toolbox's.",
         ]
@@ -129,7 +129,7 @@ class Bench:
 
 
 def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
-    """Measure every layer of the plan, each round anew."""
+    """Measure every layer of the plan, in each round."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as session:
@@ -153,7 +153,7 @@ def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> B
 
 
 class _Clock(NamedTuple):
-    """Who measures, how long, and how often."""
+    """The workers that measure, for how long, and how often."""
 
     pool: Sequence[WorkerSlot]
     seconds: float
@@ -166,7 +166,7 @@ def _row(
     setup = setup_of(session, layer)
     work = OptimizeJob(session.plan, setup, session.network)
     if session.device.type == "cpu":
-        check_pass(work, session.network)  # here: a fork could not trace any more
+        check_pass(work, session.network)  # in this process: a fork could not trace any more
     bare, toolbox, cut = [], [], []
     reached: dict[str, list[float]] = {style.name: [] for style in styles}
     for _ in range(clock.rounds):
@@ -185,7 +185,7 @@ def _row(
 
 
 def _job(style: Style, pace: float, size: int, seconds: float, folder: str) -> OptimizeTask:
-    """A block that is over in a part of the measurement, so that all of `optimize` is in it."""
+    """Return a task that ends within the measurement, so that all of `optimize` is measured."""
     iterations = max(2, int(pace / size * seconds / TURNOVER))
     shortened = replace(style, iterations=iterations)
     if isinstance(style.step, Constant):
@@ -194,7 +194,7 @@ def _job(style: Style, pace: float, size: int, seconds: float, folder: str) -> O
 
 
 def _together(measure: Measure, pool: Sequence[WorkerSlot]) -> float:
-    """The sum of what all worker slots reach at once."""
+    """Return the summed speed of all workers at once."""
     found: list[float] = []
 
     def on_event(message: Any) -> None:
@@ -228,7 +228,7 @@ class _TimeIsUp(Exception):
 def _optimize(
     work: OptimizeJob, seconds: float, worker_slot: WorkerSlot, number: int, emit: Emit
 ) -> None:
-    """The stage's own work, block after block, for so long."""
+    """Do the stage's own work, task after task, for `seconds`."""
     job = work.jobs[0]
     targets = tuple(target % work.setup.targets for target in job.targets)
     blocks = (job._replace(part=number, targets=targets),) * BLOCKS
@@ -239,7 +239,7 @@ def _optimize(
         now = time.perf_counter()
         if not isinstance(message, Steps) or not message.made:
             return
-        if not start:  # the first word comes when everything is warm
+        if not start:  # the first message comes when everything is warm
             start = now
             return
         made += message.made
@@ -261,7 +261,7 @@ def _one_at_a_time(
     _number: int,
     emit: Emit,
 ) -> None:
-    """One unit by style 3 on the whole input, batch 1, on all threads of one process."""
+    """Optimize one unit by style 3 from the whole input, batch 1, on one worker's threads."""
     network, layer = work.on(worker_slot.device), work.setup.layer
     box, style = Box.whole(network.size), STYLES["3"].with_step(Constant(SMALL_RATE))
     row, column = layer.centre
@@ -296,7 +296,7 @@ def _one_at_a_time(
 def through_all(
     network: Network, layer: Layer, place: tuple[int, int], x: torch.Tensor, targets: torch.Tensor
 ) -> Any:
-    """As the toolbox does it: the network forward to its end, backward from one unit."""
+    """Do the toolbox's pass: forward through the whole network, backward from one unit."""
     x = x.detach().requires_grad_()
     kept: list[torch.Tensor] = []
     module = network.module.get_submodule(layer.module)
@@ -312,7 +312,7 @@ def through_all(
 
 
 def pace(action: Callable[[], Any], size: int, seconds: float, device: torch.device) -> float:
-    """Unit-steps a second of an action on a batch."""
+    """Return the unit-steps per second of an action on a batch."""
     for _ in range(2):
         action()
     wait_for(device)

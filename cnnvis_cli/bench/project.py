@@ -1,4 +1,4 @@
-"""`cnnvis bench project`: the speed of `project`, and of one image at a time through all layers."""
+"""`cnnvis bench project`: the speed of `project`, and of one image at a time in all layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cnnvis_cli.stages.project.job import Projections, group_of
 from cnnvis_cli.store.topk import TopK
 from cnnvis_cli.store.topk_file import LayerTopK, boxes
 
-IMAGES = 256  # random ones
+IMAGES = 256  # random images
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ProjectRow:
 
 @dataclass(frozen=True)
 class ProjectBench:
-    """All layers and methods of one machine."""
+    """The rows of all layers and methods, and what describes the machine."""
 
     about: dict[str, Any]
     rows: tuple[ProjectRow, ...]
@@ -137,7 +137,7 @@ def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) 
 
 
 class _Unchecked(BackwardPass):
-    """The way back from places whose activations are unknown."""
+    """A backward pass from places whose activations are unknown."""
 
     def compare(self, value: NDArray[np.float32], slots: Slots) -> None:
         pass

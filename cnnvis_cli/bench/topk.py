@@ -1,4 +1,4 @@
-"""`cnnvis bench`: this machine's limits, and what cnnvis reaches of them."""
+"""`cnnvis bench topk`: this machine's limits, and the share of them that `topk` reaches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what was measured, how, and the median and range of its rounds."""
+    """A line of the table: what was measured, how, and the rates of its rounds."""
 
     what: str
     how: str
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """The limits of one machine, and what `topk` reaches, round by round."""
+    """The limits of one machine, and the rates that `topk` reaches, round by round."""
 
     about: dict[str, Any]
     rows: tuple[Row, ...]
@@ -110,9 +110,9 @@ class Bench:
 def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
     """Measure decoding alone, the forward pass alone, and `topk` over the plan's dataset.
 
-    On a CPU the limit is cores / (decoding + forward pass), in processor time per image: only these
-    two would run, on all cores, all the time. On a GPU it is the slower of both. The forward pass
-    is the best of several arrangements, chosen first. Every round measures all three, because
+    On a CPU the limit is cores / (decoding + forward pass), in processor time per image, as if all
+    cores did only these two, all the time. On a GPU it is the slower of both. The forward pass is
+    the best of several arrangements, chosen first. Every round measures all three, because
     machines are shared.
     """
     keep_memory()
@@ -154,7 +154,7 @@ def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
 
 
 def _work(plan: Plan, folder: Path, size: int) -> TopKJob:
-    """Return the same work as that of `topk`, without its output."""
+    """Return the job that `topk` does, without its output."""
     manifest = Manifest.scan(Path(plan.dataset or ""))
     network = load_network(plan)
     identity = {"batch_size": plan.batch_size or size}
@@ -219,11 +219,11 @@ def _round(
 
 
 Measure = Callable[[WorkerSlot, int, Emit], None]
-"""What a worker slot does: with its number, and a function for its results."""
+"""What each worker does, with its slot, its number, and a function for its results."""
 
 
 def _together(measure: Measure, pool: Sequence[WorkerSlot]) -> Rate:
-    """Measure in all worker slots at once."""
+    """Measure in all workers at once."""
     found: list[Rate] = []
 
     def on_event(message: Any) -> None:
@@ -268,7 +268,7 @@ def _decode(
     for count, batch in enumerate(reader.read(batches)):
         watch.images += int(batch.used.sum())
         if not watch.images and count >= work.cut.batches:
-            raise CnnvisError(f"{work.manifest.root}: no image of it can be read")
+            raise CnnvisError(f"{work.manifest.root}: none of its images can be read")
         if not watch.running():
             break
     emit(watch.rate())
@@ -312,7 +312,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def _topk(work: TopKJob, report: Report) -> tuple[Rate, Rate]:
-    """Run the stage in a temporary run directory; return its speed, and that with start and end."""
+    """Run the stage in a temporary run; return its speed, without and with start and end."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(work.plan, run=folder + "/run", batch_size=work.cut.size)
         with open_session(plan, report) as session:
@@ -327,7 +327,7 @@ def _topk(work: TopKJob, report: Report) -> tuple[Rate, Rate]:
 
 
 class _Silent(Report):
-    """A silent report for the temporary run; it stops when the other one is to stop."""
+    """A silent report for the temporary run, which stops when the other one does."""
 
     def __init__(self, heard: Report) -> None:
         super().__init__(quiet=True)

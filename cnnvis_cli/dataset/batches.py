@@ -37,24 +37,24 @@ class Batch:
     first: int  # index of the first image
     pixels: Tensor  # (B, height, width, 3) uint8
     used: NDArray[np.bool_]  # (B,)
-    crcs: NDArray[np.uint32]  # (B,) of the images' bytes as they were read; 0 where none were
+    crcs: NDArray[np.uint32]  # (B,) of the images' bytes as read; 0 where none were
     failures: dict[int, str]  # image index -> why it could not be used
-    labels: NDArray[np.int32]  # (B,) class index; -1 in padding, or where there is no class
-    contents: tuple[bytes, ...] = ()  # plain JPEGs that are still to be decoded; empty: none
-    fault: str = ""  # why some image cannot be read now; then nothing of the batch counts
+    labels: NDArray[np.int32]  # (B,) class index; -1 in padding, or without a class
+    contents: tuple[bytes, ...] = ()  # plain JPEGs still to be decoded, per slot; or none
+    fault: str = ""  # why an image cannot be read now; the batch then does not count
 
     def pin_memory(self) -> Batch:
-        """The batch with page-locked pixels; the DataLoader calls it."""
+        """Return the batch with page-locked pixels; the DataLoader calls this."""
         return replace(self, pixels=torch.as_tensor(self.pixels).pin_memory())
 
 
 @dataclass(frozen=True)
 class Batches(Dataset[Batch]):
-    """Batches `size` images long of a manifest, decoded by `workers` processes (0: in this one).
+    """The batches of a manifest, of `size` images, decoded by `workers` processes (0: in this one).
 
-    `fast` is that of `decode`; `pin` puts pixels where a CUDA device fetches them directly; with
-    `gpu` the workers only read plain JPEGs, which are decoded on that device. Pixels come from the
-    workers in shared memory, or through `pipes`, which costs a copy.
+    `fast` is as in `decode`; `pin` puts pixels into memory that a CUDA device reads directly; with
+    `gpu` plain JPEGs are only read here, and decoded on that device. Pixels come from the workers
+    in shared memory, or through `pipes`, which costs a copy.
     """
 
     manifest: Manifest
@@ -71,15 +71,15 @@ class Batches(Dataset[Batch]):
 
     @property
     def ahead(self) -> int:
-        """Bytes of the batches that each worker has decoded before they are asked for."""
+        """The bytes of the batches that each worker decodes ahead."""
         height, width = self.preprocessing.crop
         return AHEAD * self.size * height * width * 3
 
     def read(self, numbers: Iterable[int]) -> Iterator[Batch]:
-        """The batches of these numbers, in their order.
+        """Yield the batches of these numbers, in their order.
 
-        Numbers are taken one by one: with workers two a worker ahead, without none ahead.
-        Raises `WorkerDied` when a worker does.
+        Numbers are taken one by one: two per worker ahead, and without workers none ahead. Raise
+        `WorkerDied` when a worker dies, `StorageError` when an image cannot be read now.
         """
         loader = DataLoader(
             self,
@@ -89,7 +89,7 @@ class Batches(Dataset[Batch]):
             prefetch_factor=AHEAD if self.workers else None,
             collate_fn=_unshared if self.pipes else _as_it_is,
             worker_init_fn=_begin,
-            # Whatever has started this process: they need what it has, and no device.
+            # However this process was started: workers need its memory, and no device.
             multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.pin and torch.cuda.is_available(),
         )
@@ -97,7 +97,7 @@ class Batches(Dataset[Batch]):
             batches = iter(loader)
         while (batch := _next(batches)) is not None:
             if batch.fault:
-                del batches  # ends the workers now, not when the error has been told
+                del batches  # ends the workers now, not once the error is handled
                 raise StorageError(batch.fault)
             batch = replace(batch, pixels=torch.as_tensor(batch.pixels))
             yield batch if self.gpu is None else self._decoded(batch, self.gpu)
@@ -124,7 +124,7 @@ class Batches(Dataset[Batch]):
                 used[slot] = True
             except Unreadable as reason:
                 failures[index] = str(reason)
-            except StorageError as error:  # for this process's parent: torch would wrap it
+            except StorageError as error:  # sent as text to the parent: torch would wrap it
                 fault = str(error)
                 break
         shown = torch.from_numpy(pixels)
@@ -133,7 +133,7 @@ class Batches(Dataset[Batch]):
         return Batch(number, first, shown, used, crcs, failures, labels, tuple(contents), fault)
 
     def _decoded(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch with its plain JPEGs decoded on the device."""
+        """Return the batch with its plain JPEGs decoded on the device."""
         shape = (self.size, *self.preprocessing.crop, 3)
         pixels, used, failures = batch.pixels.to(device), batch.used.copy(), dict(batch.failures)
         if not len(pixels):
@@ -149,13 +149,13 @@ class Batches(Dataset[Batch]):
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:
-    """The next batch, None after the last; raises `WorkerDied` when a worker has."""
+    """Return the next batch, None after the last; raise `WorkerDied` if a worker died."""
     try:
         return next(batches, None)
-    except (ConnectionResetError, EOFError) as error:  # while a batch was on its way
+    except (ConnectionResetError, EOFError) as error:  # while a batch was being sent
         raise WorkerDied(f"a decoding process died ({error}); is memory short?") from None
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # as torch names no class for it
+        if not str(error).startswith("DataLoader worker"):  # torch has no class for it
             raise
         if "Bus error" in str(error):
             raise WorkerDied("a decoding process died: shared memory (/dev/shm) is full") from None
@@ -166,11 +166,11 @@ def _next(batches: Iterator[Batch]) -> Batch | None:
 
 @contextmanager
 def _deaths_found_when_asking() -> Iterator[None]:
-    """Keep torch from raising in a signal handler, which is to say anywhere in the program.
+    """Keep torch from raising in a signal handler, and so anywhere in the program.
 
-    A dead worker is then found within seconds by whoever waits for its batch.
+    A dead worker is then found within seconds when its batch is waited for.
     """
-    if threading.current_thread() is not threading.main_thread():  # where torch sets none
+    if threading.current_thread() is not threading.main_thread():  # there torch sets no handler
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
@@ -180,7 +180,7 @@ def _deaths_found_when_asking() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-AHEAD = 2  # batches a worker
+AHEAD = 2  # batches per worker
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -188,7 +188,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _unshared(batch: Any) -> Any:
-    """A batch whose pixels travel like any other bytes: those of tensors lie in shared memory."""
+    """Return a batch whose pixels are sent through a pipe, not as a tensor in shared memory."""
     return replace(batch, pixels=batch.pixels.numpy())
 
 

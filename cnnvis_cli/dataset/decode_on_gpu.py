@@ -1,7 +1,7 @@
-"""JPEGs decoded where the network runs (nvJPEG, through torchcodec), and resized there.
+"""JPEGs decoded and resized on the network's GPU (nvJPEG, through torchcodec).
 
-For a GPU that waits for its images. Other decoders and another resizing give other pixels, by a
-grey level or so; so this is a way of its own, and what cannot be decoded there is decoded here.
+For a GPU that waits for its images. Its decoder and resizing give pixels that differ from ours by
+a grey level or so, so it has to be asked for. What the GPU cannot decode is decoded here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cnnvis_cli.nouns import Preprocessing
 
 
 def check_decoder(device: torch.device, preprocessing: Preprocessing) -> None:
-    """Raise `UsageError` where images cannot be decoded and resized on this device."""
+    """Raise `UsageError` if images cannot be decoded and resized on this device."""
     if preprocessing.interpolation == "lanczos":
         raise UsageError("--decode gpu: has no lanczos interpolation; use --decode exact")
     if device.type != "cuda":
@@ -36,19 +36,19 @@ def check_decoder(device: torch.device, preprocessing: Preprocessing) -> None:
 
 
 def _decoders() -> Any:
-    """torchcodec's decoders; raises where they are missing or do not fit this torch."""
+    """Return torchcodec's decoders; raise if they are missing or do not fit this torch."""
     found = import_module("torchcodec.decoders")
-    found.decode_jpeg  # noqa: B018 - of older versions: AttributeError
+    found.decode_jpeg  # noqa: B018 - older versions: AttributeError
     return found
 
 
 def decode_on_gpu(
     contents: Sequence[bytes], preprocessing: Preprocessing, device: torch.device
 ) -> list[Tensor | Unreadable]:
-    """Each file as uint8 RGB (height, width, 3) on the device, or why it cannot be used.
+    """Return each file as uint8 RGB (height, width, 3) on the device, or why it cannot be used.
 
-    Plain JPEGs are decoded there. Others, and what fails there, go through `decode`, which also
-    says what is wrong with them.
+    Plain JPEGs are decoded there. Others, and those that fail there, go through `decode`, which
+    also gives the reason if it fails.
     """
     plain = [i for i, content in enumerate(contents) if is_plain_jpeg(content)]
     found = decode_plain([contents[i] for i in plain], preprocessing, device)
@@ -62,12 +62,12 @@ def decode_on_gpu(
 def decode_plain(
     contents: Sequence[bytes], preprocessing: Preprocessing, device: torch.device
 ) -> list[Tensor | Unreadable]:
-    """As `decode_on_gpu`, of files that are plain JPEGs by their first bytes."""
+    """Decode as `decode_on_gpu` does, but only files that are plain JPEGs by their first bytes."""
     images = _jpegs(contents, device)
     found: list[Tensor | Unreadable] = [Unreadable("")] * len(contents)
     by_size: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
-        if image is None:  # broken: the other decoder says how
+        if image is None:  # broken: the other decoder gives the reason
             found[i] = _decoded_here(contents[i], preprocessing, device)
         else:
             by_size.setdefault(image.shape, []).append(i)
@@ -79,16 +79,16 @@ def decode_plain(
 
 
 def _jpegs(contents: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
-    """All at once; where one of them fails one by one, None for those that do."""
+    """Decode all at once; if one fails, one by one, with None for those that fail."""
     if not contents:
         return []
     try:
         return list(_decoders().decode_jpeg(list(contents), mode="RGB", device=device))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # as torchcodec names no class for a broken JPEG
+    except RuntimeError:  # torchcodec has no class for a broken JPEG
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # raises where it was the device that failed
+            torch.cuda.synchronize(device)  # raises if it was the device that failed
         if len(contents) == 1:
             return [None]
         return [image for content in contents for image in _jpegs([content], device)]
@@ -104,9 +104,9 @@ def _decoded_here(
 
 
 def _prepare(images: Sequence[Tensor], preprocessing: Preprocessing) -> list[Tensor | Unreadable]:
-    """Resize and crop images of one size as `decode.prepare` does: uint8 (3, h, w) each.
+    """Resize and crop images of one size as `decode.prepare` does, uint8 (3, h, w) each.
 
-    Gives (height, width, 3) each.
+    Return (height, width, 3) each.
     """
     resize = preprocessing.resize
     try:

@@ -1,4 +1,4 @@
-"""The devices and the processes that the work runs on: this one, others here, or a cluster."""
+"""Devices, and the processes that do the work: this one, others here, or a cluster's."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def run_tasks(
     emit: Emit,
     describe: Callable[[int], str] = "part {}".format,
 ) -> None:
-    """Have a pool do tasks, handed out one at a time; `emit` is called with what workers emit.
+    """Do tasks in a pool, handed out one at a time; `emit` is called with each worker's messages.
 
     Each worker calls ``work(worker_slot, numbers, emit)`` in a process of its own and emits
-    `TaskDone` for each number; on a cluster each task is a call. A single worker on a CPU is this
+    `TaskDone` for each number; on a cluster each task is one call. A single worker on a CPU is this
     process. On a GPU it never is: after a fault of the device only another process can go on.
-    When a process dies, another does what it had in hand. Raises `TasksFailed`, when all else is
-    done, for tasks that ended `ATTEMPTS` processes, by the names that `describe` gives them; and
-    whatever `work` or `emit` raises.
+    When a worker dies, another does the tasks that it held. When all others are done, raise
+    `TasksFailed` for tasks that ended `ATTEMPTS` processes, with their names from `describe`. Also
+    raise whatever `work` or `emit` raises.
     """
     if isinstance(pool, Cluster):
         share_tasks_on(pool, work, numbers, emit, describe)

@@ -1,4 +1,4 @@
-"""A Dask cluster that shares pieces of work: `pip install cnnvis[cluster]`."""
+"""Tasks on the workers of a Dask cluster: `pip install cnnvis[cluster]`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from cnnvis_cli.engine.pool import ATTEMPTS, portable, tasks_failed
 from cnnvis_cli.engine.slots import Emit, Task, TaskDone, WorkerSlot, cores
 from cnnvis_cli.errors import CnnvisError, UsageError, WorkerDied
 
-WAIT = 10  # seconds for the scheduler to answer
-PATIENCE = 60  # seconds for a worker to come
-AHEAD = 2  # pieces a worker that are handed in at a time
+WAIT = 10  # seconds that the scheduler has to answer
+PATIENCE = 60  # seconds without any worker before the command gives up
+AHEAD = 2  # tasks per worker that are submitted at a time
 
 
 class Cluster(NamedTuple):
-    """A Dask scheduler, and the kind of device that its workers are to compute on."""
+    """A Dask scheduler, and the kind of device that its workers compute on."""
 
     address: str
     device: torch.device
 
     def __len__(self) -> int:
-        """Workers that there are now; at least one."""
+        """Return the present number of workers, but at least 1."""
         return max(1, len(_client(self.address).scheduler_info(-1)["workers"]))
 
     def __bool__(self) -> bool:
@@ -42,9 +42,9 @@ class Cluster(NamedTuple):
 
 
 def reach(address: str, device: torch.device, trusted: bool) -> Cluster:
-    """The cluster at an address; raises `UsageError` where there is none or it is not safe.
+    """Return the cluster at an address; raise `UsageError` if it does not answer or is not safe.
 
-    A scheduler runs whatever it is sent, so its traffic has to stay on this machine or be
+    A scheduler runs any code that it receives, so its traffic has to stay on this machine or be
     encrypted (TLS), unless the network is `trusted`.
     """
     scheme, host = _parsed(address)
@@ -58,8 +58,8 @@ def reach(address: str, device: torch.device, trusted: bool) -> Cluster:
 
 
 def _parsed(address: str) -> tuple[str, str]:
-    """Scheme and host of an address; raises `UsageError` for one that is none."""
-    with suppress(ValueError):  # of a port that is no number
+    """Return the scheme and host of an address; raise `UsageError` if it is invalid."""
+    with suppress(ValueError):  # for a port that is not a number
         parts = urlsplit(address)
         if parts.scheme in ("tcp", "tls") and parts.hostname and parts.port:
             return parts.scheme, parts.hostname
@@ -79,7 +79,7 @@ def _client(address: str) -> Any:
         distributed: Any = import_module("distributed")
     except ImportError:
         raise UsageError("--scheduler needs Dask: pip install 'cnnvis[cluster]'") from None
-    security = distributed.Security() if address.startswith("tls:") else None  # of Dask's settings
+    security = distributed.Security() if address.startswith("tls:") else None  # Dask's own
     try:
         return distributed.Client(address, timeout=WAIT, security=security)
     except (OSError, ValueError) as error:
@@ -96,7 +96,7 @@ def share_tasks_on(
     emit: Emit,
     describe: Callable[[int], str],
 ) -> None:
-    """Have the cluster do pieces of work; see `run_tasks`."""
+    """Do tasks on the cluster; see `run_tasks`."""
     desk = _Desk(cluster, work, deque(numbers), emit)
     try:
         desk.work()
@@ -108,14 +108,14 @@ def share_tasks_on(
 
 @dataclass
 class _Desk:
-    """Hands in a few pieces at a time, hears of each, and hands in again what was lost."""
+    """Submits a few tasks at a time, receives their results, and submits lost ones again."""
 
     cluster: Cluster
     task: Task
     pending: deque[int]
     emit: Emit
-    lost: bool = True  # whether there is no copy of the task for the workers
-    manned: float = field(default_factory=time.monotonic)  # when there was a worker last
+    lost: bool = True  # whether the cluster lacks the copy of `task`
+    manned: float = field(default_factory=time.monotonic)  # when a worker was last there
     going: dict[Any, int] = field(default_factory=dict)  # Dask's futures
     deaths: dict[int, int] = field(default_factory=dict)
     aside: dict[int, str] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class _Desk:
             self.emit(None)
 
     def _look_for_workers(self) -> None:
-        """Raise `CnnvisError` when there has been none for long; one may be starting again."""
+        """Raise `CnnvisError` after `PATIENCE` without any; one may be starting again."""
         if _client(self.cluster.address).scheduler_info(-1)["workers"]:
             self.manned = time.monotonic()
         elif time.monotonic() - self.manned > PATIENCE:
@@ -142,10 +142,10 @@ class _Desk:
             )
 
     def _copy(self) -> None:
-        """Give the workers what they must know, once and not with every piece.
+        """Send the workers the job once, and not with every task.
 
-        As a result of a task, which Dask makes anew when a worker that has it dies; scattered data
-        would be lost, and Dask hangs where a worker dies while it scatters.
+        It is sent as a result, which Dask computes again when the worker that holds it dies.
+        Scattered data would be lost, and Dask hangs if a worker dies while it scatters.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
@@ -160,7 +160,7 @@ class _Desk:
         self.going[future] = number
 
     def _done(self) -> list[Any]:
-        """What has ended, also without a result; waits a moment where nothing has."""
+        """Return futures that have ended, with a result or not; wait a moment if there are none."""
         until = time.monotonic() + 0.5
         while not (done := [future for future in self.going if future.done()]):
             if time.monotonic() > until:
@@ -170,7 +170,7 @@ class _Desk:
 
     def _receive(self, future: Any, number: int) -> None:
         try:
-            told = future.result()  # which may be lost on its way as well
+            told = future.result()  # which may also be lost on its way
         except Exception as error:
             self._failed(number, error)
             return
@@ -183,7 +183,7 @@ class _Desk:
         if name in ("FutureCancelledError", "CancelledError"):
             self.lost = True
         elif name == "KilledWorker" or isinstance(error, WorkerDied):
-            self.lost = True  # it may have been the copy that was on its way
+            self.lost = True  # perhaps the copy was being sent
             self.deaths[number] = self.deaths.get(number, 0) + 1
         elif isinstance(error, CnnvisError):
             raise error
@@ -195,18 +195,18 @@ class _Desk:
             self.pending.append(number)
 
     def withdraw(self) -> None:
-        """Take back what nobody has begun; what is being done is finished there, and kept."""
+        """Cancel tasks that have not begun; those that have are finished there, and kept."""
         if self.going:
             _client(self.cluster.address).cancel(list(self.going))
 
 
 def as_it_is(work: Task) -> Task:
-    """On a worker: what has been sent."""
+    """Return the job as it was sent; runs on a worker."""
     return work
 
 
 def do_piece(work: Task, kind: str, number: int) -> list[Any]:
-    """On a worker: do one piece, and say what there was to tell."""
+    """Do one task and return the messages that it emitted; runs on a worker."""
     told: list[Any] = []
     keep_memory()
     worker_slot = _lane(kind)
@@ -221,7 +221,7 @@ def do_piece(work: Task, kind: str, number: int) -> list[Any]:
 
 
 def _lane(kind: str) -> WorkerSlot:
-    """A worker has one device: the first that it sees. One in a daemon decodes by itself."""
+    """Return a worker's slot, on the first device that it sees; in a daemon it decodes itself."""
     if kind == "cuda" and not torch.cuda.is_available():
         raise CnnvisError("a worker of the cluster sees no CUDA device; use --device cpu")
     device = torch.device("cuda:0" if kind == "cuda" else "cpu")

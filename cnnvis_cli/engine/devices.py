@@ -23,10 +23,9 @@ SPELLINGS = "use auto, cpu, cuda, cuda:0,cuda:1 or cuda:all"
 
 
 def choose_devices(names: str) -> tuple[torch.device, ...]:
-    """Return the devices of a ``--device`` option; ``auto`` is the first GPU where there is one.
+    """Return the devices of a ``--device`` option; ``auto`` is the first GPU, if there is one.
 
-    A CUDA device always has its index. Raises `UsageError` for a device that is asked for and
-    absent.
+    A CUDA device always has its index. Raise `UsageError` for a device that is absent.
     """
     # Full single precision and one order of summation: the same numbers each time.
     _set_tf32(False)
@@ -61,7 +60,7 @@ def _devices(name: str) -> list[torch.device]:
 
 
 def remark_on_auto(names: str) -> str | None:
-    """Return what a person should know of the choice that ``auto`` made; None for nothing."""
+    """Return a line for the user about the choice that ``auto`` made; None if none is needed."""
     if names != "auto":
         return None
     if not _cuda_works():
@@ -78,7 +77,7 @@ def _cuda_works() -> bool:
 
 @cache
 def _cuda_found() -> str | None:
-    """Return None where CUDA works, otherwise what torch says about it."""
+    """Return None if CUDA works, otherwise torch's warnings about it."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
@@ -87,7 +86,7 @@ def _cuda_found() -> str | None:
 
 
 def _why_not_cuda() -> str:
-    """Return why there is no CUDA device, in a few words."""
+    """Return in a few words why there is no CUDA device."""
     if torch.version.cuda is None and _gpus():
         return f"this torch ({torch.__version__}) is built without CUDA, though there is {_gpus()}"
     if _gpus():
@@ -98,7 +97,7 @@ def _why_not_cuda() -> str:
 
 @cache
 def _gpus() -> str:
-    """Return the first GPU that the driver's own tool shows; empty where there is none."""
+    """Return the name of the first GPU that nvidia-smi lists; empty if there is none."""
     tool = shutil.which("nvidia-smi")
     with suppress(OSError, subprocess.SubprocessError):
         if tool is not None:
@@ -109,7 +108,7 @@ def _gpus() -> str:
 
 
 def describe_device(device: torch.device) -> dict[str, str]:
-    """Return all of a device that may decide the last bits of what it computes."""
+    """Return all properties of a device that may decide the last bits of its results."""
     about = {"device": device.type, "torch": torch.__version__}
     if device.type == "cpu":
         return about | {"processor": torch.backends.cpu.get_cpu_capability()}
@@ -122,15 +121,15 @@ def describe_device(device: torch.device) -> dict[str, str]:
     }
 
 
-COPIES = 4  # of a layer's output that a pass there and back holds at once: measured up to 3.5
-SHARE = 0.5  # of a GPU's memory that a pass may take: there are other processes, and fragments
+COPIES = 4  # of a layer's output that a forward and backward pass holds: measured up to 3.5
+SHARE = 0.5  # of a GPU's memory that a pass may take; the rest is for others and fragments
 
 
 def limit_to_memory(batch: int, each: int, device: torch.device) -> int:
     """Return the batch, halved until a pass of it fits the device's memory.
 
-    `each` is the bytes of the maps of one item. On a CPU the batch is as it is. The size of the
-    card counts, not what happens to be free: a rerun has to choose the same.
+    `each` is the bytes of one item's maps. On a CPU the batch stays as it is. The card's whole
+    memory counts, not what happens to be free, so that a rerun chooses the same.
     """
     if device.type == "cpu":
         return batch
@@ -143,7 +142,7 @@ def limit_to_memory(batch: int, each: int, device: torch.device) -> int:
 def resolve_precision(asked: Precision | None, device: torch.device) -> Precision:
     """Return the arithmetic of ascents: by default TF32 on a GPU and float32 on a CPU.
 
-    Raises `UsageError` for arithmetic that the device does not have.
+    Raise `UsageError` for arithmetic that the device does not have.
     """
     chosen: Precision = asked or ("tf32" if device.type == "cuda" else "float32")
     check_precision(chosen, device)
@@ -166,7 +165,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Enter a block in which convolutions multiply as TF32, where that is the precision."""
+    """Enter a block in which convolutions multiply in TF32, if that is the precision."""
     if precision != "tf32" or device.type != "cuda":
         yield
         return
@@ -178,9 +177,9 @@ def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def _set_tf32(allowed: bool) -> None:
-    """Allow TF32 in convolutions or not; products of matrices, few in a vision network, never are.
+    """Allow TF32 in convolutions or not; matrix products, few in a vision network, never use it.
 
-    torch 2.9 has new names for this and refuses a mixture with the old.
+    torch 2.9 has new names for this and refuses to mix them with the old ones.
     """
     matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     if hasattr(matmul, "fp32_precision"):
@@ -191,21 +190,21 @@ def _set_tf32(allowed: bool) -> None:
 
 
 class Graphs:
-    """Runs work on tensors that stay where they are; on a GPU each piece becomes one launch.
+    """Runs work on tensors that stay in place; on a GPU all work of one key becomes one launch.
 
-    A piece of work reads and writes the same tensors each time, so that a CUDA graph of it can be
-    replayed. All graphs of an object share memory, so no result may be kept in a tensor that the
-    work itself allocates. Work that cannot be captured is run as it is, and `notice` is told why.
+    Work reads and writes the same tensors each time, so that a CUDA graph of it can be replayed.
+    All graphs of an object share memory, so no result may be kept in a tensor that the work itself
+    allocates. Work that cannot be captured is run directly, and `notice` is called with the reason.
     """
 
     def __init__(self, device: torch.device, notice: Callable[[str], None]) -> None:
         self._device, self._notice = device, notice
-        self._graphs: dict[Hashable, tuple[Any, Callable[[], None]]] = {}  # and what they hold
+        self._graphs: dict[Hashable, tuple[Any, Callable[[], None]]] = {}  # with its work
         self._pool: Any = None
         self._captures = device.type == "cuda"
 
     def __call__(self, key: Hashable, work: Callable[[], None], state: Sequence[Tensor]) -> None:
-        """Do a piece of work that is known by `key` and changes nothing but the `state`."""
+        """Do the work of this `key`, which changes nothing but the `state`."""
         if self._captures and key not in self._graphs:
             self._graphs[key] = self._captured(work, state), work
         if self._captures:
@@ -254,8 +253,8 @@ class Graphs:
 def keep_memory() -> None:
     """Have glibc keep freed blocks instead of giving them back to the system.
 
-    Every map of a batch is allocated and freed again; fetching its pages anew each time costs
-    more than a third of a forward pass on a CPU. Elsewhere than on glibc nothing happens.
+    Every map of a batch is allocated and freed again; fetching its pages each time costs more
+    than a third of a forward pass on a CPU. Without glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -270,7 +269,7 @@ def keep_memory() -> None:
 def memory_explained(device: torch.device | str) -> Iterator[None]:
     """Turn memory that runs out in a block into a `CnnvisError` with a remedy.
 
-    Never a smaller batch instead: another size changes the last bits of what is computed.
+    The batch is never made smaller instead: its size decides the last bits of the results.
     """
     try:
         yield
@@ -285,7 +284,7 @@ def memory_explained(device: torch.device | str) -> Iterator[None]:
 
 
 def in_short(error: BaseException) -> str:
-    """Return an error's first line; Python's own `MemoryError` has none."""
+    """Return an error's first line, or its type if it has no text, like `MemoryError`."""
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
@@ -296,13 +295,13 @@ _LOST = re.compile(
 
 
 def is_about_memory(error: BaseException) -> bool:
-    """Return whether memory ran out: torch and its libraries say so in several ways."""
+    """Return whether memory ran out, which torch and its libraries report in several ways."""
     named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return named or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether after this error its process can do nothing more on its device."""
+    """Return whether this error leaves its process unable to use its device any more."""
     if is_about_memory(error):
         return False
     kind = getattr(torch, "AcceleratorError", None)  # torch 2.8

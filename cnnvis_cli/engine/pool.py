@@ -1,6 +1,6 @@
-"""Worker processes on this machine, each pinned to a device, that share pieces of work.
+"""Worker processes on this machine, each pinned to a device, that share tasks.
 
-On a GPU, and where a process computes on several threads, they are fresh interpreters (loky), kept
+On a GPU, and if a process computes on several threads, they are fresh interpreters (loky), kept
 from one call to the next. On a CPU with one thread each they are forked: they have the network, its
 traces and the decoded images without loading them, and start at once.
 """
@@ -29,11 +29,11 @@ from cnnvis_cli.engine.slots import Emit, Notice, Task, TaskDone, WorkerSlot
 from cnnvis_cli.errors import CnnvisError, Stopped, TasksFailed, WorkerDied
 from cnnvis_cli.report import leave_signals_to_the_parent
 
-ATTEMPTS = 3  # a piece of work that ends its process so often is set aside
-PATIENCE = 8  # seconds that a process has to end when it is told to
+ATTEMPTS = 3  # a task that has ended this many processes is set aside
+PATIENCE = 8  # seconds that a process has to end once its pipe is closed
 IDLE = 60  # seconds after which a fresh process without work ends, as its parent may have
-SURE = (2, 10)  # torch: from here on what is tried out tells whether a fork has gradients
-LOST = 70  # exit code of a process whose device is of no more use
+SURE = (2, 10)  # torch from which a trial shows whether a fork can compute gradients
+LOST = 70  # exit code of a process whose device or parent is lost
 End = connection.Connection
 
 
@@ -44,7 +44,7 @@ def share_tasks(
     emit: Emit,
     describe: Callable[[int], str],
 ) -> None:
-    """Have worker processes do pieces of work; see `run_tasks`."""
+    """Do tasks in worker processes; see `run_tasks`."""
     pool = _Pool(work, list(worker_slots[: len(numbers)]), deque(numbers), emit)
     try:
         pool.work()
@@ -55,7 +55,7 @@ def share_tasks(
 
 
 def tasks_failed(pieces: dict[int, str], describe: Callable[[int], str]) -> TasksFailed:
-    """The error that names the pieces that ended their processes, and how."""
+    """Return the error that names the tasks that ended their processes, and how these ended."""
     number, why = min(pieces.items())
     more = f", and {len(pieces) - 1} more" if len(pieces) > 1 else ""
     return TasksFailed(
@@ -67,18 +67,18 @@ def tasks_failed(pieces: dict[int, str], describe: Callable[[int], str]) -> Task
 
 
 def for_gradients(worker_slots: Sequence[WorkerSlot]) -> list[WorkerSlot]:
-    """Return the slots for work with gradients: forked only while this process has used none."""
+    """Return slots for work with gradients: for fresh processes where forks cannot compute any."""
     if len(worker_slots) < 2 or worker_slots[0].device.type != "cpu" or _forks_can_differentiate():
         return list(worker_slots)
     return [worker_slot._replace(fresh=True) for worker_slot in worker_slots]
 
 
 def _forks_can_differentiate() -> bool:
-    """Tried out, since torch does not tell.
+    """Return whether a fork can compute gradients: tried out, since torch does not report it.
 
-    An old torch lets a fork begin where this process has followed a gradient, and may hang later.
+    If this process has used autograd, an old torch lets a fork begin, and may hang later.
     """
-    used = torch._C._autograd._get_sequence_nr() > 0  # operations that autograd has noted here
+    used = torch._C._autograd._get_sequence_nr() > 0  # operations that autograd has recorded here
     if used and tuple(map(int, torch.__version__.split(".")[:2])) < SURE:
         return False
     child = os.fork()
@@ -93,16 +93,16 @@ def _forks_can_differentiate() -> bool:
 
 
 class _Process(Protocol):
-    """What a pool must know of a process."""
+    """A worker process as the pool needs it."""
 
     def gone(self) -> bool:
-        """Whether it has died in a way that its pipe does not tell."""
+        """Return whether it has died without its pipe being closed."""
 
     def why(self) -> str:
-        """How it ended."""
+        """Return how it ended."""
 
     def release(self, until: float) -> None:
-        """Have it end, at the latest by this time."""
+        """Let it end, at the latest by this time."""
 
 
 class _Forked:
@@ -132,7 +132,7 @@ class _Forked:
 
 
 class _Idle(NamedTuple):
-    """An interpreter without work, and since when."""
+    """An interpreter without work, and when it became idle."""
 
     slot: WorkerSlot
     executor: ProcessPoolExecutor
@@ -140,7 +140,7 @@ class _Idle(NamedTuple):
 
 
 class _Fresh:
-    """An interpreter of its own, which has loaded torch and perhaps a network already."""
+    """An interpreter of its own, perhaps one with torch and a network already loaded."""
 
     idle: list[_Idle] = []  # noqa: RUF012 - shared on purpose
 
@@ -150,7 +150,7 @@ class _Fresh:
 
     @classmethod
     def _kept(cls, slot: WorkerSlot) -> ProcessPoolExecutor | None:
-        """Return an interpreter that is idle; not one that may be ending at this very moment."""
+        """Return an idle interpreter, but not one that may be ending at this moment."""
         for each in [each for each in cls.idle if each.slot == slot]:
             cls.idle.remove(each)
             if time.monotonic() - each.since < IDLE / 2:
@@ -160,7 +160,7 @@ class _Fresh:
 
     @staticmethod
     def _begun() -> ProcessPoolExecutor:
-        """A new interpreter, which finds a person's own modules as this one does."""
+        """Return a new interpreter, which finds a user's own modules as this one does."""
         paths = [*sys.path, str(Path.cwd())]
         return ProcessPoolExecutor(
             max_workers=1,
@@ -189,14 +189,14 @@ class _Fresh:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker slot's process as its parent sees it."""
+    """A worker as its parent sees it: a worker slot's process."""
 
     worker_slot: WorkerSlot
     process: _Process
     pipe: End
-    theirs: End  # open here as well until it has arrived there
+    theirs: End  # kept open here until the child has it
     starts: int = (
-        1  # processes of this worker slot that have not taken anything yet, this one counted
+        1  # processes in a row of this worker slot that have taken no task yet, with this one
     )
     holds: list[int] = field(default_factory=list)
     last_words: str = ""
@@ -205,7 +205,7 @@ class _Worker:
 
 @dataclass
 class _Pool:
-    """The parent's side: gives out work, hears, and replaces processes that die."""
+    """The parent's side: hands out tasks, receives messages, and replaces dead processes."""
 
     task: Task
     worker_slots: list[WorkerSlot]
@@ -213,7 +213,7 @@ class _Pool:
     emit: Emit
     workers: list[_Worker] = field(default_factory=list)
     deaths: dict[int, int] = field(default_factory=dict)
-    aside: dict[int, str] = field(default_factory=dict)  # and why
+    aside: dict[int, str] = field(default_factory=dict)  # tasks, and why they are set aside
 
     def work(self) -> None:
         for worker_slot in self.worker_slots:
@@ -221,14 +221,14 @@ class _Pool:
         while any(not worker.ended for worker in self.workers):
             for worker in self._ready():
                 self._receive(worker)
-            self.emit(None)  # a moment to stop, also while all are busy
+            self.emit(None)  # a chance to stop, also while all are busy
 
     def _start(self, worker_slot: WorkerSlot, starts: int = 1) -> None:
-        # A forked child may compute on one thread only (OpenMP's threads do not come along), and
+        # A forked child may compute on one thread only (OpenMP's threads are not copied), and
         # never on a GPU that its parent has used.
         ours, theirs = Pipe()
         if worker_slot.device.type == "cpu" and worker_slot.threads == 1 and not worker_slot.fresh:
-            # It also holds our ends of all pipes so far; open there, none would ever break.
+            # It inherits our ends of all pipes so far; if it kept them, none would ever break.
             inherited = [*(worker.pipe for worker in self.workers), ours]
             process: _Process = _Forked(self.task, worker_slot, theirs, inherited)
             theirs.close()
@@ -259,7 +259,7 @@ class _Pool:
             number = self._choose(worker)
             if number is not None:
                 worker.holds.append(number)
-            with suppress(OSError):  # of one that has just died
+            with suppress(OSError):  # if it has just died
                 worker.pipe.send(number)
         elif message == _END:
             worker.ended = True
@@ -273,7 +273,7 @@ class _Pool:
             self.emit(message)
 
     def _choose(self, worker: _Worker) -> int | None:
-        """The next piece for a process; one that was there when another died is given alone."""
+        """Return the next task for a worker; one that a dead worker held is handed out alone."""
         if any(number in self.deaths for number in worker.holds):
             return None
         fitting = (n for n in self.pending if not (worker.holds and n in self.deaths))
@@ -283,7 +283,7 @@ class _Pool:
         return number
 
     def _requeue(self, worker: _Worker) -> None:
-        """What a dead process had in hand goes to another, up to a limit."""
+        """Hand a dead worker's tasks to another, up to a limit."""
         worker.ended = True
         why = worker.last_words or worker.process.why()
         for number in worker.holds:
@@ -300,9 +300,9 @@ class _Pool:
             self._start(worker.worker_slot, worker.starts + 1)
 
     def _give_up(self, worker_slot: WorkerSlot, why: str) -> None:
-        """Go on without a worker slot whose processes end before they take any work.
+        """Go on without a worker slot whose processes end before they take any task.
 
-        Raises `CnnvisError` where it was the last one.
+        Raise `CnnvisError` if it was the last one.
         """
         ended = f"worker processes ended {ATTEMPTS} times before they took any work ({why})"
         if all(worker.ended for worker in self.workers):
@@ -310,7 +310,7 @@ class _Pool:
         self.emit(Notice(f"{worker_slot.device}: {ended}; the work goes on without it"))
 
     def close(self) -> None:
-        """End every process, those that are still at work by closing their pipe."""
+        """End every process; closing their pipes ends those that are still at work."""
         for worker in self.workers:
             worker.pipe.close()
             worker.theirs.close()
@@ -327,13 +327,13 @@ _TAKE, _END = "take", "end"
 
 
 class _Lost(NamedTuple):
-    """A process's last words: why it can do nothing more."""
+    """A process's last message: why it can do nothing more."""
 
     why: str
 
 
 def release_idle() -> None:
-    """End the fresh processes that are kept without work, and with them what they hold of GPUs."""
+    """End the idle fresh processes, which frees the GPU memory that they hold."""
     while _Fresh.idle:
         _Fresh.idle.pop().executor.shutdown(kill_workers=True)
 
@@ -351,7 +351,7 @@ def _fresh(parent: int, work: Task, worker_slot: WorkerSlot, pipe: End) -> None:
 
 @lru_cache(maxsize=1)
 def _end_with(parent: int) -> None:
-    """Have this process end soon after its parent: loky's queue does not tell it, for a minute."""
+    """End this process soon after its parent, which loky's queue notices only after a minute."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -362,11 +362,11 @@ def _end_with(parent: int) -> None:
 
 
 def run_worker(work: Task, worker_slot: WorkerSlot, pipe: End) -> None:
-    """The child's side: work until nothing is given out any more, or the parent has gone."""
+    """Do the child's side: work until no tasks are left, or the parent has gone."""
     leave_signals_to_the_parent()
     keep_memory()
     torch.set_num_threads(worker_slot.threads)
-    one_at_a_time = threading.Lock()  # work may be taken in another thread than is told of it
+    one_at_a_time = threading.Lock()  # tasks may be taken in one thread and reported in another
 
     def send(message: Any) -> None:
         with one_at_a_time:
@@ -397,7 +397,7 @@ def run_worker(work: Task, worker_slot: WorkerSlot, pipe: End) -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """An exception that survives the way to another process."""
+    """Return an exception that can be sent to another process."""
     if isinstance(error, CnnvisError) and not isinstance(error, Stopped):
         return error
     return CnnvisError(f"a worker process failed: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What this machine has, and how it is divided: each worker slot is what one process works with."""
+"""This machine's cores and memory, and their division into worker slots, one per process."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CONTROL = Path("/sys/fs/cgroup")  # what a container may use
 
 
 def cores() -> int:
-    """Processor cores that this process may use, also in a container."""
+    """Return how many processor cores this process may use, also in a container."""
     allowed = len(os.sched_getaffinity(0))
     with suppress(OSError, ValueError):
         quota, period = (CONTROL / "cpu.max").read_text().split()
-        allowed = min(allowed, max(1, round(int(quota) / int(period))))  # "max" is no number
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))  # "max" is not a number
     return allowed
 
 
 def available_memory() -> int:
-    """Bytes that can be had without driving anything out; very many where that is not known."""
+    """Return the bytes of memory that are free or easily freed; 1 << 62 if that is not known."""
     known = [1 << 62]
     with suppress(OSError, ValueError, KeyError):
         known.append(_table(Path("/proc/meminfo"))["MemAvailable:"] << 10)
@@ -34,38 +34,38 @@ def available_memory() -> int:
     return max(0, min(known))
 
 
-SHARED = Path("/dev/shm")  # where processes hand each other large things; small in containers
+SHARED = Path("/dev/shm")  # where processes exchange large data; small in containers
 
 
 def shared_memory() -> int:
-    """Bytes of shared memory that are free; very many where that is not known."""
+    """Return the free bytes of shared memory; 1 << 62 if that is not known."""
     with suppress(OSError):
         return shutil.disk_usage(SHARED).free
     return 1 << 62
 
 
 def _table(path: Path) -> dict[str, int]:
-    """A file of names and numbers, line by line."""
+    """Read a file of names and numbers, one pair per line."""
     rows = (line.split() for line in path.read_text().splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1}
 
 
 class WorkerSlot(NamedTuple):
-    """What one process works with: a device, threads, and processes that decode for it."""
+    """The resources of one worker: a device, threads, and processes that decode for it."""
 
     device: torch.device
     threads: int
     decoders: int
-    fresh: bool = False  # has to be an interpreter of its own, not a fork
+    fresh: bool = False  # its process must be a fresh interpreter, not a fork
 
 
 def worker_slots(
     devices: Sequence[torch.device], workers: int | None, need: int
 ) -> list[WorkerSlot]:
-    """How to divide this machine; `need` is the memory of one worker slot on the CPU, in bytes.
+    """Divide this machine; `need` is the memory of one worker slot on the CPU, in bytes.
 
     A GPU has one process, and `workers` processes in all decode for the GPUs. On a CPU `workers`
-    processes (by default one a core, as far as memory reaches) decode and compute, each its own
+    processes (by default one per core, as far as memory reaches) decode and compute, each its own
     images: none waits for another. With 0 everything happens in this process.
     """
     if devices[0].type == "cuda":
@@ -81,12 +81,12 @@ Task = Callable[[WorkerSlot, Iterator[int], Emit], None]
 
 
 class TaskDone(NamedTuple):
-    """Told by a worker slot: this piece of work is done and safe."""
+    """Emitted by a worker: this task is done and saved."""
 
     number: int
 
 
 class Notice(NamedTuple):
-    """Told by a worker slot, or of it: a line for the user, once."""
+    """Emitted by a worker or the pool: a line for the user, printed once."""
 
     text: str

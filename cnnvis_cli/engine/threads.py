@@ -1,4 +1,4 @@
-"""Work beside the work, in threads of this process."""
+"""Threads of this process that work beside its main one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Aside:
-    """Does one thing at a time in a thread of its own, while the work goes on."""
+    """Does one action at a time in a thread of its own, while the caller goes on."""
 
     def __enter__(self) -> Aside:
         self._pool = ThreadPoolExecutor(1)
@@ -24,12 +24,12 @@ class Aside:
         return self
 
     def begin(self, action: Callable[..., Any], *arguments: Any) -> None:
-        """Begin something, once the last thing is done."""
+        """Begin an action, once the last one is done."""
         self.settle()
         self._going = self._pool.submit(action, *arguments)
 
     def settle(self) -> None:
-        """Wait for what was begun; raises what it raised."""
+        """Wait for the action that was begun, and raise what it raised."""
         if self._going is not None:
             going, self._going = self._going, None
             going.result()
@@ -39,9 +39,9 @@ class Aside:
 
 
 def in_threads(action: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """What the action makes of each item, in their order, on as many threads as cores.
+    """Yield the action's result for each item, in their order, on as many threads as cores.
 
-    For actions that leave the interpreter, such as decoding. Close it to begin no more of them.
+    For actions that release Python's lock, such as decoding. Close it to begin no more of them.
     """
     pool = ThreadPoolExecutor(cores())
     try:
@@ -51,7 +51,7 @@ def in_threads(action: Callable[[T], R], items: Iterable[T]) -> Generator[R, Non
 
 
 def ahead(items: Iterable[T], count: int = 1) -> Generator[T, None, None]:
-    """The items, up to `count` of them made in a thread of its own before they are asked for."""
+    """Yield the items, up to `count` of them made ahead in a thread of their own."""
     if not count:
         yield from items
         return
@@ -66,10 +66,10 @@ def ahead(items: Iterable[T], count: int = 1) -> Generator[T, None, None]:
 
 
 def in_order(action: Callable[[T], R], items: Iterable[T], count: int) -> Generator[R, None, None]:
-    """What the action makes of each item, in their order, on so many threads.
+    """Yield the action's result for each item, in their order, on `count` threads.
 
-    Never more than one item more than threads is held. With several threads each computes with
-    one of torch's: that is faster than one after the other on all of them.
+    At most `count` + 1 items are held. With several threads each computes with one of torch's: that
+    is faster than one item after the other on all of them.
     """
     before, going, pool = torch.get_num_threads(), deque[Future[R]](), ThreadPoolExecutor(count)
     if count > 1:
@@ -86,4 +86,4 @@ def in_order(action: Callable[[T], R], items: Iterable[T], count: int) -> Genera
         torch.set_num_threads(before)
 
 
-_OVER = object()  # after the last item
+_OVER = object()  # marks the end of the items

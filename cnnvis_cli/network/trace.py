@@ -1,9 +1,9 @@
 """A forward and backward pass as one straight list of tensor operations, made faster.
 
-Following a network through its modules, and autograd after it, costs about as much time as a small
-canvas takes to compute. A pass whose shapes never change needs that once: it is traced into a
-graph of torch's own operations (torch.fx), and what the graph does not need is taken out. Values
-are those of the untraced pass to the bit, gradients to their last bits.
+Following a network's modules, and autograd after it, takes about as long as computing a small
+canvas. A pass whose shapes never change needs that only once: it is traced into a graph of torch's
+own operations (torch.fx), and unneeded operations are removed. Values equal those of the untraced
+pass to the bit; gradients may differ in their last bits.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FEW = 4  # input channels: with so few, a convolution's usual backward leaves a 
 
 
 def trace(function: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]:
-    """The function for arguments of these shapes; it may take gradients inside.
+    """Return the function for arguments of these shapes; it may compute gradients inside.
 
-    Tensors that the function uses and that are no arguments, such as weights, are shared.
+    Tensors that the function uses besides its arguments, such as weights, are shared.
     """
     with torch.enable_grad():
         module = make_fx(function)(*examples)
@@ -48,7 +48,7 @@ def trace(function: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]
 
 
 def _fold(module: fx.GraphModule) -> None:
-    """Compute once what depends on nothing but tensors of the module: weights in another type."""
+    """Compute once what depends only on tensors of the module, such as weights in another type."""
     for number, node in enumerate(list(module.graph.nodes)):
         inputs = node.all_input_nodes
         if node.op != "call_function" or not inputs or any(i.op != "get_attr" for i in inputs):
@@ -75,19 +75,19 @@ def _drop_alias(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _mutates(node: fx.Node) -> bool:
-    """Whether the network itself works in place here: then a copy may be what saves a value."""
+    """Return whether this operation works in place, so that a copy may be what saves a value."""
     schema = getattr(node.target, "_schema", None)
     return bool(schema and schema.is_mutable)
 
 
 def _drop_empty_padding(module: fx.GraphModule, node: fx.Node) -> None:
-    """A padding by nothing copies the map all the same."""
+    """Drop a padding by nothing, which would still copy the map."""
     if not any(node.args[1]):  # type: ignore[arg-type]
         _drop_alias(module, node)
 
 
 def _by_phases(module: fx.GraphModule, node: fx.Node) -> None:
-    """The gradient of a strided convolution of an image, as a convolution to sub-pixels."""
+    """Replace the gradient of a strided convolution of an image by a convolution to sub-pixels."""
     call: Any = node.args
     gradient, pixels, weight, _, stride, padding, dilation, transposed, _, groups, mask = call
     few = pixels.meta["val"].shape[1] <= FEW and weight.op == "get_attr"
@@ -110,11 +110,11 @@ def _by_phases(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def phases(weight: Tensor, stride: int) -> Tensor:
-    """The kernels that give each of the stride x stride phases of a convolution's input gradient.
+    """Return the kernels for each of the stride x stride phases of a convolution's input gradient.
 
     (O, I, h, w) -> (I stride stride, O, ceil(h / stride), ceil(w / stride)). The gradient of input
     pixel ``stride y + p`` is the sum over q of that of output ``y - q`` times the weight
-    ``stride q + p``: a plain convolution for each phase p (Shi et al. 2016, arXiv:1609.07009).
+    ``stride q + p``: one plain convolution per phase p (Shi et al. 2016, arXiv:1609.07009).
     """
     outputs, inputs, height, width = weight.shape
     rows, columns = -(-height // stride), -(-width // stride)
@@ -127,7 +127,7 @@ def phases(weight: Tensor, stride: int) -> Tensor:
 def gradient_by_phases(
     gradient: Tensor, kernels: Tensor, stride: int, size: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """A strided convolution's input gradient from its `phases`: (B, O, ...) -> (B, I, *size)."""
+    """Return a strided convolution's input gradient by `phases`: (B, O, ...) -> (B, I, *size)."""
     rows, columns = kernels.shape[2:]
     found = F.conv2d(gradient, kernels, padding=(rows - 1, columns - 1))
     whole = F.pixel_shuffle(found, stride)
@@ -138,7 +138,7 @@ def gradient_by_phases(
 
 
 def _spread_divisor(module: fx.GraphModule, node: fx.Node) -> None:
-    """Division by a number for each channel, by one for each element: several times faster."""
+    """Divide by one number per element instead of per channel: several times faster."""
     call: Any = node.args
     map_, divisor = call
     if getattr(divisor, "op", None) != "get_attr":
@@ -162,7 +162,7 @@ REWRITES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
 }
 
 
-_FRESH = {  # operations whose result nobody else holds
+_FRESH = {  # operations whose results share no memory with others
     _aten.convolution.default,
     _aten.convolution_backward.default,
     _aten.max_pool2d_with_indices_backward.default,
@@ -173,7 +173,7 @@ _FRESH = {  # operations whose result nobody else holds
 
 
 def _in_place(graph: fx.Graph) -> None:
-    """Rectify in place, forwards and backwards, what nothing else reads."""
+    """Rectify in place, forwards and backwards, if nothing else reads the input."""
     for node in list(graph.nodes):
         if node.target not in (_aten.relu.default, _aten.threshold_backward.default):
             continue

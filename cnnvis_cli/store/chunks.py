@@ -1,8 +1,8 @@
 """Large datasets written chunk by chunk, compressed on all cores.
 
-HDF5 compresses in one thread, while every other one waits for its lock. Here threads do what its
-filters would do (shuffle, gzip, fletcher32; "HDF5 File Format Specification", IV.A.2.l), and HDF5
-is handed finished chunks. Readers see no difference, and the bytes do not depend on the threads.
+HDF5 compresses in one thread, while all others wait for its lock. Here threads do the work of its
+filters (shuffle, gzip, fletcher32; "HDF5 File Format Specification", IV.A.2.l), and HDF5 receives
+finished chunks. Readers see no difference, and the bytes do not depend on the threads.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-Chunk = tuple[tuple[int, ...], NDArray[Any]]  # where it begins, and its values
-LEVEL = 1  # of gzip, as in `schema.storage`
+Chunk = tuple[tuple[int, ...], NDArray[Any]]  # its offset and its values
+LEVEL = 1  # gzip's, as in `schema.storage`
 
 
 def write_rows(dataset: h5py.Dataset, rows: Iterable[tuple[int, NDArray[Any]]]) -> None:
     """Write rows of the first axis, in ascending order; rows that are not given stay 0.
 
-    Raises ValueError for a dataset that is stored in another way than `schema.storage` lasting.
+    Raise ValueError for a dataset without the filters of lasting `schema.storage`.
     """
     if dataset.chunks is None:  # without elements, HDF5 has no filters
         for row, values in rows:
@@ -51,7 +51,7 @@ def _put(dataset: h5py.Dataset, offset: tuple[int, ...], done: Future[bytes]) ->
 
 
 def _check_filters(dataset: h5py.Dataset) -> None:
-    """Raise ValueError unless the filters are those that are applied here, in their order."""
+    """Raise ValueError unless the filters are those applied here, in the same order."""
     known = dataset.id.get_create_plist()
     filters = [known.get_filter(i)[0] for i in range(known.get_nfilters())]
     wanted = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32]
@@ -60,7 +60,7 @@ def _check_filters(dataset: h5py.Dataset) -> None:
 
 
 def _chunks(dataset: h5py.Dataset, rows: Iterable[tuple[int, NDArray[Any]]]) -> Iterator[Chunk]:
-    """Whole chunks, those at the far edges filled up with zeros; (offset, values) each."""
+    """Yield whole chunks as (offset, values), those at the far edges padded with zeros."""
     height, *sides = dataset.chunks
     for number, group in groupby(rows, key=lambda row: row[0] // height):
         band = np.zeros((height, *dataset.shape[1:]), dataset.dtype)
@@ -77,7 +77,7 @@ def _chunks(dataset: h5py.Dataset, rows: Iterable[tuple[int, NDArray[Any]]]) -> 
 
 
 def _filtered(values: NDArray[Any]) -> bytes:
-    """A chunk as HDF5's filters leave it."""
+    """Return a chunk as HDF5's filters would store it."""
     flat = np.ascontiguousarray(values).reshape(-1)
     shuffled = flat.view(np.uint8).reshape(-1, flat.itemsize).T
     packed = zlib.compress(shuffled.tobytes(), LEVEL)
@@ -85,7 +85,7 @@ def _filtered(values: NDArray[Any]) -> bytes:
 
 
 def fletcher32(content: bytes) -> int:
-    """HDF5's checksum: Fletcher's of 16-bit big-endian words, modulo 65535 (H5checksum.c)."""
+    """Return HDF5's checksum: Fletcher's, 16-bit big-endian words modulo 65535 (H5checksum.c)."""
     words = np.frombuffer(content + b"\0" * (len(content) % 2), ">u2").astype(np.uint64)
     first = int(words.sum())
     second = int((words * np.arange(len(words), 0, -1, dtype=np.uint64)).sum())
@@ -93,11 +93,11 @@ def fletcher32(content: bytes) -> int:
 
 
 def _folded(total: int) -> int:
-    """A sum whose carries are added again: 0 only for nothing."""
+    """Return a sum with its carries added again; 0 only for 0."""
     return (total - 1) % 65535 + 1 if total else 0
 
 
 def in_order(pieces: Iterable[Iterable[Any]]) -> Iterator[Any]:
-    """Yield the rows of several sorted pieces in the order of their first numbers, each once."""
+    """Return the rows of several sorted inputs in order of their first numbers, each once."""
     by_unit = groupby(merge(*pieces, key=itemgetter(0)), key=itemgetter(0))
     return (next(rows) for _, rows in by_unit)

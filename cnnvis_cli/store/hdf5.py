@@ -1,4 +1,4 @@
-"""What the run's HDF5 files share: who made them, how they are opened, records of settings."""
+"""What the run's HDF5 files share: their header, how they are opened, records of settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cnnvis_cli.store.schema import VERSION
 from cnnvis_cli.store.validate import check_file, kind_of
 
 Array = NDArray[Any]
-DAMAGED = (  # exceptions of h5py, and of reading foreign arrays as ours
+DAMAGED = (  # exceptions of h5py, and of reading arrays that are not ours
     *(OSError, LookupError, ValueError, TypeError, AttributeError),
     *(RuntimeError, MemoryError, RecursionError),
 )
@@ -27,7 +27,7 @@ DAMAGED = (  # exceptions of h5py, and of reading foreign arrays as ours
 
 @dataclass(frozen=True)
 class Header:
-    """What the files of one layer record about their origin."""
+    """The origin that the files of one layer record."""
 
     model: str
     weights_sha256: str
@@ -41,7 +41,7 @@ class Header:
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open one of our files; raise `UsageError` for any other, `CnnvisError` for damage.
+    """Open one of our files; raise `UsageError` for any other, `CnnvisError` if it is damaged.
 
     Raise `StorageError` if the disk fails.
     """
@@ -66,7 +66,7 @@ def parse_record(text: Any) -> Record:
 
 
 def stored_key(path: Path, kind: str) -> str | None:
-    """Return the key of a file of one image; None if absent, damaged or not ours."""
+    """Return the key of one image's file; None if absent, damaged or not ours."""
     try:
         check_file(path, kind)
         with h5py.File(path, "r") as file:

@@ -1,6 +1,6 @@
-"""Ascents as `optimize` makes them, but of chosen tasks: the one place here that knows the pieces.
+"""Ascents as `optimize` makes them, but of chosen specs: the one place here that knows its parts.
 
-For what counts launches and compares bits, here and in `device_check`.
+Used to count launches and to compare bits, here and in `device_check`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Stand:
     network: Network
     setup: LayerSetup
     evaluate: Any
-    told: list[Any] = field(default_factory=list)  # what a worker would tell its parent
+    told: list[Any] = field(default_factory=list)  # what a worker would emit
 
     def task(self, number: int, style: Style, seed: int | None = None) -> AscentSpec:
         """Return the ascent of this number, from the noise of its seed."""
@@ -45,13 +45,13 @@ class Stand:
         return [self.task(number, style) for number in range(count or self.setup.size)]
 
     def ascend(self, tasks: Sequence[AscentSpec]) -> Iterator[Ascent]:
-        """Make the ascents, each when it has ended."""
+        """Yield the ascents as they end."""
         worker_slot = WorkerSlot(self.network.device, 1, 0)
         batch = batch_on(worker_slot, self.setup.size, self.told.append)
         yield from climb(self.evaluate, [[task] for task in tasks], batch, self.network.mean)
 
     def bare(self, x: Any, targets: Any) -> Any:
-        """Do the pass alone."""
+        """Return the results of one pass alone."""
         return self.evaluate(x, targets)
 
 
@@ -61,7 +61,7 @@ _networks: dict[tuple[str, str], Network] = {}
 def stand_on(
     device: str, model: str, alias: str, size: int | None = None, precision: Precision = "float32"
 ) -> Stand:
-    """Return the pass of a layer; with random weights, and by default the stage's own batch."""
+    """Return the pass of a layer, by default of the stage's batch size."""
     if (device, model) not in _networks:
         weights = None if model == "demo" else "random"
         _networks[device, model] = load_network(
@@ -76,6 +76,6 @@ def stand_on(
 
 
 def style_of(name: str, steps: int) -> Style:
-    """Return a style of so many steps whose rate needs no calibration."""
+    """Return a style of `steps` steps whose rate needs no calibration."""
     style = replace(STYLES[name], iterations=steps)
     return style.with_step(Constant(20.0)) if name in ("2", "3") else style

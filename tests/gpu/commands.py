@@ -1,7 +1,7 @@
 """A process under the rules of a pretended device that forks a child for each command.
 
-Started as ``python commands.py`` it reads an order a line (JSON) and answers with the exit code.
-Everything is imported once, which costs seconds; it never computes itself.
+Started as ``python commands.py``, it reads one order per line (JSON) and answers with the exit
+code. It imports everything once, which takes seconds, and never computes itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALSO = ("torchvision", "scipy.ndimage", "safetensors.torch", "cnnvis_cli.stages.
 
 
 def main() -> None:
-    """Serve until nobody orders any more."""
+    """Serve until there are no more orders."""
     torch.set_num_threads(1)
     for name in (*(f"cnnvis_cli.cli.{name}" for name in cnnvis_cli.cli.COMMANDS), *ALSO):
         import_module(name)
@@ -46,7 +46,7 @@ def _become(order: dict[str, Any]) -> NoReturn:
     os.environ |= order["environment"]
     sys.path.insert(0, order["folder"])
     sys.argv = ["cnnvis", *order["line"]]
-    cnnvis_cli.cli.main()  # and out of Python by its own way, where loky's processes are ended
+    cnnvis_cli.cli.main()  # and leave Python normally, which ends loky's processes
     sys.exit()
 
 

@@ -25,7 +25,7 @@ SECONDS = 150  # after which a command is killed
 
 
 class Done(NamedTuple):
-    """How a command ended, what it said, and what its processes have counted."""
+    """How a command ended, what it printed, and what its processes have counted."""
 
     code: int
     out: str
@@ -43,7 +43,7 @@ class Pretended:
     _number: int = 0
 
     def do(self, line: str, exclusive: bool = False, free: int | None = None) -> Done:
-        """Do ``cnnvis LINE`` in this folder; on `exclusive` devices each is for one process."""
+        """Run ``cnnvis LINE`` in this folder; an `exclusive` device takes one process."""
         self._number += 1
         folder = self.logs / str(self._number)
         (folder / "counts").mkdir(parents=True)
@@ -65,7 +65,7 @@ class Pretended:
 
 @pytest.fixture(scope="session")
 def pretended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pretended]:
-    """Two devices for all tests: it takes seconds to load everything."""
+    """Yield two devices for all tests, since loading everything takes seconds."""
     with subprocess.Popen(
         [sys.executable, str(HERE / "commands.py")],
         stdin=subprocess.PIPE,
@@ -81,7 +81,7 @@ def pretended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pretended]:
 
 @pytest.fixture
 def measured(tmp_path: Path) -> Callable[..., dict[str, dict[str, float]]]:
-    """Return a function that runs a script under the rules, and gives what it prints (JSON)."""
+    """Return a function that runs a script under the rules and returns what it prints (JSON)."""
 
     def run(script: str, *words: str) -> dict[str, dict[str, float]]:
         done = subprocess.run(

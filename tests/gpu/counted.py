@@ -1,6 +1,6 @@
 """Print what an ascent costs on a pretended device: waits and launches by style and steps (JSON).
 
-Started as ``python counted.py`` under the rules, see `pretended.surroundings`.
+Started as ``python counted.py`` under the rules of `pretended.surroundings`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run the sections of the device check, each in a process and within a time of its own.
 
-Started by ``device_check.sh``. A section (see `device_sections`) makes claims and notes figures; a
-claim that fails ends nothing. Each writes a JSON file as it goes on, and the end is a summary.
+Started by ``device_check.sh``. A section (see `device_sections`) makes claims and notes figures; it
+goes on after a claim that fails. Each writes a JSON file as it goes on; a summary comes last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LONGEST = 240  # letters of a line
 
 @dataclass
 class Findings:
-    """What a section has found so far; kept on disk with each word, since its time may run out."""
+    """What a section has found so far; saved after each finding, since its time may run out."""
 
     section: str
     began: float = field(default_factory=time.monotonic)
@@ -50,11 +50,11 @@ class Findings:
 
     @property
     def left(self) -> float:
-        """Seconds until the section's time is over."""
+        """The seconds until the section's time is over."""
         return limit(self.section) - (time.monotonic() - self.began)
 
     def claim(self, what: str, holds: Any, detail: Any = "") -> None:
-        """Claim something; `detail` is what was found."""
+        """Record a claim and whether it holds; `detail` is what was found."""
         said = one_line(f"{what}{f': {detail}' if detail != '' else ''}")
         (self.held if holds else self.failed).append(said)
         if not holds:
@@ -62,14 +62,14 @@ class Findings:
         self._keep()
 
     def note(self, what: str, value: Any) -> None:
-        """Note a figure."""
+        """Record a figure."""
         self.figures[what] = value
         print("    ", one_line(f"{what}: {value}"))
         self._keep()
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Turn whatever is raised in a block into a claim that has failed."""
+        """Turn any exception in a block into a failed claim."""
         try:
             yield
         except Exception as error:
@@ -78,9 +78,9 @@ class Findings:
             self.claim(what, False, f"{type(error).__name__} at {place}: {error}")
 
     def has_time(self, seconds: float, what: str) -> bool:
-        """Return whether so much time is left; says so where something has to be left out."""
+        """Return whether `seconds` are left; if not, note that `what` is left out."""
         if self.left < seconds * (1 if GPU else 0.1):
-            self.note(f"left out for want of time: {what}", f"{self.left:.0f} s left")
+            self.note(f"left out for lack of time: {what}", f"{self.left:.0f} s left")
             return False
         return True
 
@@ -100,14 +100,14 @@ def limit(section: str) -> float:
 
 
 def run_section(name: str) -> None:
-    """Do a section in this process."""
+    """Run a section in this process."""
     findings = Findings(name)
     with findings.attempt(f"section {name}"):
         import_module("device_sections").SECTIONS[name](findings)
 
 
 def run_all(names: list[str]) -> int:
-    """Run sections one after another, then say what they found; gives the exit code."""
+    """Run sections one after another, print what they found, and return the exit code."""
     for folder in (OUT, ROOM):
         folder.mkdir(parents=True, exist_ok=True)
     make_room()
@@ -122,7 +122,7 @@ def run_all(names: list[str]) -> int:
 
 
 def make_room() -> None:
-    """Remove earlier runs: what is finished would not be done again. Images are kept."""
+    """Remove earlier runs, since finished work would not be done again; keep the images."""
     for path in ROOM.iterdir():
         if path.is_file():
             path.unlink()
@@ -131,7 +131,7 @@ def make_room() -> None:
 
 
 def one_section(name: str) -> str:
-    """Run a section in a process group of its own; gives how it ended, empty for well."""
+    """Run a section in a process group of its own; return how it failed, or nothing."""
     command = [sys.executable, __file__, "--section", name]
     with subprocess.Popen(command, start_new_session=True) as process:
         try:
@@ -144,13 +144,13 @@ def one_section(name: str) -> str:
 
 
 def with_children(group: int) -> None:
-    """End what a section has left running."""
+    """End the processes that a section has left running."""
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
 
 def about_the_machine() -> str:
-    """Return the versions and the device, asked for in another process."""
+    """Return the versions and the device, found in another process."""
     code = (
         "import os, torch, torchvision\n"
         "print('torch', torch.__version__, 'torchvision', torchvision.__version__, 'cuda',"
@@ -162,7 +162,7 @@ def about_the_machine() -> str:
 
 
 def summary(ends: dict[str, tuple[str, float]]) -> int:
-    """Print what holds and what does not, and write it as summary.json."""
+    """Print which claims hold, write summary.json, and return the exit code."""
     print("-- summary")
     failed: list[str] = []
     for name, (end, seconds) in ends.items():

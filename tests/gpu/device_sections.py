@@ -1,11 +1,11 @@
-"""What only a GPU shows of cnnvis, section by section. On a CPU each does a little of the same.
+"""What only a GPU shows about cnnvis, in sections. On a CPU each does a little of the same.
 
 default  every command with the default device, ``cuda``, ``cuda:0``: exit code, stderr, numbers
 bits     an ascent's bits depend neither on its slot nor on what shares its batch
-syncs    waits and kernels by the step of an ascent, by line
+syncs    waits by source line, and kernels, per step of an ascent
 pass     the bare pass by layer, precision and layout; one real layer; AlexNet whole, extrapolated
 host     what a block of fc6 costs beside its steps
-topk     ``bench topk`` on JPEGs drawn here: what is reached of the slower of decode and forward
+topk     ``bench topk`` on JPEGs drawn here, against the slower of decoding and forward pass
 faults   memory that runs out, a device-side fault, two processes on a device, memory that grows
 """
 
@@ -40,7 +40,7 @@ CLIMB = (*SMALL, "--units", "0-5", "--iterations", "16", "--step", "50")
 
 
 class Ended(NamedTuple):
-    """How a command ended, what it said, and how long it took."""
+    """How a command ended, what it printed, and how long it took."""
 
     code: int
     out: str
@@ -52,7 +52,7 @@ class Ended(NamedTuple):
 
 
 def cnnvis(*words: str, seconds: float = 60) -> Ended:
-    """Do a command in the room of the check, within this time."""
+    """Run a command in the check's folder, within this time."""
     command, start = [sys.executable, "-m", "cnnvis_cli", *words], time.perf_counter()
     try:
         done = subprocess.run(
@@ -64,7 +64,7 @@ def cnnvis(*words: str, seconds: float = 60) -> Ended:
 
 
 def noted(run: str, stage: str) -> dict[str, Any]:
-    """Return what run.json says of a stage."""
+    """Return what run.json records about a stage."""
     found: dict[str, Any] = json.loads((ROOM / run / "run.json").read_text())
     return dict(found.get(stage, {}))
 
@@ -114,7 +114,7 @@ def default(found: Findings) -> None:
     shared = ("--layer", "conv2", "--precision", "float32", "--style", "1", "--style", "3")
 
     def chain(device: str) -> list[tuple[str, Ended]]:
-        """What needs what came before it, in one run directory."""
+        """Run commands that each need the one before, in one run directory."""
         run = ("--device", device, "--run", _run_on(device))
         words = (
             ("optimize", *CLIMB, *shared, *run),
@@ -197,7 +197,7 @@ def climbing(name: str, steps: int) -> Any:
 
 
 def bits(found: Findings) -> None:
-    """The same ascents in other slots and beside others: equal to the bit."""
+    """Claim that ascents in other slots and beside others are equal to the bit."""
     layers = ("conv1", "fc7", "conv3", "conv5", "fc6", "fc8", "conv2") if GPU else ("conv1",)
     for alias in layers:
         for precision in PRECISIONS:
@@ -211,7 +211,7 @@ def bits(found: Findings) -> None:
 
 
 def _bits_of_the_pass(found: Findings, place: Stand, what: str) -> None:
-    """What the libraries make of a pass: below the ascent's own arithmetic."""
+    """Compare the bits of passes, without the ascent's own arithmetic."""
     import torch
 
     size = place.setup.size
@@ -227,7 +227,7 @@ def _bits_of_the_pass(found: Findings, place: Stand, what: str) -> None:
     apart = float((gradient[moved] - gradient_there).abs().max() / gradient.abs().max())
     detail = f"{int(wrong.sum())} of {size} slots differ, gradients by {apart:.0e} of the largest"
     what = f"bits of the pass, {what}, in other slots"
-    if "tf32" in what:  # known of cuDNN, and why an ascent has a slot of its own
+    if "tf32" in what:  # as cuDNN does; the reason why an ascent has a slot of its own
         found.note(what, detail)
     else:
         found.claim(what, not wrong.any(), detail)
@@ -301,7 +301,7 @@ def syncs(found: Findings) -> None:
 
 
 def _kernels(found: Findings, place: Stand, name: str) -> None:
-    """How long the device works in a step, and how many kernels that is."""
+    """Note how long the device works per step, and in how many kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     steps = 40
@@ -347,7 +347,7 @@ def passes(found: Findings) -> None:
 
 
 def _pace(found: Findings, alias: str, precision: Precision) -> float:
-    """Note the bare pass, and the whole step of an ascent; gives the latter in ms an ascent."""
+    """Note the bare pass and an ascent's whole step; return the latter in ms per ascent."""
     import torch
 
     place = stand(alias, None if GPU else 4, precision)
@@ -387,7 +387,7 @@ def _seconds(action: Callable[[], Any], at_least: float) -> float:
 
 
 class Real(NamedTuple):
-    """A layer by the whole command: seconds for each step of an ascent, and for all else."""
+    """A layer's times by the whole command: seconds per step of an ascent, and for the rest."""
 
     alias: str
     step: float
@@ -395,7 +395,7 @@ class Real(NamedTuple):
 
 
 def _real_layer(found: Findings) -> Real | None:
-    """Some hundred ascents by the command, for few steps and for many; by the stage's clock."""
+    """Time some hundred ascents by the command, for few and for many steps, by its own clock."""
     model = ("--model", "alexnet", "--weights", "random") if GPU else ("--model", "demo")
     alias, count, steps = ("conv5", 256, (100, 1600)) if GPU else ("conv1", 4, (2, 4))
     precision = ("--precision", "tf32") if GPU else ("--batch-size", "4")
@@ -421,7 +421,7 @@ def _real_layer(found: Findings) -> Real | None:
 def _extrapolate(
     found: Findings, known: dict[tuple[str, str], float], precision: str, real: Real | None
 ) -> None:
-    """Nine runs of every unit of AlexNet, from the steps measured and what one layer adds."""
+    """Extrapolate nine runs of all AlexNet's units from measured steps and one layer's rest."""
     steps = {alias: known.get((ALIKE.get(alias, alias), precision)) for alias in UNITS}
     if None in steps.values():
         if GPU:
@@ -443,7 +443,7 @@ def _extrapolate(
 
 
 def _layouts(found: Findings, alias: str) -> None:
-    """The network as torch runs it, channels last and not: which is the fast one."""
+    """Note the speed of torch's own pass, channels last and channels first."""
     import torch
     from torchvision.models import alexnet
 
@@ -492,11 +492,11 @@ def host(found: Findings) -> None:
         )
 
 
-# ---- topk: what is reached of the slower of decoding and the forward pass
+# ---- topk: its speed against the slower of decoding and the forward pass
 
 
 def topk(found: Findings) -> None:
-    """By the functions of ``bench topk``, so that a process is started once."""
+    """Measure with ``bench topk``'s functions, so that worker processes start only once."""
     from cnnvis_cli.bench.topk import bench_topk
     from cnnvis_cli.report import Report
     from cnnvis_cli.settings import Plan
@@ -515,7 +515,7 @@ def topk(found: Findings) -> None:
 
 
 def _decoded_on_the_gpu(found: Findings, folder: Path) -> None:
-    """The same images decoded by nvJPEG, with few processes and with many."""
+    """Note topk's speed with both decoders, with few processes and with many."""
     for workers in ("2", "16"):
         for how in ("exact", "gpu"):
             words = ("--model", "alexnet", "--weights", "random", "--decode", how)
@@ -523,15 +523,15 @@ def _decoded_on_the_gpu(found: Findings, folder: Path) -> None:
             ended = cnnvis("topk", str(folder), *words, *place, seconds=30)
             place_noted = noted(f"decode-{how}-{workers}", "topk") if not ended.code else {}
             said = ended.err.strip()[-200:] if ended.code else place_noted.get("images_a_second")
-            what = f"topk --decode {how}, --workers {workers}, of alexnet, images a second"
+            what = f"topk --decode {how}, --workers {workers}, of alexnet, images per second"
             found.note(what, f"{said}, all of it {ended.seconds:.1f} s")
 
 
 def _reached(found: Findings, model: str, told: dict[str, Any]) -> None:
-    """Note the rates, and claim that topk comes near the slower one."""
+    """Note the rates, and claim that topk reaches 0.9 of the slower one."""
     rates = {row["what"]: row["images_per_second"][0] for row in told["rows"]}  # the last of a name
     shown = {name: round(rates[name]) for name in ("decode", "forward", "topk")}
-    found.note(f"{model}, images a second", shown)
+    found.note(f"{model}, images per second", shown)
     if GPU:
         slower = min(rates["decode"], rates["forward"])
         share = rates["topk"] / slower
@@ -591,7 +591,7 @@ def faults(found: Findings) -> None:
 
 
 def _lose_a_device(found: Findings) -> None:
-    """A fault in a kernel is survived by another process, and its reason is said."""
+    """Claim that another process goes on after a kernel's fault, whose reason is printed."""
     (ROOM / "losing.py").write_text(LOSING)
     (ROOM / "losing.toml").write_text(SETTINGS)
     mark = ROOM / "lost-before"

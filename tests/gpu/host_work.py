@@ -1,6 +1,6 @@
-"""What a block of fc6 costs the host beside the device's steps: ``python tests/gpu/host_work.py``.
+"""The host's work for fc6 beside the device's steps: ``python tests/gpu/host_work.py``.
 
-The stage's own loop makes 128 ascents of AlexNet's fc6 a batch, but a step does nothing: what is
+The stage's own loop makes 128 ascents of AlexNet's fc6 per batch, but a step does nothing: what is
 left is drawing starts, copying them, fetching values and images, arrays, parts and publishing. An
 H200 needs 2 s for the 500 steps of such a batch in TF32.
 """
@@ -39,7 +39,7 @@ def idle(size: int, **settings: Any) -> Batch:
 
 @contextmanager
 def no_device() -> Iterator[None]:
-    """Leave out the pass, and what is drawn ahead as on a GPU."""
+    """Leave out the passes, and draw starts ahead as on a GPU."""
 
     def batch_on(worker_slot: WorkerSlot, size: int, emit: Any, **settings: Any) -> Batch:
         return idle(size, **settings)
@@ -75,10 +75,10 @@ def main() -> None:
             whole, cpu = time.perf_counter() - start, time.process_time() - cpu
             size = Path(climb.file.path).stat().st_size >> 20
     print(f"{BATCHES} batches of {SIZE} ascents x {STEPS} steps of fc6, {size} MB published")
-    print(f"the loop          {made / BATCHES:6.3f} s a batch, {made / BATCHES / SECONDS:6.1%}")
-    print(f"its own thread    {own / BATCHES:6.3f} s a batch, {own / BATCHES / SECONDS:6.1%}")
-    print(f"with publishing   {whole / BATCHES:6.3f} s a batch, beside the next layer's steps")
-    print(f"processor time    {cpu / BATCHES:6.3f} s a batch")
+    print(f"the loop          {made / BATCHES:6.3f} s per batch, {made / BATCHES / SECONDS:6.1%}")
+    print(f"its own thread    {own / BATCHES:6.3f} s per batch, {own / BATCHES / SECONDS:6.1%}")
+    print(f"with publishing   {whole / BATCHES:6.3f} s per batch, beside the next layer's steps")
+    print(f"processor time    {cpu / BATCHES:6.3f} s per batch")
 
 
 if __name__ == "__main__":

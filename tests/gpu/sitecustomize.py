@@ -1,7 +1,7 @@
 """Pretend a CUDA device in every interpreter that starts in `pretended.surroundings`.
 
-Python imports a module of this name before anything else. torch may never be imported, and takes
-seconds, so the device is installed when it is.
+Python imports a module of this name before anything else. torch takes seconds to import and is not
+always needed, so the device is installed when torch is imported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _WithDevice(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds torch where it is, once."""
+    """Finds torch once, and has it loaded with the device."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

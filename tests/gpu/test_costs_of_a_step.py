@@ -1,7 +1,6 @@
-"""What an ascent asks of a device: launches and waits by the step, on a pretended one.
+"""The cost of an ascent's step on a device, a pretended one: launches and waits.
 
-Counted over the steps that a long ascent has more than a short one: what begins and ends ascents
-is in both.
+Counted over the steps that a long ascent has more than a short one: both begin and end alike.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from collections.abc import Callable
 import pytest
 
 SHORT, LONG = 64, 160  # steps; see `counted`
-CHECK = 32  # steps from one look at which ascents have no gradient to the next
-LAUNCHES = 20  # a step, at most
+CHECK = 32  # steps between looks for ascents without gradient
+LAUNCHES = 20  # per step, at most
 
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, dict[str, float]]:
-    """What was found before, since it takes seconds."""
+    """Return what was measured before, since measuring takes seconds."""
     return {}
 
 
@@ -25,7 +24,7 @@ def costs() -> dict[str, dict[str, float]]:
 def a_step(
     measured: Callable[..., dict[str, dict[str, float]]], costs: dict[str, dict[str, float]]
 ) -> Callable[[str, str], float]:
-    """Return a function from a style and a kind of cost to what all further steps cost."""
+    """Return a function from a style and a kind of cost to that cost of the further steps."""
     if not costs:
         costs |= measured("counted.py")
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped, saying so, where there is none."""
+"""What only a GPU can show; skipped without one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_ascents_follow_those_of_the_cpu(
         found[device] = file.read(style, "activation")
         begun[device] = file.read(style, "start")
     np.testing.assert_allclose(begun["cuda"], begun["cpu"], rtol=1e-3, atol=1e-3)
-    # Adam makes whole steps of the last bits of small gradients
+    # Adam turns the last bits of small gradients into whole steps
     rtol, atol = (0.1, 0.3) if style == "fourier" else (0.02, 1e-3)
     np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=rtol, atol=atol)
 

@@ -1,4 +1,4 @@
-"""The check of a real device (``make gpu``), dry: on a CPU it does a little of the same."""
+"""A dry run of the check of a real device (``make gpu``), on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECTIONS = ("default", "bits", "syncs", "pass", "host", "topk", "faults")
 
 
 def check(folder: Path, *sections: str) -> tuple[str, dict[str, Any]]:
-    """Run sections on a CPU; gives what was printed and the summary."""
+    """Run sections on a CPU; return what was printed and the summary."""
     surroundings = {
         **os.environ,
         **{"CHECK_DEVICE": "cpu", "OUT": str(folder), "TMPDIR": str(folder)},

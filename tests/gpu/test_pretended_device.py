@@ -1,7 +1,7 @@
 """Every command that computes, on a CUDA device that is not there (see `pretended`).
 
-What CUDA refuses is refused, and values are computed on the CPU: a command ends well, says
-nothing, works where it was told to, and finds what it finds on the CPU.
+What CUDA refuses is refused, and values are computed on the CPU. A command must end with exit code
+0 and nothing on stderr, use the device that was asked for, and find what it finds on the CPU.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 SPELLINGS = ("auto", "cuda", "cuda:1", "cuda:0,cuda:1")
 USED = {"auto": {0}, "cuda": {0}, "cuda:1": {1}, "cuda:0,cuda:1": {0, 1}}
 CLIMB = "optimize --model demo --batch-size 4 --step 50"
-EXPECTED = ("--device auto:",)  # of two devices one is taken, which is said
+EXPECTED = ("--device auto:",)  # one of two devices is taken, and a line says so
 
 
 class Case(NamedTuple):
-    """Some commands in one run directory, and how near they come to those on the CPU.
+    """Some commands in one run directory, and how far their results may differ from the CPU's.
 
     `apart` is the largest difference of an array, as a share of its largest number; 0 for the
-    same bits. `on_the_cpu` is done there instead, where the CPU has no such arithmetic.
+    same bits. On the CPU `on_the_cpu` is run instead, if the CPU lacks the arithmetic.
     """
 
     lines: tuple[str, ...]
-    devices: tuple[str, ...] = ("cuda:1",)  # in every run of the tests; the others in the long one
+    devices: tuple[str, ...] = ("cuda:1",)  # for every run of the tests; the long one has more
     apart: float = 0.0
     on_the_cpu: tuple[str, ...] = ()
-    pieces: bool = True  # several devices have something to share out
+    pieces: bool = True  # there are enough tasks to share among several devices
 
 
 # Blurs and Fourier transforms are other code on a CPU, and images are kept in half precision.
@@ -89,7 +89,7 @@ CASES = {
         ),
         apart=NEAR,
     ),
-    "dead": Case(  # some units have no gradient, which is looked for every 32 steps
+    "dead": Case(  # some units have no gradient, which is tested every 32 steps
         (f"{CLIMB} --style 3 --layer conv5 --units 0-9 --iterations 40 --precision float32",),
         (),
         5e-2,
@@ -160,7 +160,7 @@ def every() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photographs and one to be looked at."""
+    """Return a folder with a dataset of photographs and one image to be shown."""
     folder = tmp_path_factory.mktemp("material")
     for number in range(10):
         coarse = np.random.default_rng(number).integers(0, 256, (7, 7, 3)).astype(np.uint8)
@@ -173,7 +173,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def carry_out(pretended: Pretended, material: Path) -> Callable[..., list[Done]]:
-    """Return a function that does commands on a device, in one run directory."""
+    """Return a function that runs commands on a device, in one run directory."""
 
     def do(lines: tuple[str, ...], device: str, run: Path, **how: Any) -> list[Done]:
         found = []
@@ -191,7 +191,7 @@ def carry_out(pretended: Pretended, material: Path) -> Callable[..., list[Done]]
 def on_the_cpu(
     pretended: Pretended, carry_out: Callable[..., list[Done]], tmp_path: Path
 ) -> Callable[[str], Path]:
-    """Return a function that gives the run directory of a case on the CPU, made once."""
+    """Return a function that returns a case's run directory on the CPU, made once."""
 
     def made(name: str) -> Path:
         if name not in pretended.done:
@@ -249,7 +249,7 @@ def check_alike(cpu: Path, cuda: Path, apart: float) -> None:
 
 
 def files(run: Path, pattern: str) -> list[Path]:
-    """Return the results of a run by their names; parts are no results, and named by the device."""
+    """Return the results of a run by name, without parts, whose names depend on the device."""
     found = (path.relative_to(run) for path in run.rglob(pattern))
     return sorted(path for path in found if path.parts[0] != "parts")
 
@@ -268,7 +268,7 @@ def arrays(path: Path) -> dict[str, Any]:
 
 
 def check_near(here: Any, there: Any, apart: float, name: str) -> None:
-    """Compare numbers; whole ones (places, steps, outcomes) follow from others, mostly the same."""
+    """Compare numbers; if they may differ, most integers (places, steps) must still be equal."""
     assert here.shape == there.shape, name
     if here.dtype.kind != "f" or not apart:
         share = float(np.mean(here == there)) if here.size else 1.0
@@ -293,7 +293,7 @@ def test_what_was_made_on_a_device_is_verified_there(
 def test_devices_that_are_for_one_process_each(
     carry_out: Callable[..., list[Done]], tmp_path: Path
 ) -> None:
-    """Nobody but the workers may touch a device in exclusive-process mode."""
+    """Only workers may use a device in exclusive-process mode."""
     line = f"{CLIMB} --style 3 --layer conv2 --units 0-15 --iterations 4"
     for device in ("cuda:0,cuda:1", "cuda:1"):
         carry_out(
@@ -338,7 +338,7 @@ def network():
 @pytest.mark.long
 @pytest.mark.parametrize("device", ["cuda:1", "cuda:0,cuda:1"])
 def test_a_lost_device_costs_a_process(device: str, pretended: Pretended, tmp_path: Path) -> None:
-    """Another process goes on, also where there is one device; and it is said why."""
+    """Another process goes on, also on a single device, and the reason is printed."""
     Path("losing.py").write_text(LOSING.format(mark=str(tmp_path / "mark")))
     own = "--model losing:network --trust-code --batch-size 4 --step 1 --iterations 4"
     line = f"optimize {own} --layer conv1 --units 0-5 --device {device} --run {tmp_path / 'run'}"
