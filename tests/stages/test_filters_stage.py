@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.cli import _code
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.zoo import CaffeNet
@@ -24,7 +24,7 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import load_network, open_session
 from cnnvis_cli.stages.figures.filters import filters
 
-DEMO = Path(cnnvis_cli.network.__file__).parent / "demo.safetensors"
+DEMO = Path(cnnvis_cli.demo.__file__).parent / "demo.safetensors"
 RADIUS = 0.05
 IMAGES = 40
 Pixels = NDArray[np.uint8]

@@ -265,8 +265,10 @@ class Shown:
                 columns[name] = plain(self.top.stats[name][self.units])
             columns["dead"] = np.flatnonzero(self.top.stats["dead"][self.units]).tolist()
             images = self.top.places.image[self.units]
-            known = (self.dataset.labels(row) for row in images.tolist())
-            columns["classes"] = [sorted({label for label in row if label >= 0}) for row in known]
+            columns["classes"] = []
+            for row in images.tolist():
+                known = set(self.dataset.labels(row))
+                columns["classes"].append(sorted(label for label in known if label >= 0))
         return columns
 
     def _outcomes(self) -> list[int]:
@@ -306,19 +308,22 @@ class Facts:
     def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
         """Return the units' neighbours, by number."""
         chosen = slice(self.number * CHUNK, self.number * CHUNK + CHUNK)
-        found = neighbours(top.places.image[self.shown.units], chosen)
-        return [[(self.shown.units[row], shared) for row, shared in near] for near in found]
+        found = []
+        for near in neighbours(top.places.image[self.shown.units], chosen):
+            found.append([(self.shown.units[row], shared) for row, shared in near])
+        return found
 
 
 def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
     """Return each unit's runs, as shown: number, activation, first one, step, outcome."""
     names = ("activation", "start", "best_step", "outcome")
     columns = [images.file.read(images.style, name) for name in names]
-    held = {unit: row for row, unit in enumerate(images.held.tolist())}
-    return [
-        _runs_of([column[held[unit]] for column in columns]) if unit in held else []
-        for unit in chunk
-    ]
+    rows = {unit: row for row, unit in enumerate(images.held.tolist())}
+    found = []
+    for unit in chunk:
+        own = [column[rows[unit]] for column in columns] if unit in rows else []
+        found.append(_runs_of(own) if own else [])
+    return found
 
 
 def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:

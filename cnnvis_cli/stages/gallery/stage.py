@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +47,7 @@ def gallery(session: Session) -> None:
     Raise `UsageError` if there is nothing to show, or nothing of a requested layer.
     """
     shown = _shown(session)
-    lost = _make(session, [piece for layer in shown for piece in pieces(layer)])
+    lost = _make(session, list(chain.from_iterable(map(pieces, shown))))
     _tell_what_is_lost(session, shown, lost)
     _publish_page(session, shown)
     _drop_others(session, shown)
@@ -296,13 +298,11 @@ def _layer_facts(shown: Shown) -> Record:
         "strip": f"{layer.alias}/strip.{face.suffix}" if face else "",
         "tile": size,
         "cell": sprites.cell(size),
-        "best": [(f"{layer.alias}/{unit:04d}", _label(shown, unit)) for unit in units],
+        "best": [
+            (f"{layer.alias}/{unit:04d}", shown.labels[shown.units.index(unit)]) for unit in units
+        ],
         "selective": bool(shown.top and np.isfinite(shown.top.stats["selectivity"]).any()),
     }
-
-
-def _label(shown: Shown, unit: int) -> str:
-    return shown.labels[shown.units.index(unit)]
 
 
 def _shape(layer: Layer) -> str:
@@ -326,7 +326,10 @@ def _holds(shown: Shown, kind: str, name: str, count: int) -> str:
 
 def _drop_others(session: Session, shown: Sequence[Shown]) -> None:
     """Remove files of an older gallery that this one does not have; other files stay."""
-    kept = {s.folder / name for s in shown for piece in pieces(s) for name in piece.files()}
+    kept = set[Path]()
+    for layer in shown:
+        for piece in pieces(layer):
+            kept.update(layer.folder / name for name in piece.files())
     folder = gallery_folder(session)
     for place in sorted(folder.iterdir()):
         if place.is_dir() and LAYER.fullmatch(place.name):

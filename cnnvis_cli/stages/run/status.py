@@ -83,21 +83,32 @@ def status(folder: Path) -> Status:
     known = run.read()
     if not known:
         raise UsageError(f"{folder}: holds no run; begin one with cnnvis topk or optimize")
-    notes = [known, *_shards(run)]
+    shards = map(_json, sorted((folder / "shards").glob("*.json")))
+    notes = [known, *filter(None, shards)]
     asked = _asked(notes)
+    told = (_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
     return Status(
         run=str(folder),
         model=str(known["model"]),
         weights_sha256=str(known["weights_sha256"]),
-        device=next(filter(None, (_of(n, s).get("device") for n in notes for s in STAGES)), None),
+        device=_device(notes),
         rows=tuple(_rows(run, asked, notes)),
         figures=sum(path.is_file() for path in (folder / "figures").rglob("*.*")),
         not_begun=tuple(_not_begun(run, asked, notes)),
         damaged=sum(1 for _ in (folder / "parts").rglob("*.damaged")),
         at_work=tuple(filter(None, map(holder, sorted(folder.glob(f"{NAME}*"))))),
-        told=tuple(_told_by(folder)),
+        told=tuple(filter(None, told)),
         failed=_note(folder / FAILURE, ("command", "at", "message")),
     )
+
+
+def _device(notes: Iterable[Record]) -> str | None:
+    """Return the first device that a stage notes."""
+    for note in notes:
+        for stage in STAGES:
+            if device := _of(note, stage).get("device"):
+                return str(device)
+    return None
 
 
 def _of(note: Record, section: str) -> Record:
@@ -123,17 +134,15 @@ def _is_job(stage: str, job: Any) -> bool:
 
 def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
     """Yield the stages of a plan that have not begun."""
-    plans = (_of(note, "stages").get("asked") for note in notes)
-    stages = dict.fromkeys(str(s) for plan in plans if isinstance(plan, list) for s in plan)
+    stages: list[str] = []
+    for note in notes:
+        plan = _of(note, "stages").get("asked")
+        if isinstance(plan, list):
+            stages += map(str, plan)
     signs = {"montage": run.path / "figures", "gallery": run.path / "gallery" / "index.html"}
-    for stage in stages:
+    for stage in dict.fromkeys(stages):
         if not asked.get(stage) and not (stage in signs and signs[stage].exists()):
             yield stage
-
-
-def _shards(run: Run) -> list[Record]:
-    found = (_json(path) for path in sorted((run.path / "shards").glob("*.json")))
-    return [record for record in found if record is not None]
 
 
 def _json(path: Path) -> Record | None:
@@ -149,18 +158,13 @@ def _note(path: Path, words: Iterable[str]) -> Record | None:
     return found if all(isinstance(found.get(word), str) for word in words) else None
 
 
-def _told_by(folder: Path) -> Iterator[Record]:
-    notes = (_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
-    yield from filter(None, notes)
-
-
 def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
     yield from _of_topk(run, asked["topk"], notes)
     for stage, read in (("optimize", _optimized), ("search", _searched), ("project", _projected)):
         for what, job in asked[stage].items():
             have = read(run, job)
             parts = list(_parts(run, stage, job))
-            have |= {unit for part in parts for unit in part.units}
+            have = have.union(*(part.units for part in parts))
             yield Row(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
 
 
@@ -268,11 +272,11 @@ def _columns(rows: Iterable[Row]) -> list[str]:
             speed += f", {_span(row.left / row.rate)}"
         cells.append((row.stage, row.what, done, str(row.left or "-"), speed))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = (
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        for row in cells
-    )
-    return ["  " + line.rstrip() for line in padded]
+    lines = []
+    for cell in cells:
+        padded = map(str.ljust, cell, widths)
+        lines.append("  " + "  ".join(padded).rstrip())
+    return lines
 
 
 def _span(seconds: float) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from cnnvis_cli.dataset.video import Folder, Frames, Video, is_moving
+from cnnvis_cli.dataset.video import Folder, Video, is_moving
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.figure import activations as figures
 from cnnvis_cli.figure.activations import Heading, OverImage, Panel, Stop, Values
@@ -63,14 +63,11 @@ def activations(session: Session) -> None:
         late = error
     names = file_names([str(place) for place in moving])
     for name, place in zip(names, moving, strict=True):
-        for path in film(session, outputs, _frames(place, asked.every), name):
+        frames = (Folder if place.is_dir() else Video)(place, asked.every)
+        for path in film(session, outputs, frames, name):
             session.report.result(str(path))
     if late is not None:
         raise late
-
-
-def _frames(place: Path, every: int) -> Frames:
-    return Folder(place, every) if place.is_dir() else Video(place, every)
 
 
 @dataclass(frozen=True)
@@ -125,17 +122,18 @@ def _drawn(
 ) -> Iterator[Path]:
     """Yield the files of some subjects; the network runs only if one of them is missing."""
     session.report.check_stop()
-    planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
+    planned = _figures(session, outputs, subjects)
     kept = _kept(session, outputs, subjects, eye.size)
     if not all(is_there(session, figure) for figure in planned) or any(
         not file.is_of(record) for file, record, _ in kept
     ):
         subjects = _looked_at(eye, subjects)
         kept = _kept(session, outputs, subjects, eye.size)
-        planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
+        planned = _figures(session, outputs, subjects)
         yield from draw_figures(session, planned)
     else:
-        yield from (path for figure in planned for path in files(session, figure))
+        for figure in planned:
+            yield from files(session, figure)
     for file, record, seen in kept:
         if not file.is_of(record):
             file.publish(record, _numbers(outputs, seen))
@@ -144,7 +142,7 @@ def _drawn(
 
 def _looked_at(eye: Recorder, subjects: Sequence[Subject]) -> list[Subject]:
     """Yield the subjects with the network's outputs for them, in batches."""
-    images = [image for subject in subjects for image in subject.images]
+    images = list(chain.from_iterable(subject.images for subject in subjects))
     seen: list[Recorded] = []
     for first in range(0, len(images), eye.size):
         some = images[first : first + eye.size]
@@ -157,14 +155,17 @@ def _looked_at(eye: Recorder, subjects: Sequence[Subject]) -> list[Subject]:
 # ---- figures
 
 
-def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[Figure]:
-    """Yield all figures of a subject, before or after the network has run."""
-    for output in outputs.shown:
-        yield _layer(session, outputs, subject, output)
-    for output, channel in outputs.units:
-        yield _unit(session, subject, output, channel)
-    if len(outputs.shown) > 1 and len(subject.images) == 1:
-        yield _overview(session, outputs, subject)
+def _figures(session: Session, outputs: Outputs, subjects: Sequence[Subject]) -> list[Figure]:
+    """Return all figures of some subjects, before or after the network has run."""
+    figures = []
+    for subject in subjects:
+        for output in outputs.shown:
+            figures.append(_layer(session, outputs, subject, output))
+        for output, channel in outputs.units:
+            figures.append(_unit(session, subject, output, channel))
+        if len(outputs.shown) > 1 and len(subject.images) == 1:
+            figures.append(_overview(session, outputs, subject))
+    return figures
 
 
 def _figure(
@@ -209,8 +210,9 @@ def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output)
     heading = _heading(session, subject, what, "")
 
     def bars() -> Canvas:
+        names = [image.name if len(subject.images) > 1 else "" for image in subject.images]
         return figures.bars(
-            [_named(outputs, output, *each) for each in _by_name(subject, output)],
+            list(map(partial(_named, outputs, output), names, subject.values(output))),
             replace(heading, note=_bars_note(subject, output)),
             asked.scale or 1,
         )
@@ -230,13 +232,6 @@ def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output)
 
     draw = bars if output.flat else sheet
     return _figure(session, subject, output.name, heading, {"layer": output.name}, draw)
-
-
-def _by_name(subject: Subject, output: Output) -> Iterator[tuple[str, Floats]]:
-    """Yield each image's maps, and its name if there are several."""
-    many = len(subject.images) > 1
-    names = (image.name if many else "" for image in subject.images)
-    yield from zip(names, subject.values(output), strict=True)
 
 
 def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:

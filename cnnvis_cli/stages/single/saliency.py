@@ -177,17 +177,14 @@ class SaliencyJob:
             values = question.value(question.images, question.all).tolist()
         guesses = probabilities(question).cpu().numpy() if self.classes else None
         channels, places = question.channel.tolist(), question.place.tolist()
-        return [
-            Answer(
-                {name: maps[i] for name, (maps, _) in found.items()},
-                {name: heats[i] for name, (_, heats) in found.items()},
-                channels[i],
-                values[i],
-                self._row_and_column(places[i]),
-                np.empty(0, np.float32) if guesses is None else guesses[i],
-            )
-            for i in range(len(images))
-        ]
+        answers = []
+        for i in range(len(images)):
+            maps = {name: maps[i] for name, (maps, _) in found.items()}
+            heats = {name: heats[i] for name, (_, heats) in found.items()}
+            place = self._row_and_column(places[i])
+            shares = np.empty(0, np.float32) if guesses is None else guesses[i]
+            answers.append(Answer(maps, heats, channels[i], values[i], place, shares))
+        return answers
 
     def _by(self, name: str, question: Question) -> tuple[Floats, list[Floats]]:
         """Return one method's maps of a batch, and their strengths."""
@@ -266,11 +263,13 @@ class SaliencyJob:
 
     def note(self) -> str:
         """Return how to read the figure: what each method is, and how it is drawn."""
-        methods = self.methods.values()
-        said = [f"{_capital(method.title)}: {method.says}." for method in methods]
         rules = {"signed": f"Tone: {RULES[self.session.plan.figure.tone]}.", **SHOWN}
-        kinds = [kind for kind in rules if any(method.shown == kind for method in methods)]
-        return " ".join([*said, *(rules[kind] for kind in kinds), COLOURS])
+        shown, said = set(), []
+        for method in self.methods.values():
+            title = method.title[0].upper() + method.title[1:]
+            said.append(f"{title}: {method.says}.")
+            shown.add(method.shown)
+        return " ".join([*said, *(rules[kind] for kind in rules if kind in shown), COLOURS])
 
     def keep(self, image: InputImage, answer: Answer) -> None:
         """Write the maps as numbers, if the plan wants them."""
@@ -364,7 +363,3 @@ def _strengths(found: Tensor, shown: Shown, question: Question) -> list[Floats]:
     if shown == "map":
         return [to_largest(m) for m in enlarged(found, question.network.size).numpy()]
     return [capped(m) for m in found.abs().amax(1).cpu().numpy()]
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

@@ -258,8 +258,10 @@ class Table(FrameSink):
     def __init__(self, file: BinaryIO, outputs: Sequence[Output]) -> None:
         self._file = file
         self._outputs = outputs
-        names = [f"{output.name}_{what}" for output in outputs for what in ("channel", "max")]
-        self._write(["frame", "seconds", *names])
+        cells = ["frame", "seconds"]
+        for output in outputs:
+            cells += [f"{output.name}_channel", f"{output.name}_max"]
+        self._write(cells)
 
     def _write(self, cells: Sequence[str]) -> None:
         self._file.write(("\t".join(cells) + "\n").encode())
