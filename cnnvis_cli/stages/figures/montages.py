@@ -73,7 +73,7 @@ def kind(name: str, *files: File, asked: bool = True) -> Callable[[Make], Make]:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class UnitSheet:
     """A figure of many units of one layer, on as many pages as needed."""
 
     kind: str
@@ -132,7 +132,7 @@ def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     return [_optimized(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
-def _optimized(session: Session, images: OptimizedImages) -> Sheet:
+def _optimized(session: Session, images: OptimizedImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"{images.what}, style {images.style}, {_pixels(images.size, plan.scale)}. "
@@ -146,7 +146,7 @@ def _optimized(session: Session, images: OptimizedImages) -> Sheet:
 
     height, width = (scaled(side, plan.scale) for side in images.size)
     units, room = choose(session, images.layer, images.held), per_page((height, width))
-    return Sheet("optimized", images.layer, units, note, images.record, page, room)
+    return UnitSheet("optimized", images.layer, units, note, images.record, page, room)
 
 
 FEW = 32  # units that are read at once
@@ -171,7 +171,7 @@ def top(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     return [_top(session, images).pages(session) for images in sources]
 
 
-def _top(session: Session, images: TopImages) -> Sheet:
+def _top(session: Session, images: TopImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"The {images.shown} strongest places: {images.method} projections (left), image patches "
@@ -185,7 +185,7 @@ def _top(session: Session, images: TopImages) -> Sheet:
 
     room = per_page(_blank_top(images).size(plan.scale))
     units = choose(session, images.layer, images.held)
-    return Sheet("top", images.layer, units, note, images.record, page, room)
+    return UnitSheet("top", images.layer, units, note, images.record, page, room)
 
 
 def _top_cells(images: TopImages, units: Units, projections: Pixels) -> list[Cell]:
@@ -337,7 +337,7 @@ def _unit_sheet(name: str, note: str, session: Session, cells: Cells, units: Uni
         return sheet([cells.make(unit) for unit in units], caption, scale)
 
     room = per_page(cells.make(units[0]).size(scale))
-    return Sheet(name, cells.layer, units, note, cells.record, page, room).pages(session)
+    return UnitSheet(name, cells.layer, units, note, cells.record, page, room).pages(session)
 
 
 def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int) -> Figure:
@@ -469,7 +469,7 @@ def history(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     return [_history(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
-def _history(session: Session, images: OptimizedImages) -> Sheet:
+def _history(session: Session, images: OptimizedImages) -> UnitSheet:
     scale = session.plan.figure.scale
     note = (
         f"Activation at each step of the ascent, style {images.style}, one line per run; the dot "
@@ -487,4 +487,4 @@ def _history(session: Session, images: OptimizedImages) -> Sheet:
 
     units = choose(session, images.layer, images.held)
     room = plots_on_a_page(scale)
-    return Sheet("history", images.layer, units, note, images.record, page, room)
+    return UnitSheet("history", images.layer, units, note, images.record, page, room)

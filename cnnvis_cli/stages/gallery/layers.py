@@ -22,8 +22,8 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import SHOWN, OptimizedImages, TopImages, unit_label
 from cnnvis_cli.stages.gallery.facts import bars, class_counts, digits, neighbours, plain
 from cnnvis_cli.stages.gallery.panes import (
-    Pane,
     Photographs,
+    PicturePane,
     Units,
     best_first,
     methods_held,
@@ -68,12 +68,12 @@ class Dataset:
 class Face(NamedTuple):
     """How a unit is shown in the grid: by the first picture of a pane."""
 
-    pane: Pane
+    pane: PicturePane
     size: Size
     suffix: str
 
     @classmethod
-    def of(cls, pane: Pane, most: int) -> Face:
+    def of(cls, pane: PicturePane, most: int) -> Face:
         size = sprites.within(pane.size, most)
         return cls(pane, size, sprites.suffix([size], SHARP))
 
@@ -89,7 +89,7 @@ class Face(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownLayer:
     """A layer as shown in the gallery, with the patches of `photographs` or without."""
 
     session: Session
@@ -119,7 +119,7 @@ class Shown:
         return list(methods_held(self.session, self.layer)) if self.top else []
 
     @cached_property
-    def panes(self) -> list[Pane]:
+    def panes(self) -> list[PicturePane]:
         panes = [optimized_pane(images) for images in self.styles]
         if self.top and self.photographs:
             panes.append(patches_pane(self.layer, self.top, self.photographs))
@@ -254,7 +254,7 @@ class Shown:
             **self._columns(),
         }
 
-    def _lacks(self, pane: Pane) -> list[int]:
+    def _lacks(self, pane: PicturePane) -> list[int]:
         """Return the places, in the list of units, of those without such a picture."""
         return np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
 
@@ -286,7 +286,7 @@ class Shown:
 class Facts:
     """The page's data on the units of one chunk."""
 
-    shown: Shown
+    shown: ShownLayer
     number: int
 
     def records(self) -> list[Record]:

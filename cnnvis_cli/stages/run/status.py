@@ -25,7 +25,7 @@ STAGES = ("topk", "optimize", "search", "project")
 
 
 @dataclass(frozen=True)
-class Row:
+class Progress:
     """The progress of one piece of a stage; `rate` is units per second, from its parts."""
 
     stage: str
@@ -49,7 +49,7 @@ class Status:
     model: str
     weights_sha256: str
     device: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[Progress, ...]
     figures: int
     not_begun: tuple[str, ...]  # stages that cnnvis run will do
     damaged: int  # parts that were set aside
@@ -158,26 +158,28 @@ def _note(path: Path, words: Iterable[str]) -> Record | None:
     return found if all(isinstance(found.get(word), str) for word in words) else None
 
 
-def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Progress]:
     yield from _of_topk(run, asked["topk"], notes)
     for stage, read in (("optimize", _optimized), ("search", _searched), ("project", _projected)):
         for what, job in asked[stage].items():
             have = read(run, job)
             parts = list(_parts(run, stage, job))
             have = have.union(*(part.units for part in parts))
-            yield Row(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
+            yield Progress(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
 
 
-def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Progress]:
     rate = next(filter(None, (_of(n, "topk").get("images_a_second") for n in notes)), None)
     for what, job in asked.items():
         if run.topk.exists():
             images, skipped = TopKFile(run.topk).summary()
-            yield Row("topk", what, "images", images, images, skipped, rate)
+            yield Progress("topk", what, "images", images, images, skipped, rate)
             return
         parts = list(_parts(run, "topk", job))
         done = min(job["total"], len(parts) * job["size"])
-        yield Row("topk", what, "images", done, job["total"], 0, _rate(parts, job["size"]) or rate)
+        yield Progress(
+            "topk", what, "images", done, job["total"], 0, _rate(parts, job["size"]) or rate
+        )
 
 
 def _optimized(run: Run, job: Record) -> set[int]:
@@ -200,7 +202,7 @@ def _searched(run: Run, job: Record) -> set[int]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _MadePart:
     made: float  # modification time
     units: tuple[int, ...]
 
@@ -208,7 +210,7 @@ class _Part:
 FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project": "projected"}
 
 
-def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
+def _parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
     """Yield the finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
@@ -218,7 +220,7 @@ def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
                 with suppress(OSError, CnnvisError):
                     path = folder / f"{name}.h5"
                     units = () if stage == "topk" else _units(parts, name, stage)
-                    yield _Part(path.stat().st_mtime, units)
+                    yield _MadePart(path.stat().st_mtime, units)
 
 
 def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
@@ -229,7 +231,7 @@ def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
     return ()
 
 
-def _rate(parts: Iterable[_Part], size: int | None = None) -> float | None:
+def _rate(parts: Iterable[_MadePart], size: int | None = None) -> float | None:
     """Return units per second since the last interruption: a pause of ten times the usual one."""
     made = sorted(parts, key=lambda part: part.made)
     pauses = sorted(b.made - a.made for a, b in itertools.pairwise(made))
@@ -261,7 +263,7 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
 
 
-def _columns(rows: Iterable[Row]) -> list[str]:
+def _columns(rows: Iterable[Progress]) -> list[str]:
     cells = [("stage", "what", "done", "left", "speed")]
     for row in rows:
         done = f"{row.done}/{row.total} {row.unit}"

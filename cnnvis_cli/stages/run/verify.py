@@ -115,7 +115,7 @@ def _checks(
             ("places", lambda: _places(session, findings, generator, sample)),
             ("projections", lambda: _projections(session, findings, generator)),
         ]
-    return [*checks, ("images", lambda: _optimized(session, findings, generator, sample))]
+    return [*checks, ("images", lambda: _optimized_images(session, findings, generator, sample))]
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def _some(
     return map(tuple, rows[np.sort(chosen)].tolist())
 
 
-def _optimized(
+def _optimized_images(
     session: Session, findings: Findings, generator: np.random.Generator, sample: int
 ) -> None:
     """Run the network again on some optimized images."""

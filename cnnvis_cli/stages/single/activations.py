@@ -71,7 +71,7 @@ def activations(session: Session) -> None:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ShownImages:
     """The subject of one set of files: an image, or several that are compared."""
 
     name: str
@@ -103,22 +103,22 @@ def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterat
                 yield from _drawn(session, outputs, eye, [_compared(tuple(batch))])
             return
         for batch in in_batches(found, size):
-            subjects = [Subject(image.name, (image,)) for image in batch]
+            subjects = [ShownImages(image.name, (image,)) for image in batch]
             yield from _drawn(session, outputs, eye, subjects)
 
 
-def _compared(images: tuple[InputImage, ...]) -> Subject:
+def _compared(images: tuple[InputImage, ...]) -> ShownImages:
     if not 2 <= len(images) <= COMPARED:
         many = f"more than {COMPARED}" if len(images) > COMPARED else f"{len(images)}"
         raise UsageError(f"--compare: takes 2 to {COMPARED} images, and these are {many}")
     name = "_vs_".join(image.name for image in images)
     if len(name) > 120:  # file systems allow 255 bytes per name
         name = f"{name[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Subject(name, images)
+    return ShownImages(name, images)
 
 
 def _drawn(
-    session: Session, outputs: Outputs, eye: Recorder, subjects: Sequence[Subject]
+    session: Session, outputs: Outputs, eye: Recorder, subjects: Sequence[ShownImages]
 ) -> Iterator[Path]:
     """Yield the files of some subjects; the network runs only if one of them is missing."""
     session.report.check_stop()
@@ -140,7 +140,7 @@ def _drawn(
         yield file.path
 
 
-def _looked_at(eye: Recorder, subjects: Sequence[Subject]) -> list[Subject]:
+def _looked_at(eye: Recorder, subjects: Sequence[ShownImages]) -> list[ShownImages]:
     """Yield the subjects with the network's outputs for them, in batches."""
     images = list(chain.from_iterable(subject.images for subject in subjects))
     seen: list[Recorded] = []
@@ -155,7 +155,7 @@ def _looked_at(eye: Recorder, subjects: Sequence[Subject]) -> list[Subject]:
 # ---- figures
 
 
-def _figures(session: Session, outputs: Outputs, subjects: Sequence[Subject]) -> list[Figure]:
+def _figures(session: Session, outputs: Outputs, subjects: Sequence[ShownImages]) -> list[Figure]:
     """Return all figures of some subjects, before or after the network has run."""
     figures = []
     for subject in subjects:
@@ -170,7 +170,7 @@ def _figures(session: Session, outputs: Outputs, subjects: Sequence[Subject]) ->
 
 def _figure(
     session: Session,
-    subject: Subject,
+    subject: ShownImages,
     name: str,
     heading: Heading,
     record: Record,
@@ -190,7 +190,7 @@ def _figure(
     return Figure(f"{KIND}/{subject.name}", name, title, common | record, draw)
 
 
-def _heading(session: Session, subject: Subject, what: str, note: str) -> Heading:
+def _heading(session: Session, subject: ShownImages, what: str, note: str) -> Heading:
     """Return the heading: image and layer, and the predicted classes of each image."""
     names = " and ".join(image.name for image in subject.images)
     many = len(subject.images) > 1
@@ -203,7 +203,7 @@ def _heading(session: Session, subject: Subject, what: str, note: str) -> Headin
     return Heading(f"{names} · {what}", tuple(lines), note)
 
 
-def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output) -> Figure:
+def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Output) -> Figure:
     """Return one layer's channels: a square of tiles, or bars."""
     asked = session.plan.activations
     what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
@@ -241,19 +241,19 @@ def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
     return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
 
 
-def _bars_note(subject: Subject, output: Output) -> str:
+def _bars_note(subject: ShownImages, output: Output) -> str:
     return (
         f"One bar per channel, in the order of their numbers; the strongest in orange, with names"
         f"{_odd(subject, output)}."
     )
 
 
-def _odd(subject: Subject, output: Output) -> str:
+def _odd(subject: ShownImages, output: Output) -> str:
     count = subject.odd(output)
     return f"; {count} values are not finite and drawn as 0" if count else ""
 
 
-def _unit(session: Session, subject: Subject, output: Output, channel: int) -> Figure:
+def _unit(session: Session, subject: ShownImages, output: Output, channel: int) -> Figure:
     """Return one channel over the image."""
     what = f"{title_of(session.network, output)}, channel {channel} of {output.channels}"
     heading = _heading(session, subject, what, "")
@@ -292,7 +292,7 @@ def _over(image: InputImage, values: Floats, scale: Scale, output: Output) -> Ov
     return OverImage(image.name, image.pixels, over_image(values, output.field, size), grey, box)
 
 
-def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
+def _overview(session: Session, outputs: Outputs, subject: ShownImages) -> Figure:
     """Return all layers in one picture."""
     asked = session.plan.activations
     rule = "one scale for each layer" if asked.tone == "layer" else "each channel on its own scale"
@@ -317,7 +317,7 @@ def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
     return _figure(session, subject, ALL, heading, record, draw)
 
 
-def _stop(subject: Subject, output: Output, tone: str, side: int) -> Stop:
+def _stop(subject: ShownImages, output: Output, tone: str, side: int) -> Stop:
     (maps,) = subject.values(output)
     detail = f"{output.kind}, {output.size.replace(' channels of ', ' of ')}"
     if output.flat:
@@ -333,7 +333,9 @@ def _stop(subject: Subject, output: Output, tone: str, side: int) -> Stop:
 Kept = tuple[ActivationsFile, Record, Recorded | None]
 
 
-def _kept(session: Session, outputs: Outputs, subjects: Sequence[Subject], size: int) -> list[Kept]:
+def _kept(
+    session: Session, outputs: Outputs, subjects: Sequence[ShownImages], size: int
+) -> list[Kept]:
     """Return the requested files of numbers, each with what decides its content."""
     if session.plan.activations.save is None:
         return []

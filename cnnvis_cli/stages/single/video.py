@@ -141,7 +141,7 @@ class VideoJob:
         """Open all files for writing; they appear when the block ends."""
         rate = self.source.rate()
         with ExitStack() as stack:
-            table = Table(stack.enter_context(publishing(self.table)), self.outputs.filmed)
+            table = FrameTable(stack.enter_context(publishing(self.table)), self.outputs.filmed)
             cutters: list[FrameSink] = [table]
             for output in self.outputs.filmed:
                 file = stack.enter_context(publishing(self.path(output)))
@@ -252,7 +252,7 @@ class LayerFilm(FrameSink):
         return f"black {-most:.4g}, grey 0, white {most:.4g}"
 
 
-class Table(FrameSink):
+class FrameTable(FrameSink):
     """One row per frame: its number and time, and each layer's strongest channel with its value."""
 
     def __init__(self, file: BinaryIO, outputs: Sequence[Output]) -> None:
