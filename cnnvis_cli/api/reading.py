@@ -36,8 +36,8 @@ from cnnvis_cli.stages.figures.data import (
 from cnnvis_cli.stages.figures.montages import KINDS
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.stages.gallery.panes import (
-    Pane,
     Photographs,
+    PicturePane,
     optimized_pane,
     patches_pane,
     projections_pane,
@@ -260,7 +260,7 @@ class Reading:
 
     def _panes(
         self, layer: Layer, unit: int, style: str | None, method: str | None
-    ) -> Iterator[Pane]:
+    ) -> Iterator[PicturePane]:
         """Yield the available kinds of pictures of a unit; raise if a requested one is missing."""
         if style is not None or styles_held(self.session, layer):
             yield from _holding(unit, optimized_pane(self.optimized(layer, style)))
@@ -279,7 +279,7 @@ class Reading:
         known = self.places.digest if self._has_places(layer) else None
         return bool(made) and all(each["topk"] == known for each in made)
 
-    def _pane(self, layer: Layer, unit: int, pane: Pane) -> sheets.Pane:
+    def _pane(self, layer: Layer, unit: int, pane: PicturePane) -> sheets.Pane:
         """Return pictures with a title; all have room for class names, so that rows are level."""
         tiles = pane.pictures([unit])[0]
         names = self._names(layer, unit, len(tiles))
@@ -295,7 +295,7 @@ class Reading:
         images = self.places.layer(layer.alias).places.image[unit, :count].tolist()
         return tuple(map(self.places.class_name, images))
 
-    def _lost(self, panes: Sequence[Pane]) -> str:
+    def _lost(self, panes: Sequence[PicturePane]) -> str:
         """Return a note if images can no longer be read."""
         if all(pane.kind != "patches" for pane in panes) or not self.places.photographs.lost:
             return ""
@@ -319,7 +319,7 @@ def _filled(top: LayerTopK, unit: int) -> list[int]:
     return ranks
 
 
-def _holding(unit: int, pane: Pane) -> list[Pane]:
+def _holding(unit: int, pane: PicturePane) -> list[PicturePane]:
     return [pane] if unit in pane.held else []
 
 

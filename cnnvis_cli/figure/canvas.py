@@ -110,7 +110,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PlotArea:
     """A field of smooth lines and dots, in pixels of the sheet from its upper left corner."""
 
     box: tuple[int, int, int, int]  # left, top, width, height
@@ -123,7 +123,7 @@ class Frame:
         self.strokes.append(Dot((x, y), radius, ink, filled))
 
 
-Mark = Tile | Text | Line | Frame
+Mark = Tile | Text | Line | PlotArea
 
 
 class Canvas:
@@ -166,9 +166,9 @@ class Canvas:
         bottom += away
         self.line([(x, y), (right, y), (right, bottom), (x, bottom), (x, y)], ink, wide)
 
-    def frame(self, top: int, left: int, height: int, width: int) -> Frame:
+    def frame(self, top: int, left: int, height: int, width: int) -> PlotArea:
         """Return a field to draw smooth lines in."""
-        frame = Frame((left, top, width, height))
+        frame = PlotArea((left, top, width, height))
         self.marks.append(frame)
         return frame
 
@@ -207,7 +207,7 @@ def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
             image.paste(ink, (left, top), _typeset(text, size))
         case Line(points, ink, width):
             draw.line(list(points), fill=ink, width=round(width), joint="curve")
-        case Frame((left, top, width, height), strokes):
+        case PlotArea((left, top, width, height), strokes):
             large = Image.new("RGB", (width * FINE, height * FINE), WHITE)
             for stroke in strokes:
                 _stroke(stroke, ImageDraw.Draw(large))

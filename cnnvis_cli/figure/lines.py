@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Frame, Point, scaled, text_size
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, PlotArea, Point, scaled, text_size
 from cnnvis_cli.figure.sheets import MARGIN, PAGE, SMALL, Caption, begun
 
 HEIGHT, WIDTH = 96, 170  # of a plot's frame, in pixels
@@ -52,7 +52,7 @@ def plots_on_a_page(scale: float = 1) -> int:
 class _Axes:
     """A plot's frame with its range of values: the position of points in it."""
 
-    frame: Frame
+    frame: PlotArea
     last: float  # the greatest step
     low: float
     high: float

@@ -17,10 +17,10 @@ from reportlab.pdfgen.canvas import Canvas as Page
 from cnnvis_cli.figure.canvas import (
     Canvas,
     Dot,
-    Frame,
     Ink,
     Line,
     Mark,
+    PlotArea,
     Text,
     Tile,
     font_file,
@@ -82,7 +82,7 @@ def _put(mark: Mark, page: Page) -> None:
             page.drawString(left, -top - ASCENT * size, text)
         case Line():
             _line(mark, page, 0.5, 0.5)
-        case Frame((left, top, _, _), strokes):
+        case PlotArea((left, top, _, _), strokes):
             for stroke in strokes:
                 if isinstance(stroke, Line):
                     _line(stroke, page, left, top)

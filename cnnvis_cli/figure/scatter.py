@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Frame, Ink, Point, text_size
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, PlotArea, Point, text_size
 from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
 from cnnvis_cli.figure.sheets import MARGIN, SMALL, Caption, begun
 
@@ -77,7 +77,7 @@ def _range(values: Numbers, ticks: list[float]) -> tuple[float, float]:
 class _Axes:
     """The position of points in the frame."""
 
-    frame: Frame
+    frame: PlotArea
     across: tuple[float, float]  # the range of x
     up: tuple[float, float]  # and of y
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.figure.activations import Heading, headed
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Frame, shortened, text_size
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, PlotArea, shortened, text_size
 from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
 from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL
 
@@ -84,7 +84,7 @@ def _values(canvas: Canvas, lead: Lead, x: NDArray[np.floating[Any]], top: int) 
     frame.line(points if len(points) > 1 else points * 2, INKS[4])
 
 
-def _rules(canvas: Canvas, frame: Frame, rules: dict[str, float], top: int) -> None:
+def _rules(canvas: Canvas, frame: PlotArea, rules: dict[str, float], top: int) -> None:
     """Draw fine lines with a text beside each."""
     for text, y in rules.items():
         frame.line([(0, y), (WIDE - 1, y)], RULE)

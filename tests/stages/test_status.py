@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
-from cnnvis_cli.stages.run.status import Row, _rate, _told
-from cnnvis_cli.stages.run.status import _Part as Part
+from cnnvis_cli.stages.run.status import Progress, _rate, _told
+from cnnvis_cli.stages.run.status import _MadePart as Part
 from cnnvis_cli.store.lock import alone
 
 Call = Callable[..., Any]
@@ -240,7 +240,7 @@ def test_the_speed_is_that_since_the_last_interruption() -> None:
 
 
 def test_left_is_never_below_nothing() -> None:
-    assert Row("topk", "images", "images", 12, 10).left == 0
+    assert Progress("topk", "images", "images", 12, 10).left == 0
 
 
 def test_until_when_is_said_while_somebody_is_at_work() -> None:

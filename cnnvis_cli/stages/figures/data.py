@@ -21,6 +21,7 @@ from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.stages.project.job import group_of
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.projected import ProjectedFile
@@ -29,7 +30,6 @@ from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
 GREY = 128  # the colour outside the image
 SHOWN = 9
-Held = NDArray[np.integer[Any]]
 
 
 def columns_of(count: int) -> int:

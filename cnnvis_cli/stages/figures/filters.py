@@ -176,10 +176,10 @@ class Filters:
 
     def draw(self) -> list[Path]:
         """Draw the missing figures; return all files."""
-        figures = [_sheets(self)]
+        paths = draw_figure(self.session, _sheets(self))
         if self.spectrum:
-            figures.append(self.spectrum.figure())
-        return [path for figure in figures for path in draw_figure(self.session, figure)]
+            paths += draw_figure(self.session, self.spectrum.figure())
+        return paths
 
     def tabulate(self) -> Path:
         """Return all numbers as a table, one line per filter; unknown ones are empty."""
@@ -190,10 +190,8 @@ class Filters:
             "frequency": self.frequency,
         }
         unknown = np.full(len(self.rms), np.nan)
-        table |= {
-            column: unknown if self.activity is None else getattr(self.activity, name)
-            for column, name in COLUMNS.items()
-        }
+        for column, name in COLUMNS.items():
+            table[column] = getattr(self.activity, name) if self.activity else unknown
         lines = ["\t".join(table)]
         lines += ["\t".join(map(_cell, row)) for row in zip(*table.values(), strict=True)]
         path = self.session.run.figure("filters", f"{self.layer.alias}.tsv")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import chain, count
+from pathlib import Path
 
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.settings import Plan
@@ -24,12 +25,14 @@ def montage(session: Session) -> None:
     """
     asked = session.plan.montage.kind
     usual = [name for name, kind in KINDS.items() if not kind.asked]
-    pages = [page for name in asked or usual for page in _pages(session, KINDS[name])]
+    pages: list[Pages] = []
+    for name in asked or usual:
+        pages += _pages(session, KINDS[name])
     if not pages:
         raise UsageError(
             f"{session.run.path} holds nothing to show yet; run cnnvis optimize or project first"
         )
-    for path in draw_figures(session, [figure for figures in pages for figure in figures]):
+    for path in draw_figures(session, list(chain.from_iterable(pages))):
         session.report.result(str(path))
     for figures in pages:
         _drop_other_pages(session, figures)
@@ -38,11 +41,11 @@ def montage(session: Session) -> None:
 def _pages(session: Session, kind: MontageKind) -> list[Pages]:
     """Return the pages of a kind's figures, for the requested layers or those with a file."""
     asked = bool(session.plan.layer and session.plan.montage.kind)
-    layers = [
-        layer
-        for layer in session.layers
-        if asked or any(file(session.run, layer.alias).is_file() for file in kind.files)
-    ]
+    layers = []
+    for layer in session.layers:
+        needed = [file(session.run, layer.alias) for file in kind.files]
+        if asked or any(map(Path.is_file, needed)):
+            layers.append(layer)
     return kind.make(session, layers) if layers else []
 
 

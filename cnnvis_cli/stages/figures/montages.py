@@ -73,7 +73,7 @@ def kind(name: str, *files: File, asked: bool = True) -> Callable[[Make], Make]:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class UnitSheet:
     """A figure of many units of one layer, on as many pages as needed."""
 
     kind: str
@@ -132,7 +132,7 @@ def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     return [_optimized(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
-def _optimized(session: Session, images: OptimizedImages) -> Sheet:
+def _optimized(session: Session, images: OptimizedImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"{images.what}, style {images.style}, {_pixels(images.size, plan.scale)}. "
@@ -146,7 +146,7 @@ def _optimized(session: Session, images: OptimizedImages) -> Sheet:
 
     height, width = (scaled(side, plan.scale) for side in images.size)
     units, room = choose(session, images.layer, images.held), per_page((height, width))
-    return Sheet("optimized", images.layer, units, note, images.record, page, room)
+    return UnitSheet("optimized", images.layer, units, note, images.record, page, room)
 
 
 FEW = 32  # units that are read at once
@@ -171,7 +171,7 @@ def top(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     return [_top(session, images).pages(session) for images in sources]
 
 
-def _top(session: Session, images: TopImages) -> Sheet:
+def _top(session: Session, images: TopImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"The {images.shown} strongest places: {images.method} projections (left), image patches "
@@ -185,16 +185,18 @@ def _top(session: Session, images: TopImages) -> Sheet:
 
     room = per_page(_blank_top(images).size(plan.scale))
     units = choose(session, images.layer, images.held)
-    return Sheet("top", images.layer, units, note, images.record, page, room)
+    return UnitSheet("top", images.layer, units, note, images.record, page, room)
 
 
 def _top_cells(images: TopImages, units: Units, projections: Pixels) -> list[Cell]:
-    return [
-        _top_cell(images.label(unit), tiles, images.patches(unit), images.names(unit))
-        if not images.dead(unit)
-        else Cell(images.label(unit), _blank_top(images).panes, dead=True)
-        for unit, tiles in zip(units, projections, strict=True)
-    ]
+    cells = []
+    for unit, tiles in zip(units, projections, strict=True):
+        label = images.label(unit)
+        if images.dead(unit):
+            cells.append(Cell(label, _blank_top(images).panes, dead=True))
+        else:
+            cells.append(_top_cell(label, tiles, images.patches(unit), images.names(unit)))
+    return cells
 
 
 def _top_cell(label: str, projections: Pixels, patches: Pixels, names: tuple[str, ...]) -> Cell:
@@ -219,12 +221,11 @@ def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
     )
 
     def rows() -> list[Row]:
-        pairs = list(zip(sources, chosen, strict=True))
-        shown = toned_together([images.projections(units) for images, units in pairs], tone)
-        return [
-            Row(images.layer.alias, tuple(_top_cells(images, units, tiles)))
-            for (images, units), tiles in zip(pairs, shown, strict=True)
-        ]
+        values = [images.projections(units) for images, units in _pairs(sources, chosen)]
+        rows = []
+        for images, units, tiles in zip(sources, chosen, toned_together(values, tone), strict=True):
+            rows.append(Row(images.layer.alias, tuple(_top_cells(images, units, tiles))))
+        return rows
 
     records = [_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)]
     return [_of_layers("top", session, note, records, rows)]
@@ -244,12 +245,13 @@ def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     def rows() -> list[Row]:
         tone, mean = session.plan.figure.tone, session.network.preprocessing.mean
         values = [images.runs(units, RUNS) for images, units in _pairs(sources, chosen)]
-        return [
-            Row(images.layer.alias, tuple(map(_runs_cell, map(images.label, units), tiles)))
-            for (images, units), tiles in zip(
-                _pairs(sources, chosen), toned_together(values, tone, mean), strict=True
-            )
-        ]
+        rows = []
+        for images, units, tiles in zip(
+            sources, chosen, toned_together(values, tone, mean), strict=True
+        ):
+            cells = map(_runs_cell, map(images.label, units), tiles)
+            rows.append(Row(images.layer.alias, tuple(cells)))
+        return rows
 
     records = [_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)]
     return [[_of_layers("layers", session, note, records, rows)]]
@@ -315,19 +317,27 @@ class Cells(NamedTuple):
     record: Record
 
 
-def _unit_figures(name: str, note: str, session: Session, cells: Cells) -> list[Pages]:
-    """Return a figure per unit, or a sheet of all of them."""
-    plan, layer = session.plan.figure, cells.layer
-    units = choose(session, layer, cells.held)
-    note = f"{note} Tone: {RULES[plan.tone]}."
-    if not session.plan.montage.together:
-        return [[_unit_figure(name, note, session, cells, unit)] for unit in units]
+def _unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]) -> list[Pages]:
+    """Return a figure per unit, or a sheet per layer."""
+    note = f"{note} Tone: {RULES[session.plan.figure.tone]}."
+    pages: list[Pages] = []
+    for each in cells:
+        units = choose(session, each.layer, each.held)
+        if session.plan.montage.together:
+            pages.append(_unit_sheet(name, note, session, each, units))
+        else:
+            pages += [[_unit_figure(name, note, session, each, unit)] for unit in units]
+    return pages
+
+
+def _unit_sheet(name: str, note: str, session: Session, cells: Cells, units: Units) -> Pages:
+    scale = session.plan.figure.scale
 
     def page(units: Units, caption: Caption) -> Canvas:
-        return sheet([cells.make(unit) for unit in units], caption, plan.scale)
+        return sheet([cells.make(unit) for unit in units], caption, scale)
 
-    room = per_page(cells.make(units[0]).size(plan.scale))
-    return [Sheet(name, layer, units, note, cells.record, page, room).pages(session)]
+    room = per_page(cells.make(units[0]).size(scale))
+    return UnitSheet(name, cells.layer, units, note, cells.record, page, room).pages(session)
 
 
 def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int) -> Figure:
@@ -346,8 +356,7 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
 def styles(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return four blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
     note = "Preferred images: one block per style, up to nine runs in each, the strongest first."
-    cells = [_style_cells(session, layer) for layer in layers]
-    return [p for each in cells for p in _unit_figures("styles", note, session, each)]
+    return _unit_figures("styles", note, session, [_style_cells(session, la) for la in layers])
 
 
 def _style_cells(session: Session, layer: Layer) -> Cells:
@@ -357,12 +366,11 @@ def _style_cells(session: Session, layer: Layer) -> Cells:
         held = np.intersect1d(held, images.held)
 
     def make(unit: int) -> Cell:
-        shown = [_tone(session, images.runs([unit], SQUARE))[0] for images in sources]
-        panes = tuple(
-            Pane(tiles, columns_of(len(tiles)), title=f"style {images.style}")
-            for images, tiles in zip(sources, shown, strict=True)
-        )
-        return Cell(sources[0].label(unit), panes, across=columns_of(len(panes)))
+        panes = []
+        for images in sources:
+            tiles = _tone(session, images.runs([unit], SQUARE))[0]
+            panes.append(Pane(tiles, columns_of(len(tiles)), title=f"style {images.style}"))
+        return Cell(sources[0].label(unit), tuple(panes), across=columns_of(len(panes)))
 
     return Cells(layer, held, make, {"styles": [images.record for images in sources]})
 
@@ -371,8 +379,7 @@ def _style_cells(session: Session, layer: Layer) -> Cells:
 def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
     note = "Preferred images, the strongest image patches, and what in them caused it."
-    cells = [_unit_cells(session, layer) for layer in layers]
-    return [p for each in cells for p in _unit_figures("unit", note, session, each)]
+    return _unit_figures("unit", note, session, [_unit_cells(session, la) for la in layers])
 
 
 def _unit_cells(session: Session, layer: Layer) -> Cells:
@@ -439,12 +446,11 @@ def _toolbox_top(session: Session, layer: Layer) -> list[Figure]:
     def projections(unit: int) -> Canvas:
         return Pane(toned(images.projections([unit]), tone)[0]).canvas()
 
-    kinds = {"max_im": patches, "max_deconv": projections}
-    return [
-        _jpeg(session, name, "", cells, unit, partial(draw, unit))
-        for unit in units
-        for name, draw in kinds.items()
-    ]
+    figures = []
+    for unit in units:
+        figures.append(_jpeg(session, "max_im", "", cells, unit, partial(patches, unit)))
+        figures.append(_jpeg(session, "max_deconv", "", cells, unit, partial(projections, unit)))
+    return figures
 
 
 def _jpeg(
@@ -463,7 +469,7 @@ def history(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     return [_history(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
-def _history(session: Session, images: OptimizedImages) -> Sheet:
+def _history(session: Session, images: OptimizedImages) -> UnitSheet:
     scale = session.plan.figure.scale
     note = (
         f"Activation at each step of the ascent, style {images.style}, one line per run; the dot "
@@ -481,4 +487,4 @@ def _history(session: Session, images: OptimizedImages) -> Sheet:
 
     units = choose(session, images.layer, images.held)
     room = plots_on_a_page(scale)
-    return Sheet("history", images.layer, units, note, images.record, page, room)
+    return UnitSheet("history", images.layer, units, note, images.record, page, room)

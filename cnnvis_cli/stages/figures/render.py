@@ -17,7 +17,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
 
-PAGE_MEMORY = 1 << 29  # bytes for drawing one page
+PAGE_MEMORY = 1 << 29  # bytes for drawing one page, or a few units of a gallery
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
             meter.add(1)
 
     if todo:
-        run_tasks(work, _lanes(session, len(todo)), range(len(todo)), on_event)
+        run_tasks(work, drawing_slots(session, len(todo)), range(len(todo)), on_event)
         meter.end()
     for figure in figures:
         yield from files(session, figure)
@@ -76,8 +76,8 @@ def files(session: Session, figure: Figure) -> list[Path]:
     return [name.with_name(f"{name.name}.{suffix}") for suffix in (*figure.formats, *also)]
 
 
-def _lanes(session: Session, count: int) -> list[WorkerSlot]:
-    """Return the number of drawing processes, limited by cores, figures, memory and workers."""
+def drawing_slots(session: Session, count: int) -> list[WorkerSlot]:
+    """Return slots for drawing `count` figures, limited by cores, memory and workers."""
     workers = session.plan.workers
     most = min(cores() if workers is None else max(workers, 1), count)
     room = max(1, available_memory() // PAGE_MEMORY)

@@ -22,8 +22,8 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import SHOWN, OptimizedImages, TopImages, unit_label
 from cnnvis_cli.stages.gallery.facts import bars, class_counts, digits, neighbours, plain
 from cnnvis_cli.stages.gallery.panes import (
-    Pane,
     Photographs,
+    PicturePane,
     Units,
     best_first,
     methods_held,
@@ -68,12 +68,12 @@ class Dataset:
 class Face(NamedTuple):
     """How a unit is shown in the grid: by the first picture of a pane."""
 
-    pane: Pane
+    pane: PicturePane
     size: Size
     suffix: str
 
     @classmethod
-    def of(cls, pane: Pane, most: int) -> Face:
+    def of(cls, pane: PicturePane, most: int) -> Face:
         size = sprites.within(pane.size, most)
         return cls(pane, size, sprites.suffix([size], SHARP))
 
@@ -89,7 +89,7 @@ class Face(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownLayer:
     """A layer as shown in the gallery, with the patches of `photographs` or without."""
 
     session: Session
@@ -119,7 +119,7 @@ class Shown:
         return list(methods_held(self.session, self.layer)) if self.top else []
 
     @cached_property
-    def panes(self) -> list[Pane]:
+    def panes(self) -> list[PicturePane]:
         panes = [optimized_pane(images) for images in self.styles]
         if self.top and self.photographs:
             panes.append(patches_pane(self.layer, self.top, self.photographs))
@@ -254,7 +254,7 @@ class Shown:
             **self._columns(),
         }
 
-    def _lacks(self, pane: Pane) -> list[int]:
+    def _lacks(self, pane: PicturePane) -> list[int]:
         """Return the places, in the list of units, of those without such a picture."""
         return np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
 
@@ -265,8 +265,10 @@ class Shown:
                 columns[name] = plain(self.top.stats[name][self.units])
             columns["dead"] = np.flatnonzero(self.top.stats["dead"][self.units]).tolist()
             images = self.top.places.image[self.units]
-            known = (self.dataset.labels(row) for row in images.tolist())
-            columns["classes"] = [sorted({label for label in row if label >= 0}) for row in known]
+            columns["classes"] = []
+            for row in images.tolist():
+                known = set(self.dataset.labels(row))
+                columns["classes"].append(sorted(label for label in known if label >= 0))
         return columns
 
     def _outcomes(self) -> list[int]:
@@ -284,7 +286,7 @@ class Shown:
 class Facts:
     """The page's data on the units of one chunk."""
 
-    shown: Shown
+    shown: ShownLayer
     number: int
 
     def records(self) -> list[Record]:
@@ -306,19 +308,22 @@ class Facts:
     def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
         """Return the units' neighbours, by number."""
         chosen = slice(self.number * CHUNK, self.number * CHUNK + CHUNK)
-        found = neighbours(top.places.image[self.shown.units], chosen)
-        return [[(self.shown.units[row], shared) for row, shared in near] for near in found]
+        found = []
+        for near in neighbours(top.places.image[self.shown.units], chosen):
+            found.append([(self.shown.units[row], shared) for row, shared in near])
+        return found
 
 
 def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
     """Return each unit's runs, as shown: number, activation, first one, step, outcome."""
     names = ("activation", "start", "best_step", "outcome")
     columns = [images.file.read(images.style, name) for name in names]
-    held = {unit: row for row, unit in enumerate(images.held.tolist())}
-    return [
-        _runs_of([column[held[unit]] for column in columns]) if unit in held else []
-        for unit in chunk
-    ]
+    rows = {unit: row for row, unit in enumerate(images.held.tolist())}
+    found = []
+    for unit in chunk:
+        own = [column[rows[unit]] for column in columns] if unit in rows else []
+        found.append(_runs_of(own) if own else [])
+    return found
 
 
 def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:

@@ -29,7 +29,7 @@ PROBES = 16  # images that are tried before patches are given up
 
 
 @dataclass(frozen=True)
-class Pane:
+class PicturePane:
     """Pictures of one kind, of those units of a layer that have them."""
 
     kind: Literal["optimized", "patches", "projections"]
@@ -48,7 +48,7 @@ class Pane:
         return found
 
 
-def optimized_pane(images: OptimizedImages) -> Pane:
+def optimized_pane(images: OptimizedImages) -> PicturePane:
     """Return a pane of the best images of each run in one style, the best of all first."""
     plan, mean = images.session.plan.figure, images.session.network.preprocessing.mean
     tops: list[float] = []  # the divisor of a whole sheet, once it is known
@@ -59,7 +59,7 @@ def optimized_pane(images: OptimizedImages) -> Pane:
         return toned(_runs(images, units), plan.tone, mean, *tops)
 
     count = min(images.count, SQUARE)
-    return Pane("optimized", images.style, images.size, count, images.held, draw)
+    return PicturePane("optimized", images.style, images.size, count, images.held, draw)
 
 
 def _largest(images: OptimizedImages) -> float:
@@ -89,7 +89,7 @@ def _runs(images: OptimizedImages, units: Units) -> Floats:
 _READ = ("image", "activation")
 
 
-def projections_pane(images: TopImages) -> Pane:
+def projections_pane(images: TopImages) -> PicturePane:
     """Return a pane of what caused the strongest places, by one method."""
     tone = images.session.plan.figure.tone
     tops: list[float] = []
@@ -102,10 +102,10 @@ def projections_pane(images: TopImages) -> Pane:
 
     places = images.top.places.image
     held = images.held[(places[images.held] >= 0).any(axis=1)]
-    return Pane("projections", images.method, images.size, images.shown, held, draw)
+    return PicturePane("projections", images.method, images.size, images.shown, held, draw)
 
 
-def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> Pane:
+def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> PicturePane:
     """Return a pane of the image patches of the strongest places."""
     size = _patch_size(layer, photographs.size)
     count = min(SHOWN, top.places.image.shape[1])
@@ -121,7 +121,7 @@ def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> Pane
         return found
 
     held = np.flatnonzero((top.places.image >= 0).any(axis=1))
-    return Pane("patches", "", size, count, held, draw)
+    return PicturePane("patches", "", size, count, held, draw)
 
 
 def _patch_size(layer: Layer, whole: Size) -> Size:

@@ -6,25 +6,27 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from cnnvis_cli.digests import digest
-from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, available_memory, cores, run_tasks
+from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montages import FEW
+from cnnvis_cli.stages.figures.render import drawing_slots
 from cnnvis_cli.stages.gallery.layers import (
     COLUMNS,
     STRIP,
     Dataset,
     Facts,
-    Shown,
+    ShownLayer,
     gallery_folder,
 )
 from cnnvis_cli.stages.gallery.panes import Photographs, Units
@@ -32,7 +34,6 @@ from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
-MEMORY = 1 << 29  # bytes for drawing a few units
 OWN = re.compile(  # the names of a gallery's files, and of their temporary files
     r"\d{4,}\.(jpg|png)|(grid\d+|units)_\d+\.(jpg|png|js)|layer\.js|strip\.(jpg|png)|\..*\.tmp"
 )
@@ -45,17 +46,17 @@ def gallery(session: Session) -> None:
     Raise `UsageError` if there is nothing to show, or nothing of a requested layer.
     """
     shown = _shown(session)
-    lost = _make(session, [piece for layer in shown for piece in pieces(layer)])
+    lost = _make(session, list(chain.from_iterable(map(pieces, shown))))
     _tell_what_is_lost(session, shown, lost)
     _publish_page(session, shown)
     _drop_others(session, shown)
     session.report.result(str(gallery_folder(session) / "index.html"))
 
 
-def _shown(session: Session) -> list[Shown]:
+def _shown(session: Session) -> list[ShownLayer]:
     """Return the layers to show: the requested ones, or all with any results."""
     dataset, photographs = _dataset(session), Photographs(session, set())
-    every = [Shown(session, layer, dataset, photographs) for layer in session.layers]
+    every = [ShownLayer(session, layer, dataset, photographs) for layer in session.layers]
     found = [shown for shown in every if shown.units]
     for shown in every:
         if session.plan.layer and not shown.units:
@@ -80,7 +81,7 @@ def _dataset(session: Session) -> Dataset | None:
     return Dataset(images, names)
 
 
-def _are_there(photographs: Photographs, shown: Sequence[Shown]) -> bool:
+def _are_there(photographs: Photographs, shown: Sequence[ShownLayer]) -> bool:
     """Return whether the images of the patches can be read."""
     tops = [layer.top.places.image.ravel() for layer in shown if layer.top]
     wanted = np.unique(np.concatenate(tops)) if tops else np.empty(0, np.int64)
@@ -88,7 +89,7 @@ def _are_there(photographs: Photographs, shown: Sequence[Shown]) -> bool:
     return not len(wanted) or photographs.are_there(wanted)
 
 
-def _without_patches(shown: Shown) -> Shown:
+def _without_patches(shown: ShownLayer) -> ShownLayer:
     """Return the layer without its patches, unless they were made while the images were there."""
     return shown if all(p.is_done() for p in pieces(shown)) else replace(shown, photographs=None)
 
@@ -97,7 +98,7 @@ class Piece(Protocol):
     """Some files of a layer, the last of which states that all are complete, and their sources."""
 
     @property
-    def shown(self) -> Shown: ...
+    def shown(self) -> ShownLayer: ...
     @property
     def units(self) -> Units: ...
     def files(self) -> list[str]: ...
@@ -118,7 +119,7 @@ def _is_done(piece: Piece) -> bool:
 class Pictures:
     """The pictures and facts of some units: one file per unit, and some for the grid."""
 
-    shown: Shown
+    shown: ShownLayer
     number: int
 
     @property
@@ -158,10 +159,10 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Summary:
+class LayerSummary:
     """A layer's summary: a strip of some units, and a table of all."""
 
-    shown: Shown
+    shown: ShownLayer
 
     @property
     def units(self) -> Units:
@@ -186,13 +187,13 @@ class Summary:
         publish(shown.folder / "layer.js", site.data("layer", shown.record, key=shown.key))
 
 
-def pieces(shown: Shown) -> list[Piece]:
+def pieces(shown: ShownLayer) -> list[Piece]:
     """Return a layer's files, in pieces that are made independently."""
-    return [*(Pictures(shown, number) for number in range(shown.chunks)), Summary(shown)]
+    return [*(Pictures(shown, number) for number in range(shown.chunks)), LayerSummary(shown)]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class UnitsDrawn:
     """A worker slot's message: so many units are drawn, and these images could not be read."""
 
     units: int
@@ -208,27 +209,19 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
         for number in numbers:
             for units in todo[number].make():
                 photographs = todo[number].shown.photographs
-                emit(Drawn(units, frozenset(photographs.lost if photographs else ())))
+                emit(UnitsDrawn(units, frozenset(photographs.lost if photographs else ())))
             emit(TaskDone(number))
 
     def on_event(message: object) -> None:
         session.report.check_stop()
-        if isinstance(message, Drawn):
+        if isinstance(message, UnitsDrawn):
             lost.update(message.lost)
             meter.add(message.units)
 
     if todo:
-        run_tasks(work, _lanes(session, len(todo)), range(len(todo)), on_event)
+        run_tasks(work, drawing_slots(session, len(todo)), range(len(todo)), on_event)
         meter.end()
     return lost
-
-
-def _lanes(session: Session, count: int) -> list[WorkerSlot]:
-    """Return the number of drawing processes, limited by cores, pieces, memory and workers."""
-    workers = session.plan.workers
-    most = min(cores() if workers is None else max(workers, 1), count)
-    room = max(1, available_memory() // MEMORY)
-    return [WorkerSlot(torch.device("cpu"), 1, 0)] * min(most, room)
 
 
 NO_PATCHES = (
@@ -237,11 +230,11 @@ NO_PATCHES = (
 )
 
 
-def _lacks_patches(shown: Shown) -> bool:
+def _lacks_patches(shown: ShownLayer) -> bool:
     return shown.top is not None and shown.photographs is None
 
 
-def _tell_what_is_lost(session: Session, shown: Sequence[Shown], lost: set[int]) -> None:
+def _tell_what_is_lost(session: Session, shown: Sequence[ShownLayer], lost: set[int]) -> None:
     if any(map(_lacks_patches, shown)):
         session.report.note(NO_PATCHES)
     elif lost:
@@ -250,7 +243,7 @@ def _tell_what_is_lost(session: Session, shown: Sequence[Shown], lost: set[int])
         )
 
 
-def _publish_page(session: Session, shown: Sequence[Shown]) -> None:
+def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
     """Publish the files shared by all layers, the page itself last; unchanged ones are left."""
     folder, classes = gallery_folder(session), shown[0].dataset.classes if shown[0].dataset else []
     key = digest([s.key for s in shown])
@@ -264,7 +257,7 @@ def _publish_page(session: Session, shown: Sequence[Shown]) -> None:
             publish(path, content)
 
 
-def _facts(session: Session, shown: Sequence[Shown]) -> Record:
+def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:
     """Return the facts of the first page."""
     usable = int((~shown[0].dataset.images.skipped).sum()) if shown[0].dataset else 0
     layers = [_layer_facts(each) for each in shown]
@@ -281,7 +274,7 @@ def _facts(session: Session, shown: Sequence[Shown]) -> Record:
     }
 
 
-def _layer_facts(shown: Shown) -> Record:
+def _layer_facts(shown: ShownLayer) -> Record:
     layer = shown.layer
     face, units = shown.best()
     size = face.size if face else (1, 1)
@@ -296,13 +289,11 @@ def _layer_facts(shown: Shown) -> Record:
         "strip": f"{layer.alias}/strip.{face.suffix}" if face else "",
         "tile": size,
         "cell": sprites.cell(size),
-        "best": [(f"{layer.alias}/{unit:04d}", _label(shown, unit)) for unit in units],
+        "best": [
+            (f"{layer.alias}/{unit:04d}", shown.labels[shown.units.index(unit)]) for unit in units
+        ],
         "selective": bool(shown.top and np.isfinite(shown.top.stats["selectivity"]).any()),
     }
-
-
-def _label(shown: Shown, unit: int) -> str:
-    return shown.labels[shown.units.index(unit)]
 
 
 def _shape(layer: Layer) -> str:
@@ -314,7 +305,7 @@ def _shape(layer: Layer) -> str:
     return f"{sees}, every {layer.field.stride[0]} · map of {layer.map[0]} × {layer.map[1]}"
 
 
-def _holds(shown: Shown, kind: str, name: str, count: int) -> str:
+def _holds(shown: ShownLayer, kind: str, name: str, count: int) -> str:
     """Return the available results of the units, in words."""
     some = "" if count >= len(shown.units) else f" of {count}"
     return {
@@ -324,9 +315,12 @@ def _holds(shown: Shown, kind: str, name: str, count: int) -> str:
     }[kind]
 
 
-def _drop_others(session: Session, shown: Sequence[Shown]) -> None:
+def _drop_others(session: Session, shown: Sequence[ShownLayer]) -> None:
     """Remove files of an older gallery that this one does not have; other files stay."""
-    kept = {s.folder / name for s in shown for piece in pieces(s) for name in piece.files()}
+    kept = set[Path]()
+    for layer in shown:
+        for piece in pieces(layer):
+            kept.update(layer.folder / name for name in piece.files())
     folder = gallery_folder(session)
     for place in sorted(folder.iterdir()):
         if place.is_dir() and LAYER.fullmatch(place.name):

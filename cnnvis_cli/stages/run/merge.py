@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
         _tell_arithmetic(sources, report)
         joining = _Joining(sources, target, network, report)
         done = [*map(joining.units, _KINDS), joining.searched()]
-        shards = [shard for source in sources for shard in _shards(source)]
+        shards = list(chain.from_iterable(map(_shards, sources)))
         if not shards and not any(done) and not joining.joined:
             where = ", ".join(str(path) for path in runs)
             raise UsageError(f"{where}: holds no shard; make one with --shard i/n")
@@ -65,11 +66,12 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
 
 def _identity(sources: Sequence[Run]) -> Record:
     """Return the identity of all runs; raise `UsageError` if they differ."""
-    known = [source.read() for source in sources]
-    for source, record in zip(sources, known, strict=True):
+    identities = []
+    for source in sources:
+        record = source.read()
         if not record:
             raise UsageError(f"{source.path}: holds no shard; make one with --shard i/n")
-    identities = [{name: record[name] for name in IDENTITY} for record in known]
+        identities.append({name: record[name] for name in IDENTITY})
     for source, identity in zip(sources[1:], identities[1:], strict=True):
         if identity != identities[0]:
             raise UsageError(

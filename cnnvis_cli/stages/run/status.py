@@ -25,7 +25,7 @@ STAGES = ("topk", "optimize", "search", "project")
 
 
 @dataclass(frozen=True)
-class Row:
+class Progress:
     """The progress of one piece of a stage; `rate` is units per second, from its parts."""
 
     stage: str
@@ -49,7 +49,7 @@ class Status:
     model: str
     weights_sha256: str
     device: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[Progress, ...]
     figures: int
     not_begun: tuple[str, ...]  # stages that cnnvis run will do
     damaged: int  # parts that were set aside
@@ -83,21 +83,32 @@ def status(folder: Path) -> Status:
     known = run.read()
     if not known:
         raise UsageError(f"{folder}: holds no run; begin one with cnnvis topk or optimize")
-    notes = [known, *_shards(run)]
+    shards = map(_json, sorted((folder / "shards").glob("*.json")))
+    notes = [known, *filter(None, shards)]
     asked = _asked(notes)
+    told = (_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
     return Status(
         run=str(folder),
         model=str(known["model"]),
         weights_sha256=str(known["weights_sha256"]),
-        device=next(filter(None, (_of(n, s).get("device") for n in notes for s in STAGES)), None),
+        device=_device(notes),
         rows=tuple(_rows(run, asked, notes)),
         figures=sum(path.is_file() for path in (folder / "figures").rglob("*.*")),
         not_begun=tuple(_not_begun(run, asked, notes)),
         damaged=sum(1 for _ in (folder / "parts").rglob("*.damaged")),
         at_work=tuple(filter(None, map(holder, sorted(folder.glob(f"{NAME}*"))))),
-        told=tuple(_told_by(folder)),
+        told=tuple(filter(None, told)),
         failed=_note(folder / FAILURE, ("command", "at", "message")),
     )
+
+
+def _device(notes: Iterable[Record]) -> str | None:
+    """Return the first device that a stage notes."""
+    for note in notes:
+        for stage in STAGES:
+            if device := _of(note, stage).get("device"):
+                return str(device)
+    return None
 
 
 def _of(note: Record, section: str) -> Record:
@@ -123,17 +134,15 @@ def _is_job(stage: str, job: Any) -> bool:
 
 def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
     """Yield the stages of a plan that have not begun."""
-    plans = (_of(note, "stages").get("asked") for note in notes)
-    stages = dict.fromkeys(str(s) for plan in plans if isinstance(plan, list) for s in plan)
+    stages: list[str] = []
+    for note in notes:
+        plan = _of(note, "stages").get("asked")
+        if isinstance(plan, list):
+            stages += map(str, plan)
     signs = {"montage": run.path / "figures", "gallery": run.path / "gallery" / "index.html"}
-    for stage in stages:
+    for stage in dict.fromkeys(stages):
         if not asked.get(stage) and not (stage in signs and signs[stage].exists()):
             yield stage
-
-
-def _shards(run: Run) -> list[Record]:
-    found = (_json(path) for path in sorted((run.path / "shards").glob("*.json")))
-    return [record for record in found if record is not None]
 
 
 def _json(path: Path) -> Record | None:
@@ -149,31 +158,28 @@ def _note(path: Path, words: Iterable[str]) -> Record | None:
     return found if all(isinstance(found.get(word), str) for word in words) else None
 
 
-def _told_by(folder: Path) -> Iterator[Record]:
-    notes = (_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
-    yield from filter(None, notes)
-
-
-def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Progress]:
     yield from _of_topk(run, asked["topk"], notes)
     for stage, read in (("optimize", _optimized), ("search", _searched), ("project", _projected)):
         for what, job in asked[stage].items():
             have = read(run, job)
             parts = list(_parts(run, stage, job))
-            have |= {unit for part in parts for unit in part.units}
-            yield Row(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
+            have = have.union(*(part.units for part in parts))
+            yield Progress(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
 
 
-def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Row]:
+def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Progress]:
     rate = next(filter(None, (_of(n, "topk").get("images_a_second") for n in notes)), None)
     for what, job in asked.items():
         if run.topk.exists():
             images, skipped = TopKFile(run.topk).summary()
-            yield Row("topk", what, "images", images, images, skipped, rate)
+            yield Progress("topk", what, "images", images, images, skipped, rate)
             return
         parts = list(_parts(run, "topk", job))
         done = min(job["total"], len(parts) * job["size"])
-        yield Row("topk", what, "images", done, job["total"], 0, _rate(parts, job["size"]) or rate)
+        yield Progress(
+            "topk", what, "images", done, job["total"], 0, _rate(parts, job["size"]) or rate
+        )
 
 
 def _optimized(run: Run, job: Record) -> set[int]:
@@ -196,7 +202,7 @@ def _searched(run: Run, job: Record) -> set[int]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _MadePart:
     made: float  # modification time
     units: tuple[int, ...]
 
@@ -204,7 +210,7 @@ class _Part:
 FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project": "projected"}
 
 
-def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
+def _parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
     """Yield the finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
@@ -214,7 +220,7 @@ def _parts(run: Run, stage: str, job: Record) -> Iterator[_Part]:
                 with suppress(OSError, CnnvisError):
                     path = folder / f"{name}.h5"
                     units = () if stage == "topk" else _units(parts, name, stage)
-                    yield _Part(path.stat().st_mtime, units)
+                    yield _MadePart(path.stat().st_mtime, units)
 
 
 def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
@@ -225,7 +231,7 @@ def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
     return ()
 
 
-def _rate(parts: Iterable[_Part], size: int | None = None) -> float | None:
+def _rate(parts: Iterable[_MadePart], size: int | None = None) -> float | None:
     """Return units per second since the last interruption: a pause of ten times the usual one."""
     made = sorted(parts, key=lambda part: part.made)
     pauses = sorted(b.made - a.made for a, b in itertools.pairwise(made))
@@ -257,7 +263,7 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
 
 
-def _columns(rows: Iterable[Row]) -> list[str]:
+def _columns(rows: Iterable[Progress]) -> list[str]:
     cells = [("stage", "what", "done", "left", "speed")]
     for row in rows:
         done = f"{row.done}/{row.total} {row.unit}"
@@ -268,11 +274,11 @@ def _columns(rows: Iterable[Row]) -> list[str]:
             speed += f", {_span(row.left / row.rate)}"
         cells.append((row.stage, row.what, done, str(row.left or "-"), speed))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = (
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        for row in cells
-    )
-    return ["  " + line.rstrip() for line in padded]
+    lines = []
+    for cell in cells:
+        padded = map(str.ljust, cell, widths)
+        lines.append("  " + "  ".join(padded).rstrip())
+    return lines
 
 
 def _span(seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +117,7 @@ def _checks(
             ("places", lambda: _places(session, findings, generator, sample)),
             ("projections", lambda: _projections(session, findings, generator)),
         ]
-    return [*checks, ("images", lambda: _optimized(session, findings, generator, sample))]
+    return [*checks, ("images", lambda: _optimized_images(session, findings, generator, sample))]
 
 
 @contextmanager
@@ -165,7 +165,8 @@ def _dataset(session: Session, findings: Findings, sample: int, everything: bool
         findings.check("images in the list", same, f"{images.name(index)}: has another size now")
     for paths, what in ((gone, "is gone from the dataset"), (new, "is new in the dataset")):
         for path in paths:
-            findings.check("images in the list", False, f"{_text(path)}: {what}")
+            name = path.decode("utf-8", "replace")
+            findings.check("images in the list", False, f"{name}: {what}")
     step = 1 if everything else max(1, len(both) // max(1, sample))
     chosen = both[::step]
     for index, there in session.report.track(chosen, "images", len(chosen), "images"):
@@ -186,10 +187,6 @@ def _root(session: Session) -> Path:
     return Path(path)
 
 
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "replace")
-
-
 def _crc(manifest: Manifest, index: int) -> int | None:
     try:
         return zlib.crc32(manifest.read(index))
@@ -203,11 +200,11 @@ def _places(
     """Recompute some stored places from their images."""
     file, read = TopKFile(session.run.topk), image_reader(session)
     chosen = [layer for layer in session.network.layers if layer.alias in file.layers()]
-    for layer, count in _shares(chosen, sample):
+    for layer in chosen:
         top = file.layer(layer.alias)
         places, scale = top.places, float(np.nanmax(np.abs(top.places.activation), initial=0))
         slots = np.argwhere(places.image >= 0)
-        for channel, rank in _some(slots, count, generator):
+        for channel, rank in _some(slots, max(1, sample // len(chosen)), generator):
             session.report.check_stop()
             at = channel, rank
             x = session.network.centre(torch.from_numpy(read(int(places.image[at])).copy())[None])
@@ -222,26 +219,21 @@ def _places(
             findings.check("places", fine, f"{name}: is {stored:.6g}, computed again {value:.6g}")
 
 
-def _shares(layers: Sequence[Layer], sample: int) -> Iterator[tuple[Layer, int]]:
-    """Return a number per layer, at least one, of so many in all."""
-    for layer in layers:
-        yield layer, max(1, sample // len(layers))
-
-
 def _some(
     rows: NDArray[Any], count: int, generator: np.random.Generator
 ) -> Iterable[tuple[int, ...]]:
     chosen = generator.choice(len(rows), min(count, len(rows)), replace=False)
-    return (tuple(int(value) for value in row) for row in rows[np.sort(chosen)])
+    return map(tuple, rows[np.sort(chosen)].tolist())
 
 
-def _optimized(
+def _optimized_images(
     session: Session, findings: Findings, generator: np.random.Generator, sample: int
 ) -> None:
     """Run the network again on some optimized images."""
-    layers = session.network.layers
-    files = [(la, OptimizedFile(session.run.optimized(la.alias))) for la in layers]
-    groups = [(la, file, group) for la, file in files for group in file.styles()]
+    groups = []
+    for layer in session.network.layers:
+        file = OptimizedFile(session.run.optimized(layer.alias))
+        groups += [(layer, file, group) for group in file.styles()]
     for layer, file, group in groups:
         if file.styles()[group].get("targets"):
             findings.untold.append(f"{file.path}: {group}, since its targets are not single units")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from cnnvis_cli.dataset.video import Folder, Frames, Video, is_moving
+from cnnvis_cli.dataset.video import Folder, Video, is_moving
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.figure import activations as figures
 from cnnvis_cli.figure.activations import Heading, OverImage, Panel, Stop, Values
@@ -63,18 +63,15 @@ def activations(session: Session) -> None:
         late = error
     names = file_names([str(place) for place in moving])
     for name, place in zip(names, moving, strict=True):
-        for path in film(session, outputs, _frames(place, asked.every), name):
+        frames = (Folder if place.is_dir() else Video)(place, asked.every)
+        for path in film(session, outputs, frames, name):
             session.report.result(str(path))
     if late is not None:
         raise late
 
 
-def _frames(place: Path, every: int) -> Frames:
-    return Folder(place, every) if place.is_dir() else Video(place, every)
-
-
 @dataclass(frozen=True)
-class Subject:
+class ShownImages:
     """The subject of one set of files: an image, or several that are compared."""
 
     name: str
@@ -106,45 +103,46 @@ def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterat
                 yield from _drawn(session, outputs, eye, [_compared(tuple(batch))])
             return
         for batch in in_batches(found, size):
-            subjects = [Subject(image.name, (image,)) for image in batch]
+            subjects = [ShownImages(image.name, (image,)) for image in batch]
             yield from _drawn(session, outputs, eye, subjects)
 
 
-def _compared(images: tuple[InputImage, ...]) -> Subject:
+def _compared(images: tuple[InputImage, ...]) -> ShownImages:
     if not 2 <= len(images) <= COMPARED:
         many = f"more than {COMPARED}" if len(images) > COMPARED else f"{len(images)}"
         raise UsageError(f"--compare: takes 2 to {COMPARED} images, and these are {many}")
     name = "_vs_".join(image.name for image in images)
     if len(name) > 120:  # file systems allow 255 bytes per name
         name = f"{name[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Subject(name, images)
+    return ShownImages(name, images)
 
 
 def _drawn(
-    session: Session, outputs: Outputs, eye: Recorder, subjects: Sequence[Subject]
+    session: Session, outputs: Outputs, eye: Recorder, subjects: Sequence[ShownImages]
 ) -> Iterator[Path]:
     """Yield the files of some subjects; the network runs only if one of them is missing."""
     session.report.check_stop()
-    planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
+    planned = _figures(session, outputs, subjects)
     kept = _kept(session, outputs, subjects, eye.size)
     if not all(is_there(session, figure) for figure in planned) or any(
         not file.is_of(record) for file, record, _ in kept
     ):
         subjects = _looked_at(eye, subjects)
         kept = _kept(session, outputs, subjects, eye.size)
-        planned = [figure for each in subjects for figure in _figures(session, outputs, each)]
+        planned = _figures(session, outputs, subjects)
         yield from draw_figures(session, planned)
     else:
-        yield from (path for figure in planned for path in files(session, figure))
+        for figure in planned:
+            yield from files(session, figure)
     for file, record, seen in kept:
         if not file.is_of(record):
             file.publish(record, _numbers(outputs, seen))
         yield file.path
 
 
-def _looked_at(eye: Recorder, subjects: Sequence[Subject]) -> list[Subject]:
+def _looked_at(eye: Recorder, subjects: Sequence[ShownImages]) -> list[ShownImages]:
     """Yield the subjects with the network's outputs for them, in batches."""
-    images = [image for subject in subjects for image in subject.images]
+    images = list(chain.from_iterable(subject.images for subject in subjects))
     seen: list[Recorded] = []
     for first in range(0, len(images), eye.size):
         some = images[first : first + eye.size]
@@ -157,19 +155,22 @@ def _looked_at(eye: Recorder, subjects: Sequence[Subject]) -> list[Subject]:
 # ---- figures
 
 
-def _figures(session: Session, outputs: Outputs, subject: Subject) -> Iterator[Figure]:
-    """Yield all figures of a subject, before or after the network has run."""
-    for output in outputs.shown:
-        yield _layer(session, outputs, subject, output)
-    for output, channel in outputs.units:
-        yield _unit(session, subject, output, channel)
-    if len(outputs.shown) > 1 and len(subject.images) == 1:
-        yield _overview(session, outputs, subject)
+def _figures(session: Session, outputs: Outputs, subjects: Sequence[ShownImages]) -> list[Figure]:
+    """Return all figures of some subjects, before or after the network has run."""
+    figures = []
+    for subject in subjects:
+        for output in outputs.shown:
+            figures.append(_layer(session, outputs, subject, output))
+        for output, channel in outputs.units:
+            figures.append(_unit(session, subject, output, channel))
+        if len(outputs.shown) > 1 and len(subject.images) == 1:
+            figures.append(_overview(session, outputs, subject))
+    return figures
 
 
 def _figure(
     session: Session,
-    subject: Subject,
+    subject: ShownImages,
     name: str,
     heading: Heading,
     record: Record,
@@ -189,7 +190,7 @@ def _figure(
     return Figure(f"{KIND}/{subject.name}", name, title, common | record, draw)
 
 
-def _heading(session: Session, subject: Subject, what: str, note: str) -> Heading:
+def _heading(session: Session, subject: ShownImages, what: str, note: str) -> Heading:
     """Return the heading: image and layer, and the predicted classes of each image."""
     names = " and ".join(image.name for image in subject.images)
     many = len(subject.images) > 1
@@ -202,15 +203,16 @@ def _heading(session: Session, subject: Subject, what: str, note: str) -> Headin
     return Heading(f"{names} · {what}", tuple(lines), note)
 
 
-def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output) -> Figure:
+def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Output) -> Figure:
     """Return one layer's channels: a square of tiles, or bars."""
     asked = session.plan.activations
     what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
     heading = _heading(session, subject, what, "")
 
     def bars() -> Canvas:
+        names = [image.name if len(subject.images) > 1 else "" for image in subject.images]
         return figures.bars(
-            [_named(outputs, output, *each) for each in _by_name(subject, output)],
+            list(map(partial(_named, outputs, output), names, subject.values(output))),
             replace(heading, note=_bars_note(subject, output)),
             asked.scale or 1,
         )
@@ -232,13 +234,6 @@ def _layer(session: Session, outputs: Outputs, subject: Subject, output: Output)
     return _figure(session, subject, output.name, heading, {"layer": output.name}, draw)
 
 
-def _by_name(subject: Subject, output: Output) -> Iterator[tuple[str, Floats]]:
-    """Yield each image's maps, and its name if there are several."""
-    many = len(subject.images) > 1
-    names = (image.name if many else "" for image in subject.images)
-    yield from zip(names, subject.values(output), strict=True)
-
-
 def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
     """Return a vector with the labels of its strongest channels; ties by number."""
     values = maps[:, 0, 0]
@@ -246,19 +241,19 @@ def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
     return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
 
 
-def _bars_note(subject: Subject, output: Output) -> str:
+def _bars_note(subject: ShownImages, output: Output) -> str:
     return (
         f"One bar per channel, in the order of their numbers; the strongest in orange, with names"
         f"{_odd(subject, output)}."
     )
 
 
-def _odd(subject: Subject, output: Output) -> str:
+def _odd(subject: ShownImages, output: Output) -> str:
     count = subject.odd(output)
     return f"; {count} values are not finite and drawn as 0" if count else ""
 
 
-def _unit(session: Session, subject: Subject, output: Output, channel: int) -> Figure:
+def _unit(session: Session, subject: ShownImages, output: Output, channel: int) -> Figure:
     """Return one channel over the image."""
     what = f"{title_of(session.network, output)}, channel {channel} of {output.channels}"
     heading = _heading(session, subject, what, "")
@@ -297,7 +292,7 @@ def _over(image: InputImage, values: Floats, scale: Scale, output: Output) -> Ov
     return OverImage(image.name, image.pixels, over_image(values, output.field, size), grey, box)
 
 
-def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
+def _overview(session: Session, outputs: Outputs, subject: ShownImages) -> Figure:
     """Return all layers in one picture."""
     asked = session.plan.activations
     rule = "one scale for each layer" if asked.tone == "layer" else "each channel on its own scale"
@@ -322,7 +317,7 @@ def _overview(session: Session, outputs: Outputs, subject: Subject) -> Figure:
     return _figure(session, subject, ALL, heading, record, draw)
 
 
-def _stop(subject: Subject, output: Output, tone: str, side: int) -> Stop:
+def _stop(subject: ShownImages, output: Output, tone: str, side: int) -> Stop:
     (maps,) = subject.values(output)
     detail = f"{output.kind}, {output.size.replace(' channels of ', ' of ')}"
     if output.flat:
@@ -338,7 +333,9 @@ def _stop(subject: Subject, output: Output, tone: str, side: int) -> Stop:
 Kept = tuple[ActivationsFile, Record, Recorded | None]
 
 
-def _kept(session: Session, outputs: Outputs, subjects: Sequence[Subject], size: int) -> list[Kept]:
+def _kept(
+    session: Session, outputs: Outputs, subjects: Sequence[ShownImages], size: int
+) -> list[Kept]:
     """Return the requested files of numbers, each with what decides its content."""
     if session.plan.activations.save is None:
         return []

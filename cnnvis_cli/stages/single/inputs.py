@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ class InputImages:
     """
 
     def __init__(self, places: Sequence[str]) -> None:
-        self._sources = [source for place in places for source in _sources(Path(place))]
+        self._sources = list(chain.from_iterable(map(_sources, map(Path, places))))
         self._names = file_names([source.path for source in self._sources])
 
     def __len__(self) -> int:
@@ -129,7 +130,7 @@ CONTAINERS = (".txt", ".tar", ".zip")
 
 def file_names(paths: Sequence[str]) -> list[str]:
     """Return a file name for each path: its shortest ending that no other one has."""
-    parts = [[_plain(part) for part in Path(path).with_suffix("").parts] for path in paths]
+    parts = [list(map(_plain, Path(path).with_suffix("").parts)) for path in paths]
     names = [""] * len(paths)
     for depth in range(1, max(map(len, parts), default=1) + 1):
         ends = ["_".join(part[-depth:]) for part in parts]

@@ -116,9 +116,11 @@ class Outputs:
     @cached_property
     def needed(self) -> tuple[Output, ...]:
         """All outputs that are drawn or saved, in the network's order."""
-        names = {each.name for each in (*self.shown, *(output for output, _ in self.units))}
-        kept = {PROB} if self.session.plan.activations.save else set()
-        return tuple(each for each in self.all if each.name in names | kept)
+        names = {output.name for output in self.shown}
+        names.update(output.name for output, _ in self.units)
+        if self.session.plan.activations.save:
+            names.add(PROB)
+        return tuple(each for each in self.all if each.name in names)
 
     def label(self, output: Output, channel: int) -> str:
         """Return the number of a channel, and its class if there is one channel per class."""
@@ -145,9 +147,6 @@ def guesses(network: Network, prob: NDArray[Any] | None, slot: int = 0) -> tuple
 
 def title_of(network: Network, output: Output) -> str:
     """Return the network and output, with its module's path if that differs from its name."""
-    path = f" ({output.module})" if output.module and not _same(output) else ""
+    same = output.name.partition("#")[0] == output.module
+    path = f" ({output.module})" if output.module and not same else ""
     return f"{network.name} {output.name}{path}"
-
-
-def _same(output: Output) -> bool:
-    return output.name.partition("#")[0] == output.module

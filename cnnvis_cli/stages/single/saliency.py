@@ -69,7 +69,7 @@ def saliency(session: Session) -> None:
                 session.report.result(str(path))
 
 
-class Answer(NamedTuple):
+class Explanation(NamedTuple):
     """The results for one image: its maps by method, (h, w, 3) or (rows, columns)."""
 
     maps: dict[str, Floats]
@@ -166,7 +166,7 @@ class SaliencyJob:
             draw_figure(self.session, replace(self.figure(image), title=title, draw=draw))
             self.keep(image, answer)
 
-    def answers(self, images: Sequence[InputImage]) -> list[Answer]:
+    def answers(self, images: Sequence[InputImage]) -> list[Explanation]:
         """Return the results for each image of a batch."""
         network = self.session.network
         seeds = tuple(_seed(self.session.plan.seed, image) for image in images)
@@ -177,17 +177,14 @@ class SaliencyJob:
             values = question.value(question.images, question.all).tolist()
         guesses = probabilities(question).cpu().numpy() if self.classes else None
         channels, places = question.channel.tolist(), question.place.tolist()
-        return [
-            Answer(
-                {name: maps[i] for name, (maps, _) in found.items()},
-                {name: heats[i] for name, (_, heats) in found.items()},
-                channels[i],
-                values[i],
-                self._row_and_column(places[i]),
-                np.empty(0, np.float32) if guesses is None else guesses[i],
-            )
-            for i in range(len(images))
-        ]
+        answers = []
+        for i in range(len(images)):
+            maps = {name: maps[i] for name, (maps, _) in found.items()}
+            heats = {name: heats[i] for name, (_, heats) in found.items()}
+            place = self._row_and_column(places[i])
+            shares = np.empty(0, np.float32) if guesses is None else guesses[i]
+            answers.append(Explanation(maps, heats, channels[i], values[i], place, shares))
+        return answers
 
     def _by(self, name: str, question: Question) -> tuple[Floats, list[Floats]]:
         """Return one method's maps of a batch, and their strengths."""
@@ -200,7 +197,7 @@ class SaliencyJob:
         columns = self.target.layer.map[1] if self.target.layer else 1
         return divmod(place, columns)
 
-    def title(self, image: InputImage, answer: Answer) -> str:
+    def title(self, image: InputImage, answer: Explanation) -> str:
         """Return the network, image and target of a figure."""
         asked = self.called(answer)
         if self.target.layer:
@@ -209,7 +206,7 @@ class SaliencyJob:
             asked += f", {answer.value:.4g}{where}"
         return f"{self.session.network.name} · {image.name} · {asked}"
 
-    def called(self, answer: Answer) -> str:
+    def called(self, answer: Explanation) -> str:
         """Return the explained target, in words."""
         if self.target.layer:
             return str(Unit(self.target.layer.alias, answer.channel))
@@ -218,7 +215,7 @@ class SaliencyJob:
         called = number if name == number else f"{name} ({number})"
         return called if self.target.channel is not None else f"predicted {called}"
 
-    def draw(self, image: InputImage, answer: Answer, title: str) -> Canvas:
+    def draw(self, image: InputImage, answer: Explanation, title: str) -> Canvas:
         """Return the image, and each method's map alone and over it."""
         shown = {
             name: Explained(self._titled(name, answer), raw, over(image.pixels, answer.heats[name]))
@@ -230,7 +227,7 @@ class SaliencyJob:
             subject, list(shown.values()), caption, self.session.plan.figure.scale
         )
 
-    def _raw(self, answer: Answer) -> dict[str, Pixels]:
+    def _raw(self, answer: Explanation) -> dict[str, Pixels]:
         """Return each method's map in its tone."""
         plan, mean = self.session.plan.figure, self.session.network.preprocessing.mean
         signed = [name for name, method in self.methods.items() if method.shown == "signed"]
@@ -244,19 +241,19 @@ class SaliencyJob:
             for name, method in self.methods.items()
         }
 
-    def _titled(self, name: str, answer: Answer) -> str:
+    def _titled(self, name: str, answer: Explanation) -> str:
         title = self.methods[name].title
         if name == "gradcam" and self.at is not None:
             title += f" {self.at.alias}"
         return title if answer.maps[name].any() else f"{title}: 0 everywhere"
 
-    def _guesses(self, answer: Answer) -> tuple[tuple[str, float], ...]:
+    def _guesses(self, answer: Explanation) -> tuple[tuple[str, float], ...]:
         """Return the most probable classes, by name."""
         order = np.argsort(-answer.probability, kind="stable")[:GUESSES].tolist()
         network = self.session.network
         return tuple((class_name(network, i), float(answer.probability[i])) for i in order)
 
-    def _seen(self, answer: Answer) -> Box | None:
+    def _seen(self, answer: Explanation) -> Box | None:
         """Return the field of a unit in the input, unless it is all of it."""
         network = self.session.network
         if self.target.layer is None:
@@ -266,13 +263,15 @@ class SaliencyJob:
 
     def note(self) -> str:
         """Return how to read the figure: what each method is, and how it is drawn."""
-        methods = self.methods.values()
-        said = [f"{_capital(method.title)}: {method.says}." for method in methods]
         rules = {"signed": f"Tone: {RULES[self.session.plan.figure.tone]}.", **SHOWN}
-        kinds = [kind for kind in rules if any(method.shown == kind for method in methods)]
-        return " ".join([*said, *(rules[kind] for kind in kinds), COLOURS])
+        shown, said = set(), []
+        for method in self.methods.values():
+            title = method.title[0].upper() + method.title[1:]
+            said.append(f"{title}: {method.says}.")
+            shown.add(method.shown)
+        return " ".join([*said, *(rules[kind] for kind in rules if kind in shown), COLOURS])
 
-    def keep(self, image: InputImage, answer: Answer) -> None:
+    def keep(self, image: InputImage, answer: Explanation) -> None:
         """Write the maps as numbers, if the plan wants them."""
         file = self.numbers(image)
         if file is None:
@@ -364,7 +363,3 @@ def _strengths(found: Tensor, shown: Shown, question: Question) -> list[Floats]:
     if shown == "map":
         return [to_largest(m) for m in enlarged(found, question.network.size).numpy()]
     return [capped(m) for m in found.abs().amax(1).cpu().numpy()]
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

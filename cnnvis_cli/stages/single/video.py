@@ -141,7 +141,7 @@ class VideoJob:
         """Open all files for writing; they appear when the block ends."""
         rate = self.source.rate()
         with ExitStack() as stack:
-            table = Table(stack.enter_context(publishing(self.table)), self.outputs.filmed)
+            table = FrameTable(stack.enter_context(publishing(self.table)), self.outputs.filmed)
             cutters: list[FrameSink] = [table]
             for output in self.outputs.filmed:
                 file = stack.enter_context(publishing(self.path(output)))
@@ -252,14 +252,16 @@ class LayerFilm(FrameSink):
         return f"black {-most:.4g}, grey 0, white {most:.4g}"
 
 
-class Table(FrameSink):
+class FrameTable(FrameSink):
     """One row per frame: its number and time, and each layer's strongest channel with its value."""
 
     def __init__(self, file: BinaryIO, outputs: Sequence[Output]) -> None:
         self._file = file
         self._outputs = outputs
-        names = [f"{output.name}_{what}" for output in outputs for what in ("channel", "max")]
-        self._write(["frame", "seconds", *names])
+        cells = ["frame", "seconds"]
+        for output in outputs:
+            cells += [f"{output.name}_channel", f"{output.name}_max"]
+        self._write(cells)
 
     def _write(self, cells: Sequence[str]) -> None:
         self._file.write(("\t".join(cells) + "\n").encode())
