@@ -33,6 +33,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.layer_job import LayerTask
 from cnnvis_cli.stages.common.session import Session, open_session
 from cnnvis_cli.stages.optimize.calibration import MEMORY
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window
@@ -40,7 +41,6 @@ from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.optimize.worker import (
     OptimizeJob,
-    OptimizeTask,
     Steps,
     check_pass,
     optimize_blocks,
@@ -173,8 +173,11 @@ def _row(
         session.report.check_stop()
         bare.append(_together(functools.partial(_bare, work, clock.seconds), clock.pool))
         for style in styles:
-            job = _job(style, bare[-1] / len(clock.pool), setup.size, clock.seconds, folder)
-            measure = functools.partial(_optimize, replace(work, jobs=(job,)), clock.seconds)
+            short = _shortened(style, bare[-1] / len(clock.pool) / setup.size * clock.seconds)
+            parts = Parts(Path(folder) / "parts", "bench")
+            task = LayerTask(0, parts, 0, tuple(range(setup.size)))
+            own = replace(work, styles=(short,), tasks=(task,))
+            measure = functools.partial(_optimize, own, clock.seconds)
             reached[style.name].append(_together(measure, clock.pool))
         alone = functools.partial(_one_at_a_time, work, clock.seconds)
         toolbox.append(_together(functools.partial(alone, True), clock.pool[:1]))
@@ -184,13 +187,12 @@ def _row(
     return LayerRow(layer, size, setup.size, tuple(bare), rates, tuple(toolbox), tuple(cut))
 
 
-def _job(style: Style, pace: float, size: int, seconds: float, folder: str) -> OptimizeTask:
-    """Return a task that ends within the measurement, so that all of `optimize` is measured."""
-    iterations = max(2, int(pace / size * seconds / TURNOVER))
-    shortened = replace(style, iterations=iterations)
+def _shortened(style: Style, steps: float) -> Style:
+    """Return a style that ends within the measurement, so that all of `optimize` is measured."""
+    shortened = replace(style, iterations=max(2, int(steps / TURNOVER)))
     if isinstance(style.step, Constant):
         shortened = shortened.with_step(Constant(SMALL_RATE))
-    return OptimizeTask(shortened, Parts(Path(folder) / "parts", "bench"), 0, tuple(range(size)))
+    return shortened
 
 
 def _together(measure: Measure, pool: Sequence[WorkerSlot]) -> float:
@@ -229,9 +231,9 @@ def _optimize(
     work: OptimizeJob, seconds: float, worker_slot: WorkerSlot, number: int, emit: Emit
 ) -> None:
     """Do the stage's own work, task after task, for `seconds`."""
-    job = work.jobs[0]
-    targets = tuple(target % work.setup.targets for target in job.targets)
-    blocks = (job._replace(part=number, targets=targets),) * BLOCKS
+    task = work.tasks[0]
+    units = tuple(target % work.setup.targets for target in task.units)
+    blocks = (task._replace(part=number, units=units),) * BLOCKS
     made, start = 0, 0.0
 
     def on_event(message: Any) -> None:
@@ -248,7 +250,7 @@ def _optimize(
             raise _TimeIsUp
 
     try:
-        optimize_blocks(replace(work, jobs=blocks), worker_slot, iter(range(BLOCKS)), on_event)
+        optimize_blocks(replace(work, tasks=blocks), worker_slot, iter(range(BLOCKS)), on_event)
     except _TimeIsUp:
         return
 

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnvis_cli.engine import (
-    choose_devices,
-)
+from cnnvis_cli.engine import choose_devices
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.weights import load

@@ -122,6 +122,13 @@ class Session:
         known = self.run.noted().get("asked", {})
         self.run.note("asked", {**known, stage: {**known.get(stage, {}), **jobs}})
 
+    def shard_is_done(self, what: str = "") -> None:
+        """Say that this shard has nothing left to do, and what comes next."""
+        self.report.result(
+            f"{self.run.path}: shard {self.plan.shard} is done{what}; join the shards with "
+            "cnnvis merge"
+        )
+
     def with_project(self, batch_size: int | None, **settings: Any) -> Session:
         """The same with other settings for projections."""
         project = replace(self.plan.project, **settings)

@@ -15,19 +15,10 @@ from cnnvis_cli.ascent.calibrate import Probe, calibrate, probe_channels
 from cnnvis_cli.ascent.climb import Ascent, climb
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
-from cnnvis_cli.engine import (
-    Emit,
-    TaskDone,
-    WorkerSlot,
-    run_tasks,
-)
+from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, run_tasks
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.job import LayerOptimization
-from cnnvis_cli.stages.optimize.worker import (
-    OptimizeJob,
-    Steps,
-    batch_on,
-)
+from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, batch_on
 from cnnvis_cli.store.parts import Parts
 
 
@@ -82,7 +73,7 @@ def _find(
                 kept[number]["rate"] = {"rate": np.array([style.step.rate])}
             done += 1
 
-    describe = [f"the step of {climbs[n].setup.layer.alias} {climbs[n].group}" for n in numbers]
+    describe = [f"the step of {climbs[n].layer.alias} {climbs[n].group}" for n in numbers]
     pool = session.pool(MEMORY, gradients=True)
     run_tasks(
         partial(find_steps, pieces), pool, range(len(numbers)), on_event, describe.__getitem__
@@ -132,7 +123,7 @@ def calibrated(work: OptimizeJob, style: Style, worker_slot: WorkerSlot, emit: E
     """The style with the step that suits the layer; see `ascent.calibrate`."""
     network, setup = work.on(worker_slot.device), work.setup
     evaluate = work.evaluate(network, PROBES)
-    chosen = [work.tasks(network, style, target)[0] for target in probe_channels(setup.targets)]
+    chosen = [work.ascents(network, style, target)[0] for target in probe_channels(setup.targets)]
     start = torch.stack([task.start for task in chosen]).to(network.device)
 
     def ascend(probe: Style) -> list[Ascent]:

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.climb import Evaluate
-from cnnvis_cli.engine import (
-    arithmetic,
-    tensor_cores,
-)
+from cnnvis_cli.engine import arithmetic, tensor_cores
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.trace import trace
 from cnnvis_cli.nouns import Box

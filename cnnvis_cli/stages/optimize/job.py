@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
-from cnnvis_cli.digests import digest
-from cnnvis_cli.engine import (
-    resolve_precision,
-)
+from cnnvis_cli.engine import resolve_precision
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.stages.common.blocks import Takes
+from cnnvis_cli.stages.common.layer_job import LayerJob
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.start import start_record
@@ -24,19 +22,21 @@ from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Record, differences
 
 
-@dataclass(frozen=True)
-class LayerOptimization:
+@dataclass(frozen=True, eq=False)
+class LayerOptimization(LayerJob):
     """The ascents of one layer in one style: what is asked for, and what is there."""
 
-    session: Session
+    kind: ClassVar[str] = "optimized"
     setup: LayerSetup
     style: Style
-    file: OptimizedFile
 
     @classmethod
     def of(cls, session: Session, layer: Layer, style: Style) -> LayerOptimization:
-        file = OptimizedFile(session.run.optimized(layer.alias))
-        return cls(session, setup_of(session, layer), style, file)
+        return cls(session, layer, setup_of(session, layer), style)
+
+    @property
+    def file(self) -> OptimizedFile:
+        return OptimizedFile(self.session.run.optimized(self.layer.alias))
 
     @property
     def group(self) -> str:
@@ -71,12 +71,7 @@ class LayerOptimization:
         """The targets that the plan asks for."""
         if self.setup.names:
             return tuple(range(self.setup.targets))
-        return self.session.units(self.setup.layer)
-
-    @property
-    def takes(self) -> Takes:
-        """Which blocks of them are for this shard."""
-        return self.session.takes(self.setup.layer)
+        return super().asked
 
     @property
     def done(self) -> list[int]:
@@ -93,17 +88,8 @@ class LayerOptimization:
         return units
 
     @property
-    def pending(self) -> bool:
-        """Whether there is anything to do."""
-        return not set(self.asked) <= set(self.done)
-
-    @property
-    def job(self) -> tuple[str, Record]:
-        """For `cnnvis status`: what is to be done, and where it will be."""
-        alias, group = self.setup.layer.alias, self.group
-        units = {*self.asked, *self.done}
-        job = {"unit": "units", "total": len(units), "layer": alias, "group": group}
-        return f"{alias} style {group}", {**job, "parts": f"{alias}-{group}-*"}
+    def title(self) -> str:
+        return f"{self.layer.alias} style {self.group}"
 
     @property
     def settled(self) -> Style | None:
@@ -115,34 +101,15 @@ class LayerOptimization:
         return self.style.with_step(Constant(held["rate"])) if "rate" in held else None
 
     @property
-    def parts(self) -> Parts:
-        """Where finished blocks are kept until the layer is done."""
-        alias = self.setup.layer.alias
-        key = digest(self.described)
-        folder = self.session.run.parts("optimized", f"{alias}-{self.group}-{key}")
-        return Parts(folder, key)
-
-    @property
     def kept_steps(self) -> Parts:
         """Where a calibrated step is kept until the layer's first units are published."""
-        alias = self.setup.layer.alias
-        key = digest({**self.session.identity, **_asked_for(self.record), "layer": alias})
-        return Parts(self.session.run.parts("optimized", f"{alias}-{self.group}-step-{key}"), key)
+        about = {**self.session.identity, **_asked_for(self.record), "layer": self.layer.alias}
+        return self.parts_for(f"{self.group}-step", about)
 
     def clear(self) -> None:
         """Remove what a process that was killed has left of pieces that are published."""
         replace(self, style=self.settled or self.style).parts.clear()
         self.kept_steps.clear()
-
-    @property
-    def described(self) -> Record:
-        """All that decides what a block holds."""
-        return {
-            "identity": self.session.identity,
-            "record": self.record,
-            "layer": self.setup.layer.alias,
-            "group": self.group,
-        }
 
     def summary(self) -> str:
         """What was found, and why some images are grey."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,32 +14,24 @@ from torch import Tensor
 from cnnvis_cli.ascent.calibrate import probe_channels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.scores import SCORES, Scores, score
-from cnnvis_cli.ascent.search import (
-    PARAMETERS,
-    Ranges,
-    Row,
-    draw,
-    every_sweep,
-    spread,
-    sweep,
-    toml,
-)
+from cnnvis_cli.ascent.search import PARAMETERS, Ranges, Row, draw, every_sweep, spread, sweep, toml
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, check_name
-from cnnvis_cli.digests import digest, file_digest
+from cnnvis_cli.digests import file_digest
 from cnnvis_cli.engine import run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.contact import Card, cards_on_a_page, contact_sheet, rows_sheet
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.figure.tone import RULES, toned
 from cnnvis_cli.nouns import Layer, parse_units
+from cnnvis_cli.stages.common.layer_job import LayerJob, LayerTask, announce
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
 from cnnvis_cli.stages.optimize.calibration import MEMORY, calibrate_all
 from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.optimize.styles import known_styles
-from cnnvis_cli.stages.optimize.worker import OptimizeJob, OptimizeTask, Steps, optimize_blocks
+from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, optimize_blocks
 from cnnvis_cli.store.parts import Arrays, Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, differences
@@ -60,7 +52,7 @@ def search(session: Session) -> None:
         check_name(settings.save)
     for layer in _layers(session):
         found = Search.of(session, layer)
-        if not found.done:
+        if found.pending:
             with session.timed("search"):
                 found.run()
         if session.plan.shard is not None:
@@ -81,15 +73,16 @@ def _layers(session: Session) -> tuple[Layer, ...]:
     return session.layers
 
 
-@dataclass(frozen=True)
-class Search:
+@dataclass(frozen=True, eq=False)
+class Search(LayerJob):
     """A search in one layer: what is requested, and what exists."""
 
-    session: Session
+    kind: ClassVar[str] = "search"
+    counted: ClassVar[str] = "rows"
     climbs: LayerOptimization  # of the base style: canvas, objective, batch size, step
     rows: tuple[Row, ...]
     units: tuple[int, ...]
-    file: SearchFile
+    rate: float | None = None  # the step that the rows multiply, once it is calibrated
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Search:
@@ -103,71 +96,78 @@ class Search:
             if session.plan.units
             else tuple(probe_channels(layer.channels, SAMPLE))
         )
-        file = SearchFile(session.run.searched(layer.alias))
-        return cls(
-            session, LayerOptimization.of(session, layer, style), _rows(session), units, file
-        )
+        climbs = LayerOptimization.of(session, layer, style)
+        return cls(session, layer, climbs, _rows(session), units)
 
     @property
-    def layer(self) -> Layer:
-        return self.climbs.setup.layer
+    def file(self) -> SearchFile:
+        return SearchFile(self.session.run.searched(self.layer.alias))
 
     @property
-    def name(self) -> str:
-        """The name of its group in the file."""
+    def group(self) -> str:
         sweep = self.session.plan.search.sweep
         return f"sweep-{sweep}" if sweep else "random"
 
     @property
     def record(self) -> Record:
-        """What decides the pictures."""
         base = {k: v for k, v in self.climbs.record.items() if k not in ("policy", "runs")}
         rows = [asdict(row) for row in self.rows]
         return {**base, "rows": rows, "units": list(self.units)}
 
     @property
-    def done(self) -> bool:
-        """Return whether the file has it; raise `UsageError` for another search of this name."""
-        held = self.file.searches().get(self.name)
+    def described(self) -> Record:
+        return {"identity": self.session.identity, "record": self.record, "rate": self.rate}
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The rows."""
+        return tuple(range(len(self.rows)))
+
+    @property
+    def done(self) -> tuple[int, ...]:
+        """All rows or none; raise `UsageError` for another search of this name."""
+        held = self.file.searches().get(self.group)
         if held is None:
-            return False
+            return ()
         if {key: held.get(key) for key in self.record} != self.record:
             raise UsageError(
-                f"{self.file.path} holds another search {self.name}: "
+                f"{self.file.path} holds another search {self.group}: "
                 f"{differences(held, self.record)}; choose another --run"
             )
-        return True
+        return self.asked
+
+    @property
+    def status(self) -> Record:
+        return {**super().status, "parts": self.parts.folder.name}
 
     def run(self) -> None:
         """Make all ascents, score their images, and publish both."""
         (ready,) = calibrate_all(self.session, [self.climbs])
         assert isinstance(ready.style.step, Constant)
-        rate = ready.style.step.rate
-        described = {"identity": self.session.identity, "record": self.record, "rate": rate}
-        key = digest(described)
-        name = f"{self.layer.alias}-{self.name}-{key}"
-        parts = Parts(self.session.run.parts("search", name), key)
-        work = _work(self.session, self.climbs.setup)
-        job = {"unit": "rows", "total": len(self.rows), "layer": self.layer.alias}
-        parts.describe(described)
-        job |= {"group": self.name, "parts": parts.folder.name}
-        self.session.announce("search", {f"{self.layer.alias} {self.name}": job})
-        self._climb(work, parts, rate)
+        replace(self, rate=ready.style.step.rate)._make()
+
+    def _make(self) -> None:
+        parts, setup = self.parts, self.climbs.setup
+        parts.describe(self.described)
+        announce("search", [self])
+        self._climb(_work(self.session, setup), parts)
         if self.session.plan.shard is not None:
             return
-        arrays = self._scored(_work(self.session.here(), self.climbs.setup), parts)
-        record = {**self.record, "rate": rate}
-        self.file.publish(self.session.header(self.layer), self.name, record, arrays)
+        arrays = self._scored(_work(self.session.here(), setup), parts)
+        record = {**self.record, "rate": self.rate}
+        self.file.publish(self.session.header(self.layer), self.group, record, arrays)
         parts.clear()
 
-    def _climb(self, work: OptimizeJob, parts: Parts, rate: float) -> None:
+    def _climb(self, work: OptimizeJob, parts: Parts) -> None:
         session, iterations = self.session, self.session.plan.search.iterations
-        jobs = tuple(
-            OptimizeTask(row.style(iterations, rate), parts, number, self.units)
-            for number, row in enumerate(self.rows)
+        assert self.rate is not None
+        styles = tuple(row.style(iterations, self.rate) for row in self.rows)
+        tasks = tuple(
+            LayerTask(number, parts, number, self.units)
+            for number in range(len(self.rows))
             if session.plan.takes(0)(number) and number not in parts
         )
-        total = len(jobs) * len(self.units) * iterations
+        total = len(tasks) * len(self.units) * iterations
         meter = session.report.meter(f"search {self.layer.alias}", total, "steps")
 
         def on_event(message: Any) -> None:
@@ -176,9 +176,11 @@ class Search:
                 meter.add(message.made)
 
         pool = session.pool(MEMORY, gradients=True)
-        max_active = min(work.setup.size, -(-len(jobs) * len(self.units) // len(pool)) or 1)
-        ready = replace(work, jobs=jobs, max_active=max_active)
-        run_tasks(partial(optimize_blocks, ready), pool, range(len(jobs)), on_event, ready.describe)
+        max_active = min(work.setup.size, -(-len(tasks) * len(self.units) // len(pool)) or 1)
+        ready = replace(work, styles=styles, tasks=tasks, max_active=max_active)
+        run_tasks(
+            partial(optimize_blocks, ready), pool, range(len(tasks)), on_event, ready.describe
+        )
         meter.end()
 
     def _scored(self, work: OptimizeJob, parts: Parts) -> Arrays:
@@ -209,12 +211,12 @@ class Search:
     def _stored(self, column: int) -> Scores:
         names = Scores.__dataclass_fields__
         return Scores(
-            *(torch.from_numpy(self.file.read(self.name, name)[:, column]) for name in names)
+            *(torch.from_numpy(self.file.read(self.group, name)[:, column]) for name in names)
         )
 
     def save(self, name: str, row: int | None) -> str:
         """Save a row as a style of the run directory; return its lines for a plan."""
-        held = self.file.searches()[self.name]
+        held = self.file.searches()[self.group]
         place = self.ranked()[0] if row is None else self._place(row)
         style = self.rows[place].style(self.session.plan.search.iterations, held["rate"])
         if name in known_styles(self.session.plan):
@@ -296,9 +298,9 @@ class _Sheets:
 
     def __init__(self, found: Search) -> None:
         self._search, self._plan = found, found.session.plan
-        self._file, self._name = found.file, found.name
+        self._file, self._name = found.file, found.group
         self._held = {
-            name: found.file.read(found.name, name)
+            name: found.file.read(found.group, name)
             for name in ("image", "activation", "robustness", "deviation", "outcome")
         }
 

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.objectives import Objective
-from cnnvis_cli.engine import (
-    limit_to_memory,
-)
+from cnnvis_cli.engine import limit_to_memory
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.stages.common.session import Session

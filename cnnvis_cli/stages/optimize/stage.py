@@ -9,30 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cnnvis_cli.engine import (
-    Aside,
-    Cluster,
-    Pool,
-    resolve_precision,
-    run_tasks,
-)
+from cnnvis_cli.engine import Aside, Cluster, Pool, resolve_precision, run_tasks
 from cnnvis_cli.errors import CnnvisError, TasksFailed
 from cnnvis_cli.report import Meter
 from cnnvis_cli.stages.common.blocks import Blocks
+from cnnvis_cli.stages.common.layer_job import LayerTask, announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.optimize.calibration import (
-    MEMORY,
-    calibrate_all,
-)
+from cnnvis_cli.stages.optimize.calibration import MEMORY, calibrate_all
 from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.styles import asked_styles
-from cnnvis_cli.stages.optimize.worker import (
-    OptimizeJob,
-    OptimizeTask,
-    Steps,
-    history_length,
-    optimize_blocks,
-)
+from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, history_length, optimize_blocks
 from cnnvis_cli.store.optimized import Optimized
 
 
@@ -47,12 +33,13 @@ def optimize(session: Session) -> None:
     pending = [each for each in climbs if each.pending]
     lost: TasksFailed | None = None
     if pending:
-        session.announce("optimize", dict(each.job for each in pending))
+        announce("optimize", pending)
         with session.timed("optimize"):
             ready = calibrate_all(session, pending)
             lost = _optimize_layers(session, ready)
         if session.plan.shard is not None:
-            session.report.result(_told_of_shard(session, ready))
+            units = sum(len(Blocks(each.parts, 1).units()) for each in ready)
+            session.shard_is_done(f", {units} images of units are kept there so far")
     for each in climbs if session.plan.shard is None else ():
         if not each.pending:
             each.clear()
@@ -66,22 +53,14 @@ def _optimize_layers(session: Session, climbs: Sequence[LayerOptimization]) -> T
     """Layer after layer, also where some blocks of one had to be set aside: the first of those."""
     lost: list[TasksFailed] = []
     with Aside() as publisher:
-        for layer in dict.fromkeys(each.setup.layer for each in climbs):
-            own = [each for each in climbs if each.setup.layer == layer]
+        for layer in dict.fromkeys(each.layer for each in climbs):
+            own = [each for each in climbs if each.layer == layer]
             try:
                 optimize_layer(session, own, publisher)
             except TasksFailed as error:
                 lost.append(error)
         publisher.settle()
     return lost[0] if lost else None
-
-
-def _told_of_shard(session: Session, climbs: Sequence[LayerOptimization]) -> str:
-    units = sum(len(Blocks(each.parts, 1).units()) for each in climbs)
-    return (
-        f"{session.run.path}: shard {session.plan.shard} is done, {units} images of units are kept "
-        "there so far; join the shards with cnnvis merge"
-    )
 
 
 def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publisher: Aside) -> None:
@@ -95,11 +74,11 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
         return
     pool = session.pool(MEMORY, gradients=True)
     blocks = [_blocks(each, isinstance(pool, Cluster)) for each in climbs]
-    work = OptimizeJob(
-        session.portable_plan, climbs[0].setup, session.network, _jobs(climbs, blocks)
-    )
+    styles, tasks = tuple(each.style for each in climbs), tasks_of(climbs, blocks)
+    plan, setup = session.portable_plan, climbs[0].setup
+    work = OptimizeJob(plan, setup, session.network, styles, tasks)
     lost: TasksFailed | None = None
-    if work.jobs:
+    if work.tasks:
         try:
             _climb(session, climbs, work, pool)
         except TasksFailed as error:
@@ -119,31 +98,20 @@ def _blocks(climbs: LayerOptimization, alone: bool) -> Blocks:
     return Blocks(climbs.parts, max(1, climbs.setup.size // (runs if alone else runs * 2)))
 
 
-def _jobs(
-    climbs: Sequence[LayerOptimization], blocks: Sequence[Blocks]
-) -> tuple[OptimizeTask, ...]:
-    """What this shard has to do, and nobody has done."""
-    return tuple(
-        OptimizeTask(each.style, kept.parts, *block)
-        for each, kept in zip(climbs, blocks, strict=True)
-        for block in kept.missing(each.asked, each.done, each.takes)
-    )
-
-
 def _climb(
     session: Session, climbs: Sequence[LayerOptimization], work: OptimizeJob, pool: Pool
 ) -> None:
-    """Have the pool do the jobs of a layer."""
+    """Have the pool do the tasks of a layer."""
     for each in climbs:
         each.parts.describe(each.described)
-    jobs, run_group, size = work.jobs, work.setup.objective.run_group, work.setup.size
+    tasks, run_group, size = work.tasks, work.setup.objective.run_group, work.setup.size
     if not isinstance(pool, Cluster):
-        pool = pool[: len(jobs)]
-        ascents = sum(len(job.targets) for job in jobs) * session.plan.optimize.runs
+        pool = pool[: len(tasks)]
+        ascents = sum(len(task.units) for task in tasks) * session.plan.optimize.runs
         share = -(-ascents // len(pool))  # so that one process does not take what is there for two
         work = replace(work, max_active=min(size, -(-share // run_group) * run_group))
-    on_event = _Progress(session, climbs, jobs)
-    run_tasks(partial(optimize_blocks, work), pool, range(len(jobs)), on_event, work.describe)
+    on_event = _Progress(session, climbs, tasks)
+    run_tasks(partial(optimize_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.meter.end()
 
 
@@ -151,7 +119,7 @@ def _check_all_there(
     climbs: Sequence[LayerOptimization], blocks: Sequence[Blocks], lost: TasksFailed | None
 ) -> None:
     """Raise `CnnvisError` where workers say that they have done what is not to be found here."""
-    left = _jobs(climbs, blocks)
+    left = tasks_of(climbs, blocks)
     if left and lost is None:
         raise CnnvisError(
             f"{left[0].parts.folder}: what the workers have done is not there; the run directory "
@@ -163,14 +131,14 @@ class _Progress:
     """Hears what the processes tell, and says how far the layer is."""
 
     def __init__(
-        self, session: Session, climbs: Sequence[LayerOptimization], jobs: Sequence[OptimizeTask]
+        self, session: Session, climbs: Sequence[LayerOptimization], tasks: Sequence[LayerTask]
     ) -> None:
         self._session, runs = session, session.plan.optimize.runs
         self._runs, self._ended = runs, 0
-        self._units = sum(len(job.targets) for job in jobs)
-        steps = sum(len(job.targets) * runs * job.style.iterations for job in jobs)
+        self._units = sum(len(task.units) for task in tasks)
+        steps = sum(len(task.units) * runs * climbs[task.job].style.iterations for task in tasks)
         names = ", ".join(each.group for each in climbs)
-        what = f"optimize {climbs[0].setup.layer.alias} style {names}"
+        what = f"optimize {climbs[0].layer.alias} style {names}"
         self.meter: Meter = session.report.meter(what, steps, "steps")
 
     def __call__(self, message: Any) -> None:
@@ -192,7 +160,7 @@ def _publish(
         if len(units):
             added[each.group] = Optimized(each.record, units, shape, steps, kept)
     if added:
-        climbs[0].file.publish(session.header(climbs[0].setup.layer), added)
+        climbs[0].file.publish(session.header(climbs[0].layer), added)
     for each, kept in zip(climbs, blocks, strict=True):
         kept.parts.clear()
         each.kept_steps.clear()

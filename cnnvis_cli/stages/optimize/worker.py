@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -31,10 +31,11 @@ from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Unit
 from cnnvis_cli.settings import Plan, Precision
+from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.optimize.evaluation import TOLERANCES, evaluate_window, traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.parts import Arrays
 
 BEAT = 8  # steps of a batch from one word about them to the next, or
 PAUSE = 1.0  # seconds
@@ -47,37 +48,30 @@ class Steps(NamedTuple):
     ended: int = 0
 
 
-class OptimizeTask(NamedTuple):
-    """A block of targets in one style, and the part that keeps its result."""
-
-    style: Style
-    parts: Parts
-    part: int | str
-    targets: tuple[int, ...]
-
-
 @dataclass(frozen=True)
-class OptimizeJob:
+class OptimizeJob(Portable):
     """What every process must know; a copy in another process loads the network anew."""
 
+    stays: ClassVar[tuple[str, ...]] = ("network", "evaluations", "checked")
     plan: Plan
     setup: LayerSetup
     network: Network | None
-    jobs: tuple[OptimizeTask, ...] = ()
+    styles: tuple[Style, ...] = ()
+    tasks: tuple[LayerTask, ...] = ()  # `job`: the place among the styles
     max_active: int | None = None  # slots of a batch that are used
     checked: set[int] = field(default_factory=set)  # networks whose pass is right
     evaluations: dict[Any, Evaluate] = field(
         default_factory=dict
     )  # traced already, by network and size
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "network": None, "evaluations": {}, "checked": set()}
-
     def describe(self, number: int) -> str:
-        """A job's name for a person."""
-        job, alias = self.jobs[number], self.setup.layer.alias
-        first, last = job.targets[0], job.targets[-1]
-        return f"{alias} units {first} to {last} in style {job.style.name}"
+        """Return a task's name for messages."""
+        units, alias = self.tasks[number].units, self.setup.layer.alias
+        return f"{alias} units {units[0]} to {units[-1]} in style {self.style_of(number).name}"
+
+    def style_of(self, number: int) -> Style:
+        """Return a task's style."""
+        return self.styles[self.tasks[number].job]
 
     def on(self, device: torch.device) -> Network:
         """The network on a worker slot's device."""
@@ -95,7 +89,7 @@ class OptimizeJob:
         """The arithmetic of the network's pass; the ascent's own is float32."""
         return resolve_precision(self.plan.optimize.precision, network.device)
 
-    def tasks(
+    def ascents(
         self, network: Network, style: Style, target: int, number: int = 0
     ) -> list[AscentSpec]:
         """The ascents of a target, one a run."""
@@ -169,13 +163,10 @@ def optimize_blocks(
 
     def run_groups() -> Iterator[Sequence[AscentSpec]]:
         for number in numbers:
-            job = work.jobs[number]
             desk.open(number)
-            for target in job.targets:
-                tasks = work.tasks(network, job.style, target, number)
-                yield from (
-                    [tasks] if work.setup.objective.run_group > 1 else [[task] for task in tasks]
-                )
+            for target in work.tasks[number].units:
+                runs = work.ascents(network, work.style_of(number), target, number)
+                yield from [runs] if work.setup.objective.run_group > 1 else [[run] for run in runs]
 
     evaluate = work.evaluate(network, work.setup.size)
     batch = batch_on(worker_slot, work.setup.size, emit, max_active=work.max_active, half=True)
@@ -183,8 +174,8 @@ def optimize_blocks(
     with Aside() as writer, closing(drawn):
         for ascent in climb(evaluate, drawn, batch, network.mean):
             number = desk.put(ascent)
-            style = work.jobs[number].style
-            emit(Steps(style.iterations - len(ascent.history), 1))
+            iterations = work.style_of(number).iterations
+            emit(Steps(iterations - len(ascent.history), 1))
             if desk.complete(number):
                 writer.settle()
                 desk.emit_kept(emit)
@@ -236,7 +227,7 @@ class _Desk:
         return int(key[0])
 
     def complete(self, number: int) -> bool:
-        whole = len(self.work.jobs[number].targets) * self.work.plan.optimize.runs
+        whole = len(self.work.tasks[number].units) * self.work.plan.optimize.runs
         return len(self.open_blocks[number]) == whole
 
     def close(self, number: int) -> dict[tuple[int, int], Ascent]:
@@ -246,8 +237,7 @@ class _Desk:
 
     def keep(self, number: int, found: dict[tuple[int, int], Ascent]) -> None:
         """Write a block's arrays as its part."""
-        job = self.work.jobs[number]
-        job.parts[job.part] = block_arrays(job, found, self.work)
+        self.work.tasks[number].keep(block_arrays(self.work, number, found))
 
     def emit_kept(self, emit: Emit) -> None:
         """Say which blocks are safe: those whose writing has been waited for."""
@@ -256,17 +246,16 @@ class _Desk:
         self.kept.clear()
 
 
-def block_arrays(
-    job: OptimizeTask, found: dict[tuple[int, int], Ascent], work: OptimizeJob
-) -> Arrays:
-    """The arrays of some targets' ascents, by the names of the schema."""
+def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], Ascent]) -> Arrays:
+    """The arrays of a task's ascents, by the names of the schema."""
+    targets = work.tasks[number].units
     settings, sign = work.plan.optimize, work.setup.objective.sign
-    rows = [[found[target, run] for run in range(settings.runs)] for target in job.targets]
+    rows = [[found[target, run] for run in range(settings.runs)] for target in targets]
 
     def numbers(name: str, dtype: str) -> Any:
         return np.array([[getattr(ascent, name) for ascent in row] for row in rows], dtype)
 
-    steps = history_length(job.style, settings.history)
+    steps = history_length(work.style_of(number), settings.history)
     history = np.full((len(rows), settings.runs, steps), np.nan, np.float32)
     for i, row in enumerate(rows):
         for run, ascent in enumerate(row):
@@ -280,7 +269,7 @@ def block_arrays(
         "best_step": numbers("best_step", "i4"),
         "outcome": numbers("outcome", "i1"),
         "history": history,
-        "unit": np.array(job.targets, np.int32),
+        "unit": np.array(targets, np.int32),
     }
 
 

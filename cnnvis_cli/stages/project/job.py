@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import ProjectPlan
-from cnnvis_cli.stages.common.blocks import Block, Blocks
+from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.dataset_images import Read
+from cnnvis_cli.stages.common.layer_job import LayerJob
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import BackwardPass
 from cnnvis_cli.stages.project.batching import PASS, PIXELS, Batching, Slots
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.parts import Arrays
 from cnnvis_cli.store.projected import Projected, ProjectedFile
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.topk_file import LayerTopK
@@ -48,11 +47,10 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Projections:
+class Projections(LayerJob):
     """The projections of one layer by one method."""
 
-    session: Session
-    layer: Layer
+    kind: ClassVar[str] = "projected"
     method: str
     top: LayerTopK
     source: str  # digest of topk.h5
@@ -95,9 +93,7 @@ class Projections:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """The shape of the layer's projections: C, k, h, w."""
-        canvas = (
-            self.session.network.size if self.settings.start == "map" else self.layer.field.size
-        )
+        canvas = self.batching.size if self.batching.whole else self.layer.field.size
         return self.layer.channels, self.top.places.image.shape[1], *canvas
 
     @property
@@ -122,39 +118,8 @@ class Projections:
         return units
 
     @property
-    def pending(self) -> bool:
-        """Whether there is anything to do."""
-        return not set(self.session.units(self.layer)) <= set(self.done)
-
-    @property
-    def job(self) -> tuple[str, Record]:
-        """For `cnnvis status`: the work to do, and where its results go."""
-        alias, units = self.layer.alias, {*self.session.units(self.layer), *self.done}
-        job = {"unit": "units", "total": len(units), "layer": alias, "group": self.group}
-        return f"{alias} {self.group}", {**job, "parts": f"{alias}-{self.group}-*"}
-
-    @property
     def described(self) -> Record:
-        """Everything that decides the content of a block."""
-        return {
-            "identity": self.session.identity,
-            "record": self.record,
-            "layer": self.layer.alias,
-            "group": self.group,
-            "batch": [PIXELS[self.session.device.type], PASS, self.block],
-        }
-
-    @property
-    def parts(self) -> Parts:
-        """The folder of finished blocks until the layer is done."""
-        key = digest(self.described)
-        name = f"{self.layer.alias}-{self.group}-{key}"
-        return Parts(self.session.run.parts("projected", name), key)
-
-    def missing(self) -> list[Block]:
-        """Return the blocks of this shard that are not done."""
-        blocks, takes = Blocks(self.parts, self.block), self.session.takes(self.layer)
-        return blocks.missing(self.session.units(self.layer), self.done, takes)
+        return {**super().described, "batch": [PIXELS[self.session.device.type], PASS, self.block]}
 
     def publish(self) -> None:
         """Put the finished blocks into the file."""

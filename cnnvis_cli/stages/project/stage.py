@@ -12,11 +12,13 @@ from cnnvis_cli.digests import file_digest
 from cnnvis_cli.engine import Cluster, TaskDone, run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.backward import check_rules
+from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.dataset_images import gather
+from cnnvis_cli.stages.common.layer_job import announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.batching import Slots
 from cnnvis_cli.stages.project.job import Made, Projections, memory_need
-from cnnvis_cli.stages.project.worker import Piece, ProjectJob, ProjectTask, project_blocks
+from cnnvis_cli.stages.project.worker import ProjectJob, project_blocks
 from cnnvis_cli.store.topk_file import TopKFile
 
 
@@ -35,14 +37,11 @@ def project(session: Session) -> None:
         if layers:
             check_rules(session.network, layers, method)
     if todo:
-        session.announce("project", dict(each.job for each in todo))
+        announce("project", todo)
         with session.timed("project"):
             _do(session, todo)
     if session.plan.shard is not None:
-        session.report.result(
-            f"{session.run.path}: shard {session.plan.shard} is done; join the shards with "
-            "cnnvis merge"
-        )
+        session.shard_is_done()
         return
     for projections in asked:
         group, file = projections.group, projections.file
@@ -52,19 +51,18 @@ def project(session: Session) -> None:
 
 def _do(session: Session, todo: Sequence[Projections]) -> None:
     """Make the missing blocks, and publish each layer's when the last one is done."""
-    jobs = tuple(
-        ProjectTask(number, *block) for number, each in enumerate(todo) for block in each.missing()
-    )
+    tasks = tasks_of(todo, [Blocks(each.parts, each.block) for each in todo])
     pool = session.pool(memory_need(session), gradients=True)
-    pieces = [Piece(each.layer.alias, each.method, each.parts) for each in todo]
+    pieces = tuple((each.layer.alias, each.method) for each in todo)
     tops = {each.layer.alias: each.top for each in todo}
-    work = ProjectJob(session.portable_plan, tuple(pieces), jobs, tops, todo[0].source, session)
+    plan, source = session.portable_plan, todo[0].source
+    work = ProjectJob(plan, pieces, tasks, tops, source, session)
     if not isinstance(pool, Cluster) and pool[0].device.type == "cpu" and not pool[0].fresh:
-        work = replace(work, read=gather(session, work.images(jobs)))
+        work = replace(work, read=gather(session, work.images(tasks)))
     for each in todo:
         each.parts.describe(each.described)
     on_event = _Progress(session, todo, work)
-    run_tasks(partial(project_blocks, work), pool, range(len(jobs)), on_event, work.describe)
+    run_tasks(partial(project_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.settle()
 
 
@@ -73,8 +71,8 @@ class _Progress:
 
     def __init__(self, session: Session, todo: Sequence[Projections], work: ProjectJob) -> None:
         self._session, self._todo, self._work = session, todo, work
-        self._left = Counter(job.piece for job in work.jobs)
-        count = sum(len(Slots.of(todo[job.piece].top, job.units)) for job in work.jobs)
+        self._left = Counter(task.job for task in work.tasks)
+        count = sum(len(Slots.of(todo[task.job].top, task.units)) for task in work.tasks)
         self._meter = session.report.meter("project", count, "places")
 
     def __call__(self, message: Any) -> None:
@@ -82,7 +80,7 @@ class _Progress:
         if isinstance(message, Made):
             self._meter.add(message.places)
         if isinstance(message, TaskDone):
-            piece = self._work.jobs[message.number].piece
+            piece = self._work.tasks[message.number].job
             self._left[piece] -= 1
             if not self._left[piece]:
                 self._publish(piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,49 +14,32 @@ from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, ahead
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.dataset_images import Read, gather
+from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.job import Projections
-from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk_file import LayerTopK
 
 
-class ProjectTask(NamedTuple):
-    """A block of channels of one of the pieces, and the part that stores it."""
-
-    piece: int
-    part: str
-    units: tuple[int, ...]
-
-
-class Piece(NamedTuple):
-    """A layer and a method, and where its blocks are stored."""
-
-    alias: str
-    method: str
-    parts: Parts
-
-
 @dataclass(frozen=True)
-class ProjectJob:
+class ProjectJob(Portable):
     """The data that every process needs; a copy in another process loads the network itself."""
 
+    stays: ClassVar[tuple[str, ...]] = ("session", "read")
     plan: Plan
-    pieces: tuple[Piece, ...]
-    jobs: tuple[ProjectTask, ...]
+    pieces: tuple[tuple[str, str], ...]  # a layer's alias and a method
+    tasks: tuple[LayerTask, ...]
     tops: dict[str, LayerTopK]  # by layer
     source: str  # digest of topk.h5
     session: Session | None
     read: Read | None = None  # for images that are already decoded
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "session": None, "read": None}
-
     def describe(self, number: int) -> str:
-        """Return a job's name for messages."""
-        piece, units = self.pieces[self.jobs[number].piece], self.jobs[number].units
-        return f"{piece.method} of {piece.alias} units {units[0]} to {units[-1]}"
+        """Return a task's name for messages."""
+        task = self.tasks[number]
+        (alias, method), units = self.pieces[task.job], task.units
+        return f"{method} of {alias} units {units[0]} to {units[-1]}"
 
     def on(self, device: torch.device) -> list[Projections]:
         """Return the pieces, for computing on a device."""
@@ -67,12 +50,12 @@ class ProjectJob:
         layers = {alias: network.choose((alias,))[0] for alias in self.tops}
         return [
             Projections(session, layers[alias], method, self.tops[alias], self.source)
-            for alias, method, _ in self.pieces
+            for alias, method in self.pieces
         ]
 
-    def images(self, jobs: Sequence[ProjectTask]) -> NDArray[np.int64]:
-        """Return the images that some jobs need, sorted."""
-        tops = [(self.tops[self.pieces[job.piece].alias], list(job.units)) for job in jobs]
+    def images(self, tasks: Sequence[LayerTask]) -> NDArray[np.int64]:
+        """Return the images that some tasks need, sorted."""
+        tops = [(self.tops[self.pieces[task.job][0]], list(task.units)) for task in tasks]
         found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
         images = np.unique(np.concatenate(found))
         return images[images >= 0]
@@ -86,11 +69,10 @@ def project_blocks(
 
     def readers() -> Iterator[tuple[int, Read]]:
         for number in numbers:
-            images = work.images([work.jobs[number]])
+            images = work.images([work.tasks[number]])
             yield number, work.read or gather(pieces[0].session, images)
 
     for number, read in ahead(readers(), 1 if worker_slot.device.type == "cuda" else 0):
-        job = work.jobs[number]
-        arrays = pieces[job.piece].compute(job.units, read, emit)
-        work.pieces[job.piece].parts[job.part] = arrays
+        task = work.tasks[number]
+        task.keep(pieces[task.job].compute(task.units, read, emit))
         emit(TaskDone(number))

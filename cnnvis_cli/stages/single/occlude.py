@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.layer_job import Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import TopImages, projected_of
@@ -102,14 +103,12 @@ def _need(session: Session) -> int:
 
 
 @dataclass(frozen=True)
-class OccludeJob:
+class OccludeJob(Portable):
     """The data that every process needs; a copy in another process loads the network itself."""
 
+    stays: ClassVar[tuple[str, ...]] = ("session",)
     plan: Plan
     session: Session | None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "session": None}
 
     def describe(self, number: int) -> str:
         """Return an image's name for messages."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 
@@ -12,6 +12,7 @@ from cnnvis_cli.digests import digest
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.layer_job import Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Record, Run
@@ -51,9 +52,10 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class TopKJob:
+class TopKJob(Portable):
     """A top-k, made once for all who work at it; a copy in another process has no network."""
 
+    stays: ClassVar[tuple[str, ...]] = ("network",)
     identity: Record  # all that decides what topk.h5 holds
     manifest: Manifest
     layers: tuple[Layer, ...]
@@ -74,9 +76,6 @@ class TopKJob:
     @property
     def cut(self) -> Cut:
         return Cut(len(self.manifest), self.identity["batch_size"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "network": None}
 
     def describe(self, part: int) -> str:
         """A part's name for a person: its first and last image."""

@@ -12,13 +12,8 @@ from cnnvis_cli.engine import check_precision, choose_devices, run_tasks
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.common.dataset_images import dataset_path
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.topk.assemble import (
-    announce_result,
-    finish,
-    is_done,
-    leave_for_merge,
-)
-from cnnvis_cli.stages.topk.job import Cut, TopKJob
+from cnnvis_cli.stages.topk.assemble import announce_result, finish, is_done, leave_for_merge
+from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.stages.topk.worker import Step, scan
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
@@ -46,7 +41,9 @@ def topk(session: Session) -> None:
         _scan(session, job)
         if session.plan.shard is not None:
             leave_for_merge(job)
-            _tell_shard(session, job.cut)
+            mine = session.plan.share(job.cut.count)
+            what = f"parts {mine.start} to {mine.stop - 1}" if mine else "no part"
+            session.shard_is_done(f", {what} of 0 to {job.cut.count - 1}")
             return
         with session.timed("topk"):
             finish(session.run, job, [job.parts], session.report)
@@ -135,12 +132,3 @@ def _scan(session: Session, job: TopKJob) -> None:
         run_tasks(functools.partial(scan, job), pool, pending, on_event, job.describe)
         facts.update(pace.record())
     meter.end()
-
-
-def _tell_shard(session: Session, cut: Cut) -> None:
-    mine = session.plan.share(cut.count)
-    what = f"parts {mine.start} to {mine.stop - 1}" if mine else "no part"
-    session.report.result(
-        f"{session.run.path}: shard {session.plan.shard} is done, {what} of 0 to {cut.count - 1}; "
-        "join the shards with cnnvis merge"
-    )
