@@ -209,7 +209,7 @@ class _Table:
 def read_style(name: str, table: Mapping[str, Any], place: str) -> Style:
     """Return a style from a plan: iterations, step and regularizers, each with its ``kind``.
 
-    Raise `UsageError` for a key or a kind that does not exist. Without a step it is calibrated.
+    Raise `UsageError` for a key or a kind that does not exist. ``--step paper`` uses its step.
     """
     where = f"{place}: [styles.{name}]"
     read: _Table = read_settings(_Table, table, where)
