@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import cnnvis_cli.network
+import cnnvis_cli.demo
 from cnnvis_cli.demo.network import INPUT, DemoNet
 from cnnvis_cli.demo.synthetic import CLASSES, draw
 
-WEIGHTS = Path(cnnvis_cli.network.__file__).parent / "demo.safetensors"
+WEIGHTS = Path(cnnvis_cli.demo.__file__).parent / "demo.safetensors"
 NEW = 2_000_000  # images from this seed on were used neither for training nor for demo.json
 
 
