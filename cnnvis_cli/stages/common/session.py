@@ -93,7 +93,7 @@ class Session:
         return parse_units(self.plan.units, layer.channels, layer.alias)
 
     def pool(self, need: int, gradients: bool = False) -> Pool:
-        """Who does the work: worker slots of this machine with `need` bytes each, or a cluster."""
+        """Return who does the work: slots of this machine, with `need` bytes each, or a cluster."""
         devices = choose_devices(self.plan.device)
         if self.plan.scheduler:
             return reach(self.plan.scheduler, devices[0], self.plan.trust_network)
@@ -114,7 +114,7 @@ class Session:
         )
 
     def takes(self, layer: Layer) -> Callable[[int], bool]:
-        """Which blocks of a layer's units are for this shard."""
+        """Return which blocks of a layer's units are for this shard."""
         return self.plan.takes(self.network.layers.index(layer))
 
     def announce(self, stage: str, jobs: dict[str, Record]) -> None:
@@ -130,7 +130,7 @@ class Session:
         )
 
     def with_project(self, batch_size: int | None, **settings: Any) -> Session:
-        """The same with other settings for projections."""
+        """Return the same with other settings for projections."""
         project = replace(self.plan.project, **settings)
         return replace(self, plan=replace(self.plan, project=project, batch_size=batch_size))
 
@@ -141,7 +141,7 @@ class Session:
     def timed(self, stage: str) -> Iterator[Record]:
         """Record in run.json how long a stage has worked, on what, and with which versions.
 
-        Gives a record for what else is to be known.
+        Yield a record for other facts to note.
         """
         start = time.monotonic()
         facts: Record = {}
@@ -165,7 +165,7 @@ class Session:
             self.run.note(stage, record)
 
     def _arithmetic(self, stage: str) -> list[Record]:
-        """All that this stage has been computed with so far; says so where it is not all alike."""
+        """Return all that this stage has been computed with; print a line where that differs."""
         own: Record = dict(describe_device(self.device))
         known: list[Record] = self.run.noted().get(stage, {}).get("arithmetic", [])
         if own in known or not known:

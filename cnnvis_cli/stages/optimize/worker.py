@@ -37,12 +37,12 @@ from cnnvis_cli.stages.optimize.evaluation import TOLERANCES, evaluate_window, t
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.store.parts import Arrays
 
-BEAT = 8  # steps of a batch from one word about them to the next, or
+BEAT = 8  # steps of a batch from one message about them to the next, or
 PAUSE = 1.0  # seconds
 
 
 class Steps(NamedTuple):
-    """Told now and then: so many steps of single ascents have been made, so many ascents ended."""
+    """Emitted now and then: steps that single ascents have made, and ascents that have ended."""
 
     made: int
     ended: int = 0
@@ -60,9 +60,7 @@ class OptimizeJob(Portable):
     tasks: tuple[LayerTask, ...] = ()  # `job`: the place among the styles
     max_active: int | None = None  # slots of a batch that are used
     checked: set[int] = field(default_factory=set)  # networks whose pass is right
-    evaluations: dict[Any, Evaluate] = field(
-        default_factory=dict
-    )  # traced already, by network and size
+    evaluations: dict[Any, Evaluate] = field(default_factory=dict)  # by network and size
 
     def describe(self, number: int) -> str:
         """Return a task's name for messages."""
@@ -74,11 +72,11 @@ class OptimizeJob(Portable):
         return self.styles[self.tasks[number].job]
 
     def on(self, device: torch.device) -> Network:
-        """The network on a worker slot's device."""
+        """Return the network on a worker slot's device."""
         return network_on(device, self.plan, self.network)
 
     def evaluate(self, network: Network, size: int) -> Evaluate:
-        """The traced pass of a batch of this size."""
+        """Return the traced pass of a batch of this size."""
         key = id(network), size
         if key not in self.evaluations:
             precision = self.precision(network)
@@ -86,13 +84,13 @@ class OptimizeJob(Portable):
         return self.evaluations[key]
 
     def precision(self, network: Network) -> Precision:
-        """The arithmetic of the network's pass; the ascent's own is float32."""
+        """Return the arithmetic of the network's pass; the ascent's own is float32."""
         return resolve_precision(self.plan.optimize.precision, network.device)
 
     def ascents(
         self, network: Network, style: Style, target: int, number: int = 0
     ) -> list[AscentSpec]:
-        """The ascents of a target, one a run."""
+        """Return the ascents of a target, one per run."""
         found, runs = [], self.plan.optimize.runs
         for run in range(runs):
             seed = seed_of(self.plan.seed, Unit(self._name, target), run)

@@ -31,7 +31,7 @@ from cnnvis_cli.store.parts import Parts
 
 
 class Step(NamedTuple):
-    """Told after each batch: how many images, and how long it took and waited for them."""
+    """Emitted after each batch: its images, and how long it took and waited for them."""
 
     images: int
     first: bool  # in its process, which takes longer
@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
 
 def reader_of(work: TopKJob, network: Network, worker_slot: WorkerSlot, emit: Emit) -> Batches:
-    """What reads and decodes images for a worker slot; says so where shared memory is short."""
+    """Return what decodes images for a worker slot; emit a notice if shared memory is short."""
     decode, on_gpu = work.plan.topk.decode, worker_slot.device.type == "cuda"
     reader = Batches(
         work.manifest,
@@ -66,7 +66,7 @@ def reader_of(work: TopKJob, network: Network, worker_slot: WorkerSlot, emit: Em
 
 
 def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
-    """Compute the parts of these numbers and keep them; tells a `Step` a batch, then `TaskDone`.
+    """Compute the parts of these numbers and keep them; emit a `Step` per batch, then `TaskDone`.
 
     The next part is begun while the last one is still being written.
     """
