@@ -275,7 +275,10 @@ class ProjectPlan:
     """How projections are made."""
 
     method: Several[Method] = setting(
-        ("deconv",), "--method", "How to project: deconv, guided or gradient; repeatable."
+        (),
+        "--method",
+        "How to project: deconv, guided or gradient; repeatable.",
+        "deconv; gradient where a network's activation functions have no deconvnet rule",
     )
     start: Start = setting(
         "place",
@@ -289,6 +292,11 @@ class ProjectPlan:
         "How the signal passes back through local response normalisation: by the derivative, or "
         "unchanged.",
     )
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that are asked for, or the default."""
+        return self.method or ("deconv",)
 
 
 @dataclass(frozen=True)
@@ -363,9 +371,10 @@ class SaliencyPlan:
 
     images: Several[Text] = setting((), "IMAGE", "Files and folders of images.")
     method: Several[SaliencyMethod] = setting(
-        ("gradient", "guided", "deconv", "gradcam"),
+        (),
         "--method",
         "gradient, guided, deconv, gradcam, smoothgrad or integrated; repeatable.",
+        "those of the first four that have a rule for the network's activation functions",
     )
     target: Text | None = setting(
         None,
@@ -445,11 +454,12 @@ class OccludePlan:
         "each image's predicted class",
         "NAME|NUMBER",
     )
-    method: Method = setting(
-        "deconv",
+    method: Method | None = setting(
+        None,
         "--method",
         "How the map is projected: deconv, guided or gradient.",
-        metavar="TEXT",
+        "deconv; gradient where it has no rule",
+        "TEXT",
     )
 
 

@@ -166,11 +166,9 @@ class Reading:
         """
         known = self.places
         top = known.layer(layer.alias)
-        size = patches_pane(layer, top, known.photographs).size
         found = []
         for rank in _filled(top, unit):
-            box = box_of(top.box[unit, rank])
-            shown = box if box.size == size else Box.whole(size)
+            shown = top.tile(unit, rank, known.photographs.size)
             found.append(crop(self._photograph(int(top.places.image[unit, rank])), shown))
         return found
 

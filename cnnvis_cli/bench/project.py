@@ -99,9 +99,9 @@ def bench_project(plan: Plan, report: Report, seconds: float, rounds: int) -> Pr
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as opened:
             session = opened.here()
-            for method in plan.project.method:
+            for method in plan.project.methods:
                 check_rules(session.network, session.layers, method)
-            asked = [(layer, m) for layer in session.layers for m in plan.project.method]
+            asked = [(layer, m) for layer in session.layers for m in plan.project.methods]
             tracked = report.track(asked, "bench project", len(asked), "layers")
             clock = seconds, rounds
             rows = tuple(_row(session, layer, method, clock) for layer, method in tracked)
@@ -155,7 +155,7 @@ def random_places(layer: Layer, k: int, generator: np.random.Generator) -> Layer
     rows, columns = (generator.integers(0, length, shape) for length in layer.map)
     activation = np.ones(shape, np.float32)
     places = TopK(activation, generator.integers(0, IMAGES, shape), rows, columns)
-    return LayerTopK(places, boxes(layer, places), {}, "float32")
+    return LayerTopK(places, boxes(layer.field, places), {}, "float32")
 
 
 def _one_at_a_time(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from cnnvis_cli.network.survey import Omission, said
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -15,9 +16,15 @@ HEADINGS = ("alias", "module", "kind", "channels", "map", "field", "stride")
 
 def layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
-    found = outline(plan).layers
+    network = outline(plan)
+    found = network.layers
+    left_out = said(network.omissions)
+    if left_out is not None:
+        report.once(f"{network.name}: {left_out}")
     if as_json:
-        report.result(json.dumps([_record(layer) for layer in found], indent=1))
+        listed = [_record(layer) for layer in found]
+        left = [_omitted(each) for each in network.omissions]
+        report.result(json.dumps(listed + left, indent=1))
         return
     rows = [HEADINGS, *(_row(layer) for layer in found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
@@ -36,7 +43,17 @@ def _record(layer: Layer) -> Record:
         "map": layer.map,
         "receptive_field": layer.field.size,
         "stride": layer.field.stride,
+        "local_field": layer.local.size,
+        "local_stride": layer.local.stride,
+        "apart": layer.apart,
     }
+
+
+def _omitted(omission: Omission) -> Record:
+    """Return a module with weights that is no layer, as plain values; its alias is null."""
+    unknown = dict.fromkeys(("kind", "channels", "map", "receptive_field", "stride"))
+    about = {"class": omission.kind, "left_out": omission.reason}
+    return {"alias": None, "module": omission.module, **unknown, **about}
 
 
 def _row(layer: Layer) -> tuple[str, ...]:

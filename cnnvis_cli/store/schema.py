@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERSION = 1
+VERSION_WITH_LOCAL_FIELDS = 2  # of a topk.h5 with layers whose places are tokens or see by gates
 
 
 class Column(NamedTuple):
@@ -38,6 +39,9 @@ PLACES: Table = {
     "image": Column("i8", ("C", "k"), "index into images; -1 in an empty slot"),
     "position": Column("i4", ("C", "k", "2"), "row and column in the layer's map"),
     "box": Column("i4", ("C", "k", "4"), "top, left, bottom, right in input pixels, half-open"),
+}
+LOCAL: Table = {
+    "local_box": Column("i4", ("C", "k", "4"), "the local field, as box"),
 }
 TOPK_LAYER: Table = {
     **PLACES,

@@ -18,6 +18,7 @@ import numpy as np
 from cnnvis_cli.store.schema import (
     BINS,
     IMAGES,
+    LOCAL,
     OCCLUDED,
     OPTIMIZED_STYLE,
     PLACES,
@@ -33,7 +34,7 @@ GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     "topk": (
         ("images", IMAGES),
         ("bins", BINS),
-        ("layers/*", TOPK_LAYER),
+        ("layers/*", TOPK_LAYER | LOCAL),
         ("layers/*/min", PLACES),
     ),
     "optimized": (("*", OPTIMIZED_STYLE),),

@@ -191,7 +191,7 @@ def top_of(network: Network, alias: str, told: list[Told]) -> LayerTopK:
         values = told[int(image[c, k])].maps[layer.module]
         activation[c, k] = float(values[c, row[c, k], column[c, k]])
     top = TopK(activation, image.astype(np.int64), row, column)
-    return LayerTopK(top, boxes(layer, top), {}, "float32")
+    return LayerTopK(top, boxes(layer.field, top), {}, "float32")
 
 
 def made(

@@ -29,6 +29,7 @@ from cnnvis_cli.engine import (
 )
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.self_check import checked, one_thread
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -201,7 +202,7 @@ def open_session(
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
     with report.stoppable(), memory_explained(plan.device):
         bare = not weights and not plan_weights
-        network = bare_network(plan, run) if bare else load_network(plan)
+        network = bare_network(plan, run) if bare else _load_checked(plan, report)
         remark = None if bare else remark_on_auto(plan.device)
         if remark is not None:
             report.once(remark)
@@ -212,6 +213,15 @@ def open_session(
             if not bare:
                 run.note("network", outlined(network))
             yield session
+
+
+def _load_checked(plan: Plan, report: Report) -> Network:
+    """Load the plan's network, and check that it gives each image values of its own."""
+    with one_thread():
+        network, notes = checked(load_network(plan))
+    for note in notes:
+        report.once(note)
+    return network
 
 
 def _standing(dataset: str | None) -> str | None:

@@ -172,9 +172,19 @@ class TopImages:
         return np.flatnonzero(self.file.done(self.method))
 
     @cached_property
-    def size(self) -> Size:
-        """The height and width of a projection: a receptive field, or the whole input."""
+    def stored(self) -> Size:
+        """The height and width of a projection in the file: a receptive field, or the input."""
         return self.file.canvas(self.method)
+
+    @cached_property
+    def size(self) -> Size:
+        """The height and width of what is shown of a projection, and of a patch.
+
+        That is the local field, as far as it fits into the input; or the whole input, for
+        projections that start from a whole map.
+        """
+        start = self.file.methods()[self.method]["start"]
+        return self.stored if start == "map" else self.layer.tile_size(self.session.network.size)
 
     @property
     def shown(self) -> int:
@@ -203,7 +213,13 @@ class TopImages:
         for i, unit in enumerate(units):
             values, scale = self.file.read(self.method, unit)
             factor = np.nan_to_num(scale[: self.shown])[:, None, None, None]
-            found[i] = values[: self.shown].astype(np.float32) * factor
+            shown = values[: self.shown].astype(np.float32) * factor
+            if self.size == self.stored:
+                found[i] = shown
+                continue
+            found[i] = 0
+            for rank in np.flatnonzero(self.top.places.image[unit, : self.shown] >= 0).tolist():
+                _paste(found[i, rank], self._box(unit, rank), shown[rank], self._held(unit, rank))
         return found
 
     def patches(self, unit: int) -> Pixels:
@@ -216,8 +232,14 @@ class TopImages:
         return found
 
     def _box(self, unit: int, rank: int) -> Box:
+        """Return the window of the input that is shown for a place."""
+        tile = self.top.tile(unit, rank, self.session.network.size)
+        return tile if tile.size == self.size else Box.whole(self.size)
+
+    def _held(self, unit: int, rank: int) -> Box:
+        """Return the window of the input that the file holds for a place."""
         box = box_of(self.top.box[unit, rank])
-        return box if box.size == self.size else Box.whole(self.size)
+        return box if box.size == self.stored else box.tile(self.session.network.size)
 
     @cached_property
     def _read(self) -> Callable[[int], Pixels]:
@@ -249,13 +271,25 @@ def projected_of(session: Session, layer: Layer) -> TopImages:
     """
     plan, file = session.plan, ProjectedFile(session.run.projected(layer.alias))
     held = file.methods()
-    planned = [group_of(method, plan.project) for method in plan.project.method]
+    planned = [group_of(method, plan.project) for method in plan.project.methods]
     method = _one_of("method", plan.montage.method, list(held), planned, layer)
     if held[method]["topk"] != file_digest(session.run.topk):
         raise UsageError(
             f"{file.path} was projected from another topk.h5; delete it and run project again"
         )
     return TopImages(session, layer, method)
+
+
+def _paste(tile: Floats, shown: Box, frame: Floats, held: Box) -> None:
+    """Put the part of a stored frame that lies in a tile's window there."""
+    top, left = max(shown.top, held.top), max(shown.left, held.left)
+    bottom, right = min(shown.bottom, held.bottom), min(shown.right, held.right)
+    if top < bottom and left < right:
+        both = Box(top, left, bottom, right)
+        there, here = both.within(shown), both.within(held)
+        tile[there.top : there.bottom, there.left : there.right] = frame[
+            here.top : here.bottom, here.left : here.right
+        ]
 
 
 def crop(image: Pixels, box: Box) -> Pixels:

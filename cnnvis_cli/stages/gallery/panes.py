@@ -14,7 +14,7 @@ from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError, StorageError
 from cnnvis_cli.figure.tone import Floats, largest, toned
-from cnnvis_cli.nouns import Box, Layer, Size
+from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import GREY, SHOWN, OptimizedImages, TopImages, crop
@@ -22,7 +22,7 @@ from cnnvis_cli.stages.figures.montages import FEW, SQUARE
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.projected import ProjectedFile
-from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
+from cnnvis_cli.store.topk_file import LayerTopK, TopKFile
 
 Units = Sequence[int]
 PROBES = 16  # images that are tried before patches are given up
@@ -107,7 +107,7 @@ def projections_pane(images: TopImages) -> PicturePane:
 
 def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> PicturePane:
     """Return a pane of the image patches of the strongest places."""
-    size = _patch_size(layer, photographs.size)
+    size = layer.tile_size(photographs.size)
     count = min(SHOWN, top.places.image.shape[1])
 
     def draw(units: Units) -> Pixels:
@@ -116,18 +116,11 @@ def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> Pict
             for rank in np.flatnonzero(top.places.image[unit, :count] >= 0).tolist():
                 image = photographs.read(int(top.places.image[unit, rank]))
                 if image is not None:
-                    box = box_of(top.box[unit, rank])
-                    found[i, rank] = crop(image, box if box.size == size else Box.whole(size))
+                    found[i, rank] = crop(image, top.tile(unit, rank, photographs.size))
         return found
 
     held = np.flatnonzero((top.places.image >= 0).any(axis=1))
     return PicturePane("patches", "", size, count, held, draw)
-
-
-def _patch_size(layer: Layer, whole: Size) -> Size:
-    """Return a receptive field, or the whole input if the field does not fit inside it."""
-    height, width = layer.field.size
-    return (height, width) if height <= whole[0] and width <= whole[1] else whole
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ class BackwardPass:
         pixels = gradient.permute(0, 2, 3, 1).cpu().numpy()
         if self.settings.start == "map":
             return np.array(pixels)
-        frames = np.zeros((len(slots), *self.layer.field.size, 3), np.float32)
-        boxes = map(box_of, slots.box)
-        for frame, part, box, window in zip(frames, pixels, boxes, windows, strict=True):
-            seen = box.clip(size)
-            frame[_inside(_within(seen, box))] = part[_inside(_within(seen, window))]
+        tiles = [box_of(box).tile(size) for box in slots.box]
+        frames = np.zeros((len(slots), *tiles[0].size, 3), np.float32)
+        for frame, part, tile, window in zip(frames, pixels, tiles, windows, strict=True):
+            seen = tile.clip(size)
+            frame[_inside(seen.within(tile))] = part[_inside(seen.within(window))]
         return frames
 
     def _signal(self, output: Tensor, slots: Slots, origin: Size, whole: bool) -> Tensor:
@@ -91,10 +91,3 @@ class BackwardPass:
 
 def _inside(box: Box) -> tuple[slice, slice]:
     return slice(box.top, box.bottom), slice(box.left, box.right)
-
-
-def _within(box: Box, frame: Box) -> Box:
-    """Return a box in coordinates of another one."""
-    return Box(
-        box.top - frame.top, box.left - frame.left, box.bottom - frame.top, box.right - frame.left
-    )

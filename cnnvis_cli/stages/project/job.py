@@ -93,7 +93,8 @@ class Projections(LayerJob):
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """The shape of the layer's projections: C, k, h, w."""
-        canvas = self.batching.size if self.batching.whole else self.layer.field.size
+        size = self.batching.size
+        canvas = size if self.batching.whole else self.layer.field.box(0, 0).tile(size).size
         return self.layer.channels, self.top.places.image.shape[1], *canvas
 
     @property

@@ -25,7 +25,7 @@ from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlus
 from cnnvis_cli.figure.sheets import Caption, Pane
 from cnnvis_cli.figure.tone import RULES as TONES
 from cnnvis_cli.figure.tone import Floats, Pixels, as_photograph, toned
-from cnnvis_cli.network.backward import check_rules, rectify
+from cnnvis_cli.network.backward import rectify, way_back
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
@@ -167,6 +167,7 @@ class OcclusionJob:
     layer: Layer
     squares: Squares
     target: int | None  # the class; None: each image's predicted class
+    method: str = "deconv"  # of the projection of the layer's map
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> OcclusionJob:
@@ -176,8 +177,11 @@ class OcclusionJob:
         study = cls(session, layer, squares, None)
         target = plan.occlude.target
         label = None if target is None else find_class(network, study.classes, target)
-        check_rules(network, [layer], plan.occlude.method)
-        return cls(session, layer, squares, label)
+        asked = plan.occlude.method
+        method, note = way_back(network, [layer], asked or "deconv", asked is not None)
+        if note is not None:
+            session.report.once(note)
+        return cls(session, layer, squares, label, method)
 
     @property
     def size(self) -> int:
@@ -209,7 +213,7 @@ class OcclusionJob:
             "target": self.target,
             "size": self.squares.size,
             "stride": self.squares.stride,
-            "method": self.session.plan.occlude.method,
+            "method": self.method,
         }
 
     def files(self, image: InputImage) -> Iterator[Path]:
@@ -261,7 +265,7 @@ class OcclusionJob:
             "class_name": class_name(network, label),
             "size": self.squares.size,
             "stride": self.squares.stride,
-            "method": self.session.plan.occlude.method,
+            "method": self.method,
             "whole_total": totals[channel],
             "whole_probability": chances[label],
             "whole_predicted": predicted,
@@ -282,7 +286,7 @@ class OcclusionJob:
 
         Zeiler & Fergus 2013, section 2.1: all other activations of the layer are set to zero.
         """
-        network, method = self.session.network, self.session.plan.occlude.method
+        network, method = self.session.network, self.method
         pixels = centred.clone().requires_grad_()
         with rectify(method):
             output, _ = network.values(self.layer, Box.whole(network.size), pixels)
@@ -417,7 +421,7 @@ class Occlusion:
             f"other, {grid} of them {squares.stride} pixels apart; panels (b), (d) and (e) show "
             "at each place the result with the square centred there.",
             f"(b) and (c): of {self.study.layer.alias}, the channel whose rectified map has the "
-            f"largest sum for the whole image; (b) that sum, (c) the map by {plan.occlude.method}"
+            f"largest sum for the whole image; (b) that sum, (c) the map by {self.record['method']}"
             f", {TONES[plan.figure.tone]}.",
             "Colours go from black at 0 to pale yellow at a panel's largest value.",
         ]

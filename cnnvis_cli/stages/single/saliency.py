@@ -69,6 +69,9 @@ def saliency(session: Session) -> None:
                 session.report.result(str(path))
 
 
+DEFAULT = ("gradient", "guided", "deconv", "gradcam")
+
+
 class Explanation(NamedTuple):
     """The results for one image: its maps by method, (h, w, 3) or (rows, columns)."""
 
@@ -96,10 +99,16 @@ class SaliencyJob:
         plan, network = session.plan.saliency, session.network
         classes = count_classes(network)
         target = _target(session, plan.target, classes)
-        methods: dict[str, Method] = {name: METHODS[name] for name in plan.method}
-        for name in methods:
-            if name in RULES_OF_BACKWARD:
-                check_way(network, target, name)
+        methods: dict[str, Method] = {name: METHODS[name] for name in plan.method or DEFAULT}
+        for name in list(methods):
+            try:
+                if name in RULES_OF_BACKWARD:
+                    check_way(network, target, name)
+            except UsageError as error:
+                if plan.method:
+                    raise
+                session.report.once(f"{error}; left out")
+                del methods[name]
         at = _map_layer(session, target) if "gradcam" in methods else None
         return cls(session, target, methods, at, classes)
 
@@ -258,7 +267,7 @@ class SaliencyJob:
         network = self.session.network
         if self.target.layer is None:
             return None
-        box = self.target.layer.field.box(*answer.place).clip(network.size)
+        box = self.target.layer.local.box(*answer.place).clip(network.size)
         return None if box == Box.whole(network.size) else box
 
     def note(self) -> str:
@@ -332,7 +341,7 @@ def _map_layer(session: Session, target: Target) -> Layer:
     if asked is None:
         return last_map(network, target)
     layer = network.layer(asked)
-    if layer.kind != "conv" or not depends(network, target, layer):
+    if layer.kind == "fc" or not depends(network, target, layer):
         raise UsageError(
             f"--at {asked}: {target.spoken} is not computed from a map of {layer.alias}; choose a "
             f"convolution before it, such as {last_map(network, target).alias}"
