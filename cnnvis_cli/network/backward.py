@@ -96,7 +96,7 @@ class _Backward(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.local_response_norm and not self._normalised:
-            return _passing(func, args, kwargs)
+            return _identity_gradient(func, args, kwargs)
         role = ROLES.get(func)
         if self._rule is None or role not in (Role.RECTIFIER, Role.CURVED):
             return func(*args, **kwargs)
@@ -105,7 +105,7 @@ class _Backward(TorchFunctionMode):
         return _rectified(self._rule, func, args, kwargs)
 
 
-def _passing(func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
+def _identity_gradient(func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
     """Return a function's own value, with the gradient of the identity."""
     with torch.no_grad():
         out = func(*args, **kwargs)

@@ -15,14 +15,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-_BLOCK = 128  # places that are summed in float32 before they are added in float64
+from cnnvis_cli.arrays import Doubles, Floats, Int32s
+
+_FLOAT32_BLOCK = 128  # places that are summed in float32 before they are added in float64
 _NARROW = 128  # channels; below, two places at a time are faster, from there on one
 _ZERO, _ONE, _NONE = np.float32(0), np.int32(1), np.int32(0)
 _NEAR = 64  # channels whose histograms, 128 kB, fit in a near cache
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
 
@@ -46,11 +45,11 @@ def _adder(rows: int, rectify: bool) -> Callable[..., None]:
         some: Floats,
         first: int,
         top: Floats,
-        at: Ints,
+        at: Int32s,
         added: Floats,
         squared: Floats,
         above: Floats,
-        on: Ints,
+        on: Int32s,
     ) -> None:
         for c in range(some.shape[1]):  # all loads before all stores, or it is not vectorized
             best, where, ons = top[c], at[c], on[c]
@@ -92,7 +91,7 @@ def read(  # noqa: PLR0913 - four results
     used: NDArray[np.bool_],
     rectify: bool,
     value: Floats,
-    place: Ints,
+    place: Int32s,
     positive: Doubles,
     sums: Doubles,
 ) -> None:
@@ -107,9 +106,9 @@ def read(  # noqa: PLR0913 - four results
     for image in range(images - 1, -1, -1):
         top[:], at[:], on[:] = -np.inf, -1, 0
         positive[image] = 0
-        for start in range(0, places, _BLOCK):
+        for start in range(0, places, _FLOAT32_BLOCK):
             added[:], squared[:], above[:] = 0, 0, 0
-            stop = min(start + _BLOCK, places)
+            stop = min(start + _FLOAT32_BLOCK, places)
             pairs = start if channels >= _NARROW else stop - (stop - start) % 2
             for here in range(start, pairs, 2):
                 rows = maps[image, here : here + 2]
@@ -138,7 +137,7 @@ def read(  # noqa: PLR0913 - four results
 
 
 @_compile
-def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, lowest: int) -> None:
+def fill(maps: Floats, rows: Longs, places: Longs, counts: Int32s, shift: int, lowest: int) -> None:
     """Count the places (n, s) of the images `rows` (n,) in the histograms `counts` (C, BINS).
 
     Channels are taken in groups, so that their histograms stay in a near cache. `shift` and
@@ -167,7 +166,7 @@ def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, low
 
 
 @_compile
-def pack(counts: Ints, where: Ints, found: Ints) -> int:
+def pack(counts: Int32s, where: Int32s, found: Int32s) -> int:
     """Write the positions of non-zero counts to `where`, the counts to `found`; return how many."""
     size = 0
     for i in range(len(counts)):
@@ -180,12 +179,12 @@ def pack(counts: Ints, where: Ints, found: Ints) -> int:
 @_compile
 def rank(  # noqa: PLR0913 - what is offered and what is kept
     value: Floats,
-    place: Ints,
+    place: Int32s,
     used: NDArray[np.bool_],
     first: int,
     activation: Floats,
     image: Longs,
-    where: Ints,
+    where: Int32s,
 ) -> None:
     """Insert values (B, M) of images from `first` on into the kept (M, k), strongest first.
 

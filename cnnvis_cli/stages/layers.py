@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cnnvis_cli.nouns import Layer, Size
+from cnnvis_cli.nouns import Layer, size_text
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.network_loading import outline
@@ -13,20 +13,20 @@ from cnnvis_cli.store.run import Record
 HEADINGS = ("alias", "module", "kind", "channels", "map", "field", "stride")
 
 
-def layers(plan: Plan, report: Report, as_json: bool = False) -> None:
+def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
     found = outline(plan).layers
     if as_json:
-        report.result(json.dumps([_record(layer) for layer in found], indent=1))
+        report.result(json.dumps([_layer_record(layer) for layer in found], indent=1))
         return
-    rows = [HEADINGS, *(_row(layer) for layer in found)]
+    rows = [HEADINGS, *(_layer_row(layer) for layer in found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         report.result("  ".join(cells).rstrip())
 
 
-def _record(layer: Layer) -> Record:
+def _layer_record(layer: Layer) -> Record:
     """Return a layer as plain values: sizes are [height, width], with names as in topk.h5."""
     return {
         "alias": layer.alias,
@@ -39,10 +39,6 @@ def _record(layer: Layer) -> Record:
     }
 
 
-def _row(layer: Layer) -> tuple[str, ...]:
-    sizes = (_times(size) for size in (layer.map, layer.field.size, layer.field.stride))
+def _layer_row(layer: Layer) -> tuple[str, ...]:
+    sizes = (size_text(size) for size in (layer.map, layer.field.size, layer.field.stride))
     return layer.alias, layer.module, layer.kind, str(layer.channels), *sizes
-
-
-def _times(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.digests import digest
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.parts import Parts
 
 Takes = Callable[[int], bool]  # whether a block of this number belongs to this shard
 

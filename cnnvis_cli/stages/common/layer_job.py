@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.digests import digest
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.store.parts import Arrays, Name, Parts
+from cnnvis_cli.store.parts import Name, Parts
 from cnnvis_cli.store.run import Record
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
-from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.tone import Floats
 from cnnvis_cli.nouns import Box, Layer, Size
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names
@@ -28,13 +27,8 @@ from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
-GREY = 128  # the colour outside the image
-SHOWN = 9
-
-
-def columns_of(count: int) -> int:
-    """Return the pictures per row of a nearly square block."""
-    return int(np.ceil(np.sqrt(count)))
+OUTSIDE = 128  # the colour outside the image
+STRONGEST_SHOWN = 9
 
 
 def unit_label(session: Session, layer: Layer, unit: int) -> str:
@@ -178,7 +172,7 @@ class TopImages:
 
     @property
     def shown(self) -> int:
-        return min(SHOWN, int(self.top.places.image.shape[1]))
+        return min(STRONGEST_SHOWN, int(self.top.places.image.shape[1]))
 
     @property
     def record(self) -> Record:
@@ -260,7 +254,7 @@ def projected_of(session: Session, layer: Layer) -> TopImages:
 
 def crop(image: Pixels, box: Box) -> Pixels:
     """Return a window of an image, (h, w, 3); grey outside the image."""
-    patch = np.full((*box.size, 3), GREY, np.uint8)
+    patch = np.full((*box.size, 3), OUTSIDE, np.uint8)
     inside = box.clip((image.shape[0], image.shape[1]))
     top, left = inside.top - box.top, inside.left - box.left
     height, width = inside.size

@@ -33,7 +33,7 @@ def calibrate_all(session: Session, climbs: Sequence[LayerOptimization]) -> list
     open_ones = [number for number, style in found.items() if style is None]
     open_ones.sort(key=lambda number: -math.prod(climbs[number].setup.box.size))  # longest first
     if open_ones:
-        _find(session, climbs, open_ones, found, kept)
+        _run_calibrations(session, climbs, open_ones, found, kept)
     return [
         replace(each, style=style)
         for each, style in zip(climbs, found.values(), strict=True)
@@ -41,7 +41,7 @@ def calibrate_all(session: Session, climbs: Sequence[LayerOptimization]) -> list
     ]
 
 
-def _find(
+def _run_calibrations(
     session: Session,
     climbs: Sequence[LayerOptimization],
     numbers: Sequence[int],

@@ -11,10 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.ascent.calibrate import probe_channels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.scores import SCORES, Scores, score
-from cnnvis_cli.ascent.search import PARAMETERS, Ranges, Row, draw, every_sweep, spread, sweep, toml
+from cnnvis_cli.ascent.search import (
+    PARAMETERS,
+    Ranges,
+    Row,
+    draw_rows,
+    every_sweep,
+    spread_values,
+    sweep,
+    toml,
+)
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, check_name
 from cnnvis_cli.digests import file_digest
@@ -22,7 +32,7 @@ from cnnvis_cli.engine import run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.contact import Card, cards_on_a_page, contact_sheet, rows_sheet
 from cnnvis_cli.figure.sheets import Caption
-from cnnvis_cli.figure.tone import RULES, toned
+from cnnvis_cli.figure.tone import TONES, toned
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.stages.common.layer_job import LayerJob, LayerTask, announce
 from cnnvis_cli.stages.common.session import Session
@@ -32,15 +42,15 @@ from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.optimize.styles import known_styles
 from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, optimize_blocks
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.validation import read_settings
 
-SAMPLE = 4  # units, if none are chosen
+SAMPLE_UNITS = 4  # units, if none are chosen
 BASE = "3"  # the style whose calibrated step the rows multiply
-KEPT = ("image", "activation", "outcome")  # of an ascent's results
+KEPT_COLUMNS = ("image", "activation", "outcome")  # of an ascent's results
 
 
 def search(session: Session) -> None:
@@ -90,14 +100,14 @@ class Search(LayerJob):
         style = replace(STYLES[BASE], iterations=settings.iterations)
         rate = session.plan.optimize.step
         if rate != "calibrated":
-            style = style.with_step(Constant(_rate(rate)))
+            style = style.with_step(Constant(_step_rate(rate)))
         units = (
             parse_units(session.plan.units, layer.channels, layer.alias)
             if session.plan.units
-            else tuple(probe_channels(layer.channels, SAMPLE))
+            else tuple(probe_channels(layer.channels, SAMPLE_UNITS))
         )
         climbs = LayerOptimization.of(session, layer, style)
-        return cls(session, layer, climbs, _rows(session), units)
+        return cls(session, layer, climbs, _planned_rows(session), units)
 
     @property
     def file(self) -> SearchFile:
@@ -150,10 +160,10 @@ class Search(LayerJob):
         parts, setup = self.parts, self.climbs.setup
         parts.describe(self.described)
         announce("search", [self])
-        self._climb(_work(self.session, setup), parts)
+        self._climb(_search_job(self.session, setup), parts)
         if self.session.plan.shard is not None:
             return
-        arrays = self._scored(_work(self.session.here(), setup), parts)
+        arrays = self._scored(_search_job(self.session.here(), setup), parts)
         record = {**self.record, "rate": self.rate}
         self.file.publish(self.session.header(self.layer), self.group, record, arrays)
         parts.clear()
@@ -186,7 +196,7 @@ class Search(LayerJob):
     def _scored(self, work: OptimizeJob, parts: Parts) -> Arrays:
         """Return all rows' images with their scores, (N, U, ...)."""
         blocks = [parts[number] for number in range(len(self.rows))]
-        stacked = {name: np.stack([block[name][:, 0] for block in blocks]) for name in KEPT}
+        stacked = {name: np.stack([block[name][:, 0] for block in blocks]) for name in KEPT_COLUMNS}
         scores = [_scores(work, stacked, column, unit) for column, unit in enumerate(self.units)]
         columns = {
             name: np.stack([getattr(each, name).numpy() for each in scores], axis=1)
@@ -238,28 +248,28 @@ class Search(LayerJob):
         return drawn.sweeps() if self.session.plan.search.sweep else drawn.pages()
 
 
-def _rate(text: str) -> float:
+def _step_rate(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise UsageError(f"--step {text!r}: use calibrated or a number above 0") from None
 
 
-def _rows(session: Session) -> tuple[Row, ...]:
+def _planned_rows(session: Session) -> tuple[Row, ...]:
     """Return the rows of parameters of the plan."""
     settings = session.plan.search
     ranges = read_settings(Ranges, settings.ranges, "[search.ranges]")
     if settings.sweep is None:
-        return draw(ranges, settings.trials, session.plan.seed)
+        return draw_rows(ranges, settings.trials, session.plan.seed)
     if settings.sweep == "all":
         return tuple(row for rows in every_sweep(ranges, settings.values).values() for row in rows)
     PARAMETERS[settings.sweep]  # raises for an unknown one
     base = Row(blur_width=1.0) if settings.sweep == "blur_every" else Row()
-    values = spread(settings.sweep, ranges, settings.values)
+    values = spread_values(settings.sweep, ranges, settings.values)
     return sweep(settings.sweep, values, base)
 
 
-def _work(session: Session, setup: LayerSetup) -> OptimizeJob:
+def _search_job(session: Session, setup: LayerSetup) -> OptimizeJob:
     plan = replace(session.plan, optimize=replace(session.plan.optimize, runs=1))
     return OptimizeJob(replace(plan, run=session.portable_plan.run), setup, session.network)
 
@@ -355,7 +365,7 @@ class _Sheets:
             "parameters (absent ones are left out; the rate is a multiple of the layer's "
             "calibrated step), the share of disturbances after which the units still lead their "
             "layer, how many lead it undisturbed, and the standard deviation in grey levels. "
-            f"Tone: {RULES[self._plan.figure.tone]}."
+            f"Tone: {TONES[self._plan.figure.tone]}."
         )
         return Caption(title, note)
 

@@ -73,7 +73,7 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
     if not climbs:
         return
     pool = session.pool(MEMORY, gradients=True)
-    blocks = [_blocks(each, isinstance(pool, Cluster)) for each in climbs]
+    blocks = [_half_batches(each, isinstance(pool, Cluster)) for each in climbs]
     styles, tasks = tuple(each.style for each in climbs), tasks_of(climbs, blocks)
     plan, setup = session.portable_plan, climbs[0].setup
     work = OptimizeJob(plan, setup, session.network, styles, tasks)
@@ -92,7 +92,7 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
         raise lost
 
 
-def _blocks(climbs: LayerOptimization, alone: bool) -> Blocks:
+def _half_batches(climbs: LayerOptimization, alone: bool) -> Blocks:
     """Half batches, which two processes can share evenly; whole ones where each is on its own."""
     runs = climbs.session.plan.optimize.runs
     return Blocks(climbs.parts, max(1, climbs.setup.size // (runs if alone else runs * 2)))
@@ -110,7 +110,7 @@ def _climb(
         ascents = sum(len(task.units) for task in tasks) * session.plan.optimize.runs
         share = -(-ascents // len(pool))  # so that one process does not take what is there for two
         work = replace(work, max_active=min(size, -(-share // run_group) * run_group))
-    on_event = _Progress(session, climbs, tasks)
+    on_event = _OptimizeProgress(session, climbs, tasks)
     run_tasks(partial(optimize_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.meter.end()
 
@@ -127,7 +127,7 @@ def _check_all_there(
         )
 
 
-class _Progress:
+class _OptimizeProgress:
     """Hears what the processes tell, and says how far the layer is."""
 
     def __init__(

@@ -51,12 +51,12 @@ def directions_of(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, 
     if settings.direction is None:
         return None, ()
     path = Path(settings.direction)
-    found = check_directions(_numbers(path), layer.channels, f"--direction {path}")
+    found = check_directions(_read_numbers(path), layer.channels, f"--direction {path}")
     name = f"{path.name}:{file_digest(path)[:16]}"
     return found, tuple(f"{name}:{row}" for row in range(len(found)))
 
 
-def _numbers(path: Path) -> Tensor:
+def _read_numbers(path: Path) -> Tensor:
     """The numbers of an .npy file; raises `UsageError` for anything else."""
     try:
         found = np.load(path, allow_pickle=False)

@@ -16,7 +16,7 @@ from cnnvis_cli.settings import OptimizePlan, Plan
 
 def asked_styles(plan: Plan) -> list[Style]:
     """The styles of the plan; raises `UsageError` for one that does not exist."""
-    return [_asked(name, plan) for name in plan.optimize.style]
+    return [_asked_style(name, plan) for name in plan.optimize.style]
 
 
 def known_styles(plan: Plan) -> dict[str, Style]:
@@ -33,7 +33,7 @@ def _read_kept(path: Path) -> dict[str, Any]:
     return dict(Plan.make(path, {}).styles)
 
 
-def _asked(name: str, plan: Plan) -> Style:
+def _asked_style(name: str, plan: Plan) -> Style:
     """The style as the plan wants it, its step not yet calibrated."""
     settings, known = plan.optimize, known_styles(plan)
     if name not in known:

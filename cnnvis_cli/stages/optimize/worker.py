@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, Evaluate, climb
+from cnnvis_cli.arrays import Arrays
+from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, Evaluate, climb
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import (
@@ -35,9 +36,8 @@ from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.optimize.evaluation import TOLERANCES, evaluate_window, traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup
-from cnnvis_cli.store.parts import Arrays
 
-BEAT = 8  # steps of a batch from one message about them to the next, or
+STEPS_PER_MESSAGE = 8  # steps of a batch from one message about them to the next, or
 PAUSE = 1.0  # seconds
 
 
@@ -157,7 +157,7 @@ def optimize_blocks(
     """Make the ascents of the jobs of these numbers, and keep them as parts."""
     network = work.on(worker_slot.device)
     check_pass(work, network)
-    desk = _Desk(work)
+    desk = _OpenBlocks(work)
 
     def run_groups() -> Iterator[Sequence[AscentSpec]]:
         for number in numbers:
@@ -182,12 +182,12 @@ def optimize_blocks(
         desk.emit_kept(emit)
 
 
-def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> Batch:
+def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> AscentBatch:
     """A batch of ascents on a worker slot's device, whose steps are one launch each on a GPU."""
     run = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
     pulse = _Pulse(settings.get("max_active") or size, emit)
     steady = worker_slot.device.type == "cuda"
-    return Batch(size, steady=steady, run=run, on_step=pulse, **settings)
+    return AscentBatch(size, steady=steady, run=run, on_step=pulse, **settings)
 
 
 @dataclass
@@ -202,13 +202,13 @@ class _Pulse:
     def __call__(self) -> None:
         self.steps += 1
         now = time.monotonic()
-        if self.steps == BEAT or now - self.spoken > PAUSE:
+        if self.steps == STEPS_PER_MESSAGE or now - self.spoken > PAUSE:
             self.emit(Steps(self.steps * self.busy))
             self.steps, self.spoken = 0, now
 
 
 @dataclass
-class _Desk:
+class _OpenBlocks:
     """Blocks whose ascents are under way."""
 
     work: OptimizeJob

@@ -16,7 +16,7 @@ from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.dataset_images import gather
 from cnnvis_cli.stages.common.layer_job import announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.project.batching import StoredPlaces
 from cnnvis_cli.stages.project.job import Made, Projections, memory_need
 from cnnvis_cli.stages.project.worker import ProjectJob, project_blocks
 from cnnvis_cli.store.topk_file import TopKFile
@@ -30,7 +30,7 @@ def check_ways_back(session: Session) -> None:
 
 def project(session: Session) -> None:
     """Project the stored places of the chosen units, for every chosen layer and method."""
-    asked = _asked(session)
+    asked = _asked_projections(session)
     todo = [projections for projections in asked if projections.pending]
     for method in session.plan.project.method:
         layers = [projections.layer for projections in todo if projections.method == method]
@@ -61,18 +61,18 @@ def _do(session: Session, todo: Sequence[Projections]) -> None:
         work = replace(work, read=gather(session, work.images(tasks)))
     for each in todo:
         each.parts.describe(each.described)
-    on_event = _Progress(session, todo, work)
+    on_event = _ProjectProgress(session, todo, work)
     run_tasks(partial(project_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.settle()
 
 
-class _Progress:
+class _ProjectProgress:
     """Receives the processes' messages, and publishes a layer's projections when all are done."""
 
     def __init__(self, session: Session, todo: Sequence[Projections], work: ProjectJob) -> None:
         self._session, self._todo, self._work = session, todo, work
         self._left = Counter(task.job for task in work.tasks)
-        count = sum(len(Slots.of(todo[task.job].top, task.units)) for task in work.tasks)
+        count = sum(len(StoredPlaces.of(todo[task.job].top, task.units)) for task in work.tasks)
         self._meter = session.report.meter("project", count, "places")
 
     def __call__(self, message: Any) -> None:
@@ -97,7 +97,7 @@ class _Progress:
             self._todo[piece].publish()
 
 
-def _asked(session: Session) -> list[Projections]:
+def _asked_projections(session: Session) -> list[Projections]:
     """Return the plan's projections; without --layer those of the layers in topk.h5.
 
     Raise `UsageError` if there are none.

@@ -11,25 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnvis_cli.arrays import Floats
 from cnnvis_cli.dataset.video import Folder, Video, is_moving
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.figure import activations as figures
 from cnnvis_cli.figure.activations import Heading, OverImage, Panel, Stop, Values
 from cnnvis_cli.figure.canvas import Canvas
-from cnnvis_cli.figure.grid import Floats, Grid, Scale, finite, grid_of, in_colour, over_image
+from cnnvis_cli.figure.grid import Grid, Scale, finite, grid_of, in_colour, over_image
 from cnnvis_cli.network.outputs import Output
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.render import Figure, draw_figures, files, is_there
+from cnnvis_cli.stages.figures.render import Figure, draw_figures, figure_files, is_there
 from cnnvis_cli.stages.single.inputs import InputImage, file_names, in_batches, photographs
 from cnnvis_cli.stages.single.recorder import Outputs, Recorded, Recorder, guesses, title_of
 from cnnvis_cli.stages.single.video import film
 from cnnvis_cli.store.activations import ActivationsFile, LayerActivations
 from cnnvis_cli.store.run import Record
 
-BATCH = {"cpu": 4, "cuda": 16}  # images; the maps of all layers of a batch are kept at once
+IMAGES_PER_BATCH = {"cpu": 4, "cuda": 16}  # the maps of all layers are kept at once
 COMPARED = 6  # most images side by side
-NAMED = 11  # strongest channels of a vector that are named
+NAMED_CHANNELS = 11  # strongest channels of a vector that are named
 ALL = "all"
 KIND = "activations"
 
@@ -95,16 +96,16 @@ class ShownImages:
 
 def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterator[Path]:
     """Yield the files of all images, in batches, or of their comparison."""
-    size = session.plan.batch_size or BATCH[session.device.type]
+    size = session.plan.batch_size or IMAGES_PER_BATCH[session.device.type]
     found = photographs(session, places)
     with Recorder(session.network, outputs.needed, size) as eye:
         if session.plan.activations.compare:
             for batch in in_batches(found, COMPARED + 1):
-                yield from _drawn(session, outputs, eye, [_compared(tuple(batch))])
+                yield from _draw_missing(session, outputs, eye, [_compared(tuple(batch))])
             return
         for batch in in_batches(found, size):
             subjects = [ShownImages(image.name, (image,)) for image in batch]
-            yield from _drawn(session, outputs, eye, subjects)
+            yield from _draw_missing(session, outputs, eye, subjects)
 
 
 def _compared(images: tuple[InputImage, ...]) -> ShownImages:
@@ -117,7 +118,7 @@ def _compared(images: tuple[InputImage, ...]) -> ShownImages:
     return ShownImages(name, images)
 
 
-def _drawn(
+def _draw_missing(
     session: Session, outputs: Outputs, eye: Recorder, subjects: Sequence[ShownImages]
 ) -> Iterator[Path]:
     """Yield the files of some subjects; the network runs only if one of them is missing."""
@@ -133,10 +134,10 @@ def _drawn(
         yield from draw_figures(session, planned)
     else:
         for figure in planned:
-            yield from files(session, figure)
+            yield from figure_files(session, figure)
     for file, record, seen in kept:
         if not file.is_of(record):
-            file.publish(record, _numbers(outputs, seen))
+            file.publish(record, _recorded(outputs, seen))
         yield file.path
 
 
@@ -160,7 +161,7 @@ def _figures(session: Session, outputs: Outputs, subjects: Sequence[ShownImages]
     figures = []
     for subject in subjects:
         for output in outputs.shown:
-            figures.append(_layer(session, outputs, subject, output))
+            figures.append(_layer_figure(session, outputs, subject, output))
         for output, channel in outputs.units:
             figures.append(_unit(session, subject, output, channel))
         if len(outputs.shown) > 1 and len(subject.images) == 1:
@@ -182,7 +183,7 @@ def _figure(
         "images": subject.digests,
         "names": [image.name for image in subject.images],
         "weights_sha256": session.network.digest,
-        "batch": session.plan.batch_size or BATCH[session.device.type],
+        "batch": session.plan.batch_size or IMAGES_PER_BATCH[session.device.type],
         "tone": asked.tone,
         "scale": asked.scale,
     }
@@ -203,7 +204,9 @@ def _heading(session: Session, subject: ShownImages, what: str, note: str) -> He
     return Heading(f"{names} · {what}", tuple(lines), note)
 
 
-def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Output) -> Figure:
+def _layer_figure(
+    session: Session, outputs: Outputs, subject: ShownImages, output: Output
+) -> Figure:
     """Return one layer's channels: a square of tiles, or bars."""
     asked = session.plan.activations
     what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
@@ -212,7 +215,7 @@ def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Out
     def bars() -> Canvas:
         names = [image.name if len(subject.images) > 1 else "" for image in subject.images]
         return figures.bars(
-            list(map(partial(_named, outputs, output), names, subject.values(output))),
+            list(map(partial(_with_strongest, outputs, output), names, subject.values(output))),
             replace(heading, note=_bars_note(subject, output)),
             asked.scale or 1,
         )
@@ -234,10 +237,10 @@ def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Out
     return _figure(session, subject, output.name, heading, {"layer": output.name}, draw)
 
 
-def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
+def _with_strongest(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
     """Return a vector with the labels of its strongest channels; ties by number."""
     values = maps[:, 0, 0]
-    order = np.argsort(-values, kind="stable")[:NAMED].tolist()
+    order = np.argsort(-values, kind="stable")[:NAMED_CHANNELS].tolist()
     return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
 
 
@@ -260,7 +263,7 @@ def _unit(session: Session, subject: ShownImages, output: Output, channel: int) 
     record = {"layer": output.name, "channel": channel}
     name = f"{output.name}_{channel:04d}"
     asked, size = session.plan.activations, session.network.size
-    fitting = max(1, round(figures.SHOWN / size[1]))
+    fitting = max(1, round(figures.IMAGE_WIDTH / size[1]))
 
     def draw() -> Canvas:
         maps = [each[channel] for each in subject.values(output)]
@@ -310,14 +313,17 @@ def _overview(session: Session, outputs: Outputs, subject: ShownImages) -> Figur
         side = figures.stop_side(len(outputs.shown) + 1)
         first = Stop("input", f"{image.shape[0]}x{image.shape[1]} pixels", image)
         return figures.walk(
-            [first, *(_stop(subject, output, asked.tone, side) for output in outputs.shown)],
+            [
+                first,
+                *(_timeline_stop(subject, output, asked.tone, side) for output in outputs.shown),
+            ],
             heading,
         )
 
     return _figure(session, subject, ALL, heading, record, draw)
 
 
-def _stop(subject: ShownImages, output: Output, tone: str, side: int) -> Stop:
+def _timeline_stop(subject: ShownImages, output: Output, tone: str, side: int) -> Stop:
     (maps,) = subject.values(output)
     detail = f"{output.kind}, {output.size.replace(' channels of ', ' of ')}"
     if output.flat:
@@ -354,7 +360,7 @@ def _kept(
     return found
 
 
-def _numbers(outputs: Outputs, seen: Recorded | None) -> dict[str, LayerActivations]:
+def _recorded(outputs: Outputs, seen: Recorded | None) -> dict[str, LayerActivations]:
     assert seen is not None, "a missing file has the network look"
     return {
         each.name: LayerActivations(each.module, each.call, each.kind, seen.values[each.name])

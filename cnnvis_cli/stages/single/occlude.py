@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from cnnvis_cli.arrays import Arrays, Floats, Pixels
 from cnnvis_cli.dataset.decode import Unreadable
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, Pool, TaskDone, WorkerSlot, run_tasks
@@ -23,8 +24,7 @@ from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlusion_sheet
 from cnnvis_cli.figure.sheets import Caption, Pane
-from cnnvis_cli.figure.tone import RULES as TONES
-from cnnvis_cli.figure.tone import Floats, Pixels, as_photograph, toned
+from cnnvis_cli.figure.tone import TONES, as_photograph, toned
 from cnnvis_cli.network.backward import check_rules, rectify
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
@@ -43,14 +43,14 @@ from cnnvis_cli.stages.single.inputs import (
     find_class,
     photographs,
 )
-from cnnvis_cli.store.occluded import Arrays, OccludedFile
+from cnnvis_cli.store.occluded import OccludedFile
 from cnnvis_cli.store.run import Record, Run
 
 # Of an input's side. The paper does not give the size and distance of its squares; a fifth
 # covers an eye or a wheel in most photographs, and 20 positions per side show where.
 SIZE, STRIDE = 1 / 5, 1 / 20
-BATCH = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
-SHOWN = 9  # number of the unit's strongest images
+POSITIONS_PER_PASS = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
+SHOWN_IMAGES = 9  # number of the unit's strongest images
 LARGE = 224  # preferred side of a panel in pixels
 
 
@@ -74,7 +74,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
     """Let several processes compute the numbers, if there are several images."""
     if len(numbers) < 2:
         return
-    pool: Pool = session.pool(_need(session), gradients=True)
+    pool: Pool = session.pool(_occlude_memory(session), gradients=True)
     if len(pool) < 2:
         return
     meter = session.report.meter("occlude", len(numbers), "images")
@@ -96,10 +96,10 @@ def _there(session: Session) -> Plan:
     return replace(session.portable_plan, occlude=replace(settings, images=images))
 
 
-def _need(session: Session) -> int:
+def _occlude_memory(session: Session) -> int:
     """Return a process's approximate memory on a CPU: the maps of a batch, twice, and itself."""
     maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
-    return 2 * 4 * maps * BATCH["cpu"] + (300 << 20)
+    return 2 * 4 * maps * POSITIONS_PER_PASS["cpu"] + (300 << 20)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ class OcclusionJob:
     def size(self) -> int:
         """The number of positions per pass."""
         device = self.session.device.type
-        return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
+        return self.session.plan.batch_size or POSITIONS_PER_PASS.get(
+            device, POSITIONS_PER_PASS["cpu"]
+        )
 
     @cached_property
     def occluder(self) -> Occluder:

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.grid import Floats
 from cnnvis_cli.figure.live import Guess
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.outputs import PROB, Output, choose_outputs, find_outputs, watching

@@ -19,7 +19,7 @@ from cnnvis_cli.store.run import Record, Run
 
 
 @dataclass(frozen=True)
-class Cut:
+class Partition:
     """How images are cut into batches and these into parts; it follows from the plan alone.
 
     Some 500 parts, but parts of up to four batches where there are few: a part costs a file and
@@ -74,8 +74,8 @@ class TopKJob(Portable):
         return cls(identity, manifest, layers, Parts(run.parts("topk", key), key), plan, network)
 
     @property
-    def cut(self) -> Cut:
-        return Cut(len(self.manifest), self.identity["batch_size"])
+    def cut(self) -> Partition:
+        return Partition(len(self.manifest), self.identity["batch_size"])
 
     def describe(self, part: int) -> str:
         """A part's name for a person: its first and last image."""
