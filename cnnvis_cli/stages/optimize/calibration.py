@@ -23,7 +23,7 @@ from cnnvis_cli.store.parts import Parts
 
 
 def calibrate_all(session: Session, climbs: Sequence[LayerOptimization]) -> list[LayerOptimization]:
-    """The climbs with the steps that suit their layers; those that were found before are kept."""
+    """Return the climbs with the steps that suit their layers; known steps are kept."""
     found = {number: each.settled for number, each in enumerate(climbs)}
     kept = {number: each.kept_steps for number, each in enumerate(climbs)}
     for number, each in enumerate(climbs):
@@ -112,7 +112,7 @@ def find_steps(
 
 
 def probing(work: OptimizeJob) -> OptimizeJob:
-    """The work of a probe: each ascent by itself."""
+    """Return the work of a probe: each ascent by itself."""
     objective = replace(work.setup.objective, diversity=0.0, run_group=1)
     return replace(
         work, setup=replace(work.setup, objective=objective), evaluations={}, checked=set()
@@ -120,7 +120,7 @@ def probing(work: OptimizeJob) -> OptimizeJob:
 
 
 def calibrated(work: OptimizeJob, style: Style, worker_slot: WorkerSlot, emit: Emit) -> Style:
-    """The style with the step that suits the layer; see `ascent.calibrate`."""
+    """Return the style with the step that suits the layer; see `ascent.calibrate`."""
     network, setup = work.on(worker_slot.device), work.setup
     evaluate = work.evaluate(network, PROBES)
     chosen = [work.ascents(network, style, target)[0] for target in probe_channels(setup.targets)]

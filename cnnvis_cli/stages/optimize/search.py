@@ -130,12 +130,12 @@ class Search(LayerJob):
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The rows."""
+        """Return the numbers of the rows."""
         return tuple(range(len(self.rows)))
 
     @property
     def done(self) -> tuple[int, ...]:
-        """All rows or none; raise `UsageError` for another search of this name."""
+        """Return all rows or none; raise `UsageError` for another search of this name."""
         held = self.file.searches().get(self.group)
         if held is None:
             return ()

@@ -50,7 +50,7 @@ def optimize(session: Session) -> None:
 
 
 def _optimize_layers(session: Session, climbs: Sequence[LayerOptimization]) -> TasksFailed | None:
-    """Layer after layer, also where some blocks of one had to be set aside: the first of those."""
+    """Optimize layer after layer; return the first that had to set blocks aside."""
     lost: list[TasksFailed] = []
     with Aside() as publisher:
         for layer in dict.fromkeys(each.layer for each in climbs):
@@ -93,7 +93,7 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
 
 
 def _half_batches(climbs: LayerOptimization, alone: bool) -> Blocks:
-    """Half batches, which two processes can share evenly; whole ones where each is on its own."""
+    """Return half batches, for two processes to share evenly; whole ones for lone processes."""
     runs = climbs.session.plan.optimize.runs
     return Blocks(climbs.parts, max(1, climbs.setup.size // (runs if alone else runs * 2)))
 
@@ -101,7 +101,7 @@ def _half_batches(climbs: LayerOptimization, alone: bool) -> Blocks:
 def _climb(
     session: Session, climbs: Sequence[LayerOptimization], work: OptimizeJob, pool: Pool
 ) -> None:
-    """Have the pool do the tasks of a layer."""
+    """Let the pool do the tasks of a layer."""
     for each in climbs:
         each.parts.describe(each.described)
     tasks, run_group, size = work.tasks, work.setup.objective.run_group, work.setup.size
@@ -128,7 +128,7 @@ def _check_all_there(
 
 
 class _OptimizeProgress:
-    """Hears what the processes tell, and says how far the layer is."""
+    """Hear what the processes tell, and say how far the layer is."""
 
     def __init__(
         self, session: Session, climbs: Sequence[LayerOptimization], tasks: Sequence[LayerTask]

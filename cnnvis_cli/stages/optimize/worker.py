@@ -103,7 +103,7 @@ class OptimizeJob(Portable):
 
     @property
     def _name(self) -> str:
-        """Directions have seeds of their own."""
+        """Return the name that seeds are drawn for: directions have seeds of their own."""
         alias = self.setup.layer.alias
         return alias if self.setup.objective.directions is None else f"{alias} directions"
 
@@ -183,7 +183,7 @@ def optimize_blocks(
 
 
 def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> AscentBatch:
-    """A batch of ascents on a worker slot's device, whose steps are one launch each on a GPU."""
+    """Return a batch of ascents on a worker slot's device; on a GPU each step is one launch."""
     run = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
     pulse = _Pulse(settings.get("max_active") or size, emit)
     steady = worker_slot.device.type == "cuda"
@@ -192,7 +192,7 @@ def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) ->
 
 @dataclass
 class _Pulse:
-    """Tells now and then how many steps have been made."""
+    """Tell now and then how many steps have been made."""
 
     busy: int
     emit: Emit
@@ -229,7 +229,7 @@ class _OpenBlocks:
         return len(self.open_blocks[number]) == whole
 
     def close(self, number: int) -> dict[tuple[int, int], Ascent]:
-        """A block's ascents, which are to be kept now."""
+        """Return a block's ascents, which are to be kept now."""
         self.kept.append(number)
         return self.open_blocks.pop(number)
 
@@ -245,7 +245,7 @@ class _OpenBlocks:
 
 
 def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], Ascent]) -> Arrays:
-    """The arrays of a task's ascents, by the names of the schema."""
+    """Return the arrays of a task's ascents, by the names of the schema."""
     targets = work.tasks[number].units
     settings, sign = work.plan.optimize, work.setup.objective.sign
     rows = [[found[target, run] for run in range(settings.runs)] for target in targets]
@@ -272,5 +272,5 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], As
 
 
 def history_length(style: Style, every: int) -> int:
-    """How many values of an ascent are kept."""
+    """Return how many values of an ascent are kept."""
     return math.ceil(style.iterations / every)

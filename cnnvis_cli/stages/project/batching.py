@@ -74,7 +74,7 @@ class Batching:
                 yield group[first : first + size], whole
 
     def _batch(self, box: NDArray[np.int32], whole: bool) -> int:
-        """How many windows like this one share a pass."""
+        """Return how many windows like this one share a pass."""
         network, device = self.network, self.device
         height, width = self.size if whole else box_of(box).clip(self.size).size
         each = network.map_bytes(self.layer) * height * width // (self.size[0] * self.size[1])

@@ -57,14 +57,14 @@ class Projections(LayerJob):
 
     @cached_property
     def batching(self) -> Batching:
-        """How its places are divided into passes."""
+        """Return how its places are divided into passes."""
         plan, network = self.session.plan, self.session.network
         whole = self.settings.start == "map"
         return Batching(network, self.layer, self.session.device, plan.batch_size, whole)
 
     @property
     def backward(self) -> BackwardPass:
-        """The way back from its places."""
+        """Return the way back from its places."""
         network, topk = self.session.network, self.session.run.topk
         return BackwardPass(network, self.layer, self.method, self.settings, self.top, topk)
 
@@ -92,18 +92,18 @@ class Projections(LayerJob):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """The shape of the layer's projections: C, k, h, w."""
+        """Return the shape of the layer's projections: C, k, h, w."""
         canvas = self.batching.size if self.batching.whole else self.layer.field.size
         return self.layer.channels, self.top.places.image.shape[1], *canvas
 
     @property
     def block(self) -> int:
-        """The number of channels that are computed together."""
+        """Return the number of channels that are computed together."""
         return max(1, _BLOCK_BYTES // (int(np.prod(self.shape[1:])) * 3 * 2))
 
     @property
     def done(self) -> list[int]:
-        """The channels in the file; raise `UsageError` if it is of another plan."""
+        """Return the channels in the file; raise `UsageError` if it is of another plan."""
         groups = self.file.methods()
         for group, held in groups.items():
             wanted = self.record if group == self.group else {"topk": self.source}

@@ -67,7 +67,7 @@ def _do(session: Session, todo: Sequence[Projections]) -> None:
 
 
 class _ProjectProgress:
-    """Receives the processes' messages, and publishes a layer's projections when all are done."""
+    """Receive the processes' messages, and publish a layer's projections when all are done."""
 
     def __init__(self, session: Session, todo: Sequence[Projections], work: ProjectJob) -> None:
         self._session, self._todo, self._work = session, todo, work

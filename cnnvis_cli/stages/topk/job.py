@@ -27,7 +27,7 @@ class Partition:
     """
 
     images: int
-    size: int  # images a batch
+    size: int  # images per batch
 
     @property
     def batches(self) -> int:
@@ -35,12 +35,12 @@ class Partition:
 
     @property
     def length(self) -> int:
-        """Batches a part."""
+        """Return the batches per part."""
         return max(-(-self.batches // 512), min(4, -(-self.batches // 8)))
 
     @property
     def count(self) -> int:
-        """Parts in all."""
+        """Return the number of parts."""
         return -(-self.batches // self.length)
 
     def batches_of(self, part: int) -> range:
@@ -78,11 +78,11 @@ class TopKJob(Portable):
         return Partition(len(self.manifest), self.identity["batch_size"])
 
     def describe(self, part: int) -> str:
-        """A part's name for a person: its first and last image."""
+        """Return a part's name for a person: its first and last image."""
         images = self.cut.images_of(part)
         first, last = self.manifest.path(images.start), self.manifest.path(images.stop - 1)
         return f"images {images.start} to {images.stop - 1} ({first} to {last})"
 
     def on(self, device: torch.device) -> Network:
-        """The network on a worker slot's device."""
+        """Return the network on a worker slot's device."""
         return network_on(device, self.plan, self.network)

@@ -54,7 +54,7 @@ def topk(session: Session) -> None:
 
 
 def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
-    """All that decides what topk.h5 holds; batch size and device decide the last bits of values.
+    """Return all that decides what topk.h5 holds; batch size and device decide the last bits.
 
     A batch size that nobody asks for is that of the file that there may be.
     """
@@ -74,7 +74,7 @@ def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record
 
 
 def _topk_memory(session: Session, size: int) -> int:
-    """About how much memory a process needs on a CPU: the largest maps, thrice, and itself."""
+    """Return a process's approximate memory on a CPU: the largest maps, thrice, and itself."""
     largest = max(la.channels * la.map[0] * la.map[1] for la in session.network.layers)
     return 4 * size * 3 * largest + (300 << 20)
 
@@ -99,7 +99,7 @@ class Pace:
         return self.waited / self.seconds if self.seconds else 0.0
 
     def record(self) -> Record:
-        """For run.json; nothing where nothing was to do."""
+        """Return what run.json says of it; nothing where nothing was to do."""
         if not self.seconds:
             return {}
         speed = self.images / self.seconds * self.processes
