@@ -17,7 +17,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
 from cnnvis_cli.figure.canvas import Canvas, Picture, resized, scaled
 from cnnvis_cli.figure.grid import columns_of
-from cnnvis_cli.figure.tone import TONES, toned
+from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import MontagePlan, Plan
@@ -253,7 +253,7 @@ class Reading:
         if not panes:
             return None
         shown = tuple(self._pane(layer, unit, pane) for pane in panes)
-        rule = TONES[self.session.plan.figure.tone]
+        rule = TONE_RULES[self.session.plan.figure.tone]
         note = f"Tone of all but patches: {rule}.{self._lost(panes)}"
         caption = sheets.Caption(self._title(layer, unit), note)
         return sheets.single(sheets.Cell("", shown), caption, _enlargement(panes[0].size))

@@ -31,10 +31,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis filters --model demo
     """
-    run_command("filters", flags, _draw_filters)
+    run_command("filters", flags, _show_filters)
 
 
-def _draw_filters(plan: Plan, report: Report) -> None:
+def _show_filters(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.figures.filters import filters
 

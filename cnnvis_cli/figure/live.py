@@ -66,7 +66,7 @@ class Screen:
         canvas = Canvas(self.height, _even(self.column + 2 * EDGE))
         canvas.tile(frame, EDGE, EDGE, self.picture)
         top = EDGE + round(self.frame[0] * self.picture) + 8
-        canvas.text(_shortened(self.title, SMALL, self.column), top, EDGE, SMALL, INK)
+        canvas.text(_shortened_once(self.title, SMALL, self.column), top, EDGE, SMALL, INK)
         for line in notes:
             top += SMALL + 4
             _words(canvas, line, (top, EDGE), self.column)
@@ -98,7 +98,7 @@ class Shot(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _shortened(text: str, size: int, width: int) -> str:
+def _shortened_once(text: str, size: int, width: int) -> str:
     """Return a text cut to a width; cached, since all frames have the same few."""
     return shortened(text, size, width)
 
@@ -139,7 +139,7 @@ def _draw_guesses(
         if y + LARGE + BAR > canvas.height:
             return
         canvas.text(f"{guess.share:.2f}", y, left, LARGE, ink)
-        canvas.text(_shortened(guess.name, LARGE, width - 36), y, left + 36, LARGE, ink)
+        canvas.text(_shortened_once(guess.name, LARGE, width - 36), y, left + 36, LARGE, ink)
         length = max(1, round(width * min(guess.share, 1)))
         middle = y + LARGE + 3 + BAR // 2
         canvas.line([(left, middle), (left + length - 1, middle)], INKS[0], BAR - 1)

@@ -114,7 +114,7 @@ def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tens
 
 
 @dataclass(frozen=True)
-class SaliencyMethod:
+class Explainer:
     """A way to explain a value.
 
     Pixelwise maps are (B, 3, h, w) and `shown` signed, or by the largest of the three magnitudes;
@@ -128,7 +128,7 @@ class SaliencyMethod:
     parameters: dict[str, Any]
 
 
-METHODS: Registry[SaliencyMethod] = Registry("saliency method")
+METHODS: Registry[Explainer] = Registry("saliency method")
 Explain = Callable[[Question], Tensor]
 
 
@@ -138,7 +138,7 @@ def _method(
     """Register a function from a question to maps."""
 
     def keep(explain: Explain) -> Explain:
-        METHODS.register(name)(SaliencyMethod(explain, title, shown, says, parameters))
+        METHODS.register(name)(Explainer(explain, title, shown, says, parameters))
         return explain
 
     return keep

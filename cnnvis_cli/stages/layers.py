@@ -7,6 +7,7 @@ import json
 from cnnvis_cli.nouns import Layer, size_text
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.common.network_loading import outline
 from cnnvis_cli.store.run import Record
 
@@ -17,13 +18,10 @@ def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
     found = outline(plan).layers
     if as_json:
-        report.result(json.dumps([_layer_record(layer) for layer in found], indent=1))
+        report.result(json.dumps(list(map(_layer_record, found)), indent=1))
         return
-    rows = [HEADINGS, *(_layer_row(layer) for layer in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        report.result("  ".join(cells).rstrip())
+    for line in aligned([HEADINGS, *map(_layer_row, found)]):
+        report.result(line)
 
 
 def _layer_record(layer: Layer) -> Record:
@@ -40,5 +38,5 @@ def _layer_record(layer: Layer) -> Record:
 
 
 def _layer_row(layer: Layer) -> tuple[str, ...]:
-    sizes = (size_text(size) for size in (layer.map, layer.field.size, layer.field.stride))
+    sizes = map(size_text, (layer.map, layer.field.size, layer.field.stride))
     return layer.alias, layer.module, layer.kind, str(layer.channels), *sizes

@@ -137,7 +137,7 @@ class TopKFile:
             write(file.create_group("bins"), HISTOGRAM_BINS, bins)
             for order, result in enumerate(layers):
                 group = file.create_group(f"layers/{result.layer.alias}")
-                _write_layer(group, result)
+                _write_topk_layer(group, result)
                 group.attrs["order"] = order
 
 
@@ -150,7 +150,7 @@ def _check_places(places: TopK, box: NDArray[np.int32], images: int) -> None:
         raise ValueError("speaks of windows that no network has")
 
 
-def _write_layer(group: h5py.Group, result: LayerResult) -> None:
+def _write_topk_layer(group: h5py.Group, result: LayerResult) -> None:
     layer = result.layer
     group.attrs.update(module=layer.module, kind=layer.kind, channels=layer.channels)
     group.attrs.update(map=layer.map, receptive_field=layer.field.size, stride=layer.field.stride)

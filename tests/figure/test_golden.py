@@ -26,7 +26,7 @@ from cnnvis_cli.figure.sheets import (
     single,
     toolbox_montage,
 )
-from cnnvis_cli.figure.tone import TONES, toned
+from cnnvis_cli.figure.tone import TONE_RULES, toned
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -43,7 +43,9 @@ def waves(seed: int, count: int, side: int) -> Pixels:
     return found
 
 
-CAPTION = Caption("demo conv5 (features.10) · 6 of 64 units", f"Preferred images. {TONES['tile']}.")
+CAPTION = Caption(
+    "demo conv5 (features.10) · 6 of 64 units", f"Preferred images. {TONE_RULES['tile']}."
+)
 
 
 def optimized() -> Canvas:

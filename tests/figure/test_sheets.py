@@ -25,7 +25,7 @@ from cnnvis_cli.figure.sheets import (
     single,
     toolbox_montage,
 )
-from cnnvis_cli.figure.tone import TONES, about_grey, as_photograph, toned
+from cnnvis_cli.figure.tone import TONE_RULES, about_grey, as_photograph, toned
 
 CAPTION = Caption("demo conv1 (features.0) · units 0 to 7 of 32", "Preferred images. " * 12)
 
@@ -87,8 +87,8 @@ def test_about_grey_uses_the_range_and_forgets_the_scale(seed: int, scale: float
 
 
 def test_every_rule_is_explained() -> None:
-    assert set(TONES) == {"tile", "unit", "sheet", "true"}
-    assert all(TONES.values())
+    assert set(TONE_RULES) == {"tile", "unit", "sheet", "true"}
+    assert all(TONE_RULES.values())
 
 
 @pytest.mark.parametrize(("count", "columns", "gap"), [(9, 3, 1), (7, 3, 2), (1, 3, 1), (4, 4, 0)])

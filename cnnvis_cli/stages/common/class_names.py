@@ -40,12 +40,12 @@ def _folders(images: Images) -> list[str]:
 def _read_names(path: Path, folders: list[str]) -> list[str]:
     """Return one name per line, in the folders' order; or folders with their names."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes {path}: cannot be read ({error})") from None
-    lines = [line for line in lines if line]
-    pairs = dict(_folder_and_name(line) for line in lines)
-    if all(folder in pairs for folder in folders):
+    lines = list(filter(None, map(str.strip, text.splitlines())))
+    pairs = dict(map(_folder_and_name, lines))
+    if pairs.keys() >= set(folders):
         return [pairs[folder] for folder in folders]
     if len(lines) != len(folders):
         raise UsageError(

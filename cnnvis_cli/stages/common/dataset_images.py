@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from threading import Lock
 
@@ -49,7 +50,7 @@ def dataset_path(session: Session) -> Path:
 
 def draw_images(folder: Path, report: Report) -> None:
     """Draw the missing images of ``demo`` in a folder."""
-    names = [(name, number) for name in CLASSES for number in range(PER_CLASS)]
+    names = list(product(CLASSES, range(PER_CLASS)))
     for name, number in report.track(names, "drawing", len(names), "images"):
         path = folder / name / f"{number:03d}.png"
         if not path.exists():

@@ -116,5 +116,7 @@ class Portable:
 
     def __getstate__(self) -> dict[str, Any]:
         defaults = {f.name: f.default_factory for f in fields(self) if callable(f.default_factory)}  # type: ignore[arg-type]
-        left = {name: defaults[name]() if name in defaults else None for name in self.stays}
-        return {**vars(self), **left}
+        state = dict(vars(self))
+        for name in self.stays:
+            state[name] = defaults[name]() if name in defaults else None
+        return state

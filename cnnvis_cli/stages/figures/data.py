@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,8 +176,8 @@ class TopImages:
 
     @property
     def record(self) -> Record:
-        sources = [file_digest(path) for path in (self.session.run.topk, self.file.path)]
-        return {"method": self.method, "sources": sources, "classes": self._classes_key}
+        sources = map(file_digest, (self.session.run.topk, self.file.path))
+        return {"method": self.method, "sources": list(sources), "classes": self._classes_key}
 
     @property
     def _classes_key(self) -> str | None:
@@ -220,10 +220,7 @@ class TopImages:
     def names(self, unit: int) -> tuple[str, ...]:
         """Return the class of each image, empty if it has none."""
         images, names = self._images, self._class_names
-        labels = [
-            int(images.label[i]) if i >= 0 else -1
-            for i in self.top.places.image[unit, : self.shown].tolist()
-        ]
+        labels = labels_of(images, self.top.places.image[unit, : self.shown].tolist())
         return tuple(names[label] if label >= 0 else "" for label in labels)
 
     @cached_property
@@ -276,3 +273,11 @@ def _one_of(
     if asked not in held:
         raise unknown(kind, asked, held, place=layer.alias)
     return asked
+
+
+def labels_of(images: Images, indices: Iterable[int]) -> list[int]:
+    """Return the class of each image, -1 without a class or an image."""
+    labels = []
+    for index in indices:
+        labels.append(int(images.label[index]) if index >= 0 else -1)
+    return labels

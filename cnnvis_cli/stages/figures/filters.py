@@ -241,7 +241,7 @@ def _sheets(found: Filters) -> Figure:
         "weights_sha256": found.session.network.digest,
         "radius": plan.radius,
         "tone": TONES[plan.tone],
-        "largest": [float(np.abs(state).max()) for state in states],
+        "largest": _largest_sizes(states),
         "scale": scale,
         "exceeding": np.flatnonzero(found.exceeds).tolist(),
         "dead": None if found.activity is None else np.flatnonzero(found.dead).tolist(),
@@ -256,10 +256,14 @@ def _picture(found: Filters, weights: Tensor) -> Floats:
     return pictures
 
 
+def _largest_sizes(states: Sequence[Floats]) -> list[float]:
+    return [float(np.abs(state).max()) for state in states]
+
+
 def _sheet_note(found: Filters, states: Sequence[Floats], scale: int) -> str:
     """Return how to read the sheets."""
     plan, (height, width) = found.session.plan.filters, found.size
-    before, after = (float(np.abs(state).max()) for state in states)
+    before, after = _largest_sizes(states)
     deaths = (
         f"Which are dead is not known: {NEEDS}."
         if found.activity is None

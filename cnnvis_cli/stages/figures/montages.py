@@ -26,9 +26,10 @@ from cnnvis_cli.figure.sheets import (
     single,
     toolbox_montage,
 )
-from cnnvis_cli.figure.tone import TONES, largest, toned, toned_together
+from cnnvis_cli.figure.tone import TONE_RULES, largest, toned, toned_together
 from cnnvis_cli.nouns import Layer, Size, Unit
 from cnnvis_cli.registry import Registry
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
@@ -86,7 +87,7 @@ class UnitSheet:
     def pages(self, session: Session) -> Pages:
         pages = -(-len(self.units) // self.room)
         size = -(-len(self.units) // max(1, pages))  # equal pages, so that they are done together
-        chunks = [self.units[i : i + size] for i in range(0, len(self.units), size or 1)]
+        chunks = in_groups(self.units, size or 1)
         return [self._page(session, n, chunk) for n, chunk in enumerate(chunks, 1)]
 
     def _page(self, session: Session, number: int, units: Units) -> Figure:
@@ -101,10 +102,10 @@ def _title(session: Session, layer: Layer, units: Units) -> str:
     name = f"{session.network.name} {layer.alias}"
     if layer.module != layer.alias:
         name += f" ({layer.module})"
-    return f"{name} · {_units_text(units, layer.channels)}"
+    return f"{name} · {_units_shown(units, layer.channels)}"
 
 
-def _units_text(units: Units, channels: int) -> str:
+def _units_shown(units: Units, channels: int) -> str:
     if len(units) == channels:
         return f"all {channels} units"
     if len(units) == 1:
@@ -135,7 +136,7 @@ def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"{images.what}, style {images.style}, {_pixels(images.size, plan.scale)}. "
-        f"Tone: {TONES[plan.tone]}. Crossed out: no gradient reached the image."
+        f"Tone: {TONE_RULES[plan.tone]}. Crossed out: no gradient reached the image."
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
@@ -154,7 +155,7 @@ UNITS_AT_ONCE = 32  # units that are read at once
 def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iterator[Pixels]:
     """Yield the best run of each unit, toned, and reduced if the plan's scale is below 1."""
     plan, mean = session.plan.figure, session.network.preprocessing.mean
-    some = [units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE)]
+    some = in_groups(units, UNITS_AT_ONCE)
     top = max(largest(images.best(few)) for few in some) if plan.tone == "sheet" else None
     for few in some:
         for tile in toned(images.best(few), plan.tone, mean, top)[:, 0]:
@@ -174,8 +175,8 @@ def _top(session: Session, images: TopImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"The {images.shown} strongest places: {images.method} projections (left), image patches "
-        f"(right), {_pixels(images.size, plan.scale)}. Tone of projections: {TONES[plan.tone]}; "
-        "patches as photographed, grey outside the image."
+        f"(right), {_pixels(images.size, plan.scale)}. Tone of projections: "
+        f"{TONE_RULES[plan.tone]}; patches as photographed, grey outside the image."
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
@@ -212,11 +213,11 @@ def _blank_top(images: TopImages) -> Cell:
 def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
     """Return a few units of each layer in one figure, as in print."""
     tone = session.plan.figure.tone
-    chosen = [_few(session, each.layer, each.held, _blank_top(each)) for each in sources]
+    chosen = _units_in_rows(session, sources, _blank_top)
     note = (
         f"The strongest places of some units of each layer: {sources[0].method} projections "
         f"(left) beside image patches (right), all at one scale. Tone of projections: "
-        f"{TONES[tone]}; patches as photographed, grey outside the image."
+        f"{TONE_RULES[tone]}; patches as photographed, grey outside the image."
     )
 
     def rows() -> list[CellRow]:
@@ -226,21 +227,18 @@ def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
             rows.append(CellRow(images.layer.alias, tuple(_top_cells(images, units, tiles))))
         return rows
 
-    records = [
-        _sheet_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)
-    ]
-    return [_of_layers("top", session, note, records, rows)]
+    return [_of_layers("top", session, note, _sheet_records(sources, chosen), rows)]
 
 
 @kind("layers", Run.optimized)
 def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return all layers at true size, the last on top, four runs per channel: Yosinski, Fig. 5."""
     sources = [style_of(session, layer) for layer in reversed(layers)]
-    chosen = [_few(session, each.layer, each.held, _blank_runs(each)) for each in sources]
+    chosen = _units_in_rows(session, sources, _blank_runs)
     note = (
         f"{sources[0].what}, style {sources[0].style}, up to {RUNS} runs per unit. All layers "
         "are at one scale, so sizes are those of the features. "
-        f"Tone: {TONES[session.plan.figure.tone]}."
+        f"Tone: {TONE_RULES[session.plan.figure.tone]}."
     )
 
     def rows() -> list[CellRow]:
@@ -254,10 +252,7 @@ def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
             rows.append(CellRow(images.layer.alias, tuple(cells)))
         return rows
 
-    records = [
-        _sheet_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)
-    ]
-    return [[_of_layers("layers", session, note, records, rows)]]
+    return [[_of_layers("layers", session, note, _sheet_records(sources, chosen), rows)]]
 
 
 RUNS = 4
@@ -265,6 +260,24 @@ RUNS = 4
 
 def _pairs(sources: Sequence[Any], chosen: Sequence[Units]) -> list[tuple[Any, Units]]:
     return list(zip(sources, chosen, strict=True))
+
+
+def _units_in_rows(
+    session: Session, sources: Sequence[Any], blank: Callable[[Any], Cell]
+) -> list[Units]:
+    """Return the units of each layer that fit in its row."""
+    chosen = []
+    for each in sources:
+        chosen.append(_few(session, each.layer, each.held, blank(each)))
+    return chosen
+
+
+def _sheet_records(sources: Sequence[Any], chosen: Sequence[Units]) -> list[Record]:
+    """Return what is shown of each layer."""
+    records = []
+    for each, units in _pairs(sources, chosen):
+        records.append(_sheet_record(each.layer, units, each.record))
+    return records
 
 
 def _sheet_record(layer: Layer, units: Units, record: Record) -> Record:
@@ -322,14 +335,15 @@ class Cells(NamedTuple):
 
 def _unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]) -> list[Pages]:
     """Return a figure per unit, or a sheet per layer."""
-    note = f"{note} Tone: {TONES[session.plan.figure.tone]}."
+    note = f"{note} Tone: {TONE_RULES[session.plan.figure.tone]}."
     pages: list[Pages] = []
     for each in cells:
         units = choose(session, each.layer, each.held)
         if session.plan.montage.together:
             pages.append(_unit_sheet(name, note, session, each, units))
         else:
-            pages += [[_unit_figure(name, note, session, each, unit)] for unit in units]
+            for unit in units:
+                pages.append([_unit_figure(name, note, session, each, unit)])
     return pages
 
 
@@ -413,13 +427,13 @@ def toolbox(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     Set its ``caffevis_unit_jpg_dir`` to ``figures/toolbox``; see its
     caffevis/jpg_vis_loading_thread.py.
     """
-    found: list[Pages] = []
+    found: list[Figure] = []
     for layer in layers:
         if session.run.optimized(layer.alias).is_file():
-            found += [[each] for each in _toolbox_optimized(session, layer)]
+            found += _toolbox_optimized(session, layer)
         if session.run.projected(layer.alias).is_file():
-            found += [[each] for each in _toolbox_top(session, layer)]
-    return found
+            found += _toolbox_top(session, layer)
+    return [[each] for each in found]
 
 
 def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:

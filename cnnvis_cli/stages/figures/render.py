@@ -12,7 +12,7 @@ import torch
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, available_memory, cores, run_tasks
 from cnnvis_cli.figure.canvas import Canvas, read_record
-from cnnvis_cli.figure.tone import TONES
+from cnnvis_cli.figure.tone import TONE_RULES
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
@@ -94,7 +94,7 @@ def _figure_record(session: Session, figure: Figure) -> Record:
     return {
         "kind": figure.kind,
         "model": session.network.name,
-        "tone": TONES[plan.tone],
+        "tone": TONE_RULES[plan.tone],
         "scale": plan.scale,
         "dpi": plan.dpi,
         **figure.record,

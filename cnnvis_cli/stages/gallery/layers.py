@@ -19,7 +19,13 @@ from cnnvis_cli.figure import sprites
 from cnnvis_cli.histogram import LEVELS
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.data import STRONGEST_SHOWN, OptimizedImages, TopImages, unit_label
+from cnnvis_cli.stages.figures.data import (
+    STRONGEST_SHOWN,
+    OptimizedImages,
+    TopImages,
+    labels_of,
+    unit_label,
+)
 from cnnvis_cli.stages.gallery.facts import (
     class_counts,
     digits,
@@ -67,7 +73,7 @@ class Dataset:
 
     def labels(self, indices: Sequence[int]) -> list[int]:
         """Return the class of each image, -1 without a class or an image."""
-        return [int(self.images.label[i]) if i >= 0 else -1 for i in indices]
+        return labels_of(self.images, indices)
 
 
 class Face(NamedTuple):
@@ -140,8 +146,10 @@ class ShownLayer:
     @cached_property
     def labels(self) -> list[str]:
         """The names of the units besides their numbers: classes, for the last layer."""
-        texts = [unit_label(self.session, self.layer, unit) for unit in self.units]
-        return [text.partition(" ")[2] for text in texts]
+        names = []
+        for unit in self.units:
+            names.append(unit_label(self.session, self.layer, unit).partition(" ")[2])
+        return names
 
     @cached_property
     def faces(self) -> list[Face]:
@@ -273,7 +281,7 @@ class ShownLayer:
             columns["classes"] = []
             for row in images.tolist():
                 known = set(self.dataset.labels(row))
-                columns["classes"].append(sorted(label for label in known if label >= 0))
+                columns["classes"].append(sorted(known - {-1}))
         return columns
 
     def _outcomes(self) -> list[int]:
@@ -284,7 +292,7 @@ class ShownLayer:
             best = images.file.read(images.style, "activation").argmax(axis=1)
             ends = images.file.read(images.style, "outcome")
             found[images.held] = ends[np.arange(len(best)), best]
-        return [int(end) for end in found[self.units]]
+        return list(found[self.units].tolist())
 
 
 @dataclass(frozen=True)
@@ -326,8 +334,8 @@ def _run_facts(images: OptimizedImages, chunk: Units) -> list[list[list[float | 
     rows = {unit: row for row, unit in enumerate(images.held.tolist())}
     found = []
     for unit in chunk:
-        own = [column[rows[unit]] for column in columns] if unit in rows else []
-        found.append(_runs_of(own) if own else [])
+        known = unit in rows
+        found.append(_runs_of([column[rows[unit]] for column in columns]) if known else [])
     return found
 
 
@@ -335,15 +343,16 @@ def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
     """Return one unit's runs, in the order of their pictures."""
     order = best_first(columns[0])
     rows = zip(order, *(plain_numbers(column[order]) for column in columns), strict=True)
-    return [list(row) for row in rows]
+    return list(map(list, rows))
 
 
 def _strongest_places(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
     """Return the unit's strongest places (activation, class and file), and all their classes."""
-    images = [index for index in top.places.image[unit].tolist() if index >= 0]
+    row = top.places.image[unit]
+    images = row[row >= 0].tolist()
     labels, values = dataset.labels(images), plain_numbers(top.places.activation[unit])
     shown = zip(values[: len(images)], labels, map(dataset.name, images), strict=True)
-    return {"top": [list(row) for row in shown][:STRONGEST_SHOWN], "classes": class_counts(labels)}
+    return {"top": list(map(list, shown))[:STRONGEST_SHOWN], "classes": class_counts(labels)}
 
 
 def _statistics(top: LayerTopK, unit: int) -> Record:
@@ -357,5 +366,9 @@ def _statistics(top: LayerTopK, unit: int) -> Record:
 def _quantiles(top: LayerTopK, unit: int) -> list[tuple[float, float]]:
     """Return quantile levels, and the quantiles."""
     values = top.stats["quantiles"][unit]
-    found = [(share, float(values[LEVELS.index(share)])) for share in SHARES]
-    return [(share, digits(value)) for share, value in found if math.isfinite(value)]
+    found = []
+    for share in SHARES:
+        value = float(values[LEVELS.index(share)])
+        if math.isfinite(value):
+            found.append((share, digits(value)))
+    return found

@@ -16,6 +16,7 @@ from cnnvis_cli.errors import CnnvisError, StorageError
 from cnnvis_cli.figure.tone import largest, toned
 from cnnvis_cli.nouns import Box, Layer, Size
 from cnnvis_cli.stages.common.dataset_images import image_reader
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OUTSIDE,
@@ -49,7 +50,7 @@ class PicturePane:
         found = np.full((len(units), self.count, *self.size, 3), OUTSIDE, np.uint8)
         held = np.isin(units, self.held)
         if held.any():
-            found[held] = self.draw([u for u, has in zip(units, held, strict=True) if has])
+            found[held] = self.draw(np.asarray(units)[held].tolist())
         return found
 
 
@@ -68,8 +69,7 @@ def optimized_pane(images: OptimizedImages) -> PicturePane:
 
 
 def _largest(images: OptimizedImages) -> float:
-    units = images.held.tolist()
-    some = (units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE))
+    some = in_groups(images.held.tolist(), UNITS_AT_ONCE)
     return max(largest(_run_pictures(images, few)) for few in some)
 
 
@@ -86,12 +86,10 @@ def _run_pictures(images: OptimizedImages, units: Units) -> Floats:
     if last - first > 2 * len(rows):
         return np.concatenate([_run_pictures(images, [unit]) for unit in units])
     read = slice(first, last + 1)
-    pictures, values = (images.file.read(images.style, name, read) for name in _READ)
+    pictures = images.file.read(images.style, "image", read)
+    values = images.file.read(images.style, "activation", read)
     found = [pictures[row][best_first(values[row])] for row in rows - first]
     return np.stack(found).astype(np.float32)
-
-
-_READ = ("image", "activation")
 
 
 def projections_pane(images: TopImages) -> PicturePane:

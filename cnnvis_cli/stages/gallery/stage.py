@@ -19,6 +19,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.render import drawing_slots
@@ -57,19 +58,21 @@ def gallery(session: Session) -> None:
 def _shown(session: Session) -> list[ShownLayer]:
     """Return the layers to show: the requested ones, or all with any results."""
     dataset, photographs = _topk_dataset(session), Photographs(session, set())
-    every = [ShownLayer(session, layer, dataset, photographs) for layer in session.layers]
-    found = [shown for shown in every if shown.units]
-    for shown in every:
-        if session.plan.layer and not shown.units:
+    found = []
+    for layer in session.layers:
+        shown = ShownLayer(session, layer, dataset, photographs)
+        if shown.units:
+            found.append(shown)
+        elif session.plan.layer:
             raise UsageError(
-                f"{shown.layer.alias}: nothing to show yet; run cnnvis topk or optimize first"
+                f"{layer.alias}: nothing to show yet; run cnnvis topk or optimize first"
             )
     if not found:
         raise UsageError(
             f"{session.run.path} holds nothing to show yet; run cnnvis topk, optimize or project "
             "first"
         )
-    return found if _are_there(photographs, found) else [_without_patches(s) for s in found]
+    return found if _are_there(photographs, found) else list(map(_without_patches, found))
 
 
 def _topk_dataset(session: Session) -> Dataset | None:
@@ -109,10 +112,10 @@ class Piece(Protocol):
 
 def _is_done(piece: Piece) -> bool:
     """Return whether the files exist, made from the present sources."""
-    *others, last = (piece.shown.folder / name for name in piece.files())
+    *others, last = map(piece.shown.folder.joinpath, piece.files())
     with suppress(OSError):
         known = site.key_of(last.read_bytes())
-        return known == piece.shown.key and all(path.is_file() for path in others)
+        return known == piece.shown.key and all(map(Path.is_file, others))
     return False
 
 
@@ -143,7 +146,7 @@ class Pictures:
         """Draw and publish; yield the number of drawn units, in groups."""
         shown, units = self.shown, self.units
         firsts: list[list[Pixels]] = [[] for _ in shown.panes]
-        for few in (units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE)):
+        for few in in_groups(units, UNITS_AT_ONCE):
             drawn = [pane.pictures(few) for pane in shown.panes]
             for i, unit in enumerate(few if drawn else ()):
                 content = shown.sheet([pictures[i] for pictures in drawn])
@@ -180,8 +183,8 @@ class LayerSummary:
         shown = self.shown
         face, units = shown.best()
         if face:
-            few = (units[i : i + UNITS_AT_ONCE] for i in range(0, len(units), UNITS_AT_ONCE))
-            pictures = np.concatenate([face.pane.pictures(some)[:, 0] for some in few])
+            firsts = [face.pane.pictures(few)[:, 0] for few in in_groups(units, UNITS_AT_ONCE)]
+            pictures = np.concatenate(firsts)
             sheet = sprites.mosaic(pictures, face.size, STRIP)
             publish(shown.folder / f"strip.{face.suffix}", sprites.encoded(sheet, face.suffix))
         yield len(units)
@@ -261,7 +264,7 @@ def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
 def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:
     """Return the facts of the first page."""
     usable = int((~shown[0].dataset.images.skipped).sum()) if shown[0].dataset else 0
-    layers = [_layer_facts(each) for each in shown]
+    layers = list(map(_layer_facts, shown))
     held = [layer["holds"] for layer in layers]
     return {
         "title": session.plan.gallery.title or session.network.name,
@@ -321,7 +324,7 @@ def _drop_others(session: Session, shown: Sequence[ShownLayer]) -> None:
     kept = set[Path]()
     for layer in shown:
         for piece in pieces(layer):
-            kept.update(layer.folder / name for name in piece.files())
+            kept.update(map(layer.folder.joinpath, piece.files()))
     folder = gallery_folder(session)
     for place in sorted(folder.iterdir()):
         if place.is_dir() and LAYER.fullmatch(place.name):

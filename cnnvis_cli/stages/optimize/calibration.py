@@ -24,9 +24,10 @@ from cnnvis_cli.store.parts import Parts
 
 def calibrate_all(session: Session, climbs: Sequence[LayerOptimization]) -> list[LayerOptimization]:
     """Return the climbs with the steps that suit their layers; known steps are kept."""
-    found = {number: each.settled for number, each in enumerate(climbs)}
-    kept = {number: each.kept_steps for number, each in enumerate(climbs)}
+    found: dict[int, Style | None] = {}
+    kept: dict[int, Parts] = {}
     for number, each in enumerate(climbs):
+        found[number], kept[number] = each.settled, each.kept_steps
         if found[number] is None and "rate" in kept[number]:
             rate = float(kept[number]["rate"]["rate"][0])
             found[number] = each.style.with_step(Constant(rate))
@@ -34,11 +35,11 @@ def calibrate_all(session: Session, climbs: Sequence[LayerOptimization]) -> list
     open_ones.sort(key=lambda number: -math.prod(climbs[number].setup.box.size))  # longest first
     if open_ones:
         _run_calibrations(session, climbs, open_ones, found, kept)
-    return [
-        replace(each, style=style)
-        for each, style in zip(climbs, found.values(), strict=True)
-        if style is not None
-    ]
+    ready = []
+    for each, style in zip(climbs, found.values(), strict=True):
+        if style is not None:
+            ready.append(replace(each, style=style))
+    return ready
 
 
 def _run_calibrations(
@@ -48,15 +49,17 @@ def _run_calibrations(
     found: dict[int, Style | None],
     kept: dict[int, Parts],
 ) -> None:
-    probes: dict[str, OptimizeJob] = {}  # one a layer: styles share its pass
+    probes: dict[str, OptimizeJob] = {}  # one per layer: styles share its pass
+    works, styles, titles = [], [], []
     for number in session.report.each(numbers):
-        setup = climbs[number].setup
-        if setup.layer.alias not in probes:
-            probes[setup.layer.alias] = probing(
-                OptimizeJob(session.portable_plan, setup, session.network)
-            )
-    works = tuple(probes[climbs[number].setup.layer.alias] for number in numbers)
-    pieces = Calibrations(works, tuple(climbs[n].style for n in numbers))
+        each, alias = climbs[number], climbs[number].layer.alias
+        if alias not in probes:
+            job = OptimizeJob(session.portable_plan, each.setup, session.network)
+            probes[alias] = probing(job)
+        works.append(probes[alias])
+        styles.append(each.style)
+        titles.append(f"the step of {alias} {each.group}")
+    pieces = Calibrations(tuple(works), tuple(styles))
     done = steps = 0
 
     def on_event(message: Any) -> None:
@@ -73,11 +76,8 @@ def _run_calibrations(
                 kept[number]["rate"] = {"rate": np.array([style.step.rate])}
             done += 1
 
-    describe = [f"the step of {climbs[n].layer.alias} {climbs[n].group}" for n in numbers]
     pool = session.pool(MEMORY, gradients=True)
-    run_tasks(
-        partial(find_steps, pieces), pool, range(len(numbers)), on_event, describe.__getitem__
-    )
+    run_tasks(partial(find_steps, pieces), pool, range(len(numbers)), on_event, titles.__getitem__)
     session.report.clear()
 
 
@@ -99,7 +99,7 @@ class Found(NamedTuple):
     style: Style
 
 
-PROBES = 8  # ascents a batch of a probe
+PROBES = 8  # ascents per batch of a probe
 
 
 def find_steps(

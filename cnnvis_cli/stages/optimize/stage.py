@@ -27,9 +27,10 @@ def optimize(session: Session) -> None:
     session.plan.optimize.check(session.plan)
     resolve_precision(session.plan.optimize.precision, session.device)
     styles = asked_styles(session.plan)
-    climbs = [
-        LayerOptimization.of(session, layer, style) for layer in session.layers for style in styles
-    ]
+    climbs = []
+    for layer in session.layers:
+        for style in styles:
+            climbs.append(LayerOptimization.of(session, layer, style))
     pending = [each for each in climbs if each.pending]
     lost: TasksFailed | None = None
     if pending:

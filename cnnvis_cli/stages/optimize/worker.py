@@ -248,25 +248,25 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], As
     """Return the arrays of a task's ascents, by the names of the schema."""
     targets = work.tasks[number].units
     settings, sign = work.plan.optimize, work.setup.objective.sign
-    rows = [[found[target, run] for run in range(settings.runs)] for target in targets]
+    shape = len(targets), settings.runs
+    ascents = [found[target, run] for target in targets for run in range(settings.runs)]
 
     def numbers(name: str, dtype: str) -> Any:
-        return np.array([[getattr(ascent, name) for ascent in row] for row in rows], dtype)
+        return np.array([getattr(ascent, name) for ascent in ascents], dtype).reshape(shape)
 
     steps = history_length(work.style_of(number), settings.history)
-    history = np.full((len(rows), settings.runs, steps), np.nan, np.float32)
-    for i, row in enumerate(rows):
-        for run, ascent in enumerate(row):
-            values = ascent.history[:: settings.history]
-            history[i, run, : len(values)] = sign * values
-    images = torch.stack([torch.stack([ascent.image for ascent in row]) for row in rows])
+    history = np.full((len(ascents), steps), np.nan, np.float32)
+    for row, ascent in zip(history, ascents, strict=True):
+        values = ascent.history[:: settings.history]
+        row[: len(values)] = sign * values
+    images = torch.stack([ascent.image for ascent in ascents])
     return {
-        "image": images.permute(0, 1, 3, 4, 2).half().numpy(),
+        "image": images.view(*shape, *images.shape[1:]).permute(0, 1, 3, 4, 2).half().numpy(),
         "activation": sign * numbers("activation", "f4"),
         "start": sign * numbers("start", "f4"),
         "best_step": numbers("best_step", "i4"),
         "outcome": numbers("outcome", "i1"),
-        "history": history,
+        "history": history.reshape(*shape, steps),
         "unit": np.array(targets, np.int32),
     }
 

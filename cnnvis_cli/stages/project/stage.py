@@ -106,10 +106,10 @@ def _asked_projections(session: Session) -> list[Projections]:
     if file.identity() is None:
         raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
     held, source = file.layers(), file_digest(session.run.topk)
-    layers = [la for la in session.layers if session.plan.layer or la.alias in held]
-    tops = {layer.alias: file.layer(layer.alias) for layer in layers}
-    return [
-        Projections(session, layer, method, tops[layer.alias], source)
-        for layer in layers
-        for method in session.plan.project.method
-    ]
+    found = []
+    for layer in session.layers:
+        if session.plan.layer or layer.alias in held:
+            top = file.layer(layer.alias)
+            for method in session.plan.project.method:
+                found.append(Projections(session, layer, method, top, source))
+    return found

@@ -55,8 +55,10 @@ class ProjectJob(Portable):
 
     def images(self, tasks: Sequence[LayerTask]) -> NDArray[np.int64]:
         """Return the images that some tasks need, sorted."""
-        tops = [(self.tops[self.pieces[task.job][0]], list(task.units)) for task in tasks]
-        found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
+        found = [np.empty(0, np.int64)]
+        for task in tasks:
+            alias, _ = self.pieces[task.job]
+            found.append(self.tops[alias].places.image[list(task.units)].ravel())
         images = np.unique(np.concatenate(found))
         return images[images >= 0]
 

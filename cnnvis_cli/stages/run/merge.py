@@ -46,7 +46,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     The bytes are those of an undivided run. Shards may overlap. Raise `UsageError` for runs of
     different plans and `CnnvisError` for a missing part of the top-k.
     """
-    sources = [Run(path) for path in runs]
+    sources = list(map(Run, runs))
     identity = _common_identity(sources)
     target = Run(replace(plan, model=identity["model"]).folder)
     network = outline(replace(Plan(run=str(sources[0].path)), trust_code=plan.trust_code))
@@ -59,7 +59,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
         done = [*map(joining.units, _MERGED_KINDS), joining.searched()]
         shards = list(chain.from_iterable(map(_shards, sources)))
         if not shards and not any(done) and not joining.joined:
-            where = ", ".join(str(path) for path in runs)
+            where = ", ".join(map(str, runs))
             raise UsageError(f"{where}: holds no shard; make one with --shard i/n")
         if shards:
             _join_topk(shards, target, network, plan, report)

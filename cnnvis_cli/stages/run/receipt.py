@@ -66,7 +66,7 @@ def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
     Failing to write them is not an error.
     """
     shard = f"-{file_name(plan.shard)}" if plan.shard else ""
-    progress, failure = (plan.folder / f"{name}{shard}" for name in (PROGRESS, FAILURE))
+    progress, failure = plan.folder / f"{PROGRESS}{shard}", plan.folder / f"{FAILURE}{shard}"
 
     def beat(line: str, left: float | None) -> None:
         until = None if left is None else time.time() + left

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
 from cnnvis_cli.store.lock import NAME, holder
 from cnnvis_cli.store.optimized import OptimizedFile
@@ -68,7 +69,8 @@ class Status:
         lines += [f"  {_last_note(told, bool(self.at_work))}" for told in self.told]
         if self.failed:
             lines.append("  the last {command} ended at {at}: {message}".format(**self.failed))
-        lines += _aligned(self.rows)
+        for line in aligned(_cells(self.rows)):
+            lines.append(f"  {line}")
         lines.append(f"  figures: {self.figures} files")
         if self.not_begun:
             lines.append(f"  not begun: {', '.join(self.not_begun)}")
@@ -275,8 +277,9 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
 
 
-def _aligned(rows: Iterable[StageProgress]) -> list[str]:
-    cells = [("stage", "what", "done", "left", "speed")]
+def _cells(rows: Iterable[StageProgress]) -> list[tuple[str, ...]]:
+    """Return the table of the pieces' progress, under its headings."""
+    cells: list[tuple[str, ...]] = [("stage", "what", "done", "left", "speed")]
     for row in rows:
         done = f"{row.done}/{row.total} {row.unit}"
         if row.skipped:
@@ -285,12 +288,7 @@ def _aligned(rows: Iterable[StageProgress]) -> list[str]:
         if row.rate and row.left:
             speed += f", {_span(row.left / row.rate)}"
         cells.append((row.stage, row.what, done, str(row.left or "-"), speed))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for cell in cells:
-        padded = map(str.ljust, cell, widths)
-        lines.append("  " + "  ".join(padded).rstrip())
-    return lines
+    return cells
 
 
 def _span(seconds: float) -> str:

@@ -69,8 +69,10 @@ class Findings:
         """Return the lines of text."""
         counts = ", ".join(f"{count} {what}" for what, count in self.looked_at.items())
         yield f"checked: {counts or 'nothing'}"
-        yield from (f"not checked: {text}" for text in self.untold)
-        yield from (f"wrong: {text}" for text in self.wrong)
+        for text in self.untold:
+            yield f"not checked: {text}"
+        for text in self.wrong:
+            yield f"wrong: {text}"
 
 
 def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Findings:
@@ -116,7 +118,7 @@ def _checks(
         return checks
     if run.topk.exists():
         checks += [
-            ("places", lambda: _check_places(session, findings, generator, sample)),
+            ("places", lambda: _recompute_places(session, findings, generator, sample)),
             ("projections", lambda: _projections(session, findings, generator)),
         ]
     return [*checks, ("images", lambda: _optimized_images(session, findings, generator, sample))]
@@ -160,11 +162,13 @@ def _check_dataset(session: Session, findings: Findings, sample: int, everything
     manifest = Manifest.scan(_dataset_root(session))
     known, here = images.path.tolist(), manifest.paths.tolist()
     gone, new = sorted(set(known) - set(here)), sorted(set(here) - set(known))
-    place = {path: index for index, path in enumerate(here)}
-    both = [(index, place[path]) for index, path in enumerate(known) if path in place]
-    for index, there in both:
-        same = int(images.size[index]) == int(manifest.sizes[there])
-        findings.check("images in the list", same, f"{images.name(index)}: has another size now")
+    place, both = dict(zip(here, range(len(here)), strict=True)), []
+    for index, path in enumerate(known):
+        if path in place:
+            both.append((index, place[path]))
+            same = int(images.size[index]) == int(manifest.sizes[place[path]])
+            what = f"{images.name(index)}: has another size now"
+            findings.check("images in the list", same, what)
     for paths, what in ((gone, "is gone from the dataset"), (new, "is new in the dataset")):
         for path in paths:
             name = path.decode("utf-8", "replace")
@@ -196,7 +200,7 @@ def _crc(manifest: Manifest, index: int) -> int | None:
         return None
 
 
-def _check_places(
+def _recompute_places(
     session: Session, findings: Findings, generator: np.random.Generator, sample: int
 ) -> None:
     """Recompute some stored places from their images."""

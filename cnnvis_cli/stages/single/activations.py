@@ -20,6 +20,7 @@ from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.grid import Grid, Scale, finite, grid_of, in_colour, over_image
 from cnnvis_cli.network.outputs import Output
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.lists import names_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figures, figure_files, is_there
 from cnnvis_cli.stages.single.inputs import InputImage, file_names, in_batches, photographs
@@ -51,9 +52,12 @@ def activations(session: Session) -> None:
     """
     session = session.here()
     asked, outputs = session.plan.activations, Outputs(session)
-    places = [Path(place) for place in asked.image]
-    moving = [p for p in places if (asked.frames if p.is_dir() else is_moving(p))]
-    stills = [str(place) for place in places if place not in moving]
+    moving, stills = [], []
+    for place in map(Path, asked.image):
+        if asked.frames if place.is_dir() else is_moving(place):
+            moving.append(place)
+        else:
+            stills.append(str(place))
     if asked.compare and moving:
         raise UsageError(f"--compare is for images; {moving[0]} is a video")
     late: TooManyUnreadable | None = None
@@ -62,7 +66,7 @@ def activations(session: Session) -> None:
             session.report.result(str(path))
     except TooManyUnreadable as error:
         late = error
-    names = file_names([str(place) for place in moving])
+    names = file_names(list(map(str, moving)))
     for name, place in zip(names, moving, strict=True):
         frames = (Folder if place.is_dir() else Video)(place, asked.every)
         for path in film(session, outputs, frames, name):
@@ -86,8 +90,11 @@ class ShownImages:
 
     def values(self, output: Output) -> list[Floats]:
         """Return each image's values, as maps (C, h, w)."""
-        found = [finite(seen.values[output.name])[0] for seen in self.seen]
-        return [each if each.ndim == 3 else each[:, None, None] for each in found]
+        found = []
+        for seen in self.seen:
+            values = finite(seen.values[output.name])[0]
+            found.append(values if values.ndim == 3 else values[:, None, None])
+        return found
 
     def odd(self, output: Output) -> int:
         """The number of non-finite values."""
@@ -112,7 +119,7 @@ def _compared(images: tuple[InputImage, ...]) -> ShownImages:
     if not 2 <= len(images) <= COMPARED:
         many = f"more than {COMPARED}" if len(images) > COMPARED else f"{len(images)}"
         raise UsageError(f"--compare: takes 2 to {COMPARED} images, and these are {many}")
-    name = "_vs_".join(image.name for image in images)
+    name = "_vs_".join(names_of(images))
     if len(name) > 120:  # file systems allow 255 bytes per name
         name = f"{name[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return ShownImages(name, images)
@@ -148,7 +155,7 @@ def _looked_at(eye: Recorder, subjects: Sequence[ShownImages]) -> list[ShownImag
     for first in range(0, len(images), eye.size):
         some = images[first : first + eye.size]
         found = eye.see([image.pixels for image in some])
-        seen += [found.of(slot) for slot in range(len(some))]
+        seen += map(found.of, range(len(some)))
     looked = iter(seen)
     return [replace(each, seen=tuple(islice(looked, len(each.images)))) for each in subjects]
 
@@ -181,7 +188,7 @@ def _figure(
     asked = session.plan.activations
     common: Record = {
         "images": subject.digests,
-        "names": [image.name for image in subject.images],
+        "names": names_of(subject.images),
         "weights_sha256": session.network.digest,
         "batch": session.plan.batch_size or IMAGES_PER_BATCH[session.device.type],
         "tone": asked.tone,
@@ -193,7 +200,7 @@ def _figure(
 
 def _heading(session: Session, subject: ShownImages, what: str, note: str) -> Heading:
     """Return the heading: image and layer, and the predicted classes of each image."""
-    names = " and ".join(image.name for image in subject.images)
+    names = " and ".join(names_of(subject.images))
     many = len(subject.images) > 1
     lines = []
     for image, seen in zip(subject.images, subject.seen, strict=False):
@@ -306,19 +313,15 @@ def _overview(session: Session, outputs: Outputs, subject: ShownImages) -> Figur
     )
     what = f"{session.network.name}, {len(outputs.shown)} layers"
     heading = _heading(session, subject, what, note)
-    record = {"layers": [output.name for output in outputs.shown]}
+    record = {"layers": names_of(outputs.shown)}
 
     def draw() -> Canvas:
         image = subject.images[0].pixels
         side = figures.stop_side(len(outputs.shown) + 1)
-        first = Stop("input", f"{image.shape[0]}x{image.shape[1]} pixels", image)
-        return figures.walk(
-            [
-                first,
-                *(_timeline_stop(subject, output, asked.tone, side) for output in outputs.shown),
-            ],
-            heading,
-        )
+        stops = [Stop("input", f"{image.shape[0]}x{image.shape[1]} pixels", image)]
+        for output in outputs.shown:
+            stops.append(_timeline_stop(subject, output, asked.tone, side))
+        return figures.walk(stops, heading)
 
     return _figure(session, subject, ALL, heading, record, draw)
 
@@ -353,7 +356,7 @@ def _kept(
                 "name": image.name,
                 "image": subject.digests[number],
                 "batch": size,
-                "layers": [output.name for output in outputs.needed],
+                "layers": names_of(outputs.needed),
             }
             seen = subject.seen[number] if subject.seen else None
             found.append((ActivationsFile(path), record, seen))

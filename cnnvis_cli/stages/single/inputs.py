@@ -73,7 +73,7 @@ def photographs(
     `TooManyUnreadable` (exit code 3) if too large a share was skipped.
     """
     album, unusable = InputImages(places), 0
-    chosen = [number for number in range(len(album)) if takes(number)]
+    chosen = list(filter(takes, range(len(album))))
     for number in chosen:
         session.report.check_stop()
         try:
@@ -139,10 +139,9 @@ def file_names(paths: Sequence[str]) -> list[str]:
         for i, end in enumerate(ends):
             if not names[i] and count[end] == 1:
                 names[i] = end
-    return [
-        _short_name(name or f"{'_'.join(part)}_{i}")
-        for i, (name, part) in enumerate(zip(names, parts, strict=True))
-    ]
+    for i, part in enumerate(parts):
+        names[i] = _short_name(names[i] or f"{'_'.join(part)}_{i}")
+    return names
 
 
 LONGEST_NAME = 120  # characters of a name: file systems take 255, and more is appended

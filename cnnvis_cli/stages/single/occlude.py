@@ -24,7 +24,7 @@ from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlusion_sheet
 from cnnvis_cli.figure.sheets import Caption, Pane
-from cnnvis_cli.figure.tone import TONES, as_photograph, toned
+from cnnvis_cli.figure.tone import TONE_RULES, as_photograph, toned
 from cnnvis_cli.network.backward import check_rules, rectify
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
@@ -58,10 +58,7 @@ def occlude(session: Session) -> None:
     """Cover every image, place after place; existing results are left as they are."""
     plan = session.plan
     takes = plan.takes(0)
-    _share(
-        session,
-        [number for number in range(len(InputImages(plan.occlude.images))) if takes(number)],
-    )
+    _share(session, list(filter(takes, range(len(InputImages(plan.occlude.images))))))
     session = session.here()
     studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
     for image in photographs(session, plan.occlude.images, takes):
@@ -420,7 +417,7 @@ class Occlusion:
             "at each place the result with the square centred there.",
             f"(b) and (c): of {self.study.layer.alias}, the channel whose rectified map has the "
             f"largest sum for the whole image; (b) that sum, (c) the map by {plan.occlude.method}"
-            f", {TONES[plan.figure.tone]}.",
+            f", {TONE_RULES[plan.figure.tone]}.",
             "Colours go from black at 0 to pale yellow at a panel's largest value.",
         ]
         return " ".join(said)

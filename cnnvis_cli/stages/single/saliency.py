@@ -22,12 +22,12 @@ from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.heat import CAP, capped, coloured, in_grey, over, to_largest
 from cnnvis_cli.figure.saliency import Explained, Subject, saliency_sheet
 from cnnvis_cli.figure.sheets import Caption
-from cnnvis_cli.figure.tone import TONES, toned
+from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.network.backward import RULES as RULES_OF_BACKWARD
 from cnnvis_cli.network.saliency import (
     METHODS,
+    Explainer,
     Question,
-    SaliencyMethod,
     Shown,
     Target,
     ask,
@@ -87,7 +87,7 @@ class SaliencyJob:
 
     session: Session
     target: Target
-    methods: dict[str, SaliencyMethod]
+    methods: dict[str, Explainer]
     at: Layer | None  # Grad-CAM's layer
     classes: int
 
@@ -97,7 +97,7 @@ class SaliencyJob:
         plan, network = session.plan.saliency, session.network
         classes = count_classes(network)
         target = _target(session, plan.target, classes)
-        methods: dict[str, SaliencyMethod] = {name: METHODS[name] for name in plan.method}
+        methods: dict[str, Explainer] = {name: METHODS[name] for name in plan.method}
         for name in methods:
             if name in RULES_OF_BACKWARD:
                 check_way(network, target, name)
@@ -218,15 +218,13 @@ class SaliencyJob:
 
     def draw(self, image: InputImage, answer: Explanation, title: str) -> Canvas:
         """Return the image, and each method's map alone and over it."""
-        shown = {
-            name: Explained(self._titled(name, answer), raw, over(image.pixels, answer.heats[name]))
-            for name, raw in self._raw(answer).items()
-        }
+        shown = []
+        for name, raw in self._raw(answer).items():
+            overlaid = over(image.pixels, answer.heats[name])
+            shown.append(Explained(self._titled(name, answer), raw, overlaid))
         subject = Subject(image.pixels, self._guesses(answer), self._seen(answer))
         caption = Caption(title, self.note())
-        return saliency_sheet(
-            subject, list(shown.values()), caption, self.session.plan.figure.scale
-        )
+        return saliency_sheet(subject, shown, caption, self.session.plan.figure.scale)
 
     def _raw(self, answer: Explanation) -> dict[str, Pixels]:
         """Return each method's map in its tone."""
@@ -237,10 +235,11 @@ class SaliencyJob:
             tiles = np.stack([answer.maps[name] for name in signed])
             grounds = dict(zip(signed, toned(tiles[None], plan.tone, mean)[0], strict=True))
         drawn = {"magnitude": in_grey, "map": coloured}
-        return {
-            name: grounds[name] if name in grounds else drawn[method.shown](answer.heats[name])
-            for name, method in self.methods.items()
-        }
+        raw = {}
+        for name, method in self.methods.items():
+            known = name in grounds
+            raw[name] = grounds[name] if known else drawn[method.shown](answer.heats[name])
+        return raw
 
     def _titled(self, name: str, answer: Explanation) -> str:
         title = self.methods[name].title
@@ -264,7 +263,7 @@ class SaliencyJob:
 
     def note(self) -> str:
         """Return how to read the figure: what each method is, and how it is drawn."""
-        rules = {"signed": f"Tone: {TONES[self.session.plan.figure.tone]}.", **LEGENDS}
+        rules = {"signed": f"Tone: {TONE_RULES[self.session.plan.figure.tone]}.", **LEGENDS}
         shown, said = set(), []
         for method in self.methods.values():
             title = method.title[0].upper() + method.title[1:]

@@ -24,6 +24,7 @@ from cnnvis_cli.figure.grid import SCALE_RULES, Grid, Scale, finite
 from cnnvis_cli.figure.live import Screen
 from cnnvis_cli.figure.timeline import Lead, timeline
 from cnnvis_cli.network.outputs import Output
+from cnnvis_cli.stages.common.lists import names_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure, is_there
 from cnnvis_cli.stages.single.recorder import Outputs, Recorded, Recorder, guesses, title_of
@@ -42,7 +43,7 @@ def film(session: Session, outputs: Outputs, source: Frames, name: str) -> Itera
     reel = VideoJob(session, outputs, source, name)
     if not reel.is_there():
         reel.make()
-    yield from (reel.path(output) for output in outputs.filmed)
+    yield from map(reel.path, outputs.filmed)
     yield reel.table
     yield from draw_figure(session, reel.plot())
 
@@ -81,7 +82,7 @@ class VideoJob:
             "height": asked.size,
             "tone": asked.tone,
             "batch": self.size,
-            "layers": [output.name for output in self.outputs.filmed],
+            "layers": names_of(self.outputs.filmed),
         }
 
     def key(self, output: Output) -> str:

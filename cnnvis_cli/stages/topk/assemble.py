@@ -46,7 +46,7 @@ def leave_for_merge(job: TopKJob) -> None:
     manifest, parts = job.manifest, job.parts
     if MANIFEST in parts:
         return
-    names = [_text_bytes(name) for name in manifest.classes]
+    names = list(map(_text_bytes, manifest.classes))
     about = {"classes": names, "root": [_text_bytes(str(manifest.root.resolve()))]}
     texts = {name: np.array(values, "S") for name, values in about.items()}
     columns = {name: getattr(manifest, name) for name in MANIFEST_COLUMNS}
@@ -74,7 +74,7 @@ def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> 
             images = cut.images_of(number)
             crcs[images.start : images.stop] = part["crc"][: len(images)]
             skipped[part["failures"]] = True
-            texts = (text.decode() for text in part["reasons"].tolist())
+            texts = map(bytes.decode, part["reasons"].tolist())
             reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
         lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
         publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
