@@ -11,6 +11,12 @@ from cnnvis_cli.errors import UsageError
 Kind = Literal["conv", "fc", "token"]
 Reads = Literal["module", "function", "attention"]
 Size = tuple[int, int]  # (height, width)
+Point = tuple[float, float]  # x to the right, y downwards
+
+
+def size_text(size: Size) -> str:
+    """Return height and width as text: ``13x13``."""
+    return f"{size[0]}x{size[1]}"
 
 
 @dataclass(frozen=True, order=True)

@@ -161,7 +161,7 @@ class _Backward(TorchFunctionMode):
 
     def _run(self, func: Call, args: tuple[Any, ...], kwargs: Any) -> Any:
         if func is F.local_response_norm and not self._normalised:
-            return _passing(func, args, kwargs)
+            return _identity_gradient(func, args, kwargs)
         role = ROLES.get(func)
         if self._rule is None or (role not in _NONLINEAR and func not in UNRULED):
             return func(*args, **kwargs)
@@ -179,7 +179,7 @@ def _history(tensor: Tensor) -> str:
 _NONLINEAR = (Role.RECTIFIER, Role.CURVED)
 
 
-def _passing(func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
+def _identity_gradient(func: Call, args: tuple[Any, ...], kwargs: Any) -> Tensor:
     """Return a function's own value, with the gradient of the identity."""
     with torch.no_grad():
         out = func(*args, **kwargs)

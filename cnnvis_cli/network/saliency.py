@@ -115,7 +115,7 @@ def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tens
 
 
 @dataclass(frozen=True)
-class Method:
+class Explainer:
     """A way to explain a value.
 
     Pixelwise maps are (B, 3, h, w) and `shown` signed, or by the largest of the three magnitudes;
@@ -129,7 +129,7 @@ class Method:
     parameters: dict[str, Any]
 
 
-METHODS: Registry[Method] = Registry("saliency method")
+METHODS: Registry[Explainer] = Registry("saliency method")
 Explain = Callable[[Question], Tensor]
 
 
@@ -139,7 +139,7 @@ def _method(
     """Register a function from a question to maps."""
 
     def keep(explain: Explain) -> Explain:
-        METHODS.register(name)(Method(explain, title, shown, says, parameters))
+        METHODS.register(name)(Explainer(explain, title, shown, says, parameters))
         return explain
 
     return keep
@@ -261,16 +261,16 @@ def _smooth(question: Question, number: int) -> Tensor:
     return total / SAMPLES
 
 
-STEPS = 50  # Sundararajan et al. 2017, section 5: 20 to 300 suffice
+PATH_STEPS = 50  # Sundararajan et al. 2017, section 5: 20 to 300 suffice
 
 
 @_method(
     "integrated",
     "integrated gradients",
     "magnitude",
-    f"parts of the value, from the mean colour to the image in {STEPS} steps "
+    f"parts of the value, from the mean colour to the image in {PATH_STEPS} steps "
     "(Sundararajan et al. 2017)",
-    steps=STEPS,
+    steps=PATH_STEPS,
     baseline="mean colour",
 )
 def integrated(question: Question) -> Tensor:
@@ -290,7 +290,7 @@ def _integrate(question: Question, number: int) -> Tensor:
 
     image = question.images[number : number + 1].detach().requires_grad_()
     rule = IntegratedGradients(value)
-    parts: Tensor = rule.attribute(image, n_steps=STEPS, internal_batch_size=question.size)
+    parts: Tensor = rule.attribute(image, n_steps=PATH_STEPS, internal_batch_size=question.size)
     return parts[0].detach().to(image.dtype)
 
 
@@ -412,7 +412,7 @@ def count_classes(network: Network) -> int:
     return int(found.shape[1]) if isinstance(found, Tensor) and found.dim() == 2 else 0
 
 
-def probabilities(question: Question) -> Tensor:
+def question_probabilities(question: Question) -> Tensor:
     """Return the probability of each class: (B, classes)."""
     with torch.no_grad():
         scores = outputs(question.network, None, question.images, question.size)

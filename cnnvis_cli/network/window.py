@@ -83,7 +83,7 @@ class Window(Walk[Patches]):
         if not window.exact:
             raise NotWindowable("averages over a partly counted border need the whole input")
         tensor: Tensor = args[0]
-        cuts = [_cut(patch, window, axis) for axis, patch in enumerate(known.state)]
+        cuts = [_cut_axis(patch, window, axis) for axis, patch in enumerate(known.state)]
         (top, bottom, rows), (left, right, columns) = cuts
         if rows.length and columns.length:
             margin = (left, right, top, bottom)
@@ -153,7 +153,7 @@ class Window(Walk[Patches]):
         return values
 
 
-def _cut(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
+def _cut_axis(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
     """Return the padding before and after a patch (negative: crop), and the resulting patch."""
     (before, _), stride = window.padding[axis], window.stride[axis]
     extent = window.dilation[axis] * (window.kernel[axis] - 1) + 1

@@ -30,7 +30,7 @@ IMAGES: Table = {
     "crc": Column("u4", ("N",), "CRC-32 of the bytes that were read; 0 if none were"),
     "offset": Column("i8", ("N",), "its offset in its tar or zip; -1 for a plain file"),
 }
-BINS: Table = {
+HISTOGRAM_BINS: Table = {
     "edges": Column("f8", ("bins + 1",), "edges of the histogram bins"),
     "levels": Column("f8", ("Q",), "the levels of the quantiles"),
 }

@@ -19,7 +19,7 @@ from cnnvis_cli.store.hdf5 import Array, parse_record, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import (
-    BINS,
+    HISTOGRAM_BINS,
     IMAGES,
     LOCAL,
     PLACES,
@@ -31,7 +31,7 @@ from cnnvis_cli.store.schema import (
 from cnnvis_cli.store.topk import TopK
 
 STATS = [name.removeprefix("stats/") for name in TOPK_LAYER if name.startswith("stats/")]
-SIDE = 1 << 14  # pixels; the windows of the deepest networks are 2000 wide
+LARGEST_BOX = 1 << 14  # pixels; the windows of the deepest networks are 2000 wide
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,10 @@ class TopKFile:
             file.attrs["plan"] = json.dumps(plan, sort_keys=True)
             write(file.create_group("images"), IMAGES, vars(images))
             bins = {"edges": histogram.edges(), "levels": np.array(histogram.LEVELS)}
-            write(file.create_group("bins"), BINS, bins)
+            write(file.create_group("bins"), HISTOGRAM_BINS, bins)
             for order, result in enumerate(layers):
                 group = file.create_group(f"layers/{result.layer.alias}")
-                _write_layer(group, result)
+                _write_topk_layer(group, result)
                 group.attrs["order"] = order
                 if _needs_local_fields(result.layer):
                     file.attrs["version"] = VERSION_WITH_LOCAL_FIELDS
@@ -163,21 +163,21 @@ def _check_places(places: TopK, box: NDArray[np.int32], images: int) -> None:
     if places.image.min(initial=-1) < -1 or places.image.max(initial=-1) >= images:
         raise ValueError("speaks of images that it does not list")
     sides = box[..., 2:].astype(np.int64) - box[..., :2]
-    if sides.min(initial=0) < 0 or sides.max(initial=0) > SIDE:
+    if sides.min(initial=0) < 0 or sides.max(initial=0) > LARGEST_BOX:
         raise ValueError("speaks of windows that no network has")
 
 
-def _write_layer(group: h5py.Group, result: LayerResult) -> None:
+def _write_topk_layer(group: h5py.Group, result: LayerResult) -> None:
     layer = result.layer
     group.attrs.update(module=layer.module, kind=layer.kind, channels=layer.channels)
     group.attrs.update(map=layer.map, receptive_field=layer.field.size, stride=layer.field.stride)
-    write(group, TOPK_LAYER, _places(layer, result.strongest) | result.arrays)
+    write(group, TOPK_LAYER, _place_columns(layer, result.strongest) | result.arrays)
     if _needs_local_fields(layer):
         local = layer.local
         group.attrs.update(local_field=local.size, local_stride=local.stride, apart=layer.apart)
         write(group, LOCAL, {"local_box": boxes(local, result.strongest)})
     if result.lowest is not None:
-        write(group.create_group("min"), PLACES, _places(layer, result.lowest))
+        write(group.create_group("min"), PLACES, _place_columns(layer, result.lowest))
 
 
 def _needs_local_fields(layer: Layer) -> bool:
@@ -185,7 +185,7 @@ def _needs_local_fields(layer: Layer) -> bool:
     return layer.kind == "token" or layer.narrow is not None
 
 
-def _places(layer: Layer, places: TopK) -> dict[str, Array]:
+def _place_columns(layer: Layer, places: TopK) -> dict[str, Array]:
     return {
         "activation": places.activation,
         "image": places.image,

@@ -18,11 +18,11 @@ from cnnvis_cli.engine import (
     Pool,
     choose_device,
     choose_devices,
+    connect,
     describe_device,
     for_gradients,
     keep_memory,
     memory_explained,
-    reach,
     release_idle,
     remark_on_auto,
     worker_slots,
@@ -97,7 +97,7 @@ class Session:
         """Return who does the work: slots of this machine, with `need` bytes each, or a cluster."""
         devices = choose_devices(self.plan.device)
         if self.plan.scheduler:
-            return reach(self.plan.scheduler, devices[0], self.plan.trust_network)
+            return connect(self.plan.scheduler, devices[0], self.plan.trust_network)
         found = worker_slots(devices, self.plan.workers, need)
         return for_gradients(found) if gradients else found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
-from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.tone import Floats
 from cnnvis_cli.nouns import Box, Layer, Size
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names
@@ -28,13 +27,8 @@ from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
-GREY = 128  # the colour outside the image
-SHOWN = 9
-
-
-def columns_of(count: int) -> int:
-    """Return the pictures per row of a nearly square block."""
-    return int(np.ceil(np.sqrt(count)))
+OUTSIDE = 128  # the colour outside the image
+STRONGEST_SHOWN = 9
 
 
 def unit_label(session: Session, layer: Layer, unit: int) -> str:
@@ -188,12 +182,12 @@ class TopImages:
 
     @property
     def shown(self) -> int:
-        return min(SHOWN, int(self.top.places.image.shape[1]))
+        return min(STRONGEST_SHOWN, int(self.top.places.image.shape[1]))
 
     @property
     def record(self) -> Record:
-        sources = [file_digest(path) for path in (self.session.run.topk, self.file.path)]
-        return {"method": self.method, "sources": sources, "classes": self._classes_key}
+        sources = map(file_digest, (self.session.run.topk, self.file.path))
+        return {"method": self.method, "sources": list(sources), "classes": self._classes_key}
 
     @property
     def _classes_key(self) -> str | None:
@@ -248,10 +242,7 @@ class TopImages:
     def names(self, unit: int) -> tuple[str, ...]:
         """Return the class of each image, empty if it has none."""
         images, names = self._images, self._class_names
-        labels = [
-            int(images.label[i]) if i >= 0 else -1
-            for i in self.top.places.image[unit, : self.shown].tolist()
-        ]
+        labels = labels_of(images, self.top.places.image[unit, : self.shown].tolist())
         return tuple(names[label] if label >= 0 else "" for label in labels)
 
     @cached_property
@@ -294,7 +285,7 @@ def _paste(tile: Floats, shown: Box, frame: Floats, held: Box) -> None:
 
 def crop(image: Pixels, box: Box) -> Pixels:
     """Return a window of an image, (h, w, 3); grey outside the image."""
-    patch = np.full((*box.size, 3), GREY, np.uint8)
+    patch = np.full((*box.size, 3), OUTSIDE, np.uint8)
     inside = box.clip((image.shape[0], image.shape[1]))
     top, left = inside.top - box.top, inside.left - box.left
     height, width = inside.size
@@ -316,3 +307,11 @@ def _one_of(
     if asked not in held:
         raise unknown(kind, asked, held, place=layer.alias)
     return asked
+
+
+def labels_of(images: Images, indices: Iterable[int]) -> list[int]:
+    """Return the class of each image, -1 without a class or an image."""
+    labels = []
+    for index in indices:
+        labels.append(int(images.label[index]) if index >= 0 else -1)
+    return labels

@@ -17,7 +17,7 @@ from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.dataset_images import gather
 from cnnvis_cli.stages.common.layer_job import announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.project.batching import StoredPlaces
 from cnnvis_cli.stages.project.job import Made, Projections, memory_need
 from cnnvis_cli.stages.project.worker import ProjectJob, project_blocks
 from cnnvis_cli.store.topk_file import TopKFile
@@ -47,7 +47,7 @@ def project(session: Session) -> None:
     held = top.layers()
     layers = [la for la in session.layers if session.plan.layer or la.alias in held]
     session = with_ways_back(session, layers)
-    asked = _asked(session, layers)
+    asked = _asked_projections(session, layers)
     todo = [projections for projections in asked if projections.pending]
     if todo:
         announce("project", todo)
@@ -74,18 +74,18 @@ def _do(session: Session, todo: Sequence[Projections]) -> None:
         work = replace(work, read=gather(session, work.images(tasks)))
     for each in todo:
         each.parts.describe(each.described)
-    on_event = _Progress(session, todo, work)
+    on_event = _ProjectProgress(session, todo, work)
     run_tasks(partial(project_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.settle()
 
 
-class _Progress:
-    """Receives the processes' messages, and publishes a layer's projections when all are done."""
+class _ProjectProgress:
+    """Receive the processes' messages, and publish a layer's projections when all are done."""
 
     def __init__(self, session: Session, todo: Sequence[Projections], work: ProjectJob) -> None:
         self._session, self._todo, self._work = session, todo, work
         self._left = Counter(task.job for task in work.tasks)
-        count = sum(len(Slots.of(todo[task.job].top, task.units)) for task in work.tasks)
+        count = sum(len(StoredPlaces.of(todo[task.job].top, task.units)) for task in work.tasks)
         self._meter = session.report.meter("project", count, "places")
 
     def __call__(self, message: Any) -> None:
@@ -110,7 +110,7 @@ class _Progress:
             self._todo[piece].publish()
 
 
-def _asked(session: Session, layers: Sequence[Layer]) -> list[Projections]:
+def _asked_projections(session: Session, layers: Sequence[Layer]) -> list[Projections]:
     """Return the plan's projections of some layers."""
     file, source = TopKFile(session.run.topk), file_digest(session.run.topk)
     tops = {layer.alias: file.layer(layer.alias) for layer in layers}

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from cnnvis_cli.arrays import Arrays, Floats, Pixels
 from cnnvis_cli.dataset.decode import Unreadable
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, Pool, TaskDone, WorkerSlot, run_tasks
@@ -23,8 +24,7 @@ from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlusion_sheet
 from cnnvis_cli.figure.sheets import Caption, Pane
-from cnnvis_cli.figure.tone import RULES as TONES
-from cnnvis_cli.figure.tone import Floats, Pixels, as_photograph, toned
+from cnnvis_cli.figure.tone import TONE_RULES, as_photograph, toned
 from cnnvis_cli.network.backward import rectify, way_back
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
@@ -43,14 +43,14 @@ from cnnvis_cli.stages.single.inputs import (
     find_class,
     photographs,
 )
-from cnnvis_cli.store.occluded import Arrays, OccludedFile
+from cnnvis_cli.store.occluded import OccludedFile
 from cnnvis_cli.store.run import Record, Run
 
 # Of an input's side. The paper does not give the size and distance of its squares; a fifth
 # covers an eye or a wheel in most photographs, and 20 positions per side show where.
 SIZE, STRIDE = 1 / 5, 1 / 20
-BATCH = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
-SHOWN = 9  # number of the unit's strongest images
+POSITIONS_PER_PASS = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
+SHOWN_IMAGES = 9  # number of the unit's strongest images
 LARGE = 224  # preferred side of a panel in pixels
 
 
@@ -58,10 +58,7 @@ def occlude(session: Session) -> None:
     """Cover every image, place after place; existing results are left as they are."""
     plan = session.plan
     takes = plan.takes(0)
-    _share(
-        session,
-        [number for number in range(len(InputImages(plan.occlude.images))) if takes(number)],
-    )
+    _share(session, list(filter(takes, range(len(InputImages(plan.occlude.images))))))
     session = session.here()
     studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
     for image in photographs(session, plan.occlude.images, takes):
@@ -74,7 +71,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
     """Let several processes compute the numbers, if there are several images."""
     if len(numbers) < 2:
         return
-    pool: Pool = session.pool(_need(session), gradients=True)
+    pool: Pool = session.pool(_occlude_memory(session), gradients=True)
     if len(pool) < 2:
         return
     meter = session.report.meter("occlude", len(numbers), "images")
@@ -96,10 +93,10 @@ def _there(session: Session) -> Plan:
     return replace(session.portable_plan, occlude=replace(settings, images=images))
 
 
-def _need(session: Session) -> int:
+def _occlude_memory(session: Session) -> int:
     """Return a process's approximate memory on a CPU: the maps of a batch, twice, and itself."""
     maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
-    return 2 * 4 * maps * BATCH["cpu"] + (300 << 20)
+    return 2 * 4 * maps * POSITIONS_PER_PASS["cpu"] + (300 << 20)
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,9 @@ class OcclusionJob:
     def size(self) -> int:
         """The number of positions per pass."""
         device = self.session.device.type
-        return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
+        return self.session.plan.batch_size or POSITIONS_PER_PASS.get(
+            device, POSITIONS_PER_PASS["cpu"]
+        )
 
     @cached_property
     def occluder(self) -> Occluder:
@@ -422,7 +421,7 @@ class Occlusion:
             "at each place the result with the square centred there.",
             f"(b) and (c): of {self.study.layer.alias}, the channel whose rectified map has the "
             f"largest sum for the whole image; (b) that sum, (c) the map by {self.record['method']}"
-            f", {TONES[plan.figure.tone]}.",
+            f", {TONE_RULES[plan.figure.tone]}.",
             "Colours go from black at 0 to pale yellow at a panel's largest value.",
         ]
         return " ".join(said)
