@@ -90,7 +90,7 @@ MOVED = setting("dataset", help="Where the images are now, if they have moved.")
 
 TALKING = (QUIET, VERBOSE, setting("log", type=click.Path(path_type=Path, dir_okay=False)))
 CONFIGURING = (CONFIG, *TALKING)
-NETWORK = ("model", "weights", "trust_code")
+NETWORK = ("model", "weights", "ema", "trust_code")
 WORK = ("run", "layer", "device", "seed", "batch_size", "workers")
 SHARING = ("shard", "scheduler", "trust_network")
 

@@ -15,7 +15,7 @@ HEADINGS = ("alias", "module", "kind", "channels", "map", "field", "stride")
 
 def layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
-    found = outline(plan).layers
+    found = outline(plan, report.once).layers
     if as_json:
         report.result(json.dumps([_record(layer) for layer in found], indent=1))
         return

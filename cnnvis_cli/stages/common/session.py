@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ from cnnvis_cli.stages.common.network_loading import (
     lasting,
     load_network,
     outlined,
-    plain,
     planned_for,
 )
+from cnnvis_cli.stages.common.preprocessing import recorded
 from cnnvis_cli.store.hdf5 import Header
 from cnnvis_cli.store.run import Record, Run, differences
 
@@ -59,7 +59,7 @@ class Session:
         return {
             "model": self.network.name,
             "weights_sha256": self.network.digest,
-            "preprocessing": plain(asdict(self.network.preprocessing)),
+            "preprocessing": recorded(self.network.preprocessing),
         }
 
     @property
@@ -201,14 +201,14 @@ def open_session(
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
     with report.stoppable(), memory_explained(plan.device):
         bare = not weights and not plan_weights
-        network = bare_network(plan, run) if bare else load_network(plan)
+        network = bare_network(plan, run) if bare else load_network(plan, report.once)
         remark = None if bare else remark_on_auto(plan.device)
         if remark is not None:
             report.once(remark)
         report.check_stop()
         with run.lock(plan.shard):
             session = Session(plan, network, run, report)
-            run.claim(session.identity, lasting(plan.weights))
+            run.claim(session.identity, lasting(plan.weights), plan.ema)
             if not bare:
                 run.note("network", outlined(network))
             yield session

@@ -260,6 +260,8 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], As
             values = ascent.history[:: settings.history]
             history[i, run, : len(values)] = sign * values
     images = torch.stack([torch.stack([ascent.image for ascent in row]) for row in rows])
+    if work.setup.grey:  # the network has seen no more of the colours than their mean
+        images = images.mean(2, keepdim=True).expand_as(images)
     return {
         "image": images.permute(0, 1, 3, 4, 2).half().numpy(),
         "activation": sign * numbers("activation", "f4"),
