@@ -90,7 +90,7 @@ def _inert(name: str) -> type[_Inert]:
 
 # Objects in many training states. None of them is built: in their places stands nothing at all, so
 # what they would do when they are built never happens.
-_BESIDE = [
+_BESIDE: list[Any] = [
     _inert(name)
     for name in (
         "argparse.Namespace",
@@ -115,9 +115,14 @@ def _read_checkpoint(path: Path) -> Tree:
     _refuse_archives(path)
     _refuse_heavy(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_BESIDE):
+        # an open file, as torch looks at a path's suffix
+        with (
+            path.open("rb") as file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_BESIDE),
+        ):
             warnings.simplefilter("ignore")  # invalid checkpoints are reported below, in one line
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path}: refused, because it is damaged or holds more than tensors and could run "
@@ -172,25 +177,38 @@ STREAMS = 5  # pickles one after the other in torch's older format
 
 def _refuse_heavy(path: Path) -> None:
     """Raise `UsageError` for a small file that would take hours to read."""
+    with path.open("rb") as file:
+        zipped = file.read(len(ZIP)) == ZIP  # as torch itself tells its two formats apart
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if info.filename.endswith(".pkl"):
-                        with archive.open(info) as member:
-                            weigh(member)
-            return
-        with path.open("rb") as file:
-            for _ in range(STREAMS):
-                if not weigh(file):
-                    return
+        if zipped:
+            _weigh_members(path)
+        else:
+            _weigh_streams(path)
     except TooHeavy:
         raise UsageError(
             f"{path}: refused, because it nests values so deeply that reading it would not end; "
             "it was made to do so, and no training state is like that"
         ) from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error):
-        return  # damaged, which torch will say better
+    except (zipfile.BadZipFile, *_DAMAGED) as error:  # nothing of it can be weighed
+        raise UsageError(f"{path}: not a torch checkpoint ({_first_line(error)})") from None
+
+
+ZIP = b"PK\x03\x04"
+
+
+def _weigh_members(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".pkl"):
+                with archive.open(info) as member:
+                    weigh(member)
+
+
+def _weigh_streams(path: Path) -> None:
+    with path.open("rb") as file:
+        for _ in range(STREAMS):
+            if not weigh(file):
+                return
 
 
 def _first_line(error: BaseException) -> str:

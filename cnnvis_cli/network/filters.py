@@ -16,7 +16,7 @@ SHORT = 1 - 2**-23  # one step of float32 below 1: rounding never lifts a filter
 
 
 def filters(network: Network, layer: Layer) -> Tensor:
-    """Return a layer's weights as used by the network: (C, 3, h, w), of a grey network (C, 1, h, w).
+    """Return a layer's weights as used by the network: (C, 3, h, w), or (C, 1, h, w) of grey.
 
     Raise `UsageError` for a layer whose input is not an RGB image, `CnnvisError` for weights that
     are not numbers.

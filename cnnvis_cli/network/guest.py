@@ -32,10 +32,10 @@ def _put(place: Any, name: str) -> Kept:
 
 def _precisions() -> Iterator[Kept]:
     """Yield torch's settings of how exactly a GPU multiplies, by its newer names or its older."""
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cuda: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     if hasattr(cuda, "fp32_precision"):
-        parts: tuple[Any, ...] = (cuda, cudnn.conv, cudnn.rnn)
-        yield from (_put(part, "fp32_precision") for part in parts)
+        yield from (_put(part, "fp32_precision") for part in (cuda, cudnn.conv, cudnn.rnn))
     else:
         yield from (_put(part, "allow_tf32") for part in (cuda, cudnn))
 

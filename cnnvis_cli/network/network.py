@@ -93,20 +93,36 @@ class Network:
         ``alias:`` or ``module:`` before it says which is meant. Raise `UsageError` for a name that
         is one layer's alias and another module's path, and for an unknown one, with the nearest.
         """
-        found = [la for la in self.layers if name in _names(la)]
-        others = [la for la in found if la != found[0]]
-        shadowed = found and found[0].alias == name != found[0].module and self._has(name)
-        if others or shadowed:
-            raise UsageError(
-                f"{self.name}: --layer {name} means two modules; {self._choices(name)}"
-            )
+        found = [layer for layer in self.layers if name in _names(layer)]
+        inside = self._inside(name)
+        if len(found) > 1 or (found and self._shadows(found[0], name)):
+            raise UsageError(f"{self.name}: --layer {name} means two modules; {self._both(name)}")
         if found:
             return found[0]
-        if below := self._below(name):
-            raise UsageError(
-                f"{self.name}: {name} holds several layers; choose one: {_some(below)}"
-            )
+        if inside:
+            raise UsageError(f"{self.name}: {name} holds layers; choose one: {_some(inside)}")
         raise unknown("layer", name, [layer.alias for layer in self.layers], place=self.name)
+
+    def _inside(self, path: str) -> list[Layer]:
+        """Return the layers inside of the module of this path."""
+        path = path.removeprefix("module:")
+        return [la for la in self.layers if path and la.module.startswith(f"{path}.")]
+
+    def _shadows(self, layer: Layer, name: str) -> bool:
+        """Return whether a layer's alias is the path of a module that is more than this layer."""
+        if layer.alias != name or layer.module == name:
+            return False
+        known = any(path == name for path, _ in self.module.named_modules())
+        return known and self._inside(name) != [layer]
+
+    def _both(self, name: str) -> str:
+        """Return what can be written instead of a name that means two modules."""
+        by_alias = next(layer for layer in self.layers if layer.alias == name)
+        by_path = [layer for layer in self.layers if layer.module == name] or self._inside(name)
+        other = "the module of that name is not a layer that is listed"
+        if by_path:
+            other = f"module:{name} for what is listed as {_some(by_path)}"
+        return f"write alias:{name} for {by_alias.module}, or {other}"
 
     def aliased(self, aliases: Iterable[str]) -> tuple[Layer, ...]:
         """Return the layers of these aliases, as files have them, in their order.
@@ -120,25 +136,6 @@ class Network:
                 raise unknown("layer", alias, list(known), place=self.name)
         return tuple(known[alias] for alias in aliases)
 
-    def _has(self, path: str) -> bool:
-        """Return whether a module has this path, listed as a layer or not."""
-        return any(path == name for name, _ in self.module.named_modules())
-
-    def _choices(self, name: str) -> str:
-        """Return what can be written instead of a name that means two modules."""
-        by_alias = next(la for la in self.layers if la.alias == name)
-        by_path = next((la for la in self.layers if la.module == name), None)
-        other = (
-            f"module:{name} for the module of that name, listed as {by_path.alias}"
-            if by_path
-            else "the module of that name is not a layer that is listed"
-        )
-        return f"write alias:{name} for {by_alias.module}, which is listed so, or {other}"
-
-    def _below(self, path: str) -> list[Layer]:
-        """Return the layers inside of the module of this path."""
-        return [la for la in self.layers if path and la.module.startswith(f"{path}.")]
-
     def choose(self, names: Iterable[str]) -> tuple[Layer, ...]:
         """Return the layers of these names, once each, in the network's order; all if empty.
 
@@ -146,8 +143,8 @@ class Network:
         """
         names, wanted = tuple(names), set[str]()
         for name in names:
-            known = any(name in _names(la) for la in self.layers)
-            inside = [] if known else self._below(name)
+            known = any(name in _names(layer) for layer in self.layers)
+            inside = [] if known else self._inside(name)
             wanted |= {la.alias for la in inside or [self.layer(name)]}
         return tuple(la for la in self.layers if not names or la.alias in wanted)
 

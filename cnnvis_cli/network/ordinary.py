@@ -126,12 +126,13 @@ def type_remark(found: Any) -> str:
 def _out_of_inference(module: nn.Module) -> nn.Module:
     """Give a module built in inference mode parameters that gradients can pass."""
     for child in module.modules():
-        for table in (child._parameters, child._buffers):
+        tables: tuple[dict[str, Any], ...] = (child._parameters, child._buffers)
+        for table in tables:
             for key, tensor in table.items():
                 lazy = isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
                 if tensor is not None and not lazy and tensor.is_inference():
                     plain = tensor.clone()
-                    table[key] = nn.Parameter(plain) if table is child._parameters else plain
+                    table[key] = nn.Parameter(plain) if isinstance(tensor, nn.Parameter) else plain
     return module
 
 

@@ -8,6 +8,7 @@ dictionary it would be hashed for days.
 from __future__ import annotations
 
 import pickletools
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -16,7 +17,7 @@ WORK = 20_000_000  # visits of values, which take seconds; a training state has 
 DEPTH = 100  # of tuples in tuples; hashing recurses, and a training state has 3
 
 
-class TooHeavy(ValueError):
+class TooHeavy(Exception):
     """A pickle that would take too long to build."""
 
 
@@ -125,9 +126,10 @@ def weigh(file: IO[bytes]) -> bool:
                 return True
             if not machine.step(name, argument):
                 return False  # torch's unpickler stops here as well
-    except (ValueError, IndexError, KeyError) as error:  # damaged, which torch will say better
-        if isinstance(error, TooHeavy):
-            raise
+    except TooHeavy:
+        raise
+    except (ValueError, LookupError, EOFError, OverflowError, MemoryError, struct.error):
+        pass  # damaged, which torch will say better
     return False
 
 

@@ -18,7 +18,7 @@ DEPTH = 4  # of dictionaries in dictionaries
 BOOKKEEPING = frozenset(
     ["total_ops", "total_params", "n_averaged", "num_batches_tracked", "num_updates"]
 )
-"""Last parts of names of tensors that are no weights: counts of a profiler, of averages, of batches."""
+"""Last parts of names of tensors that are no weights: counts of operations, averages, batches."""
 WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 """Parts of names that torch's wrappers put anywhere into them."""
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|shadow)([^a-z]|$)|averag", re.IGNORECASE)

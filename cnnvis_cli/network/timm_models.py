@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import socket
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass, replace
@@ -10,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -120,18 +123,27 @@ def _cached(hub: str, file: str) -> Path | None:
 
 
 def _downloaded(name: str, source: str, file: str) -> Path:
+    """Download a file of the hub, or of a URL, into the cache of its client."""
     try:
         if "://" in source:
             path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(source).path).name
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(source, str(path), progress=False)
+            torch.hub.download_url_to_file(source, str(path), progress=sys.stderr.isatty())
             return path
-        return Path(import_module("huggingface_hub").hf_hub_download(source, file))
+        hub = import_module("huggingface_hub")
+        _require_host(urlparse(hub.constants.ENDPOINT).hostname or "")
+        return Path(hub.hf_hub_download(source, file))
     except Exception as error:  # the hub's client raises many kinds, and those of its own client
         raise CnnvisError(
             f"cannot download the weights of {PREFIX}{name} ({_first_line(error)}); fetch {file} of "
             f"{source} on a connected machine and give it with -w {file}"
         ) from None
+
+
+def _require_host(host: str) -> None:
+    """Raise `OSError` if a host is not known here: the hub's client would ask for half a minute."""
+    if not getproxies():
+        socket.getaddrinfo(host, 443)
 
 
 def _first_line(error: BaseException) -> str:

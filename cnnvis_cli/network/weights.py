@@ -49,7 +49,7 @@ def load(
 
 def require_weights(plan: Blueprint, weights: str | None) -> None:
     """Raise `UsageError` if a network has no weights unless they are given, and they are not."""
-    if weights is None and plan.default_weights is None and plan.guest is None:
+    if weights is None and plan.default_weights is None and ":" not in plan.name:
         raise UsageError(f"{plan.name} comes without weights; give them with -w FILE")
 
 

@@ -237,6 +237,8 @@ def blueprint(model: str, trust_code: bool = False, weights: str | None = None) 
         return _timm(model)
     if remedy := timm_models.advice(model):
         raise UsageError(f"there is no model {model!r}; {remedy}")
+    if model.endswith(".py") and not Path(model).is_file():
+        raise UsageError(f"--model {model}: there is no such file")
     if model.endswith(".py"):
         names = functions_of(Path(model))
         raise UsageError(

@@ -112,7 +112,7 @@ def _prepared(
     grey: bool,
     digest: str = "",
 ) -> Network:
-    """Return a module ready for inspection; raise `UsageError` if nothing in it can be inspected."""
+    """Return a module ready for inspection; raise `UsageError` if it has nothing to inspect."""
     if grey:
         takes_grey(module)
     network = Network.prepare(found.name, module, preprocessing, digest, found.classes)
