@@ -136,7 +136,8 @@ class PreprocessingPlan:
     )
     mean: Several[float] | str | None = setting(
         None,
-        help="Three numbers, RGB from 0 to 255 (one for grey images), or a .npy or .binaryproto file.",
+        help="Three numbers, RGB from 0 to 255 (one for grey images), or a .npy or "
+        ".binaryproto file.",
     )
     std: Several[float] | None = setting(
         None, help="Three numbers, RGB from 0 to 255; one for grey images."

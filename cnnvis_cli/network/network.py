@@ -54,7 +54,9 @@ class Network:
         In-place rectifiers would overwrite the inspected outputs; without them the values are the
         same.
         """
-        module.eval()  # one at a time: a `train` of the user's own may return nothing
+        module.eval()  # a `train` of the user's own may return nothing, or change nothing
+        for child in module.modules():
+            child.training = False
         module.requires_grad_(False)
         inplace = tuple(n for n, m in module.named_modules() if getattr(m, "inplace", False))
         for child in inplace:
@@ -112,8 +114,9 @@ class Network:
         """Return whether a layer's alias is the path of a module that is more than this layer."""
         if layer.alias != name or layer.module == name:
             return False
-        known = any(path == name for path, _ in self.module.named_modules())
-        return known and self._inside(name) != [layer]
+        if inside := self._inside(name):
+            return inside != [layer]
+        return any(path == name for path, _ in self.module.named_modules())
 
     def _both(self, name: str) -> str:
         """Return what can be written instead of a name that means two modules."""

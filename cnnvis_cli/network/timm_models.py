@@ -135,8 +135,8 @@ def _downloaded(name: str, source: str, file: str) -> Path:
         return Path(hub.hf_hub_download(source, file))
     except Exception as error:  # the hub's client raises many kinds, and those of its own client
         raise CnnvisError(
-            f"cannot download the weights of {PREFIX}{name} ({_first_line(error)}); fetch {file} of "
-            f"{source} on a connected machine and give it with -w {file}"
+            f"cannot download the weights of {PREFIX}{name} ({_first_line(error)}); fetch {file} "
+            f"of {source} on a connected machine and give it with -w {file}"
         ) from None
 
 

@@ -84,7 +84,9 @@ def _try_out(found: Blueprint, module: nn.Module, image: Tensor) -> None:
         if remedy := _remedy(module):
             raise UsageError(f"{start}: {remedy}") from error
         first = told(error).removeprefix("your code: ")
-        raise UsageError(f"{start} ({first}); set crop under [preprocessing]") from error
+        typed = any(kind in first for kind in ("Half", "BFloat16", "Double"))
+        then = "have it compute in float32" if typed else "set crop under [preprocessing]"
+        raise UsageError(f"{start} ({first}); {then}") from error
 
 
 def _remedy(module: nn.Module) -> str:
