@@ -512,7 +512,11 @@ class Plan:
     )
     run: Text | None = setting(None, "-r --run", "The run directory.", "outputs/<model>")
     layer: Several[Text] = setting(
-        (), "-l --layer", "A layer's alias (conv5) or module path (features.10); repeatable.", "all"
+        (),
+        "-l --layer",
+        "A layer's alias (conv5) or module path (features.10), or a block's path (layer4) for all "
+        "in it; repeatable.",
+        "all",
     )
     units: Text = setting("", "-u --units", "Channels, such as 0-63,151.", "all")
     device: Text = setting("auto", "--device", "auto, cpu, cuda, or a list such as cuda:0,cuda:1.")

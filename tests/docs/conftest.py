@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import runpy
 import shlex
@@ -100,18 +101,18 @@ def fewer(session: session.Session, layer: Layer) -> tuple[int, ...]:
     return tuple(unit for unit in SHOWN[: None if small else 2] if unit < layer.channels)
 
 
-_units, _make, _load = session.Session.units, Plan.make, weights.load
-_loaded: dict[str, Any] = {}
+_units, _make, _build = session.Session.units, Plan.make, weights.build
+_built: dict[str, Any] = {}
 
 
-def load_once(found: Blueprint, chosen: str | None, seed: int = 0) -> Any:
-    """Random weights of a large network take seconds."""
-    if chosen != "random":
-        return _load(found, chosen, seed)
-    if found.name not in _loaded:
-        _loaded.clear()
-        _loaded[found.name] = _load(found, chosen, seed)
-    return _loaded[found.name]
+def build_once(found: Blueprint, *arguments: Any, **settings: Any) -> Any:
+    """To build a large network takes seconds."""
+    if found.name in OWN or found.guest is not None:
+        return _build(found, *arguments, **settings)
+    if found.name not in _built:
+        _built.clear()
+        _built[found.name] = _build(found, *arguments, **settings)
+    return copy.deepcopy(_built[found.name])
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def less() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "make", classmethod(lambda _, *arguments: cheaper(_make(*arguments))))
         patch.setattr(session.Session, "units", fewer)
-        patch.setattr(network_loading, "load", load_once)
+        patch.setattr(network_loading, "build", build_once)
         patch.setattr(demo_stage, "OptimizePlan", lambda **_: OptimizePlan(iterations=FEW))
         patch.setattr(dataset_images, "PER_CLASS", 4)
         patch.setattr(calibrate, "ROUNDS", 1)
