@@ -30,6 +30,16 @@ def _put(place: Any, name: str) -> Kept:
     return (lambda: getattr(place, name)), (lambda value: setattr(place, name, value))
 
 
+def usual_precision() -> None:
+    """Give torch's convolutions the precision that a new process has.
+
+    Another than that of its recurrent layers, which cnnvis sets, stops torch.export and others.
+    """
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision
+
+
 def _precisions() -> Iterator[Kept]:
     """Yield torch's settings of how exactly a GPU multiplies, by its newer names or its older."""
     cuda: Any = torch.backends.cuda.matmul
@@ -88,6 +98,7 @@ class Guest:
         before = [(put, get()) for get, put in _KEPT]
         sys.path.insert(0, folder)
         sys.argv = [str(self.file or self.module)]
+        usual_precision()
         os.chdir(self.standing)
         try:
             with redirect_stdout(sys.stderr):

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cnnvis_cli.ascent import calibrate
 from cnnvis_cli.cli import _code
 from cnnvis_cli.demo.synthetic import draw
 from cnnvis_cli.network import saliency, weights
+from cnnvis_cli.network.guest import usual_precision
 from cnnvis_cli.network.zoo import OWN, Blueprint
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import OptimizePlan, Plan
@@ -161,11 +163,37 @@ def furnished(demo: Path, cheap: None) -> None:
         _picture(Path(name), 3)
     np.save("ilsvrc_2012_mean.npy", np.full(3, 110.0))
     np.save("file.npy", np.ones((1, 64), np.float32))
+    _onnx(Path("net.onnx"))
     Path("configs").mkdir()
     for config in sorted((ROOT / "configs").glob("*.toml")):
         text = config.read_text(encoding="utf-8").replace('"/data/', '"data/')
         Path("configs", config.name).write_text(text, encoding="utf-8")
     shutil.copytree(demo / "outputs", "outputs", copy_function=_linked)
+
+
+def _onnx(path: Path) -> None:
+    """Write a network of one convolution and one fully connected layer."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    drawn = np.random.default_rng(0)
+    shapes = {"weight": (8, 3, 3, 3), "bias": (8,), "last": (4, 8), "shift": (4,)}
+    tensors = [
+        numpy_helper.from_array(drawn.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["image", "weight", "bias"], ["maps"], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["maps"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["vector"]),
+        helper.make_node("Gemm", ["vector", "last", "shift"], ["scores"], transB=1),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in {"image": ["n", 3, "h", "w"], "scores": ["n", 4]}.items()
+    ]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
 
 
 def _linked(source: str, target: str) -> None:
@@ -197,6 +225,19 @@ def cnnvis(
     return call
 
 
+@contextmanager
+def as_in_a_new_process() -> Iterator[None]:
+    """Put cnnvis's precision of convolutions aside, which torch.export does not take."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else None
+    usual_precision()
+    try:
+        yield
+    finally:
+        if before is not None:
+            cudnn.conv.fp32_precision = before
+
+
 @pytest.fixture
 def python(
     furnished: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -208,7 +249,8 @@ def python(
     def call(arguments: list[str]) -> Told:
         monkeypatch.setattr(sys, "argv", arguments)
         capsys.readouterr()
-        runpy.run_path(arguments[0], run_name="__main__")
+        with as_in_a_new_process():
+            runpy.run_path(arguments[0], run_name="__main__")
         return Told(0, *capsys.readouterr())
 
     yield call
