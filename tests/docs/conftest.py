@@ -188,9 +188,9 @@ def _onnx(path: Path) -> None:
         helper.make_node("Flatten", ["means"], ["vector"]),
         helper.make_node("Gemm", ["vector", "last", "shift"], ["scores"], transB=1),
     ]
+    sizes: dict[str, list[str | int | None]] = {"image": ["n", 3, "h", "w"], "scores": ["n", 4]}
     ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in {"image": ["n", 3, "h", "w"], "scores": ["n", 4]}.items()
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items()
     ]
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)

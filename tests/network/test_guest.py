@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -225,7 +225,7 @@ def small() -> nn.Module:
         torch.compile,
         nn.DataParallel,
         torch.optim.swa_utils.AveragedModel,
-        lambda module: nn.DataParallel(torch.compile(module)),
+        lambda module: nn.DataParallel(cast(nn.Module, torch.compile(module))),
     ],
 )
 def test_what_torch_wraps_around_a_network_is_taken_off(wrap: Any) -> None:
@@ -247,7 +247,7 @@ def test_what_is_wrapped_around_a_part_is_taken_off_too() -> None:
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_become_float32_and_are_told(kind: torch.dtype) -> None:
     module = small().to(kind)
-    wanted = module[0].weight.float()  # type: ignore[index, operator]
+    wanted = module[0].weight.float()  # type: ignore[index]
     name = str(kind).removeprefix("torch.")
     assert type_remark(module) == f"its parameters are {name}; it computes in float32"
     found = ordinary("x", module)
@@ -270,10 +270,15 @@ def _meta() -> nn.Module:
         return small()
 
 
+def _exported() -> Any:
+    with Guest("x:y").surroundings():  # with torch's own precision
+        return torch.export.export(small().eval(), (torch.zeros(1, 3, 9, 9),))
+
+
 def _quantized() -> nn.Module:
     from torch.ao.nn import quantized
 
-    return nn.Sequential(quantized.ReLU6())
+    return nn.Sequential(quantized.ReLU6())  # type: ignore[no-untyped-call]
 
 
 class Program:
@@ -284,9 +289,7 @@ class Program:
 
 NO_NETWORKS = {
     "is TorchScript, whose layers cannot be watched": lambda: torch.jit.script(small()),
-    "an exported program .*tutorial": lambda: torch.export.export(
-        small().eval(), (torch.zeros(1, 3, 9, 9),)
-    ),
+    "an exported program .*tutorial": _exported,
     "is quantized: .* before that": _quantized,
     r"0\.weight has no numbers \(it is on the device meta\)": _meta,
     r"0\.weight is complex": lambda: nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64)),
@@ -301,7 +304,7 @@ NO_NETWORKS = {
 @pytest.mark.filterwarnings("ignore")  # torch has given up some of them
 def test_what_cannot_be_watched_is_told_with_its_remedy(told: str) -> None:
     with pytest.raises(UsageError, match=f"--model x: .*{told}"):
-        ordinary("x", NO_NETWORKS[told]())  # type: ignore[no-untyped-call]
+        ordinary("x", NO_NETWORKS[told]())
 
 
 def run(module: nn.Module, image: Tensor) -> None:

@@ -12,7 +12,6 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from cnnvis_cli.dataset.decode import prepare
@@ -42,10 +41,12 @@ def no_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_is_prepared_as_by_timm(name: str) -> None:
     plan = blueprint(f"timm:{name}")
-    config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    known: Any = timm.get_pretrained_cfg(name)
+    library: Any = timm.data
+    config = library.resolve_data_config(pretrained_cfg=known.to_dict())
     drawn = np.random.default_rng(0).integers(0, 256, (300, 411, 3), np.uint8)
     image = Image.fromarray(drawn)
-    wanted = create_transform(**config)(image)
+    wanted = library.create_transform(**config)(image)
     pixels = torch.from_numpy(prepare(image, plan.preprocessing).copy())[None]
     network = Network(name, nn.Module(), plan.preprocessing, "", (), ())
     found = network.normalise(network.centre(pixels))[0]

@@ -117,15 +117,21 @@ def _prepared(
     """Return a module ready for inspection; raise `UsageError` if it has nothing to inspect."""
     if grey:
         takes_grey(module)
+    if not any(True for _ in module.parameters()):
+        raise _nothing_to_show(found.name, module)
     network = Network.prepare(found.name, module, preprocessing, digest, found.classes)
     if not network.layers:
-        kinds = dict.fromkeys(type(m).__name__ for m in module.modules() if m is not module)
-        raise UsageError(
-            f"{found.name}: has no convolution or fully connected layer to show, only "
-            f"{', '.join(list(kinds)[:6]) or type(module).__name__}; cnnvis looks for nn.Conv2d "
-            "and nn.Linear"
-        )
+        raise _nothing_to_show(found.name, module)
     return network
+
+
+def _nothing_to_show(name: str, module: nn.Module) -> UsageError:
+    kinds = dict.fromkeys(type(m).__name__ for m in module.modules() if m is not module)
+    return UsageError(
+        f"{name}: has no convolution or fully connected layer to show, only "
+        f"{', '.join(list(kinds)[:6]) or type(module).__name__}; cnnvis looks for nn.Conv2d "
+        "and nn.Linear"
+    )
 
 
 def network_on(device: torch.device, plan: Plan, network: Network | None) -> Network:
