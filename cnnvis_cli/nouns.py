@@ -231,7 +231,8 @@ class Preprocessing:
 
     `resize` is the length of the shorter side in pixels, or (height, width) to change the shape
     too; then the centre `crop` (height, width) is cut. `mean` and `std` are per channel in RGB
-    order and 0..255 units; `bgr` reverses the channels for networks trained in Caffe.
+    order and 0..255 units; `bgr` reverses the channels for networks trained in Caffe; `grey` makes
+    images grey first, all three channels alike.
     """
 
     resize: int | Size = 256
@@ -240,3 +241,4 @@ class Preprocessing:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     bgr: bool = False
     interpolation: Interpolation = "bilinear"
+    grey: bool = False

@@ -135,11 +135,19 @@ class PreprocessingPlan:
         None, help="Size of the centre crop, the network's input: one number, or [height, width]."
     )
     mean: Several[float] | str | None = setting(
-        None, help="Three numbers, RGB from 0 to 255, or a .npy or .binaryproto file."
+        None,
+        help="Three numbers, RGB from 0 to 255 (one for grey images), or a .npy or "
+        ".binaryproto file.",
     )
-    std: Several[float] | None = setting(None, help="Three numbers, RGB from 0 to 255.")
+    std: Several[float] | None = setting(
+        None, help="Three numbers, RGB from 0 to 255; one for grey images."
+    )
     bgr: bool | None = setting(None, help="Whether the network takes BGR images, as Caffe's do.")
     interpolation: Interpolation | None = setting(None, help="Filter that resizes images.")
+    grey: bool | None = setting(
+        None,
+        help="Whether images are made grey first. A network of one input channel needs no word.",
+    )
 
 
 @dataclass(frozen=True)
@@ -496,15 +504,16 @@ class Plan:
     model: Text = setting(
         "",
         "-m --model",
-        "A torchvision model (alexnet, vgg16, ...), caffenet, zfnet, demo, or "
-        "package.module:function.",
+        "A torchvision model (alexnet, vgg16, ...), caffenet, zfnet, demo, timm:NAME, "
+        "package.module:function or file.py:function.",
     )
     weights: Text | None = setting(
         None,
         "-w --weights",
-        "DEFAULT or another torchvision weights name, a file (.safetensors, .pth, .caffemodel), or "
-        "random.",
+        "DEFAULT or another torchvision weights name, a file (.safetensors, .pth, .ckpt, .bin, "
+        ".caffemodel), or random.",
     )
+    ema: bool = setting(False, "--ema", "Take the averaged weights (EMA) of a training checkpoint.")
     trust_code: bool = setting(False, "--trust-code", "Allow --model to run your own code.")
     dataset: Text | None = setting(
         None,
@@ -513,7 +522,11 @@ class Plan:
     )
     run: Text | None = setting(None, "-r --run", "The run directory.", "outputs/<model>")
     layer: Several[Text] = setting(
-        (), "-l --layer", "A layer's alias (conv5) or module path (features.10); repeatable.", "all"
+        (),
+        "-l --layer",
+        "A layer's alias (conv5) or module path (features.10), or a block's path (layer4) for all "
+        "in it; repeatable.",
+        "all",
     )
     units: Text = setting("", "-u --units", "Channels, such as 0-63,151.", "all")
     device: Text = setting("auto", "--device", "auto, cpu, cuda, or a list such as cuda:0,cuda:1.")

@@ -103,7 +103,7 @@ def begin(model: str, run: Place | None = None, **settings: Any) -> Run:
     return Run(plan.folder, kept)
 
 
-_OF_THE_RUN = ("run", "model", "weights", "preprocessing")
+_OF_THE_RUN = ("run", "model", "weights", "ema", "preprocessing")
 _alone = {"workers": 0}  # a kernel has threads, which a forked process would lack
 
 

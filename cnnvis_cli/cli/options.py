@@ -94,7 +94,7 @@ MOVED = setting_option("dataset", help="Where the images are now, if they have m
 
 TALKING = (QUIET, VERBOSE, setting_option("log", type=click.Path(path_type=Path, dir_okay=False)))
 CONFIGURING = (CONFIG, *TALKING)
-NETWORK = ("model", "weights", "trust_code")
+NETWORK = ("model", "weights", "ema", "trust_code")
 WORK = ("run", "layer", "device", "seed", "batch_size", "workers")
 SHARING = ("shard", "scheduler", "trust_network")
 

@@ -143,6 +143,8 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     mode = InterpolationMode(preprocessing.interpolation)
     resize = preprocessing.resize
     check_shape(image.size, resize)
+    if preprocessing.grey:
+        image = image.convert("L").convert("RGB")  # as torchvision's Grayscale(3)
     resized = transforms.resize(image, [resize] if isinstance(resize, int) else list(resize), mode)
     return np.asarray(transforms.center_crop(resized, list(preprocessing.crop)))
 

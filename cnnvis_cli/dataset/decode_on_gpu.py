@@ -23,6 +23,8 @@ def check_decoder(device: torch.device, preprocessing: Preprocessing) -> None:
     """Raise `UsageError` if images cannot be decoded and resized on this device."""
     if preprocessing.interpolation == "lanczos":
         raise UsageError("--decode gpu: has no lanczos interpolation; use --decode exact")
+    if preprocessing.grey:
+        raise UsageError("--decode gpu: makes no images grey; use --decode exact")
     if device.type != "cuda":
         raise UsageError(f"--decode gpu: the device is {device}, which is no GPU")
     try:

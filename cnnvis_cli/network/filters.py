@@ -16,7 +16,7 @@ BELOW_ONE = 1 - 2**-23  # one step of float32: rounding never lifts a filter abo
 
 
 def rgb_filters(network: Network, layer: Layer) -> Tensor:
-    """Return a layer's weights as used by the network: (C, 3, h, w).
+    """Return a layer's weights as used by the network: (C, 3, h, w), or (C, 1, h, w) of grey.
 
     Raise `UsageError` for a layer whose input is not an RGB image, `CnnvisError` for weights that
     are not numbers.
@@ -37,7 +37,12 @@ def rgb_filters(network: Network, layer: Layer) -> Tensor:
 
 
 def rgb(network: Network, found: Tensor) -> Tensor:
-    """Return filters (C, 3, h, w) with their channels in the order red, green, blue."""
+    """Return filters with their channels in the order red, green, blue; grey ones alike in all.
+
+    (C, 3, h, w) or (C, 1, h, w) -> (C, 3, h, w).
+    """
+    if found.shape[1] == 1:
+        return found.expand(-1, 3, -1, -1)
     return found.flip(1) if network.preprocessing.bgr else found
 
 
@@ -54,7 +59,8 @@ def why_not_rgb(network: Network, layer: Layer) -> str:
     module = network.module.get_submodule(layer.module)
     if not isinstance(module, nn.Conv2d):
         return "it is not a convolution; the first one is the default"
-    if module.in_channels != 3:
+    grey = network.preprocessing.grey and module.in_channels == 1
+    if module.in_channels != 3 and not grey:
         return (
             f"it takes {module.in_channels} channels, not 3; the first convolution is the default"
         )

@@ -57,7 +57,10 @@ class Network:
         In-place rectifiers would overwrite the inspected outputs; without them the values are the
         same.
         """
-        module.eval().requires_grad_(False)
+        module.eval()  # a `train` of the user's own may return nothing, or change nothing
+        for child in module.modules():
+            child.training = False
+        module.requires_grad_(False)
         inplace = tuple(n for n, m in module.named_modules() if getattr(m, "inplace", False))
         for child in inplace:
             module.get_submodule(child).inplace = False  # type: ignore[assignment]
@@ -94,16 +97,66 @@ class Network:
         return 4 * sum(la.channels * la.map[0] * la.map[1] for la in upto)
 
     def layer(self, name: str) -> Layer:
-        """Return the layer of an alias or module path; raise `UsageError` with the nearest name."""
-        for layer in self.layers:
-            if name in (layer.alias, layer.module):
-                return layer
+        """Return the layer of an alias or module path.
+
+        ``alias:`` or ``module:`` before it says which is meant. Raise `UsageError` for a name that
+        is one layer's alias and another module's path, and for an unknown one, with the nearest.
+        """
+        found = [layer for layer in self.layers if name in _names(layer)]
+        inside = self._inside(name)
+        if len(found) > 1 or (found and self._shadows(found[0], name)):
+            raise UsageError(f"{self.name}: --layer {name} means two modules; {self._both(name)}")
+        if found:
+            return found[0]
+        if inside:
+            raise UsageError(f"{self.name}: {name} holds layers; choose one: {_some(inside)}")
         raise unknown("layer", name, [layer.alias for layer in self.layers], place=self.name)
 
+    def _inside(self, path: str) -> list[Layer]:
+        """Return the layers inside of the module of this path."""
+        path = path.removeprefix("module:")
+        return [la for la in self.layers if path and la.module.startswith(f"{path}.")]
+
+    def _shadows(self, layer: Layer, name: str) -> bool:
+        """Return whether a layer's alias is the path of a module that is more than this layer."""
+        if layer.alias != name or layer.module == name:
+            return False
+        if inside := self._inside(name):
+            return inside != [layer]
+        return any(path == name for path, _ in self.module.named_modules())
+
+    def _both(self, name: str) -> str:
+        """Return what can be written instead of a name that means two modules."""
+        by_alias = next(layer for layer in self.layers if layer.alias == name)
+        by_path = [layer for layer in self.layers if layer.module == name] or self._inside(name)
+        other = "the module of that name is not a layer that is listed"
+        if by_path:
+            other = f"module:{name} for what is listed as {_some(by_path)}"
+        return f"write alias:{name} for {by_alias.module}, or {other}"
+
+    def aliased(self, aliases: Iterable[str]) -> tuple[Layer, ...]:
+        """Return the layers of these aliases, as files have them, in their order.
+
+        Raise `UsageError` for one that the network does not have.
+        """
+        known = {layer.alias: layer for layer in self.layers}
+        aliases = tuple(aliases)
+        for alias in aliases:
+            if alias not in known:
+                raise unknown("layer", alias, list(known), place=self.name)
+        return tuple(known[alias] for alias in aliases)
+
     def choose(self, names: Iterable[str]) -> tuple[Layer, ...]:
-        """Return the layers of these names, once each, in the network's order; all if empty."""
-        wanted = {self.layer(name).alias for name in names}
-        return tuple(la for la in self.layers if not wanted or la.alias in wanted)
+        """Return the layers of these names, once each, in the network's order; all if empty.
+
+        The path of a module that holds layers stands for all of them.
+        """
+        names, wanted = tuple(names), set[str]()
+        for name in names:
+            known = any(name in _names(layer) for layer in self.layers)
+            inside = [] if known else self._inside(name)
+            wanted |= {la.alias for la in inside or [self.layer(name)]}
+        return tuple(la for la in self.layers if not names or la.alias in wanted)
 
     def centre(self, images: Tensor) -> Tensor:
         """Return uint8 images as mean-subtracted pixels: (B, h, w, 3) -> (B, 3, h, w) float32."""
@@ -234,3 +287,13 @@ class Network:
         with self.tap([layer], lambda _, output: kept.append(output)) as run:
             run(inputs)
         return kept[0] if kept[0].dim() == 4 else kept[0][:, :, None, None]
+
+
+def _names(layer: Layer) -> tuple[str, ...]:
+    """Return all that may be written for a layer."""
+    return layer.alias, layer.module, f"alias:{layer.alias}", f"module:{layer.module}"
+
+
+def _some(layers: list[Layer], most: int = 6) -> str:
+    more = f", ... ({len(layers)} in all)" if len(layers) > most else ""
+    return ", ".join(layer.alias for layer in layers[:most]) + more

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import struct
 import sys
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -18,124 +14,143 @@ from torch import Tensor, nn
 
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.network.checkpoints import Tree, read_weights
+from cnnvis_cli.network.ordinary import ordinary, type_remark
+from cnnvis_cli.network.states import State, choose, listed, misshapen
 from cnnvis_cli.network.zoo import Blueprint
-from cnnvis_cli.registry import Registry, unknown
+from cnnvis_cli.registry import unknown
 
-State = Mapping[str, Tensor]
-READERS: Registry[Callable[[Path], State]] = Registry("weights format")
-
-
-@READERS.register(".safetensors")
-def _read_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UsageError(f"{path}: not a safetensors file ({error})") from None
+Say = Callable[[str], None]
 
 
-# Exceptions that torch.load raised for files with a few bytes changed.
-_DAMAGED = (
-    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
-    *(AssertionError, OverflowError, MemoryError, struct.error),
-)
+def silent(_line: str) -> None:
+    """Say nothing."""
 
 
-@READERS.register(".pt")
-@READERS.register(".pth")
-def _read_checkpoint(path: Path) -> State:
-    """Return a state dictionary, bare or under the usual keys of a training checkpoint."""
-    _refuse_packed(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid checkpoints are reported below, in one line
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UsageError(
-            f"{path}: refused, because it is damaged or holds more than tensors and could run "
-            "code; save the state_dict alone, best as .safetensors"
-        ) from None
-    except _DAMAGED as error:
-        raise UsageError(f"{path}: not a torch checkpoint ({_first_line(error)})") from None
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
-    ):
-        raise UsageError(f"{path}: holds no state_dict")
-    prefix = "module."  # which DataParallel puts before every name
-    if all(name.startswith(prefix) for name in found):
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return found
-
-
-def _refuse_packed(path: Path) -> None:
-    """Raise `UsageError` for a zip with compressed members: a few bytes may expand to terabytes.
-
-    torch never compresses them. A file that is not a zip is left to torch, which has an older
-    format.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error):
-        return
-    if packed:
-        raise UsageError(
-            f"{path}: refused, because parts of it are compressed as in TorchScript; "
-            "save the state_dict alone with torch.save"
-        )
-
-
-@READERS.register(".caffemodel")
-def _read_caffemodel(path: Path) -> State:
-    from cnnvis_cli.network.caffe import read_caffemodel
-
-    return {name: torch.from_numpy(array) for name, array in read_caffemodel(path).items()}
-
-
-def load(plan: Blueprint, weights: str | None, seed: int = 0) -> tuple[nn.Module, str]:
+def load(
+    plan: Blueprint, weights: str | None, seed: int = 0, ema: bool = False, say: Say = silent
+) -> tuple[nn.Module, str]:
     """Build the network with its weights; return it with the weights' SHA-256.
 
     `weights` is a file, ``DEFAULT`` or another of torchvision's names, ``random`` (drawn from
-    `seed`), or None for the network's default.
+    `seed`), or None for the network's default. With `ema` a training state's averaged weights are
+    taken. What is to be known about the choice is passed to `say`, a line at a time.
 
-    Raises ------ UsageError there are no weights, or they do not exist, do not fit, or hold more
-    than tensors. CnnvisError trained weights cannot be downloaded.
+    Raises
+    ------
+    UsageError
+        there are no weights, or they do not exist, do not fit, or hold more than tensors.
+    CnnvisError
+        trained weights cannot be downloaded.
     """
-    weights = weights or plan.default_weights
-    if weights is None and ":" not in plan.name:
+    require_weights(plan, weights)
+    return fill(plan, build(plan, seed), weights, ema, say)
+
+
+def require_weights(plan: Blueprint, weights: str | None) -> None:
+    """Raise `UsageError` if a network has no weights unless they are given, and they are not."""
+    if weights is None and plan.default_weights is None and ":" not in plan.name:
         raise UsageError(f"{plan.name} comes without weights; give them with -w FILE")
+
+
+def build(plan: Blueprint, seed: int = 0, say: Say = silent) -> nn.Module:
+    """Build a network, its parameters drawn from `seed`; raise `UsageError` if it is none."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = plan.build()
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"--model {plan.name}: returned {type(module).__name__}, not a network")
+        found = plan.build()
+        if remark := type_remark(found):
+            say(f"{plan.name}: {remark}")
+        return ordinary(plan.name, found)
+
+
+def fill(
+    plan: Blueprint, module: nn.Module, weights: str | None, ema: bool = False, say: Say = silent
+) -> tuple[nn.Module, str]:
+    """Give a built network its weights, as `load` does; a network for other classes is built anew.
+
+    Return the network and the SHA-256 of its weights.
+    """
+    weights = weights or plan.default_weights
     if weights in (None, "random"):
+        if ema:
+            raise UsageError("--ema chooses among the weights of a file; give it with -w FILE")
         return module, _digest(module.state_dict())
-    path = _locate(plan, str(weights))
-    _fit(module, READERS[path.suffix](path), path)
-    return module, file_digest(path)
+    path = locate(plan, str(weights))
+    tree = read_weights(path)
+    module = _fitted(plan, module, tree, path, ema, say)
+    digest = file_digest(path)
+    if ema:  # other weights of the same file
+        digest = hashlib.sha256(f"{digest} averaged".encode()).hexdigest()
+    return module, digest
 
 
-def _locate(plan: Blueprint, weights: str) -> Path:
-    """Return the file of the weights, downloaded once if torchvision knows it by name."""
-    path = Path(weights)
-    if path.suffix in READERS:
-        if not path.is_file():
-            raise UsageError(f"-w {weights}: there is no such file")
-        return path
+def _fitted(
+    plan: Blueprint, module: nn.Module, tree: Tree, path: Path, ema: bool, say: Say
+) -> nn.Module:
+    """Return the network with a file's tensors in it: this module, or one built for its classes."""
+    wanted = module.state_dict()
+    try:
+        choice = choose(tree, wanted, str(path), ema)
+    except UsageError as error:
+        if plan.convert is None or (converted := plan.convert(tree)) is None:
+            raise error from None
+        say(f"{path}: is converted from its authors' names by the network's own rule")
+        return converted
+    state = {name: _reshaped(t, wanted.get(name)) for name, t in choice.match.state.items()}
+    count = _classes(state, wanted)
+    if count is not None and plan.build_for is not None:
+        module = _built_for(plan, count)
+        say(f"{path}: the network has {count} classes, by the size of its last layer")
+    for remark in choice.remarks:
+        say(remark)
+    _fit(module, state, path, "" if count is None else _FOR_CLASSES.format(count))
+    return module
+
+
+_FOR_CLASSES = "; the file is of {} classes: have your function build the network for as many"
+
+
+def _classes(state: State, wanted: State) -> int | None:
+    """Return the number of classes of a state that differs from the network in nothing else."""
+    pairs = {(tuple(state[n].shape), tuple(t.shape)) for n, t in wanted.items() if n in state}
+    unequal = [(have, want) for have, want in pairs if have != want]
+    sizes = {(have[:1], want[:1]) for have, want in unequal}
+    if len(sizes) != 1 or any(not have or have[1:] != want[1:] for have, want in unequal):
+        return None
+    return int(sizes.pop()[0][0])
+
+
+def _built_for(plan: Blueprint, count: int) -> nn.Module:
+    """Return the network for another number of classes."""
+    assert plan.build_for is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return plan.build_for(count)
+
+
+def locate(plan: Blueprint, weights: str) -> Path:
+    """Return the file of the weights, downloaded once if the network's library knows their name.
+
+    Raise `UsageError` if there is no such file and no such name, `CnnvisError` if they cannot be
+    downloaded.
+    """
     if weights == "DEFAULT" and plan.bundled:
         return plan.bundled
+    if weights == "DEFAULT" and plan.fetch:
+        return plan.fetch()
     names = [] if plan.torchvision_weights is None else list(plan.torchvision_weights.__members__)
-    if weights not in names:
-        if plan.bundled:
-            names.append("DEFAULT")
-        raise unknown("weights", weights, [*names, "random", *READERS], place=plan.name)
-    return _download(plan.torchvision_weights[weights].url)
+    if weights in names:
+        return _download(plan.torchvision_weights[weights].url)
+    path = Path(weights)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UsageError(f"-w {weights}: is a folder; name the file of weights in it")
+    if path.suffix or len(path.parts) > 1:
+        raise UsageError(f"-w {weights}: there is no such file")
+    if plan.bundled or plan.fetch:
+        names.append("DEFAULT")
+    raise unknown("weights", weights, [*names, "random", "FILE"], place=plan.name)
 
 
 def _download(url: str) -> Path:
@@ -156,23 +171,11 @@ def _download(url: str) -> Path:
     return path
 
 
-def _fit(module: nn.Module, state: State, path: Path) -> None:
+def _fit(module: nn.Module, state: State, path: Path, remedy: str = "") -> None:
     """Load every tensor; raise if any does not fit or cannot be weights."""
     wanted = module.state_dict()
-    state = {name: _reshaped(tensor, wanted.get(name)) for name, tensor in state.items()}
-    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
-    complaints = (
-        [f"{name} is missing" for name in wanted if name not in state and name not in optional]
-        + [f"{name} is not in the network" for name in state if name not in wanted]
-        + [
-            f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in state and state[name].shape != tensor.shape
-        ]
-    )
-    if complaints:
-        more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
-        raise UsageError(f"{path}: weights of another network: {'; '.join(complaints[:3])}{more}")
+    if complaints := misshapen(state, wanted):
+        raise UsageError(f"{path}: weights of another network: {listed(complaints)}{remedy}")
     learned = {name for name, _ in module.named_parameters()}  # a mask may be infinite
     for name, tensor in state.items():
         if flaw := _flaw(tensor, wanted[name], finite=name in learned):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,6 +15,9 @@ from torch import Tensor, nn
 
 from cnnvis_cli.demo.network import INPUT, DemoNet
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.network import timm_models
+from cnnvis_cli.network.checkpoints import Tree
+from cnnvis_cli.network.guest import Guest, functions_of
 from cnnvis_cli.nouns import Interpolation, Preprocessing
 from cnnvis_cli.registry import Registry, unknown
 
@@ -26,12 +27,17 @@ class Blueprint:
     """A known network that is not yet built."""
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], Any]  # a network, unless it is your own code that builds it
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     classes: tuple[str, ...] = ()
     default_weights: str | None = None  # used without -w
     torchvision_weights: Any = None  # the enum of the builder's trained weights
     bundled: Path | None = None  # the weights file that comes with the package
+    build_for: Callable[[int], nn.Module] | None = None  # builds it for a number of classes
+    fetch: Callable[[], Path] | None = None  # the file of its library's trained weights
+    convert: Callable[[Tree], nn.Module | None] | None = None  # reads its authors' own names
+    guest: Guest | None = None  # your own code, which builds it
+    remarks: tuple[str, ...] = ()  # what is to be said of its preprocessing
 
 
 OWN: Registry[Callable[[], Blueprint]] = Registry("model")
@@ -57,6 +63,7 @@ def demo() -> Blueprint:
         classes,
         default_weights="DEFAULT",
         bundled=folder / "demo.safetensors",
+        build_for=DemoNet,
     )
 
 
@@ -98,7 +105,8 @@ def caffenet() -> Blueprint:
     """Return the network of Yosinski et al. 2015; give its ``.caffemodel`` with -w."""
     ilsvrc_mean = (122.67891434, 116.66876762, 104.00698793)  # Caffe's ilsvrc12 mean, in RGB
     preprocessing = Preprocessing((256, 256), (227, 227), ilsvrc_mean, (1.0, 1.0, 1.0), bgr=True)
-    return Blueprint("caffenet", CaffeNet, preprocessing, imagenet_classes())
+    classes = imagenet_classes()
+    return Blueprint("caffenet", CaffeNet, preprocessing, classes, build_for=CaffeNet)
 
 
 class ZFNet(nn.Module):
@@ -137,9 +145,8 @@ class ZFNet(nn.Module):
 @OWN.register("zfnet")
 def zfnet() -> Blueprint:
     """Return the network of Zeiler & Fergus 2013, trained on mean-subtracted RGB."""
-    return Blueprint(
-        "zfnet", ZFNet, replace(Preprocessing(), std=(1.0, 1.0, 1.0)), imagenet_classes()
-    )
+    preprocessing = replace(Preprocessing(), std=(1.0, 1.0, 1.0))
+    return Blueprint("zfnet", ZFNet, preprocessing, imagenet_classes(), build_for=ZFNet)
 
 
 # Attributes that torchvision's builders set only when they load trained weights themselves.
@@ -177,6 +184,9 @@ def _torchvision(name: str, chosen: str | None) -> Blueprint:
         imagenet_classes(),
         default_weights="DEFAULT",
         torchvision_weights=weights,
+        build_for=lambda classes: models.get_model(
+            name, weights=None, num_classes=classes, **settings
+        ),
     )
 
 
@@ -186,17 +196,33 @@ def _grey_levels(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _timm(model: str) -> Blueprint:
+    """Return a network of timm, with the preprocessing of its configuration."""
+    name = model.removeprefix(timm_models.PREFIX)
+    known = timm_models.configuration(name)
+    preprocessing, remarks = timm_models.preprocessing_of(known or _UNTRAINED, model)
+    imagenet = known.get("num_classes", 1000) == 1000 and not known.get("label_names")
+    return Blueprint(
+        model,
+        lambda: timm_models.build(name),
+        preprocessing,
+        imagenet_classes() if imagenet else (),
+        default_weights="DEFAULT",
+        build_for=lambda classes: timm_models.build(name, classes),
+        fetch=lambda: timm_models.trained(name),
+        convert=lambda tree: timm_models.converted(name, tree),
+        remarks=tuple(remarks),
+    )
+
+
+_UNTRAINED = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # ImageNet's
+
+
 def _custom(name: str) -> Blueprint:
-    """Return your own network ``package.module:function``, also searched in the current folder."""
-    module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"--model {name}: cannot import it ({error})") from None
-    finally:
-        sys.path.pop(0)
-    return Blueprint(name, build)
+    """Return your own network ``package.module:function`` or ``file.py:function``."""
+    guest = Guest(name)
+    guest.find()
+    return Blueprint(name, guest.build, guest=guest)
 
 
 def blueprint(model: str, trust_code: bool = False, weights: str | None = None) -> Blueprint:
@@ -207,6 +233,18 @@ def blueprint(model: str, trust_code: bool = False, weights: str | None = None) 
     """
     if model in OWN:
         return OWN[model]()
+    if model.startswith(timm_models.PREFIX):
+        return _timm(model)
+    if remedy := timm_models.advice(model):
+        raise UsageError(f"there is no model {model!r}; {remedy}")
+    if model.endswith(".py") and not Path(model).is_file():
+        raise UsageError(f"--model {model}: there is no such file")
+    if model.endswith(".py"):
+        names = functions_of(Path(model))
+        raise UsageError(
+            f"--model {model}: which function builds the network? write {model}:"
+            + (names[0] if len(names) == 1 else f"FUNCTION, one of {', '.join(names) or 'its own'}")
+        )
     if ":" in model:
         if not trust_code:
             raise UsageError(f"--model {model} runs that code; add --trust-code if you trust it")
@@ -215,5 +253,5 @@ def blueprint(model: str, trust_code: bool = False, weights: str | None = None) 
 
     known = models.list_models(module=models)
     if model not in known:
-        raise unknown("model", model, [*OWN, *known])
+        raise unknown("model", model, [*OWN, *known, *timm_models.names_like(model)])
     return _torchvision(model, weights)

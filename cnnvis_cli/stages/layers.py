@@ -17,7 +17,7 @@ HEADINGS = ("alias", "module", "kind", "channels", "map", "field", "stride")
 
 def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
-    network = outline(plan)
+    network = outline(plan, report.once)
     found = network.layers
     left_out = said(network.omissions)
     if left_out is not None:

@@ -100,10 +100,11 @@ class Run:
         files = [self.manifest, *sorted((self.path / "shards").glob("*.json"))]
         return [_read_record(path) for path in files]
 
-    def claim(self, identity: Record, weights: str | None) -> None:
+    def claim(self, identity: Record, weights: str | None, ema: bool = False) -> None:
         """Make this directory the run of a network, or check that it is.
 
-        `weights` is their origin, for later commands that name no network.
+        `weights` is their origin, for later commands that name no network; with `ema` they are
+        the averaged ones there.
 
         Raise `UsageError` if it belongs to another network or contains other files.
         """
@@ -119,12 +120,14 @@ class Run:
         own = (self.styles.name, "shards")  # the user may put the first there beforehand
         if any(not e.name.startswith(".") and e.name not in own for e in self.path.iterdir()):
             if self.read():  # another shard has just begun it
-                self.claim(identity, weights)
+                self.claim(identity, weights, ema)
                 return
             raise UsageError(
                 f"{self.path} holds files that cnnvis did not write; choose another --run"
             )
         first = {"format": "cnnvis/run", "version": 1, **identity, "weights": weights}
+        if ema:
+            first["ema"] = True
         _write_record(self.manifest, first)
 
     def note(self, section: str, record: Record) -> None:

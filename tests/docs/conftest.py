@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import runpy
 import shlex
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cnnvis_cli.ascent import calibrate
 from cnnvis_cli.cli import _code
 from cnnvis_cli.demo.synthetic import draw
 from cnnvis_cli.network import saliency, weights
+from cnnvis_cli.network.guest import usual_precision
 from cnnvis_cli.network.zoo import OWN, Blueprint
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import OptimizePlan, Plan
@@ -100,18 +103,18 @@ def fewer(session: session.Session, layer: Layer) -> tuple[int, ...]:
     return tuple(unit for unit in SHOWN[: None if small else 2] if unit < layer.channels)
 
 
-_units, _make, _load = session.Session.units, Plan.make, weights.load
-_loaded: dict[str, Any] = {}
+_units, _make, _build = session.Session.units, Plan.make, weights.build
+_built: dict[str, Any] = {}
 
 
-def load_once(found: Blueprint, chosen: str | None, seed: int = 0) -> Any:
-    """Random weights of a large network take seconds."""
-    if chosen != "random":
-        return _load(found, chosen, seed)
-    if found.name not in _loaded:
-        _loaded.clear()
-        _loaded[found.name] = _load(found, chosen, seed)
-    return _loaded[found.name]
+def build_once(found: Blueprint, *arguments: Any, **settings: Any) -> Any:
+    """To build a large network takes seconds."""
+    if found.name in OWN or found.guest is not None:
+        return _build(found, *arguments, **settings)
+    if found.name not in _built:
+        _built.clear()
+        _built[found.name] = _build(found, *arguments, **settings)
+    return copy.deepcopy(_built[found.name])
 
 
 @contextmanager
@@ -120,7 +123,7 @@ def less() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "make", classmethod(lambda _, *arguments: cheaper(_make(*arguments))))
         patch.setattr(session.Session, "units", fewer)
-        patch.setattr(network_loading, "load", load_once)
+        patch.setattr(network_loading, "build", build_once)
         patch.setattr(demo_stage, "OptimizePlan", lambda **_: OptimizePlan(iterations=FEW))
         patch.setattr(dataset_images, "PER_CLASS", 4)
         patch.setattr(calibrate, "ROUNDS", 1)
@@ -160,11 +163,37 @@ def furnished(demo: Path, cheap: None) -> None:
         _picture(Path(name), 3)
     np.save("ilsvrc_2012_mean.npy", np.full(3, 110.0))
     np.save("file.npy", np.ones((1, 64), np.float32))
+    _onnx(Path("net.onnx"))
     Path("configs").mkdir()
     for config in sorted((ROOT / "configs").glob("*.toml")):
         text = config.read_text(encoding="utf-8").replace('"/data/', '"data/')
         Path("configs", config.name).write_text(text, encoding="utf-8")
     shutil.copytree(demo / "outputs", "outputs", copy_function=_linked)
+
+
+def _onnx(path: Path) -> None:
+    """Write a network of one convolution and one fully connected layer."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    drawn = np.random.default_rng(0)
+    shapes = {"weight": (8, 3, 3, 3), "bias": (8,), "last": (4, 8), "shift": (4,)}
+    tensors = [
+        numpy_helper.from_array(drawn.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["image", "weight", "bias"], ["maps"], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["maps"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["vector"]),
+        helper.make_node("Gemm", ["vector", "last", "shift"], ["scores"], transB=1),
+    ]
+    sizes: dict[str, list[str | int | None]] = {"image": ["n", 3, "h", "w"], "scores": ["n", 4]}
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items()
+    ]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
 
 
 def _linked(source: str, target: str) -> None:
@@ -196,6 +225,19 @@ def cnnvis(
     return call
 
 
+@contextmanager
+def as_in_a_new_process() -> Iterator[None]:
+    """Put cnnvis's precision of convolutions aside, which torch.export does not take."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else None
+    usual_precision()
+    try:
+        yield
+    finally:
+        if before is not None:
+            cudnn.conv.fp32_precision = before
+
+
 @pytest.fixture
 def python(
     furnished: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -207,7 +249,8 @@ def python(
     def call(arguments: list[str]) -> Told:
         monkeypatch.setattr(sys, "argv", arguments)
         capsys.readouterr()
-        runpy.run_path(arguments[0], run_name="__main__")
+        with as_in_a_new_process():
+            runpy.run_path(arguments[0], run_name="__main__")
         return Told(0, *capsys.readouterr())
 
     yield call

@@ -312,7 +312,8 @@ def test_several_arrays_are_not_a_mean(tmp_path: Path) -> None:
 
 def built(name: str) -> nn.Module:
     with torch.device("meta"):
-        return blueprint(name).build().eval()
+        module: nn.Module = blueprint(name).build()
+        return module.eval()
 
 
 # Krizhevsky et al. 2012, section 3.5, with Caffe's 227-pixel input

@@ -452,9 +452,9 @@ def test_a_download_is_quiet_where_nobody_watches(
         ("squeezenet1_1", "IMAGENET1K_V11", "did you mean 'IMAGENET1K_V1'?"),
         ("squeezenet1_1", "default", "choose from: "),
         ("squeezenet1_1", "randon", "did you mean 'random'?"),
-        ("demo", "weights.pkl", "choose from: DEFAULT, random, .safetensors"),
+        ("demo", "weights", "choose from: DEFAULT, random, FILE"),
         ("demo", "DEFAUTL", "did you mean 'DEFAULT'?"),
-        ("caffenet", "DEFAULT", "choose from: random, .safetensors, .pth, .pt, .caffemodel"),
+        ("caffenet", "DEFAULT", "choose from: random, FILE"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(

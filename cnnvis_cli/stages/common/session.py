@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ from cnnvis_cli.stages.common.network_loading import (
     lasting,
     load_network,
     outlined,
-    plain,
     planned_for,
 )
+from cnnvis_cli.stages.common.preprocessing import recorded
 from cnnvis_cli.store.hdf5 import Header
 from cnnvis_cli.store.run import Record, Run, differences
 
@@ -60,7 +60,7 @@ class Session:
         return {
             "model": self.network.name,
             "weights_sha256": self.network.digest,
-            "preprocessing": plain(asdict(self.network.preprocessing)),
+            "preprocessing": recorded(self.network.preprocessing),
         }
 
     @property
@@ -209,7 +209,7 @@ def open_session(
         report.check_stop()
         with run.lock(plan.shard):
             session = Session(plan, network, run, report)
-            run.claim(session.identity, lasting(plan.weights))
+            run.claim(session.identity, lasting(plan.weights), plan.ema)
             if not bare:
                 run.note("network", outlined(network))
             yield session
@@ -218,7 +218,7 @@ def open_session(
 def _load_checked(plan: Plan, report: Report) -> Network:
     """Load the plan's network, and check that it gives each image values of its own."""
     with one_thread():
-        network, notes = checked(load_network(plan))
+        network, notes = checked(load_network(plan, report.once))
     for note in notes:
         report.once(note)
     return network

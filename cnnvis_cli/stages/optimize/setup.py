@@ -25,6 +25,7 @@ class LayerSetup:
     size: int  # of a batch
     names: tuple[str, ...] = ()  # of targets that are no channels
     given: Tensor | None = None  # (3, h, w) the start that the plan names, if it is an image
+    grey: bool = False  # whether the network takes grey images
 
     @property
     def targets(self) -> int:
@@ -48,7 +49,8 @@ def setup_of(session: Session, layer: Layer) -> LayerSetup:
     )
     size = session.plan.batch_size or suitable_batch(network, layer, box, session.device)
     size = -(-size // objective.run_group) * objective.run_group
-    return LayerSetup(layer, box, objective, size, names, given_start(session, box))
+    grey = network.preprocessing.grey
+    return LayerSetup(layer, box, objective, size, names, given_start(session, box), grey)
 
 
 def suitable_batch(network: Network, layer: Layer, box: Box, device: torch.device) -> int:

@@ -260,8 +260,10 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], As
         values = ascent.history[:: settings.history]
         row[: len(values)] = sign * values
     images = torch.stack([ascent.image for ascent in ascents])
+    if work.setup.grey:  # the network has seen no more of the colours than their mean
+        images = images.mean(1, keepdim=True).expand_as(images)
     return {
-        "image": images.view(*shape, *images.shape[1:]).permute(0, 1, 3, 4, 2).half().numpy(),
+        "image": images.reshape(*shape, *images.shape[1:]).permute(0, 1, 3, 4, 2).half().numpy(),
         "activation": sign * numbers("activation", "f4"),
         "start": sign * numbers("start", "f4"),
         "best_step": numbers("best_step", "i4"),

@@ -47,7 +47,7 @@ class ProjectJob(Portable):
         quiet = Report(quiet=True)
         session = self.session or Session(self.plan, network, Run(self.plan.folder), quiet)
         session = replace(session, network=network)
-        layers = {alias: network.choose((alias,))[0] for alias in self.tops}
+        layers = {alias: network.aliased((alias,))[0] for alias in self.tops}
         return [
             Projections(session, layers[alias], method, self.tops[alias], self.source)
             for alias, method in self.pieces

@@ -52,7 +52,8 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     network = outline(replace(Plan(run=str(sources[0].path)), trust_code=plan.trust_code))
     network = replace(network, digest=identity["weights_sha256"])
     with report.stoppable(), target.lock():
-        target.claim(identity, sources[0].read().get("weights"))
+        first = sources[0].read()
+        target.claim(identity, first.get("weights"), first.get("ema") is True)
         target.note("network", outlined(network))
         _tell_arithmetic(sources, report)
         joining = _Joining(sources, target, network, report)
@@ -129,7 +130,7 @@ class _Joining:
             blocks = Blocks(Parts.of(folder), 1)
             first = next(iter(blocks), None)
             if first is not None:  # at least one of them is intact
-                layer = self.network.choose((about["layer"],))[0]
+                layer = self.network.aliased((about["layer"],))[0]
                 yield layer.alias, about["group"], kind.piece(about["record"], layer, blocks, first)
         for source in self._others:
             for layer in self.network.layers:
@@ -190,7 +191,7 @@ class _Joining:
         return bool(folders)
 
     def _header(self, alias: str) -> Any:
-        return header_of(self.network, self.network.choose((alias,))[0])
+        return header_of(self.network, self.network.aliased((alias,))[0])
 
 
 def _merged_optimized(record: Record, _: Layer, blocks: Blocks, first: Arrays) -> Optimized:

@@ -92,7 +92,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
             findings.untold.append("values and images, until the damaged files are made again")
             return findings
         plan = planned_for(plan)
-        session = Session(plan, load_network(plan), run, report).here()
+        session = Session(plan, load_network(plan, report.once), run, report).here()
         checks = _checks(session, findings, sample, whole_dataset)
         for what, check in checks:
             with _failures_found(findings, what):

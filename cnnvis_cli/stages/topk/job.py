@@ -69,7 +69,7 @@ class TopKJob(Portable):
     ) -> TopKJob:
         """Return the job whose finished parts are in this run."""
         key = digest(identity)
-        layers = network.choose(tuple(identity["layers"]))
+        layers = network.aliased(tuple(identity["layers"]))
         manifest = replace(manifest, root=manifest.root.absolute())
         return cls(identity, manifest, layers, Parts(run.parts("topk", key), key), plan, network)
 
