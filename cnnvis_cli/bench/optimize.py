@@ -30,6 +30,7 @@ from cnnvis_cli.engine import (
     worker_slots,
 )
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.survey import canonical, reading
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -305,12 +306,12 @@ def through_all(
     """Do the toolbox's pass: forward through the whole network, backward from one unit."""
     x = x.detach().requires_grad_()
     kept: list[torch.Tensor] = []
-    module = network.module.get_submodule(layer.module)
-    handle = module.register_forward_hook(lambda _m, _i, output: kept.append(output))
-    try:
+
+    def keep(layer: Layer, output: Any) -> None:
+        kept.append(canonical(layer, output))
+
+    with reading(network.module, [layer], keep):
         network.module(network.normalise(x))
-    finally:
-        handle.remove()
     values = kept[0][:, :, place[0], place[1]] if kept[0].dim() == 4 else kept[0]
     value = values[:, targets[0]]
     (gradient,) = torch.autograd.grad(value.sum(), x)

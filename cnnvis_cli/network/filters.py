@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.survey import weight_of
 from cnnvis_cli.nouns import Layer
 
 RADIUS = 0.1  # Zeiler & Fergus 2013, section 3
@@ -24,9 +25,7 @@ def rgb_filters(network: Network, layer: Layer) -> Tensor:
     reason = why_not_rgb(network, layer)
     if reason:
         raise UsageError(f"{network.name}: {layer.alias} has no RGB filters, because {reason}")
-    weights = network.module.get_submodule(layer.module).weight
-    assert isinstance(weights, Tensor)
-    found = weights.detach().cpu().contiguous()
+    found = weight_of(network.module, layer).detach().cpu().contiguous()
     bad = (~found.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise CnnvisError(
@@ -56,7 +55,7 @@ def first_rgb(network: Network) -> Layer:
 
 def why_not_rgb(network: Network, layer: Layer) -> str:
     """Return why a layer's filters are not RGB pictures; empty if they are."""
-    module = network.module.get_submodule(layer.module)
+    module = None if layer.reads != "module" else network.module.get_submodule(layer.module)
     if not isinstance(module, nn.Conv2d):
         return "it is not a convolution; the first one is the default"
     grey = network.preprocessing.grey and module.in_channels == 1

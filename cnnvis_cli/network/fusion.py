@@ -47,6 +47,8 @@ def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> di
     ]
     with ExitStack() as hooks:
         for layer in layers:
+            if layer.reads != "module" or layer.arrangement is not None:
+                continue  # its output is not read where it lies
             child = module.get_submodule(layer.module)
             hooks.callback(child.register_forward_hook(after(layer.alias)).remove)
         for relu in relus:

@@ -24,6 +24,7 @@ from cnnvis_cli.network.cut import Cut, cuts
 from cnnvis_cli.network.fusion import left_out
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.probability import ending_of, probabilities
+from cnnvis_cli.network.survey import canonical, reading
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Axis, Box, Layer, Size
 
@@ -204,7 +205,8 @@ def asking(network: Network, layer: Layer) -> Iterator[Callable[[Tensor], Answer
         )
     seen: list[Tensor] = []
 
-    def see(_module: object, _given: object, output: Tensor) -> None:
+    def see(layer: Layer, raw: object) -> None:
+        output = canonical(layer, raw)
         seen.append(output.clamp(min=0).flatten(2).sum(2) if output.dim() > 2 else output.relu())
 
     def ask(pixels: Tensor) -> Answer:
@@ -216,12 +218,12 @@ def asking(network: Network, layer: Layer) -> Iterator[Callable[[Tensor], Answer
         return totals, probabilities(network, scores)
 
     ending_of(network)  # before there are hooks
-    handle = network.module.get_submodule(layer.module).register_forward_hook(see)
-    try:
-        with torch.inference_mode(), network.in_place():
-            yield ask
-    finally:
-        handle.remove()
+    with (
+        torch.inference_mode(),
+        network.in_place(),
+        reading(network.module, [layer], see),
+    ):
+        yield ask
 
 
 @dataclass(frozen=True)
