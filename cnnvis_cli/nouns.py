@@ -189,6 +189,11 @@ class Layer:
         """How many tokens of an image are no place of the map: class and register tokens."""
         return len(self.arrangement.apart) if self.arrangement else 0
 
+    @property
+    def needs_local_fields(self) -> bool:
+        """Whether it has tokens, or places that are about less than they see."""
+        return self.kind == "token" or self.narrow is not None
+
     def tile_size(self, size: Size) -> Size:
         """Return the size of the windows that figures cut from inputs of `size`."""
         return self.local.box(0, 0).tile(size).size

@@ -45,7 +45,7 @@ def test_without_anything_the_defaults_hold() -> None:
         1,
         "calibrated",
     )
-    assert plan.project.method == ("deconv",)
+    assert plan.project.methods == ("deconv",)
     assert plan.figure.tone == "tile"
 
 

@@ -7,7 +7,7 @@ reused; the forward values are the same bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -213,6 +213,21 @@ def rectify(method: str, normalised: bool = True) -> AbstractContextManager[obje
     return nullcontext() if rule is None and normalised else _Backward(rule, normalised)
 
 
+@contextmanager
+def rectify_all(method: str) -> Iterator[Callable[[Tensor], None]]:
+    """Raise `NoRule` in this block for all that a method has no rule for, or that may hide it.
+
+    Yield a function that checks the result of the forward pass, whose input needs gradients.
+    """
+    rule = RULES[method]
+    if rule is None:
+        yield lambda _: None
+        return
+    mode = _Backward(rule, normalised=True, strict=True)
+    with torch.enable_grad(), mode:
+        yield mode.check
+
+
 def check_rules(network: Network, layers: Sequence[Layer], method: str) -> None:
     """Raise `UsageError` for the first of these layers from which `method` cannot project back."""
     if _without_a_rule(network, layers[-1], method) is None:  # it includes all earlier layers
@@ -247,16 +262,12 @@ def way_back(
 
 def _without_a_rule(network: Network, layer: Layer, method: str) -> str | None:
     """Return the function without a rule on the way to a layer, and where it is called."""
-    rule = RULES[method]
-    if rule is None:
-        return None
     blank = next(network.module.parameters()).new_zeros(1, 3, *network.size)
-    mode = _Backward(rule, normalised=True, strict=True)
-    with _whereabouts(network.module) as modules, torch.enable_grad():
+    with _whereabouts(network.module) as modules:
         try:
-            with mode:
+            with rectify_all(method) as check:
                 whole = Box.whole(network.size)
-                mode.check(network.values(layer, whole, blank.requires_grad_())[0])
+                check(network.values(layer, whole, blank.requires_grad_())[0])
         except NoRule as error:
             name, module = modules[-1] if modules else ("", network.module)
             return f"{error.function} (in {name or 'the network'}, {type(module).__name__})"

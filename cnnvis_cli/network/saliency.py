@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.network.backward import NoRule, rectify
+from cnnvis_cli.network.backward import NoRule, rectify, rectify_all
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.observe import observing
 from cnnvis_cli.network.operations import ROLES, Role
@@ -389,8 +389,8 @@ def check_way(network: Network, target: Target, method: str) -> None:
     """Raise `UsageError` if a method has no rule for a function before the target."""
     question = _blank(network, target)
     try:
-        with rectify(method), torch.no_grad():
-            question.value(question.images, question.all)
+        with rectify_all(method) as check:
+            check(question.value(question.images.requires_grad_(), question.all))
     except NoRule as error:
         raise UsageError(
             f"{network.name}: {method} cannot go back from {target.spoken}: {error.function} is on "

@@ -14,6 +14,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Layer
 
 APART = 1e-3  # by how much of a layer's largest value results of one image may differ: last bits
+HUGE = 1e30
 Summary = dict[str, Tensor]  # per layer's alias, the largest value and the mean: (B, C, 2)
 
 
@@ -94,13 +95,11 @@ def _summaries(network: Network, numbers: Sequence[int]) -> Summary:
 def _compare(network: Network, both: Summary, alone: Summary) -> None:
     """Raise `UsageError` for the first layer whose values depend on more than their image."""
     for alias, values in both.items():
-        own, allowed = values[0], APART * max(float(values.abs().max()), 1e-30)
-        if not _apart(own, alone[alias][0]) <= allowed:  # NaN is wrong too
+        own, allowed = values[0], APART * max(float(finite(values).abs().max()), 1e-30)
+        if _apart(own, alone[alias][0]) > allowed:
             reason = "depend on the other images of a batch (batch statistics?)"
-            if not _apart(own, _summaries(network, (0, 1))[alias][0]) <= allowed:
+            if _apart(own, _summaries(network, (0, 1))[alias][0]) > allowed:
                 reason = "differ from one pass to the next (dropout that stays on in evaluation?)"
-            if not bool(torch.isfinite(values).all()):
-                reason = "are not finite numbers"
             raise UsageError(
                 f"{network.name}: the values of {alias} ({network.layer(alias).module}) {reason}, "
                 "so no unit has a value of its own for an image"
@@ -108,7 +107,13 @@ def _compare(network: Network, both: Summary, alone: Summary) -> None:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
+    """Return the largest difference; values that overflow differ by nothing."""
+    return float((finite(one) - finite(other)).abs().max())
+
+
+def finite(values: Tensor) -> Tensor:
+    """Return values with 0 for those that are not finite numbers, or about to overflow."""
+    return torch.where(values.abs() < HUGE, values, 0)
 
 
 @contextmanager

@@ -33,6 +33,11 @@ def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
 
 def _layer_record(layer: Layer) -> Record:
     """Return a layer as plain values: sizes are [height, width], with names as in topk.h5."""
+    local = {
+        "local_field": layer.local.size,
+        "local_stride": layer.local.stride,
+        "apart": layer.apart,
+    }
     return {
         "alias": layer.alias,
         "module": layer.module,
@@ -41,9 +46,7 @@ def _layer_record(layer: Layer) -> Record:
         "map": layer.map,
         "receptive_field": layer.field.size,
         "stride": layer.field.stride,
-        "local_field": layer.local.size,
-        "local_stride": layer.local.stride,
-        "apart": layer.apart,
+        **(local if layer.needs_local_fields else {}),
     }
 
 

@@ -154,7 +154,7 @@ class TopKFile:
                 group = file.create_group(f"layers/{result.layer.alias}")
                 _write_topk_layer(group, result)
                 group.attrs["order"] = order
-                if _needs_local_fields(result.layer):
+                if result.layer.needs_local_fields:
                     file.attrs["version"] = VERSION_WITH_LOCAL_FIELDS
 
 
@@ -172,17 +172,12 @@ def _write_topk_layer(group: h5py.Group, result: LayerResult) -> None:
     group.attrs.update(module=layer.module, kind=layer.kind, channels=layer.channels)
     group.attrs.update(map=layer.map, receptive_field=layer.field.size, stride=layer.field.stride)
     write(group, TOPK_LAYER, _place_columns(layer, result.strongest) | result.arrays)
-    if _needs_local_fields(layer):
+    if layer.needs_local_fields:
         local = layer.local
         group.attrs.update(local_field=local.size, local_stride=local.stride, apart=layer.apart)
         write(group, LOCAL, {"local_box": boxes(local, result.strongest)})
     if result.lowest is not None:
         write(group.create_group("min"), PLACES, _place_columns(layer, result.lowest))
-
-
-def _needs_local_fields(layer: Layer) -> bool:
-    """Return whether a layer has tokens, or places that are about less than they see."""
-    return layer.kind == "token" or layer.narrow is not None
 
 
 def _place_columns(layer: Layer, places: TopK) -> dict[str, Array]:

@@ -288,15 +288,20 @@ def test_a_configuration_runs_all_its_stages(cnnvis: Call) -> None:
 
 def test_a_network_without_a_rule_is_refused_by_name(cnnvis: Call) -> None:
     Path("small.toml").write_text("[preprocessing]\nresize = 64\ncrop = 64\n")
-    network = "--model mobilenet_v2 --weights random --config small.toml --run mobile"
+    network = "--model efficientnet_b0 --weights random --config small.toml --run mobile"
     flags = f"{network} --layer conv1 --layer conv2 --device cpu --workers 0"
     assert cnnvis(f"cnnvis topk images {flags}").code == 0
     told = cnnvis(f"cnnvis project {flags} --method guided")
     assert told.code == 2
     assert len(told.err.splitlines()) == 1
-    for word in ("mobilenet_v2", "conv2", "hardtanh", "features.0.2", "--method gradient"):
+    for word in ("efficientnet_b0", "conv2", "silu", "features.0.2", "--method gradient"):
         assert word in told.err
     assert cnnvis(f"cnnvis project {flags} --method gradient").code == 0
+    told = cnnvis(f"cnnvis project {flags}")  # nothing was asked for by name
+    assert told.code == 0
+    assert len(told.err.splitlines()) == 1
+    assert "silu" in told.err
+    assert "by gradient instead" in told.err
 
 
 def test_layers_lists_every_layer(cnnvis: Call) -> None:

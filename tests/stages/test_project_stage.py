@@ -434,13 +434,13 @@ def test_a_network_without_a_rule_is_refused_before_any_image_is_decoded(
         "from torch import nn\n"
         "def net():\n"
         "    first, last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)\n"
-        "    return nn.Sequential(first, nn.ReLU6(inplace=True), last)\n"
+        "    return nn.Sequential(first, nn.SiLU(inplace=True), last)\n"
     )
     clipped = {"model": "clipped:net", "trust_code": True, "run": str(tmp_path / "other")}
     clipped |= {"weights": "random"}
     flags = scanned | clipped | {"dataset": str(photographs(tmp_path / "few", 2, size=(64, 64)))}
     do("topk", **flags)
-    refusal = r"net: guided cannot project conv2: .*hardtanh \(in 1, ReLU6\).*--method gradient"
+    refusal = r"net: guided cannot project conv2: .*silu \(in 1, SiLU\).*--method gradient"
     with pytest.raises(UsageError, match=refusal):
         do("project", **flags | {"project__method": ("guided",)})
     assert not decoded

@@ -296,12 +296,15 @@ def test_transparent_cmyk_deep_and_palette_images(saliency: Call) -> None:
 
 def test_a_network_without_a_rule_is_refused_by_name(saliency: Call) -> None:
     Path("small.toml").write_text("[preprocessing]\nresize = 64\ncrop = 64\n")
-    line = "images/cat.png --model mobilenet_v2 -w random -c small.toml"
-    told = saliency(line)
+    line = "images/cat.png --model efficientnet_b0 -w random -c small.toml"
+    told = saliency(f"{line} --method guided")
     assert (told.code, len(told.err.splitlines())) == (2, 1)
-    for word in ("mobilenet_v2", "guided", "hardtanh", "gradcam"):
+    for word in ("efficientnet_b0", "guided", "silu", "gradcam"):
         assert word in told.err
     assert saliency(f"{line} --method gradient --method gradcam").code == 0
+    told = saliency(line)  # nothing was asked for by name: what has no rule is left out
+    assert (told.code, len(told.err.splitlines())) == (0, 2)
+    assert all(f"{name} cannot go back" in told.err for name in ("guided", "deconv"))
 
 
 def test_settings_may_stand_in_a_file(saliency: Call) -> None:
