@@ -149,6 +149,7 @@ class Arrangement:
     The dimension `channel` holds the channels; without it, `images` is the dimension that begins
     with the image, and each image has `length` numbers there. Number ``order[i]`` is place i of the
     map, row by row; those in `apart` belong to no place (class and register tokens, padding).
+    Without an order, rows and columns are the dimensions before the channels.
     """
 
     channel: int

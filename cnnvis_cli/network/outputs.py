@@ -153,8 +153,10 @@ def choose_outputs(
 
 def _names(output: Output, aliases: dict[str, str]) -> set[str]:
     """Return all names that it may be given."""
-    own = {output.name, output.module, aliases.get(output.module, output.module)}
-    return {name for name in own if name}
+    alias = aliases.get(output.module)
+    own = {output.name, output.module, f"module:{output.module}"}
+    own |= {alias, f"alias:{alias}"} if alias else set()
+    return own - {"", "module:"}
 
 
 Read = Callable[[Output, Tensor], None]

@@ -22,6 +22,7 @@ from cnnvis_cli.nouns import Arrangement, Kind, Layer, Reads, ReceptiveField, Si
 
 IMAGES = 2  # of the pass that finds layers: which row belongs to which image shows only with two
 LISTED = (nn.Conv2d, nn.Linear)
+CHANNELS_LAST = Arrangement(-1, 0, 0, ())  # (B, rows, columns, C)
 _FUNCTIONS = (F.linear, F.conv2d, torch.conv2d)
 _MULTIPLYING = tuple(func for func, role in ROLES.items() if role is Role.PRODUCT)
 
@@ -68,6 +69,9 @@ def layout_of(walk: Fields, output: Tensor, size: Size, linear: bool) -> Layout 
         plain = known.dims == (-2, -1)
         field, local = known.state if plain else (whole, whole)
         return Layout("conv", int(output.shape[1]), shape, field, local, None)
+    if linear and output.dim() == 4 and known.dims == (-3, -2) and output.shape[0] == IMAGES:
+        shape = (int(output.shape[1]), int(output.shape[2]))
+        return Layout("conv", int(output.shape[3]), shape, *known.state, CHANNELS_LAST)
     vector = linear and output.dim() == 2 and output.shape[0] == IMAGES
     found = walk.places(output)
     if found is not None and not (vector and found[1] == (1, 1)):
@@ -91,6 +95,8 @@ def canonical(layer: Layer, output: Any) -> Tensor:
 
 def mapped(output: Tensor, arrangement: Arrangement, size: Size) -> Tensor:
     """Return a module's output as a map: any shape -> (B, C, *size)."""
+    if arrangement == CHANNELS_LAST:
+        return output.permute(0, 3, 1, 2)  # in a window, of as many places as it has
     found = arrange(output, arrangement)
     return found.reshape(*found.shape[:2], *size)
 

@@ -30,6 +30,7 @@ from cnnvis_cli.engine import (
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.self_check import checked, one_thread
+from cnnvis_cli.network.survey import said
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -117,6 +118,12 @@ class Session:
     def takes(self, layer: Layer) -> Callable[[int], bool]:
         """Return which blocks of a layer's units are for this shard."""
         return self.plan.takes(self.network.layers.index(layer))
+
+    def say_what_is_left_out(self) -> None:
+        """Print a line about the modules with weights that are no layers, if there are any."""
+        left_out = said(self.network.omissions)
+        if left_out is not None:
+            self.report.once(f"{self.network.name}: {left_out}")
 
     def announce(self, stage: str, jobs: dict[str, Record]) -> None:
         """Note in run.json what a stage is to do, for `cnnvis status`."""

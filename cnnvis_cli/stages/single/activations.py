@@ -50,6 +50,7 @@ def activations(session: Session) -> None:
 
     Raise `TooManyUnreadable` at the end if too large a share of the images cannot be used.
     """
+    session.say_what_is_left_out()
     session = session.here()
     asked, outputs = session.plan.activations, Outputs(session)
     moving, stills = [], []

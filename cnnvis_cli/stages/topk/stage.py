@@ -27,6 +27,7 @@ def topk(session: Session) -> None:
     Of a shard only its parts are made, for `merge`. Raises `TooManyUnreadable` (exit 3) after
     finishing, when too many images could not be used.
     """
+    session.say_what_is_left_out()
     devices = choose_devices(session.plan.device)
     check_precision(session.plan.topk.precision, devices[0])
     if session.plan.topk.decode == "gpu":
