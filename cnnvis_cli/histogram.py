@@ -10,19 +10,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-SHIFT = 20  # of the 23 binary places of a float32, all but the first three
-SMALLEST = -16  # octave; smaller values count as 2^-16, zero as positive
-SIDE = 32 * 8  # bins per sign: up to 2^16; the last one holds everything beyond
-BINS = 2 * SIDE
-FIRST = (127 + SMALLEST) << (23 - SHIFT)  # the first bin's bits
+DROPPED_BITS = 20  # of the 23 binary places of a float32, all but the first three
+LOWEST_OCTAVE = -16  # octave; smaller values count as 2^-16, zero as positive
+BINS_PER_SIGN = 32 * 8  # bins per sign: up to 2^16; the last one holds everything beyond
+BINS = 2 * BINS_PER_SIGN
+FIRST = (127 + LOWEST_OCTAVE) << (23 - DROPPED_BITS)  # the first bin's bits
 LEVELS = (0.001, 0.005, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.995, 0.999)
 
 
 def bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the bin of each value, 0 to BINS - 1; NaN has none and must be left out before."""
     bits = np.ascontiguousarray(values, np.float32).view(np.int32)
-    step = np.clip(((bits & 0x7FFFFFFF) >> SHIFT) - FIRST, 0, SIDE - 1).astype(np.int64)
-    found: NDArray[np.int64] = np.where(values < 0, SIDE - 1 - step, SIDE + step)
+    step = np.clip(((bits & 0x7FFFFFFF) >> DROPPED_BITS) - FIRST, 0, BINS_PER_SIGN - 1).astype(
+        np.int64
+    )
+    found: NDArray[np.int64] = np.where(values < 0, BINS_PER_SIGN - 1 - step, BINS_PER_SIGN + step)
     return found
 
 
@@ -31,8 +33,8 @@ def edges() -> NDArray[np.float64]:
 
     Bin i holds edges[i] <= x < edges[i + 1] for positive x, and its mirror image for negative x.
     """
-    steps = np.arange(SIDE + 1)
-    side = 2.0 ** (SMALLEST + steps // 8) * (1 + steps % 8 / 8)
+    steps = np.arange(BINS_PER_SIGN + 1)
+    side = 2.0 ** (LOWEST_OCTAVE + steps // 8) * (1 + steps % 8 / 8)
     side[0] = 0
     return np.concatenate((-side[:0:-1], side))
 
@@ -58,8 +60,8 @@ def rectified_mean(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
     The bin of 0 counts as 0. NaN for a channel without counts.
     """
-    bounds = edges()[SIDE + 1 :]
-    above = counts[:, SIDE + 1 :] @ ((bounds[1:] + bounds[:-1]) / 2)
+    bounds = edges()[BINS_PER_SIGN + 1 :]
+    above = counts[:, BINS_PER_SIGN + 1 :] @ ((bounds[1:] + bounds[:-1]) / 2)
     with np.errstate(invalid="ignore"):
         mean: NDArray[np.float64] = above / counts.sum(axis=1)
     return mean

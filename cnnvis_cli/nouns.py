@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from cnnvis_cli.errors import UsageError
 
-Kind = Literal["conv", "fc"]
+Kind = Literal["conv", "fc", "token"]
+Reads = Literal["module", "function", "attention"]
 Size = tuple[int, int]  # (height, width)
+Point = tuple[float, float]  # x to the right, y downwards
+
+
+def size_text(size: Size) -> str:
+    """Return height and width as text: ``13x13``."""
+    return f"{size[0]}x{size[1]}"
 
 
 @dataclass(frozen=True, order=True)
@@ -48,6 +56,17 @@ class Box(NamedTuple):
         return Box(
             max(self.top, 0), max(self.left, 0), min(self.bottom, height), min(self.right, width)
         )
+
+    def tile(self, size: Size) -> Box:
+        """Return the window that figures cut: this box, or all of an axis that it outgrows."""
+        top, bottom = (self.top, self.bottom) if self.size[0] <= size[0] else (0, size[0])
+        left, right = (self.left, self.right) if self.size[1] <= size[1] else (0, size[1])
+        return Box(top, left, bottom, right)
+
+    def within(self, frame: Box) -> Box:
+        """Return this box in the coordinates of another one."""
+        top, left = frame.top, frame.left
+        return Box(self.top - top, self.left - left, self.bottom - top, self.right - left)
 
     def inside(self, size: Size) -> bool:
         """Return whether the whole box lies in an image of `size` (height, width)."""
@@ -124,8 +143,30 @@ class ReceptiveField:
 
 
 @dataclass(frozen=True)
+class Arrangement:
+    """How to find an image's map in a module's output whose rows are tokens, windows or images.
+
+    The dimension `channel` holds the channels; without it, `images` is the dimension that begins
+    with the image, and each image has `length` numbers there. Number ``order[i]`` is place i of the
+    map, row by row; those in `apart` belong to no place (class and register tokens, padding).
+    """
+
+    channel: int
+    images: int
+    length: int
+    order: tuple[int, ...]
+    apart: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Layer:
-    """A convolution or fully connected layer; its value is the module's own output, before ReLU."""
+    """A layer whose units have a value per place: a module's own output, before any rectifier.
+
+    `kind` is ``conv`` for convolutions and for linear layers that work place by place, ``token``
+    for linear layers on tokens, and ``fc`` for those with one value per unit. `field` is all that a
+    place sees; `local` leaves out what reaches it only through a gate that all places share, the
+    statistics of a normalisation, or attention: the part of the input that a place is about.
+    """
 
     alias: str
     module: str
@@ -134,6 +175,23 @@ class Layer:
     map: Size
     field: ReceptiveField
     calls: int = 1  # number of runs in one forward pass
+    narrow: ReceptiveField | None = None  # the local field where it is less than all
+    arrangement: Arrangement | None = dataclasses.field(default=None, compare=False, repr=False)
+    reads: Reads = "module"  # whose output it is: see `network.survey`
+
+    @property
+    def local(self) -> ReceptiveField:
+        """The part of the input that each place is about."""
+        return self.narrow or self.field
+
+    @property
+    def apart(self) -> int:
+        """How many tokens of an image are no place of the map: class and register tokens."""
+        return len(self.arrangement.apart) if self.arrangement else 0
+
+    def tile_size(self, size: Size) -> Size:
+        """Return the size of the windows that figures cut from inputs of `size`."""
+        return self.local.box(0, 0).tile(size).size
 
     @property
     def centre(self) -> tuple[int, int]:

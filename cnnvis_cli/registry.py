@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from cnnvis_cli.errors import UsageError
 
-T = TypeVar("T")
-F = TypeVar("F")
+Thing = TypeVar("Thing")
+Decorated = TypeVar("Decorated")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], place: str = "") -> UsageError:
@@ -25,16 +25,16 @@ def unknown(kind: str, name: str, known: Iterable[str], place: str = "") -> Usag
 def remedy(name: str, known: list[str]) -> str:
     """Return the advice for a name that does not exist: the nearest one, or some that do."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"choose from: {_some(known)}"
+    return f"did you mean {near[0]!r}?" if near else f"choose from: {_first_names(known)}"
 
 
-def _some(names: list[str], most: int = 12) -> str:
+def _first_names(names: list[str], most: int = 12) -> str:
     """Return the first names, and the number of all if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-class Registry(Mapping[str, T]):
+class Registry(Mapping[str, Thing]):
     """A table from names to things that knows their kind.
 
     Looking up an unknown name raises `UsageError` with the nearest one.
@@ -42,18 +42,18 @@ class Registry(Mapping[str, T]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._things: dict[str, T] = {}
+        self._things: dict[str, Thing] = {}
 
-    def register(self, name: str) -> Callable[[F], F]:
+    def register(self, name: str) -> Callable[[Decorated], Decorated]:
         """Register the decorated thing under `name`."""
 
-        def keep(thing: F) -> F:
+        def keep(thing: Decorated) -> Decorated:
             self._things[name] = thing  # type: ignore[assignment]
             return thing
 
         return keep
 
-    def __getitem__(self, name: str) -> T:
+    def __getitem__(self, name: str) -> Thing:
         if name not in self._things:
             raise unknown(self.kind, name, self._things)
         return self._things[name]

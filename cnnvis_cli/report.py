@@ -17,7 +17,7 @@ from cnnvis_cli.errors import Stopped, UsageError
 if TYPE_CHECKING:
     from logging.handlers import RotatingFileHandler
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -49,7 +49,7 @@ def leave_signals_to_the_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-BEAT = 10  # seconds between two progress notes for `cnnvis status`
+SECONDS_PER_NOTE = 10  # seconds between two progress notes for `cnnvis status`
 LOG_SIZE, LOGS = 1 << 20, 5  # bytes of a log file, and the number of older ones kept
 
 
@@ -94,7 +94,7 @@ class Report:
         self.said.append(text)
         text = "\n".join(map(printable, text.split("\n")))
         self.clear()
-        _say(text, sys.stdout)
+        _print(text, sys.stdout)
         self._write_log(text)
 
     def note(self, text: str) -> None:
@@ -102,7 +102,7 @@ class Report:
         text = printable(text)
         if not self.quiet:
             self.clear()
-            _say(text, sys.stderr)
+            _print(text, sys.stderr)
         self._write_log(text)
 
     def once(self, text: str) -> None:
@@ -120,15 +120,15 @@ class Report:
         """Write the message that a command fails with to the log file."""
         self._write_log(printable(text))
 
-    def each(self, items: Iterable[T]) -> Iterator[T]:
+    def each(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items, each at a safe moment."""
         for item in items:
             self.check_stop()
             yield item
 
     def track(
-        self, items: Iterable[T], what: str, total: int, unit: str, size: int = 1
-    ) -> Iterator[T]:
+        self, items: Iterable[Item], what: str, total: int, unit: str, size: int = 1
+    ) -> Iterator[Item]:
         """Yield the items and report progress; each counts as `size` units."""
         meter = Meter(self, what, total, unit)
         for item in items:
@@ -148,13 +148,15 @@ class Report:
         """
         line, terminal = printable(line), sys.stderr.isatty()
         now = time.monotonic()
-        if self.beat is not None and now - self._beaten > BEAT:
+        if self.beat is not None and now - self._beaten > SECONDS_PER_NOTE:
             self.beat(line, left)
             self._beaten = now
         if self.quiet or now - self._spoken < (0.2 if terminal else 60):
             return
         if self._spoken or terminal:
-            _say(f"\r\033[K{line}" if terminal else line, sys.stderr, end="" if terminal else "\n")
+            _print(
+                f"\r\033[K{line}" if terminal else line, sys.stderr, end="" if terminal else "\n"
+            )
             if not terminal:
                 self._write_log(line)
         self._spoken = now
@@ -182,7 +184,7 @@ class Report:
     def clear(self) -> None:
         """Clear the progress line from the terminal."""
         if not self.quiet and sys.stderr.isatty():
-            _say("\r\033[K", sys.stderr, end="")
+            _print("\r\033[K", sys.stderr, end="")
 
 
 class Meter:
@@ -215,7 +217,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _say(text: str, stream: object, end: str = "\n") -> None:
+def _print(text: str, stream: object, end: str = "\n") -> None:
     """Print; a closed terminal or pipe never ends the work.
 
     A character missing in the stream's encoding is written as its number.

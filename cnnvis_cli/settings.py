@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Interpolation
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 Stage = Literal["topk", "search", "optimize", "project", "montage", "gallery"]
 USUAL: tuple[Stage, ...] = ("topk", "optimize", "project", "montage", "gallery")
@@ -64,7 +64,7 @@ def shown_default(declared: Field[Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadWith:
     """Mark a type whose values `function` reads: pydantic hands it the value and its own check."""
 
     function: Callable[[Any, Callable[[Any], Any]], Any]
@@ -76,7 +76,7 @@ class Read:
         return core_schema.no_info_wrap_validator_function(self.function, handler(source))
 
 
-def _text(value: Any, check: Callable[[Any], Any]) -> Any:
+def _text_or_number(value: Any, check: Callable[[Any], Any]) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return check(str(value) if number else value)
 
@@ -94,7 +94,7 @@ def _scale(value: Any, check: Callable[[Any], Any]) -> Any:
     return scale
 
 
-def _clipped(value: Any, check: Callable[[Any], Any]) -> Any:
+def _safetensors_path(value: Any, check: Callable[[Any], Any]) -> Any:
     path = Path(check(value))
     if path.suffix != ".safetensors":
         raise ValueError("must end in .safetensors")
@@ -103,7 +103,7 @@ def _clipped(value: Any, check: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _shard(value: Any, check: Callable[[Any], Any]) -> Any:
+def _shard_name(value: Any, check: Callable[[Any], Any]) -> Any:
     share_of(check(value))
     return value
 
@@ -120,8 +120,8 @@ def share_of(shard: str) -> tuple[int, int]:
     return int(number) or int(count), int(count)
 
 
-Text = Annotated[str, Read(_text)]  # a number may be written for it
-Several = Annotated[tuple[T, ...], Read(_several)]  # a single value may be written for a list
+Text = Annotated[str, ReadWith(_text_or_number)]  # a number may be written for it
+Several = Annotated[tuple[Value, ...], ReadWith(_several)]  # or a single value
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,10 @@ class ProjectPlan:
     """How projections are made."""
 
     method: Several[Method] = setting(
-        ("deconv",), "--method", "How to project: deconv, guided or gradient; repeatable."
+        (),
+        "--method",
+        "How to project: deconv, guided or gradient; repeatable.",
+        "deconv; gradient where a network's activation functions have no deconvnet rule",
     )
     start: Start = setting(
         "place",
@@ -297,6 +300,11 @@ class ProjectPlan:
         "How the signal passes back through local response normalisation: by the derivative, or "
         "unchanged.",
     )
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that are asked for, or the default."""
+        return self.method or ("deconv",)
 
 
 @dataclass(frozen=True)
@@ -348,7 +356,7 @@ class FiltersPlan:
         "Largest RMS of a filter's weights; larger filters are clipped to it.",
         gt=0,
     )
-    save_clipped: Annotated[Text, Read(_clipped)] | None = setting(
+    save_clipped: Annotated[Text, ReadWith(_safetensors_path)] | None = setting(
         None,
         "--save-clipped",
         "Write the network's weights with these filters clipped, as a .safetensors file for -w.",
@@ -371,9 +379,10 @@ class SaliencyPlan:
 
     images: Several[Text] = setting((), "IMAGE", "Files and folders of images.")
     method: Several[SaliencyMethod] = setting(
-        ("gradient", "guided", "deconv", "gradcam"),
+        (),
         "--method",
         "gradient, guided, deconv, gradcam, smoothgrad or integrated; repeatable.",
+        "those of the first four that have a rule for the network's activation functions",
     )
     target: Text | None = setting(
         None,
@@ -415,7 +424,7 @@ class ActivationsPlan:
     tone: LayerTone = setting(
         "layer", "--tone", "What shares one grey scale: a layer, or each channel."
     )
-    scale: Annotated[float, Read(_scale)] | None = setting(
+    scale: Annotated[float, ReadWith(_scale)] | None = setting(
         None,
         "--scale",
         "Pixels per place of a map: a whole number, or a fraction below 1.",
@@ -453,11 +462,12 @@ class OccludePlan:
         "each image's predicted class",
         "NAME|NUMBER",
     )
-    method: Method = setting(
-        "deconv",
+    method: Method | None = setting(
+        None,
         "--method",
         "How the map is projected: deconv, guided or gradient.",
-        metavar="TEXT",
+        "deconv; gradient where it has no rule",
+        "TEXT",
     )
 
 
@@ -471,7 +481,7 @@ class FigurePlan:
         "What shares one grey scale: each tile, each unit or the whole sheet; true shows true "
         "values, the mean colour added back.",
     )
-    scale: Annotated[float, Read(_scale)] = setting(
+    scale: Annotated[float, ReadWith(_scale)] = setting(
         1.0,
         "--scale",
         "Enlarge each picture by this whole factor; a factor below 1 makes it smaller.",
@@ -529,7 +539,7 @@ class Plan:
         "one per core",
         ge=0,
     )
-    shard: Annotated[Text, Read(_shard)] | None = setting(
+    shard: Annotated[Text, ReadWith(_shard_name)] | None = setting(
         None,
         "--shard",
         "Do only part i of n of the work, written i/n: in a shared run directory, or for cnnvis "
@@ -594,7 +604,7 @@ class Plan:
         """
         from cnnvis_cli.validation import read_settings
 
-        table = _read(config) if config else {}
+        table = _read_toml(config) if config else {}
         for name, value in flags.items():
             if value is None or value == ():
                 continue
@@ -612,16 +622,16 @@ class Plan:
         return plan
 
 
-LARGEST = 1 << 16  # bytes of a settings file; the bundled ones have about 300
+LARGEST_FILE = 1 << 16  # bytes of a settings file; the bundled ones have about 300
 
 
-def _read(config: Path) -> dict[str, Any]:
+def _read_toml(config: Path) -> dict[str, Any]:
     try:
         status = config.stat()
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{config}: is not a file")
-        if status.st_size > LARGEST:
-            raise UsageError(f"{config}: has {status.st_size} bytes, more than {LARGEST}")
+        if status.st_size > LARGEST_FILE:
+            raise UsageError(f"{config}: has {status.st_size} bytes, more than {LARGEST_FILE}")
         return tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{config}: cannot be read ({error.strerror})") from None

@@ -44,7 +44,7 @@ WANTED = {  # what a value should have been, by the type of pydantic's error
 }
 
 
-def _number(value: Any, check: Any) -> Any:
+def _is_number(value: Any, check: Any) -> Any:
     check(value)
     return value
 
@@ -55,7 +55,7 @@ def _whole(value: Any, check: Any) -> Any:
     return value
 
 
-Number = Annotated[float, WrapValidator(_number)]  # 3 stays 3, as it is written
+Number = Annotated[float, WrapValidator(_is_number)]  # 3 stays 3, as it is written
 Whole = Annotated[Number, WrapValidator(_whole)]  # 3.0 may be written for 3
 
 

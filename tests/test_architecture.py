@@ -20,6 +20,8 @@ ROOMS = ("dataset", "network", "ascent", "store", "figure")
 FLOORS = {
     "__init__": 0,
     "nouns": 0,
+    "arrays": 0,
+    "folders": 0,
     "registry": 0,
     "report": 0,
     "errors": 0,
@@ -105,7 +107,7 @@ def test_a_library_has_one_door(library: str) -> None:
     assert all(user.startswith(DOORS[library]) for user in users), users
 
 
-@pytest.mark.parametrize("name", ["nouns", "registry", "report", "errors", "digests"])
+@pytest.mark.parametrize("name", ["nouns", "registry", "report", "errors", "digests", "folders"])
 def test_the_words_need_nothing_but_python(name: str) -> None:
     known = sys.stdlib_module_names | {"cnnvis_cli", "__future__"}
     used = {module.split(".")[0] for module in imports(ROOT / f"{name}.py")}

@@ -53,6 +53,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli import nouns
 from cnnvis_cli.api.reading import Reading, Strongest, as_picture, dataset_of, look
+from cnnvis_cli.arrays import Floats
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Picture
 from cnnvis_cli.report import Report
@@ -63,8 +64,7 @@ from cnnvis_cli.stages.run.pipeline import STAGES
 
 __all__ = ["Layer", "Run", "Strongest", "Unit", "begin", "open_run"]
 
-Floats = NDArray[np.float32]
-Units = str | int | Iterable[int]
+UnitChoice = str | int | Iterable[int]
 Place = str | os.PathLike[str]
 
 
@@ -179,7 +179,7 @@ class Run:
         return self
 
     def optimize(
-        self, layer: str, units: Units = (), *, quiet: bool = True, **settings: Any
+        self, layer: str, units: UnitChoice = (), *, quiet: bool = True, **settings: Any
     ) -> Layer:
         """Make the preferred images of some units of a layer (all by default); return the layer.
 
@@ -192,7 +192,7 @@ class Run:
         return found
 
     def project(
-        self, layer: str, units: Units = (), *, quiet: bool = True, **settings: Any
+        self, layer: str, units: UnitChoice = (), *, quiet: bool = True, **settings: Any
     ) -> Layer:
         """Project the strongest places of some units of a layer back to the pixels.
 
@@ -208,7 +208,7 @@ class Run:
         self,
         *kinds: str,
         layers: Sequence[str] = (),
-        units: Units = (),
+        units: UnitChoice = (),
         quiet: bool = True,
         **settings: Any,
     ) -> list[Path]:
@@ -217,12 +217,12 @@ class Run:
         Settings: ``style``, ``method``, ``best=20``, ``scale=3``, ``tone="unit"``, ``pdf=True``.
         Raise `UsageError` for a kind that does not exist, or if there is nothing to show.
         """
-        chosen = {"kind": kinds, "layer": tuple(layers), "units": _units(units)}
+        chosen = {"kind": kinds, "layer": tuple(layers), "units": _units_text(units)}
         return [Path(line) for line in self._do("montage", chosen | settings, quiet)]
 
     def _do(self, stage: str, settings: Mapping[str, Any], quiet: bool) -> list[str]:
         """Do a stage as the command line does, and give the lines of its result."""
-        plan = _plan(self._settings | _named(stage, settings))
+        plan = _plan(self._settings | _plan_names(stage, settings))
         check_kinds(plan)
         report = _Kept() if quiet else _Spoken()
         computes = stage != "montage"
@@ -235,7 +235,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         title = f"<b>{escape(self.model)}</b> in {escape(str(self.path))}"
-        return f"<p>{title}</p>{_table(self.layers.values())}"
+        return f"<p>{title}</p>{_html_table(self.layers.values())}"
 
 
 class Layer:
@@ -322,7 +322,7 @@ class Layer:
     def sheet(
         self,
         kind: str = "optimized",
-        units: Units = (),
+        units: UnitChoice = (),
         *,
         page: int = 1,
         **settings: Any,
@@ -333,10 +333,10 @@ class Layer:
         all available ones. Settings: ``style``, ``method``, ``sort="selectivity"``, ``best=20``.
         Raise `UsageError` if there is nothing to show.
         """
-        chosen = _named("montage", {"kind": kind, **settings})
+        chosen = _plan_names("montage", {"kind": kind, **settings})
         plan = _plan(self.run._settings | chosen)
         check_kinds(plan)
-        return self._reading.sheet(self._layer, plan.montage, _units(units), page)
+        return self._reading.sheet(self._layer, plan.montage, _units_text(units), page)
 
     def __getitem__(self, channel: SupportsIndex) -> Unit:
         """Return unit number `channel`; raise `UsageError` if it does not exist."""
@@ -355,14 +355,15 @@ class Layer:
     def _reading(self) -> Reading:
         return self.run._reading
 
-    def _choice(self, units: Units) -> dict[str, Any]:
-        return {"layer": (self.alias,), "units": _units(units)}
+    def _choice(self, units: UnitChoice) -> dict[str, Any]:
+        return {"layer": (self.alias,), "units": _units_text(units)}
 
     def __repr__(self) -> str:
-        return f"<{self.alias} ({self.module}): {self.channels} units, map {_times(self.map)}>"
+        size = nouns.size_text(self.map)
+        return f"<{self.alias} ({self.module}): {self.channels} units, map {size}>"
 
     def _repr_html_(self) -> str:
-        return _table([self])
+        return _html_table([self])
 
 
 class Unit:
@@ -493,7 +494,7 @@ class _Layers(Mapping[str, Layer]):
         return "\n".join(map(repr, self.values()))
 
     def _repr_html_(self) -> str:
-        return _table(self.values())
+        return _html_table(self.values())
 
 
 class _Spoken(Report):
@@ -522,7 +523,7 @@ _FIGURE = {field.name for field in fields(FigurePlan)} - {
 }
 
 
-def _named(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _plan_names(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by the names of the plan: the stage's own go into its table."""
 
     def name(key: str) -> str:
@@ -540,7 +541,7 @@ def _plan(settings: Mapping[str, Any]) -> Plan:
         raise UsageError(str(error).removeprefix("the command line: ")) from None
 
 
-def _units(units: Units) -> str:
+def _units_text(units: UnitChoice) -> str:
     """Return a choice of units in the plan's form: ``1,2,3``; empty for all."""
     if isinstance(units, str):
         return units
@@ -554,14 +555,14 @@ _COLUMNS: dict[str, Callable[[Layer], str]] = {
     "module": lambda layer: layer.module,
     "kind": lambda layer: layer.kind,
     "units": lambda layer: str(layer.channels),
-    "map": lambda layer: _times(layer.map),
-    "field": lambda layer: _times(layer.receptive_field),
+    "map": lambda layer: nouns.size_text(layer.map),
+    "field": lambda layer: nouns.size_text(layer.receptive_field),
     "optimized": lambda layer: _counts(layer.styles),
     "projected": lambda layer: _counts(layer.methods),
 }
 
 
-def _table(layers: Iterable[Layer]) -> str:
+def _html_table(layers: Iterable[Layer]) -> str:
     """Return layers as an HTML table, with the number of finished units."""
     head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     rows = (
@@ -573,7 +574,3 @@ def _table(layers: Iterable[Layer]) -> str:
 
 def _counts(held: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{name}: {len(units)}" for name, units in held.items())
-
-
-def _times(size: nouns.Size) -> str:
-    return f"{size[0]}x{size[1]}"

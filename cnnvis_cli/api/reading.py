@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli import histogram
-from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
 from cnnvis_cli.figure.canvas import Canvas, Picture, resized, scaled
-from cnnvis_cli.figure.tone import RULES, Floats, toned
+from cnnvis_cli.figure.grid import columns_of
+from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import MontagePlan, Plan
@@ -27,7 +28,6 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,
-    columns_of,
     crop,
     projected_of,
     style_of,
@@ -166,11 +166,9 @@ class Reading:
         """
         known = self.places
         top = known.layer(layer.alias)
-        size = patches_pane(layer, top, known.photographs).size
         found = []
         for rank in _filled(top, unit):
-            box = box_of(top.box[unit, rank])
-            shown = box if box.size == size else Box.whole(size)
+            shown = top.tile(unit, rank, known.photographs.size)
             found.append(crop(self._photograph(int(top.places.image[unit, rank])), shown))
         return found
 
@@ -253,10 +251,10 @@ class Reading:
         if not panes:
             return None
         shown = tuple(self._pane(layer, unit, pane) for pane in panes)
-        rule = RULES[self.session.plan.figure.tone]
+        rule = TONE_RULES[self.session.plan.figure.tone]
         note = f"Tone of all but patches: {rule}.{self._lost(panes)}"
         caption = sheets.Caption(self._title(layer, unit), note)
-        return sheets.single(sheets.Cell("", shown), caption, _enlarged(panes[0].size))
+        return sheets.single(sheets.Cell("", shown), caption, _enlargement(panes[0].size))
 
     def _panes(
         self, layer: Layer, unit: int, style: str | None, method: str | None
@@ -328,7 +326,7 @@ def _check_held(held: Held, unit: Unit, what: str) -> None:
         raise UsageError(f"{unit} is not {what} yet; {len(held)} other units of its layer are")
 
 
-def _enlarged(size: Size) -> int:
+def _enlargement(size: Size) -> int:
     return max(1, SEEN // max(size))
 
 

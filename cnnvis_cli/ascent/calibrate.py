@@ -35,13 +35,13 @@ from cnnvis_cli.ascent.styles import Style
 FAINTEST = 0.4  # grey levels; the authors' images of whole classes have about 1.6 in all
 ABOVE_NOISE = 2.5
 SLOWEST = 0.25  # the share of probe units whose images may be fainter
-STRONGEST = 8.0  # grey levels; larger additions are not tried just to make a unit lead
+LARGEST_ADDITION = 8.0  # grey levels; larger additions are not tried just to make a unit lead
 CLIPPED = 0.005
 ITERATIONS = 300
-SMALL = 32  # pixels; canvases up to this side are probed for all iterations
+SMALL_CANVAS = 32  # pixels; canvases up to this side are probed for all iterations
 UNITS = 8
 ROUNDS = 10
-TOLERANCE = 1.2  # how closely the required addition must be met, as a factor
+ADDITION_TOLERANCE = 1.2  # how closely the required addition must be met, as a factor
 
 
 def probe_channels(channels: int, most: int = UNITS) -> list[int]:
@@ -66,7 +66,7 @@ def calibrate(style: Style, probe: Probe) -> Style:
     A layer without a gradient keeps the style's own step.
     """
     iterations = style.iterations
-    if max(probe.start.shape[2:]) > SMALL:
+    if max(probe.start.shape[2:]) > SMALL_CANVAS:
         iterations = min(iterations, ITERATIONS)
     short = replace(style, iterations=iterations)
     if not probe.gradient:
@@ -81,11 +81,11 @@ def calibrate(style: Style, probe: Probe) -> Style:
             return style
         if found.clipped > CLIPPED:
             ceiling = rate = float(f"{rate / 2:.2g}")
-        elif found.added < wanted / TOLERANCE:
+        elif found.added < wanted / ADDITION_TOLERANCE:
             rate = rate * min(wanted / found.added, 30.0) if found.added else rate * 30
-        elif found.leading < 1 and found.added < STRONGEST:
+        elif found.leading < 1 and found.added < LARGEST_ADDITION:
             rate, wanted = rate * 2, found.added
-        elif found.added > wanted * TOLERANCE and found.leading == 1:
+        elif found.added > wanted * ADDITION_TOLERANCE and found.leading == 1:
             rate = rate * max(wanted / found.added, 0.01)
         else:
             break
@@ -112,7 +112,7 @@ def _measure(found: Sequence[Ascent], still: Tensor, mean: Tensor) -> _Finding |
     added = last - still[live].to(last)
     slowest = added.flatten(1).std(dim=1).quantile(SLOWEST)
     leading = sum(found[i].outcome is Outcome.LARGEST for i in live) / len(live)
-    return _Finding(float(slowest), leading, _clipped(last, mean))
+    return _Finding(float(slowest), leading, _share_outside(last, mean))
 
 
 def _last(found: Sequence[Ascent]) -> Tensor:
@@ -144,7 +144,7 @@ def remaining_noise(style: Style, probe: Probe) -> float:
     return float(_regularized(style, probe.start[:2]).std())
 
 
-def _clipped(image: Tensor, mean: Tensor) -> float:
+def _share_outside(image: Tensor, mean: Tensor) -> float:
     """Return the share of values outside 0..255."""
     shown = image + mean.to(image)
     return float(((shown <= 0) | (shown >= 255)).float().mean())

@@ -31,7 +31,7 @@ Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 target is the largest of its layer (B,), and the gradient to follow (B, 3, h, w)."""
 
 
-class Run(Protocol):
+class StepRunner(Protocol):
     """Does work that changes only the tensors of `state`; it is always the same for one `key`."""
 
     def __call__(
@@ -84,7 +84,7 @@ class Ascent:
 
 
 @dataclass(frozen=True)
-class Batch:
+class AscentBatch:
     """How ascents are made side by side.
 
     `size` is the number of slots, of which at most `max_active` are used if there are fewer ascents
@@ -96,7 +96,7 @@ class Batch:
     size: int
     max_active: int | None = None
     steady: bool = False
-    run: Run = directly
+    run: StepRunner = directly
     on_step: Callable[[], None] = lambda: None  # called before each step
     half: bool = False
     last: bool = False
@@ -107,7 +107,7 @@ class Batch:
 
 
 def climb(
-    evaluate: Evaluate, run_groups: Iterable[Sequence[AscentSpec]], batch: Batch, mean: Tensor
+    evaluate: Evaluate, run_groups: Iterable[Sequence[AscentSpec]], batch: AscentBatch, mean: Tensor
 ) -> Iterator[Ascent]:
     """Yield these ascents as they end, made one batch at a time.
 
@@ -122,7 +122,7 @@ def climb(
     if first is None:
         return
     slots = _Slots(batch, first[0].start.shape[1:], mean)
-    ascend = _together if slots.steady else _one_after_another
+    ascend = _climb_together if slots.steady else _one_after_another
     yield from ascend(evaluate, chain([first], waiting), slots, len(first))
 
 
@@ -140,7 +140,7 @@ def _one_after_another(
             slots.fill(list(islice(run_groups, free)))
 
 
-def _together(
+def _climb_together(
     evaluate: Evaluate, run_groups: Iterator[Sequence[AscentSpec]], slots: _Slots, length: int
 ) -> Iterator[Ascent]:
     """Yield ascents of one style at a time; others begin when all of them have ended.
@@ -178,7 +178,7 @@ class _Cohort:
 class _Slots:
     """The tensors of a batch of ascents: B rows each, one per slot."""
 
-    batch: Batch
+    batch: AscentBatch
     canvas: Sequence[int]
     mean: Tensor
     cohorts: list[_Cohort] = field(default_factory=list)
@@ -294,7 +294,7 @@ class _Slots:
             self._ended_step()
         for cohort in self.cohorts:
             if cohort.born == self.now:
-                rows = _rows(cohort)
+                rows = _cohort_rows(cohort)
                 self.first[rows] = self._values[self._written][rows]
                 self.moved[rows] = self.alive[rows]
         self._written += 1
@@ -334,7 +334,7 @@ class _Slots:
         lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
         for cohort in self.cohorts:
             if not self.steady and not cohort.updater.plain(self.now - cohort.born):
-                better[_rows(cohort)] = lost[_rows(cohort)] = False
+                better[_cohort_rows(cohort)] = lost[_cohort_rows(cohort)] = False
         torch.where(better[:, None, None, None], self.x, self.best, out=self.best)
         torch.where(better, value, self.best_value, out=self.best_value)
         torch.where(better, self.age, self.best_age, out=self.best_age)
@@ -346,7 +346,7 @@ class _Slots:
         self._next += 1
 
     def _advance(self, cohort: _Cohort, value: Tensor, gradient: Tensor) -> None:
-        age, rows = self.now - cohort.born, _rows(cohort)
+        age, rows = self.now - cohort.born, _cohort_rows(cohort)
         if age < cohort.updater.style.iterations - 1:
             # One layout for whole and partial batches: sums over channels depend on it.
             x, slope = (
@@ -431,5 +431,5 @@ class _Slots:
         return fresh[CHECK].bool().tolist()
 
 
-def _rows(cohort: _Cohort) -> Tensor | slice:
+def _cohort_rows(cohort: _Cohort) -> Tensor | slice:
     return slice(None) if cohort.index is None else cohort.index

@@ -79,7 +79,7 @@ class Blur:
             return _convolved(x, self.width)
         pixels = x.permute(0, 2, 3, 1).contiguous()  # (B, H, W, 3)
         for dim in (1, 2):
-            pixels = _filtered(pixels, dim, self.width)
+            pixels = _blurred_along(pixels, dim, self.width)
         return pixels.permute(0, 3, 1, 2)  # channels last
 
 
@@ -99,7 +99,7 @@ def _kernel(width: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     return weights.view(1, 1, -1, 1).repeat(3, 1, 1, 1)
 
 
-def _filtered(x: Tensor, dim: int, width: float) -> Tensor:
+def _blurred_along(x: Tensor, dim: int, width: float) -> Tensor:
     """Apply scipy's one-dimensional Gaussian filter along a dimension, as a sum of shifted images.
 
     A product with a matrix would give other last bits in other batches.

@@ -18,11 +18,15 @@ from cnnvis_cli.registry import Registry
 Leads = Callable[[Tensor], Tensor]
 """From images (B, 3, h, w), mean-subtracted: whether the unit is the largest of its layer, (B,)."""
 
-SHIFT = 4  # pixels at most; the unit's own class survived it on seven of eight SqueezeNet images
+MOST_SHIFT = (
+    4  # pixels at most; the unit's own class survived it on seven of eight SqueezeNet images
+)
 SHIFTED = 8  # a shift is at most this fraction (1/8) of the shorter side
 BLUR = 1.0  # pixels, sigma
 SCALES = (0.9, 1.1)
-GREY = 0.1  # of the picture's largest deviation: hardly seen when that is stretched to black, white
+GREY_SHARE = (
+    0.1  # of the picture's largest deviation: hardly seen when that is stretched to black, white
+)
 FAINT = 0.1  # grey levels; a quarter of the faintest picture that the calibration accepts
 
 
@@ -84,8 +88,8 @@ def score(images: Tensor, activation: Tensor, leads: Leads, mean: Tensor) -> Sco
         activation,
         robustness(leads, images),
         variation(images),
-        grey(images),
-        clipped(images, mean),
+        grey_share(images),
+        clipped_share(images, mean),
         images.flatten(1).std(dim=1),
     )
     return Scores(*(column.detach().cpu().float() for column in columns))
@@ -111,20 +115,20 @@ def disturbances() -> tuple[Disturbance, ...]:
     """
     smaller, larger = SCALES
     return (
-        Disturbance("left", lambda x: shift(x, 0, -reach(x))),
-        Disturbance("right", lambda x: shift(x, 0, reach(x))),
-        Disturbance("up", lambda x: shift(x, -reach(x), 0)),
-        Disturbance("down", lambda x: shift(x, reach(x), 0)),
+        Disturbance("left", lambda x: shift(x, 0, -most_shift(x))),
+        Disturbance("right", lambda x: shift(x, 0, most_shift(x))),
+        Disturbance("up", lambda x: shift(x, -most_shift(x), 0)),
+        Disturbance("down", lambda x: shift(x, most_shift(x), 0)),
         Disturbance("blurred", blur),
         Disturbance("smaller", lambda x: rescale(x, smaller)),
         Disturbance("larger", lambda x: rescale(x, larger)),
-        Disturbance("right and blurred", lambda x: blur(shift(x, 0, reach(x)))),
+        Disturbance("right and blurred", lambda x: blur(shift(x, 0, most_shift(x)))),
     )
 
 
-def reach(images: Tensor) -> int:
+def most_shift(images: Tensor) -> int:
     """Return by how many pixels images of this size are shifted."""
-    return min(SHIFT, max(1, min(images.shape[2:]) // SHIFTED))
+    return min(MOST_SHIFT, max(1, min(images.shape[2:]) // SHIFTED))
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
@@ -180,18 +184,18 @@ def variation(images: Tensor) -> Tensor:
     return (down.square() + right.square()).mean(dim=1).sqrt().mean(dim=(1, 2))
 
 
-def grey(images: Tensor) -> Tensor:
+def grey_share(images: Tensor) -> Tensor:
     """Return the share of pixels that look like the mean colour: (N, 3, h, w) -> (N,).
 
     Every channel of such a pixel differs from it by less than a tenth of the picture's largest
     deviation, since pictures are stretched for display, or by less than 0.1 grey levels.
     """
     size = images.abs().amax(dim=1)  # (N, h, w)
-    threshold = (GREY * size.amax(dim=(1, 2))).clamp(min=FAINT)
+    threshold = (GREY_SHARE * size.amax(dim=(1, 2))).clamp(min=FAINT)
     return (size < threshold[:, None, None]).float().mean(dim=(1, 2))
 
 
-def clipped(images: Tensor, mean: Tensor) -> Tensor:
+def clipped_share(images: Tensor, mean: Tensor) -> Tensor:
     """Return the share of values at 0 or 255, where the ascent clips: (N, 3, h, w) -> (N,)."""
     return ((images <= -mean) | (images >= 255 - mean)).float().mean(dim=(1, 2, 3))
 

@@ -21,7 +21,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry
 from cnnvis_cli.validation import STRICT
 
-Scale = Literal["log", "even", "whole"]
+Spacing = Literal["log", "even", "whole"]
 
 DRAWN_DIGITS = 2  # of a drawn value: more would not be visible in a picture
 SWEPT_DIGITS = 3  # of the values of a sweep and of a rate: neighbours must stay distinct
@@ -36,7 +36,7 @@ class Parameter:
     """
 
     part: str
-    scale: Scale
+    scale: Spacing
 
     def between(self, low: float, high: float, share: float, digits: int) -> float:
         """Return the value at this share, 0..1, of the way from low to high, rounded."""
@@ -49,7 +49,7 @@ class Parameter:
 PARAMETERS: Registry[Parameter] = Registry("parameter")
 
 
-def _parameter(name: str, part: str, scale: Scale) -> None:
+def _parameter(name: str, part: str, scale: Spacing) -> None:
     """Register a parameter; the order is the one in which rows are drawn."""
     PARAMETERS.register(name)(Parameter(part, scale))
 
@@ -75,12 +75,12 @@ def _above_zero(given: tuple[float, float]) -> tuple[float, float]:
     return given
 
 
-T = TypeVar("T", int, float)
-Upward = Annotated[float, Field(ge=0)]
+AnyNumber = TypeVar("AnyNumber", int, float)
+AtLeast0 = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percentile = Annotated[float, Field(ge=0, le=100)]
-Range = Annotated[tuple[T, T], Strict(False), AfterValidator(_lowest_first)]
-LogRange = Annotated[Range[T], AfterValidator(_above_zero)]
+Range = Annotated[tuple[AnyNumber, AnyNumber], Strict(False), AfterValidator(_lowest_first)]
+LogRange = Annotated[Range[AnyNumber], AfterValidator(_above_zero)]
 
 
 @checked(frozen=True, config=STRICT)
@@ -102,12 +102,12 @@ class Ranges:
     """
 
     decay: LogRange[Share] = (1e-5, 0.5)  # above 1 it would invert the picture
-    blur_width: Range[Upward] = (0.3, 1.5)  # pixels, sigma
+    blur_width: Range[AtLeast0] = (0.3, 1.5)  # pixels, sigma
     blur_every: Range[Annotated[int, Field(ge=1)]] = (1, 8)  # iterations
     norm: Range[Percentile] = (0, 80)
     contribution: Range[Percentile] = (0, 95)
-    tv: LogRange[Upward] = (1e-3, 1)
-    rate: LogRange[Upward] = (0.3, 30)  # times the layer's own step
+    tv: LogRange[AtLeast0] = (1e-3, 1)
+    rate: LogRange[AtLeast0] = (0.3, 30)  # times the layer's own step
     absent: Share = 0.5
     tv_absent: Share = 1.0
 
@@ -135,12 +135,12 @@ class Row:
 
     number: int = 0
     decay: Share = 0.0
-    blur_width: Upward = 0.0
+    blur_width: AtLeast0 = 0.0
     blur_every: Annotated[int, Field(ge=0)] = 4  # iterations, as in all rows of Table 1 that blur
     norm: Percentile = 0.0
     contribution: Percentile = 0.0
-    tv: Upward = 0.0
-    rate: Upward = 1.0
+    tv: AtLeast0 = 0.0
+    rate: AtLeast0 = 1.0
 
     @model_validator(mode="after")
     def _blurs_at_some_step(self) -> Row:
@@ -174,15 +174,15 @@ class Row:
         return " · ".join(TEXTS[name] for name in changed).format_map(vars(self)) or "plain"
 
 
-def draw(ranges: Ranges, count: int, seed: int) -> tuple[Row, ...]:
+def draw_rows(ranges: Ranges, count: int, seed: int) -> tuple[Row, ...]:
     """Return random rows, numbered from 0, each a function of ranges, seed and its number alone.
 
     So a longer search begins with the rows of a shorter one, and any row can be reproduced.
     """
-    return tuple(_drawn(ranges, seed, number) for number in range(count))
+    return tuple(_draw_row(ranges, seed, number) for number in range(count))
 
 
-def _drawn(ranges: Ranges, seed: int, number: int) -> Row:
+def _draw_row(ranges: Ranges, seed: int, number: int) -> Row:
     """Return a random row; all numbers are drawn, used or not, so ranges stay independent."""
     random = Random(f"{seed} row {number}")  # Python keeps this sequence across its versions
     parts = dict.fromkeys(parameter.part for parameter in PARAMETERS.values())
@@ -195,7 +195,7 @@ def _drawn(ranges: Ranges, seed: int, number: int) -> Row:
     return Row(number, **values)
 
 
-def spread(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
+def spread_values(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
     """Return `count` values over a parameter's range, geometric if it is drawn log-uniformly.
 
     There are fewer if the range does not contain enough whole numbers.
@@ -240,8 +240,8 @@ def every_sweep(ranges: Ranges, values: int) -> dict[str, tuple[Row, ...]]:
 
 
 def _distinct(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
-    """Return `spread`, or raise `UsageError` if it has fewer values."""
-    found = spread(parameter, ranges, count)
+    """Return `spread_values`, or raise `UsageError` if it has fewer values."""
+    found = spread_values(parameter, ranges, count)
     if len(found) < count:
         raise UsageError(f"the range of {parameter} is too narrow for {count} different values")
     return found
@@ -265,11 +265,11 @@ def _inline(registry: Registry[Any], part: Any) -> str:
     """Return a registered dataclass as an inline table: its kind and its numbers."""
     kind = next(kind for kind, cls in registry.items() if cls is type(part))
     numbers = ((field.name, getattr(part, field.name)) for field in fields(part))
-    settings = ", ".join(f"{key} = {_number(value)}" for key, value in numbers)
+    settings = ", ".join(f"{key} = {_toml_number(value)}" for key, value in numbers)
     return f'{{ kind = "{kind}", {settings} }}'
 
 
-def _number(value: float) -> str:
+def _toml_number(value: float) -> str:
     """Return exactly the same number in TOML."""
     return str(value) if isinstance(value, int) else repr(float(value))
 

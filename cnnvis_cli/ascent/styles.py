@@ -145,7 +145,9 @@ _STORED = {"Pixel": "Pixels"}  # its name in version 1 of the files
 STYLES: Registry[Style] = Registry("style")
 
 
-def _row(name: str, theta: tuple[float, ...], step: StepPolicy, iterations: int, look: str) -> None:
+def _table_row(
+    name: str, theta: tuple[float, ...], step: StepPolicy, iterations: int, look: str
+) -> None:
     """Register a row of Table 1: theta is decay, b_width, b_every, n_pct, c_pct.
 
     Iterations and step policy are not in the table; they are the toolbox's own.
@@ -165,10 +167,10 @@ def table_1(
     )
 
 
-_row("1", (0, 0.5, 4, 50, 0), Progress(100, 2), 500, "a sparse set of important regions")
-_row("2", (0.3, 0, 0, 20, 0), Constant(100), 750, "high frequencies")
-_row("3", (0.0001, 1.0, 4, 0, 0), Constant(100), 1000, "smooth; most images of the paper")
-_row("4", (0, 0.5, 4, 0, 90), Progress(1e8, 2), 1000, "only what matters")
+_table_row("1", (0, 0.5, 4, 50, 0), Progress(100, 2), 500, "a sparse set of important regions")
+_table_row("2", (0.3, 0, 0, 20, 0), Constant(100), 750, "high frequencies")
+_table_row("3", (0.0001, 1.0, 4, 0, 0), Constant(100), 1000, "smooth; most images of the paper")
+_table_row("4", (0, 0.5, 4, 0, 90), Progress(1e8, 2), 1000, "only what matters")
 
 STYLES.register("fourier")(
     Style(

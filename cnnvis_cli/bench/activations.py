@@ -6,7 +6,6 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnvis_cli.bench.topk import wait_for
-from cnnvis_cli.dataset.video import Video
+from cnnvis_cli.dataset.video import FRAME_RATE, Video
 from cnnvis_cli.demo.synthetic import CLASSES, draw
 from cnnvis_cli.figure.film import Film
 from cnnvis_cli.report import Report
@@ -25,12 +24,11 @@ from cnnvis_cli.stages.single.recorder import Outputs, Recorder
 from cnnvis_cli.stages.single.video import VideoJob
 
 SIZE = (240, 320)  # of the video: height, width
-RATE = Fraction(25)
-STEP = 2  # pixels that the picture moves per frame
+PIXELS_PER_FRAME = 2  # pixels that the picture moves per frame
 
 
 @dataclass(frozen=True)
-class Bench:
+class ActivationsBench:
     """Frames per second, round by round."""
 
     about: dict[str, Any]
@@ -63,7 +61,7 @@ class Bench:
         return "\n".join(lines)
 
 
-def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> Bench:
+def measure_activations(plan: Plan, report: Report, frames: int, rounds: int) -> ActivationsBench:
     """Film the layers of a drawn video, and run the network alone on as many frames, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "moving.mp4"
@@ -72,11 +70,11 @@ def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> B
             session = opened.here()
             outputs = Outputs(session)
             reel = VideoJob(session, outputs, Video(path), "moving")
-            _forward(session, reel.size, frames)  # to warm up
+            _forward_speed(session, reel.size, frames)  # to warm up
             rates = []
             for _ in range(rounds):
                 report.check_stop()
-                rates.append((_forward(session, reel.size, frames), _filmed(reel, frames)))
+                rates.append((_forward_speed(session, reel.size, frames), _filmed(reel, frames)))
             about = {
                 "model": session.network.name,
                 "layers": " ".join(output.name for output in outputs.filmed),
@@ -87,10 +85,10 @@ def bench_activations(plan: Plan, report: Report, frames: int, rounds: int) -> B
                 "torch": torch.__version__,
             }
     forward, reached = zip(*rates, strict=True)
-    return Bench(about, forward, reached)
+    return ActivationsBench(about, forward, reached)
 
 
-def _forward(session: Session, size: int, frames: int) -> float:
+def _forward_speed(session: Session, size: int, frames: int) -> float:
     """Return the forward pass's frames per second, with frames decoded and batched beforehand."""
     network = session.network
     pixels = [np.full((*network.size, 3), 90, np.uint8)] * size
@@ -111,11 +109,11 @@ def _filmed(reel: VideoJob, frames: int) -> float:
 def draw_video(path: Path, frames: int) -> None:
     """Make an MP4 file of a moving strip of drawn pictures."""
     height, width = SIZE
-    with path.open("xb+") as file, Film(file, RATE, "") as film:
+    with path.open("xb+") as file, Film(file, FRAME_RATE, "") as film:
         pictures = [np.asarray(draw(name, 0)) for name in CLASSES]
         strip = _enlarged(np.concatenate(pictures, axis=1), height)
         for number in range(frames):
-            left = number * STEP % (strip.shape[1] - width)
+            left = number * PIXELS_PER_FRAME % (strip.shape[1] - width)
             shot = np.ascontiguousarray(strip[:, left : left + width])
             film.add(shot, np.zeros((height, 0), np.uint8))
 

@@ -58,7 +58,7 @@ class OccludeBench:
         return "\n".join(lines)
 
 
-def bench_occlude(plan: Plan, report: Report, rounds: int) -> OccludeBench:
+def measure_occlude(plan: Plan, report: Report, rounds: int) -> OccludeBench:
     """In each round cover a random image, with and without windows, and run the bare passes."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
@@ -72,13 +72,15 @@ def bench_occlude(plan: Plan, report: Report, rounds: int) -> OccludeBench:
             actions: list[Callable[[], Any]] = [
                 lambda: occluder.run(centred, 0, 0),
                 lambda: plain.run(centred, 0, 0),
-                _forward(network, occluder),
+                _bare_passes(network, occluder),
             ]
             counted = [len(study.squares)] * 2 + [_passes(occluder) * occluder.batch]
             found = []
             for _ in report.track(range(rounds), "bench occlude", rounds, "rounds"):
                 pairs = zip(actions, counted, strict=True)
-                found.append([_rate(action, count, network) for action, count in pairs])
+                found.append(
+                    [_positions_per_second(action, count, network) for action, count in pairs]
+                )
             windows = occluder.windows
             about = {
                 "model": network.name,
@@ -100,7 +102,7 @@ def _passes(occluder: Occluder) -> int:
     return -(-len(occluder.squares) // occluder.batch)
 
 
-def _forward(network: Network, occluder: Occluder) -> Callable[[], Any]:
+def _bare_passes(network: Network, occluder: Occluder) -> Callable[[], Any]:
     """Return an action that runs as many passes as the squares need, on images on the device."""
     pixels = torch.randn(occluder.batch, 3, *network.size, device=network.device)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -113,7 +115,7 @@ def _forward(network: Network, occluder: Occluder) -> Callable[[], Any]:
     return action
 
 
-def _rate(action: Callable[[], Any], count: int, network: Network) -> float:
+def _positions_per_second(action: Callable[[], Any], count: int, network: Network) -> float:
     """Return the positions per second."""
     wait_for(network.device)
     start = time.perf_counter()

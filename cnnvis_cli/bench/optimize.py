@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cnnvis_cli.ascent.climb import AscentSpec, Batch, climb
+from cnnvis_cli.ascent.climb import AscentBatch, AscentSpec, climb
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
@@ -100,7 +100,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Bench:
+class OptimizeBench:
     """The rows of all layers, and what describes the machine."""
 
     about: dict[str, Any]
@@ -128,7 +128,7 @@ class Bench:
         return "\n".join(lines)
 
 
-def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
+def measure_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> OptimizeBench:
     """Measure every layer of the plan, in each round."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
@@ -140,7 +140,11 @@ def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> B
             rows = []
             layers = session.layers
             for layer in report.track(layers, "bench optimize", len(layers), "layers"):
-                rows.append(_row(session, layer, styles, _Clock(pool, seconds, rounds), folder))
+                rows.append(
+                    _measure_layer(
+                        session, layer, styles, _Measuring(pool, seconds, rounds), folder
+                    )
+                )
     about = {
         "model": session.network.name,
         "device": str(devices[0]),
@@ -149,10 +153,10 @@ def bench_optimize(plan: Plan, report: Report, seconds: float, rounds: int) -> B
         "torch": torch.__version__,
         "rounds": rounds,
     }
-    return Bench(about, tuple(rows))
+    return OptimizeBench(about, tuple(rows))
 
 
-class _Clock(NamedTuple):
+class _Measuring(NamedTuple):
     """The workers that measure, for how long, and how often."""
 
     pool: Sequence[WorkerSlot]
@@ -160,8 +164,8 @@ class _Clock(NamedTuple):
     rounds: int
 
 
-def _row(
-    session: Session, layer: Layer, styles: Sequence[Style], clock: _Clock, folder: str
+def _measure_layer(
+    session: Session, layer: Layer, styles: Sequence[Style], clock: _Measuring, folder: str
 ) -> LayerRow:
     setup = setup_of(session, layer)
     work = OptimizeJob(session.plan, setup, session.network)
@@ -171,17 +175,17 @@ def _row(
     reached: dict[str, list[float]] = {style.name: [] for style in styles}
     for _ in range(clock.rounds):
         session.report.check_stop()
-        bare.append(_together(functools.partial(_bare, work, clock.seconds), clock.pool))
+        bare.append(_summed_speed(functools.partial(_bare, work, clock.seconds), clock.pool))
         for style in styles:
             short = _shortened(style, bare[-1] / len(clock.pool) / setup.size * clock.seconds)
             parts = Parts(Path(folder) / "parts", "bench")
             task = LayerTask(0, parts, 0, tuple(range(setup.size)))
             own = replace(work, styles=(short,), tasks=(task,))
             measure = functools.partial(_optimize, own, clock.seconds)
-            reached[style.name].append(_together(measure, clock.pool))
+            reached[style.name].append(_summed_speed(measure, clock.pool))
         alone = functools.partial(_one_at_a_time, work, clock.seconds)
-        toolbox.append(_together(functools.partial(alone, True), clock.pool[:1]))
-        cut.append(_together(functools.partial(alone, False), clock.pool[:1]))
+        toolbox.append(_summed_speed(functools.partial(alone, True), clock.pool[:1]))
+        cut.append(_summed_speed(functools.partial(alone, False), clock.pool[:1]))
     rates = {name: tuple(values) for name, values in reached.items()}
     size = setup.box.size
     return LayerRow(layer, size, setup.size, tuple(bare), rates, tuple(toolbox), tuple(cut))
@@ -195,7 +199,7 @@ def _shortened(style: Style, steps: float) -> Style:
     return shortened
 
 
-def _together(measure: Measure, pool: Sequence[WorkerSlot]) -> float:
+def _summed_speed(measure: Measure, pool: Sequence[WorkerSlot]) -> float:
     """Return the summed speed of all workers at once."""
     found: list[float] = []
 
@@ -288,7 +292,7 @@ def _one_at_a_time(
         return evaluate(x, targets) if whole else cut(x, targets)
 
     try:
-        for _ in climb(timed, [[task]], Batch(1), network.mean):
+        for _ in climb(timed, [[task]], AscentBatch(1), network.mean):
             pass
     except _TimeIsUp:
         pass

@@ -21,12 +21,12 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session, open_session
 from cnnvis_cli.stages.project.backward_pass import BackwardPass
-from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.project.batching import StoredPlaces
 from cnnvis_cli.stages.project.job import Projections, group_of
 from cnnvis_cli.store.topk import TopK
 from cnnvis_cli.store.topk_file import LayerTopK, boxes
 
-IMAGES = 256  # random images
+RANDOM_IMAGES = 256  # random images
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,20 @@ class ProjectBench:
         )
 
 
-def bench_project(plan: Plan, report: Report, seconds: float, rounds: int) -> ProjectBench:
+def measure_project(plan: Plan, report: Report, seconds: float, rounds: int) -> ProjectBench:
     """Measure every layer and method of the plan, in each round."""
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as opened:
             session = opened.here()
-            for method in plan.project.method:
+            for method in plan.project.methods:
                 check_rules(session.network, session.layers, method)
-            asked = [(layer, m) for layer in session.layers for m in plan.project.method]
+            asked = [(layer, m) for layer in session.layers for m in plan.project.methods]
             tracked = report.track(asked, "bench project", len(asked), "layers")
             clock = seconds, rounds
-            rows = tuple(_row(session, layer, method, clock) for layer, method in tracked)
+            rows = tuple(
+                _measure_projections(session, layer, method, clock) for layer, method in tracked
+            )
             about = {
                 "model": session.network.name,
                 "device": str(session.network.device),
@@ -116,13 +118,15 @@ def bench_project(plan: Plan, report: Report, seconds: float, rounds: int) -> Pr
     return ProjectBench(about, rows)
 
 
-def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) -> ProjectRow:
+def _measure_projections(
+    session: Session, layer: Layer, method: str, clock: tuple[float, int]
+) -> ProjectRow:
     generator = np.random.default_rng(session.plan.seed)
-    images = generator.integers(0, 256, (IMAGES, *session.network.size, 3), np.uint8)
+    images = generator.integers(0, 256, (RANDOM_IMAGES, *session.network.size, 3), np.uint8)
     top = random_places(layer, session.plan.topk.k, generator)
     projections = _Projections(session, layer, method, top, "")
     channels = list(session.units(layer))[: projections.block]
-    slots = Slots.of(top, channels)
+    slots = StoredPlaces.of(top, channels)
     seconds, rounds = clock
     ours, whole = [], []
     for _ in range(rounds):
@@ -130,7 +134,7 @@ def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) 
         start = time.perf_counter()
         projections.compute(channels, images.__getitem__, lambda _: None)
         ours.append(len(slots) / (time.perf_counter() - start))
-        one = _one_at_a_time(session, layer, method, slots, images)
+        one = _project_singly(session, layer, method, slots, images)
         whole.append(pace(one, 1, seconds, session.network.device))
     group = group_of(method, session.plan.project)
     return ProjectRow(layer, group, len(slots), tuple(ours), tuple(whole))
@@ -139,7 +143,7 @@ def _row(session: Session, layer: Layer, method: str, clock: tuple[float, int]) 
 class _Unchecked(BackwardPass):
     """A backward pass from places whose activations are unknown."""
 
-    def compare(self, value: NDArray[np.float32], slots: Slots) -> None:
+    def compare(self, value: NDArray[np.float32], slots: StoredPlaces) -> None:
         pass
 
 
@@ -154,12 +158,12 @@ def random_places(layer: Layer, k: int, generator: np.random.Generator) -> Layer
     shape = layer.channels, k
     rows, columns = (generator.integers(0, length, shape) for length in layer.map)
     activation = np.ones(shape, np.float32)
-    places = TopK(activation, generator.integers(0, IMAGES, shape), rows, columns)
-    return LayerTopK(places, boxes(layer, places), {}, "float32")
+    places = TopK(activation, generator.integers(0, RANDOM_IMAGES, shape), rows, columns)
+    return LayerTopK(places, boxes(layer.field, places), {}, "float32")
 
 
-def _one_at_a_time(
-    session: Session, layer: Layer, method: str, slots: Slots, images: NDArray[np.uint8]
+def _project_singly(
+    session: Session, layer: Layer, method: str, slots: StoredPlaces, images: NDArray[np.uint8]
 ) -> Callable[[], Any]:
     """Return an action that projects the next slot through the whole network."""
     network, numbers = session.network, count()

@@ -35,7 +35,7 @@ from cnnvis_cli.stages.common.dataset_images import draw_images
 from cnnvis_cli.stages.common.network_loading import load_network
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.topk.job import TopKJob
-from cnnvis_cli.stages.topk.stage import BATCH, topk
+from cnnvis_cli.stages.topk.stage import BATCH_SIZES, topk
 from cnnvis_cli.stages.topk.worker import reader_of
 from cnnvis_cli.store.parts import Parts
 
@@ -48,7 +48,7 @@ class Rate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class RateRow:
     """A line of the table: what was measured, how, and the rates of its rounds."""
 
     what: str
@@ -65,11 +65,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Bench:
+class TopKBench:
     """The limits of one machine, and the rates that `topk` reaches, round by round."""
 
     about: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[RateRow, ...]
     limits: tuple[float, ...]  # images per second, of each round
 
     @property
@@ -107,7 +107,7 @@ class Bench:
         return "\n".join(lines)
 
 
-def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench:
+def measure_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> TopKBench:
     """Measure decoding alone, the forward pass alone, and `topk` over the plan's dataset.
 
     On a CPU the limit is cores / (decoding + forward pass), in processor time per image, as if all
@@ -123,16 +123,16 @@ def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench
         if plan.dataset == "demo":
             draw_images(Path(folder) / "images", report)
             plan = replace(plan, dataset=f"{folder}/images")
-        work = _work(plan, Path(folder), BATCH[devices[0].type])
+        work = _topk_job(plan, Path(folder), BATCH_SIZES[devices[0].type])
         best, tried = _best_forward(work, devices, report, seconds)
         measured = [_round(work, best, devices, seconds, report) for _ in range(rounds)]
     decoded, forward, reached, whole = (tuple(column) for column in zip(*measured, strict=True))
     rows = (
-        Row("decode", f"{cores()} processes, decoding only", decoded),
+        RateRow("decode", f"{cores()} processes, decoding only", decoded),
         *tried,
-        Row("forward", f"the best of these: {best}", forward),
-        Row("topk", "images in a row, with warm processes", reached),
-        Row("topk, all of it", "from the list of images to the file", whole),
+        RateRow("forward", f"the best of these: {best}", forward),
+        RateRow("topk", "images in a row, with warm processes", reached),
+        RateRow("topk, all of it", "from the list of images to the file", whole),
     )
     limits = tuple(_limit(a, b, devices[0].type) for a, b in zip(decoded, forward, strict=True))
     about = {
@@ -144,7 +144,7 @@ def bench_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Bench
         "batch": work.cut.size,
         "torch": torch.__version__,
     }
-    return Bench(about, rows, limits)
+    return TopKBench(about, rows, limits)
 
 
 def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
@@ -153,7 +153,7 @@ def _limit(decoded: Rate, forward: Rate, kind: str) -> float:
     return cores() / (decoded.cost + forward.cost)
 
 
-def _work(plan: Plan, folder: Path, size: int) -> TopKJob:
+def _topk_job(plan: Plan, folder: Path, size: int) -> TopKJob:
     """Return the job that `topk` does, without its output."""
     manifest = Manifest.scan(Path(plan.dataset or ""))
     network = load_network(plan)
@@ -189,15 +189,15 @@ def _arrangements(work: TopKJob, devices: Sequence[torch.device]) -> Iterator[Ar
 
 def _best_forward(
     work: TopKJob, devices: Sequence[torch.device], report: Report, seconds: float
-) -> tuple[Arrangement, list[Row]]:
+) -> tuple[Arrangement, list[RateRow]]:
     """Try every arrangement briefly, in both orders; return the fastest, and all of them."""
     options = list(_arrangements(work, devices))
     found: dict[Arrangement, list[Rate]] = {option: [] for option in options}
     order = [*options, *reversed(options)]
     for option in report.track(order, "forward pass", len(order), "arrangements"):
-        measure = functools.partial(_forward, work, option, seconds)
-        found[option].append(_together(measure, option.worker_slots))
-    rows = [Row("forward", str(option), tuple(rates)) for option, rates in found.items()]
+        measure = functools.partial(_measure_forward, work, option, seconds)
+        found[option].append(_measure_together(measure, option.worker_slots))
+    rows = [RateRow("forward", str(option), tuple(rates)) for option, rates in found.items()]
     best = max(zip(options, rows, strict=True), key=lambda pair: pair[1].speed)
     return best[0], rows
 
@@ -213,8 +213,10 @@ def _round(
     pool = [WorkerSlot(torch.device("cpu"), 1, 0)] * cores()
     if work.plan.topk.decode == "gpu":
         pool = worker_slots(devices, work.plan.workers, 1)
-    decoded = _together(functools.partial(_decode, work, seconds), pool)
-    forward = _together(functools.partial(_forward, work, best, seconds), best.worker_slots)
+    decoded = _measure_together(functools.partial(_decode, work, seconds), pool)
+    forward = _measure_together(
+        functools.partial(_measure_forward, work, best, seconds), best.worker_slots
+    )
     return decoded, forward, *_topk(work, report)
 
 
@@ -222,7 +224,7 @@ Measure = Callable[[WorkerSlot, int, Emit], None]
 """What each worker does, with its slot, its number, and a function for its results."""
 
 
-def _together(measure: Measure, pool: Sequence[WorkerSlot]) -> Rate:
+def _measure_together(measure: Measure, pool: Sequence[WorkerSlot]) -> Rate:
     """Measure in all workers at once."""
     found: list[Rate] = []
 
@@ -274,7 +276,7 @@ def _decode(
     emit(watch.rate())
 
 
-def _forward(
+def _measure_forward(
     work: TopKJob,
     how: Arrangement,
     seconds: float,

@@ -55,11 +55,11 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed; the next file to be opened would take its number
             setattr(sys, name, open(os.devnull, "r+" if number else "r"))  # noqa: PTH123, SIM115
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop)
+        signal.signal(number, _stop_at_once)
     sys.exit(_code())
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
+def _stop_at_once(number: int, _frame: FrameType | None) -> None:
     """End the command at once: there is no work to save yet."""
     raise Stopped(f"stopped by {signal.Signals(number).name} before it began")
 
@@ -82,11 +82,13 @@ def _code() -> int:
         return _fail(f"{type(error).__name__}: {error or 'no message'} (-v shows where)", 1)
 
 
-LONGEST = 2000  # characters of a message
+LONGEST_MESSAGE = 2000  # characters of a message
 
 
 def _fail(message: str, code: int) -> int:
-    message = message if len(message) <= LONGEST else f"{message[:1000]} ... {message[-900:]}"
+    message = (
+        message if len(message) <= LONGEST_MESSAGE else f"{message[:1000]} ... {message[-900:]}"
+    )
     if {"-v", "--verbose"} & set(sys.argv):
         traceback.print_exc()
     for report in reports:

@@ -8,14 +8,17 @@ import click
 
 from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.options import PRINTING, WORKING, section, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
 @click.command("activations")
 @click.argument(
-    "activations__image", metavar="IMAGE-OR-VIDEO...", nargs=-1, shell_complete=completing.files
+    "activations__image",
+    metavar="IMAGE-OR-VIDEO...",
+    nargs=-1,
+    shell_complete=completing.path_items,
 )
 @takes(*section("activations"), "topk.max_unreadable", *PRINTING, *WORKING)
 def command(**flags: Any) -> None:
@@ -41,10 +44,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis activations outputs/demo-images --model demo --layer conv1 (after cnnvis demo)
     """
-    carry_out("activations", flags, _work)
+    run_command("activations", flags, _show_activations)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _show_activations(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.single.activations import activations, check_activations
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import JSON, WORKING, WORKING_ON_UNITS, planned, section, setting, takes
+from cnnvis_cli.cli.options import (
+    JSON,
+    WORKING,
+    WORKING_ON_UNITS,
+    planned,
+    section,
+    setting_option,
+    takes,
+)
 
 
 @click.group("bench")
@@ -34,13 +42,13 @@ def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None
     plan, report = planned(flags)
     from cnnvis_cli.bench import topk as bench
 
-    found = bench.bench_topk(plan, report, seconds, max(rounds, 1))
+    found = bench.measure_topk(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
 @command.command("optimize")
 @takes(
-    setting("optimize.style", help="A style; repeatable.", shown="1, 2, 3, 4"),
+    setting_option("optimize.style", help="A style; repeatable.", shown="1, 2, 3, 4"),
     "optimize.precision",
 )
 @click.option("--seconds", default=3.0, show_default=True, help="Seconds per measurement.")
@@ -56,14 +64,14 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
     """
     flags["optimize__style"] = flags["optimize__style"] or ("1", "2", "3", "4")
     plan, report = planned(flags)
-    from cnnvis_cli.bench.optimize import bench_optimize
+    from cnnvis_cli.bench.optimize import measure_optimize
 
-    found = bench_optimize(plan, report, seconds, max(rounds, 1))
+    found = measure_optimize(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
 @command.command("occlude")
-@takes(setting("occlude.size", metavar=None), setting("occlude.stride", metavar=None))
+@takes(setting_option("occlude.size", metavar=None), setting_option("occlude.stride", metavar=None))
 @click.option("--rounds", default=5, show_default=True, help="Rounds of all measurements.")
 @takes(JSON, *WORKING)
 def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
@@ -75,14 +83,14 @@ def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
     Example: cnnvis bench occlude --model demo --rounds 3
     """
     plan, report = planned(flags)
-    from cnnvis_cli.bench.occlude import bench_occlude
+    from cnnvis_cli.bench.occlude import measure_occlude
 
-    found = bench_occlude(plan, report, max(rounds, 1))
+    found = measure_occlude(plan, report, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
 @command.command("project")
-@takes(*section("project"), setting("topk.k", help="Places per channel."))
+@takes(*section("project"), setting_option("topk.k", help="Places per channel."))
 @click.option("--seconds", default=3.0, show_default=True, help="For one image at a time.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
 @takes(JSON, *WORKING_ON_UNITS)
@@ -95,9 +103,9 @@ def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> N
     Example: cnnvis bench project --model demo --layer conv2 --rounds 1 --seconds 0.5
     """
     plan, report = planned(flags)
-    from cnnvis_cli.bench.project import bench_project
+    from cnnvis_cli.bench.project import measure_project
 
-    found = bench_project(plan, report, seconds, max(rounds, 1))
+    found = measure_project(plan, report, seconds, max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
@@ -116,7 +124,7 @@ def bench_activations(frames: int, rounds: int, as_json: bool, **flags: Any) -> 
     Example: cnnvis bench activations --model demo --layer conv5 --rounds 1 --frames 64
     """
     plan, report = planned(flags)
-    from cnnvis_cli.bench.activations import bench_activations
+    from cnnvis_cli.bench.activations import measure_activations
 
-    found = bench_activations(plan, report, max(frames, 1), max(rounds, 1))
+    found = measure_activations(plan, report, max(frames, 1), max(rounds, 1))
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

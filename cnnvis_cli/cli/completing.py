@@ -15,22 +15,22 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-OWN = ("caffenet", "demo", "zfnet")  # models, beside torchvision's
-KINDS = ("history", "layers", "optimized", "styles", "top", "toolbox", "unit")  # of montage
+OWN_MODELS = ("caffenet", "demo", "zfnet")  # models, beside torchvision's
+MONTAGE_KINDS = ("history", "layers", "optimized", "styles", "top", "toolbox", "unit")  # of montage
 Items = list[CompletionItem]
 
 
 def models(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
     """Return the models whose names begin with `begun`."""
-    return _beginning(begun, (*OWN, *_builders()))
+    return _beginning(begun, (*OWN_MODELS, *_builders()))
 
 
 def kinds(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
     """Return the kinds of figures whose names begin with `begun`."""
-    return _beginning(begun, KINDS)
+    return _beginning(begun, MONTAGE_KINDS)
 
 
-def files(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
+def path_items(_context: click.Context, _parameter: click.Parameter, begun: str) -> Items:
     """Leave the choice of files and folders to the shell."""
     return [CompletionItem(begun, type="file")]
 

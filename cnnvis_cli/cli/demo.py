@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import QUIET, VERBOSE, setting, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.options import QUIET, VERBOSE, setting_option, takes
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
 @click.command("demo")
-@takes(setting("run", shown="outputs/demo"), QUIET, VERBOSE)
+@takes(setting_option("run", shown="outputs/demo"), QUIET, VERBOSE)
 def command(**flags: Any) -> None:
     """Run the whole pipeline on the bundled network and generated images.
 
@@ -22,10 +22,10 @@ def command(**flags: Any) -> None:
     Example: cnnvis demo
     """
     given = {**flags, "run": flags["run"] or "outputs/demo", "config": None, "log": None}
-    carry_out("demo", {**given, "model": "demo", "dataset": "demo"}, _work)
+    run_command("demo", {**given, "model": "demo", "dataset": "demo"}, _run_demo)
 
 
-def _work(plan: Plan, report: Report) -> None:
-    from cnnvis_cli.stages.run.demo import demo
+def _run_demo(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.run.demo import run_demo
 
-    demo(plan, report)
+    run_demo(plan, report)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli.options import PRINTING, WORKING, section, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -31,10 +31,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis filters --model demo
     """
-    carry_out("filters", flags, _work)
+    run_command("filters", flags, _show_filters)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _show_filters(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.figures.filters import filters
 

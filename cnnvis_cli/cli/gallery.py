@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli.options import MOVED, WORKING_ON_UNITS, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -23,10 +23,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis gallery --run outputs/demo (after cnnvis demo)
     """
-    carry_out("gallery", flags, _work)
+    run_command("gallery", flags, _make_gallery)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _make_gallery(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.gallery.stage import gallery
 

@@ -21,6 +21,6 @@ def command(as_json: bool, **flags: Any) -> None:
     Example: cnnvis layers --model alexnet
     """
     plan, report = planned(flags)
-    from cnnvis_cli.stages.layers import layers
+    from cnnvis_cli.stages.layers import list_layers
 
-    layers(plan, report, as_json)
+    list_layers(plan, report, as_json)

@@ -8,7 +8,7 @@ import click
 
 from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.options import DRAWING, MOVED, WORKING_ON_UNITS, section, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -31,10 +31,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis montage optimized --model demo --layer conv1 (after the example of optimize)
     """
-    carry_out("montage", flags, _work)
+    run_command("montage", flags, _draw_montage)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _draw_montage(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.figures.montage import check_kinds, montage
 

@@ -7,18 +7,20 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import EXPLAINING, SHARING, SIZING, setting, takes
-from cnnvis_cli.cli.work import carry_out, need_images
+from cnnvis_cli.cli.options import EXPLAINING, SHARING, SIZING, setting_option, takes
+from cnnvis_cli.cli.work import need_images, run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
 @click.command("occlude")
-@click.argument("occlude__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.files)
+@click.argument(
+    "occlude__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.path_items
+)
 @takes(
     "occlude.size",
     "occlude.stride",
-    setting(
+    setting_option(
         "layer",
         help="Layer whose strongest map is shown; repeatable.",
         shown="the last convolution with a map that is not the network's last layer",
@@ -52,10 +54,10 @@ def command(**flags: Any) -> None:
     Example: cnnvis occlude outputs/demo-images/cat/000.png --model demo (after topk demo --model
     demo)
     """
-    carry_out("occlude", flags, _work)
+    run_command("occlude", flags, _occlude_images)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _occlude_images(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.single.occlude import occlude
 

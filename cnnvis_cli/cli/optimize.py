@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli.options import SHARING, WORKING_ON_UNITS, section, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -22,10 +22,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis optimize --model demo --layer conv1 --units 0-7
     """
-    carry_out("optimize", flags, _work)
+    run_command("optimize", flags, _optimize_units)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _optimize_units(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.optimize.stage import optimize
 

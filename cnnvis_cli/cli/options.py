@@ -15,25 +15,29 @@ from cnnvis_cli.cli import completing
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, shown_default
 
-F = TypeVar("F", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
-COMPLETING = {"model": completing.models, "weights": completing.files, "run": completing.folders}
+COMPLETING = {
+    "model": completing.models,
+    "weights": completing.path_items,
+    "run": completing.folders,
+}
 
 
-def takes(*options: str | Decorator) -> Callable[[F], F]:
+def takes(*options: str | Decorator) -> Callable[[Command], Command]:
     """Add options to a command, in this order: settings by name, like topk.k, and others."""
 
-    def decorate(command: F) -> F:
+    def decorate(command: Command) -> Command:
         for option in reversed(options):
-            add = setting(option) if isinstance(option, str) else option
+            add = setting_option(option) if isinstance(option, str) else option
             command = add(command)
         return command
 
     return decorate
 
 
-def setting(name: str, help: str = "", shown: str = "", **changes: Any) -> Decorator:
+def setting_option(name: str, help: str = "", shown: str = "", **changes: Any) -> Decorator:
     """Return the option of a setting, with what a command wants to say or have otherwise."""
     section, _, key = name.rpartition(".")
     field, hint = _declared(section)[key]
@@ -86,9 +90,9 @@ CONFIG = click.option(
     help="A TOML file of settings; flags override it.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-MOVED = setting("dataset", help="Where the images are now, if they have moved.")
+MOVED = setting_option("dataset", help="Where the images are now, if they have moved.")
 
-TALKING = (QUIET, VERBOSE, setting("log", type=click.Path(path_type=Path, dir_okay=False)))
+TALKING = (QUIET, VERBOSE, setting_option("log", type=click.Path(path_type=Path, dir_okay=False)))
 CONFIGURING = (CONFIG, *TALKING)
 NETWORK = ("model", "weights", "ema", "trust_code")
 WORK = ("run", "layer", "device", "seed", "batch_size", "workers")

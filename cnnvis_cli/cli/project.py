@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli.options import MOVED, SHARING, WORKING_ON_UNITS, section, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -23,10 +23,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis project --model demo --layer conv1 (after cnnvis topk demo --model demo)
     """
-    carry_out("project", flags, _work)
+    run_command("project", flags, _project_units)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _project_units(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.project.stage import project
 

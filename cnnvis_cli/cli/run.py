@@ -7,15 +7,19 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import RUNNING, SHARING, setting, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.options import RUNNING, SHARING, setting_option, takes
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
 @click.command("run")
 @click.argument("config", type=click.Path(path_type=Path))
-@takes(setting("dataset", help="Images to use instead of the plan's dataset."), *SHARING, *RUNNING)
+@takes(
+    setting_option("dataset", help="Images to use instead of the plan's dataset."),
+    *SHARING,
+    *RUNNING,
+)
 def command(**flags: Any) -> None:
     """Run all stages of a TOML file, in order; when run again, continue where it stopped.
 
@@ -23,10 +27,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis run configs/demo.toml
     """
-    carry_out("run", flags, _work)
+    run_command("run", flags, _run_stages)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _run_stages(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.run.pipeline import run_all
 

@@ -7,18 +7,20 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import EXPLAINING, SIZING, section, setting, takes
-from cnnvis_cli.cli.work import carry_out, need_images
+from cnnvis_cli.cli.options import EXPLAINING, SIZING, section, setting_option, takes
+from cnnvis_cli.cli.work import need_images, run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
 @click.command("saliency")
-@click.argument("saliency__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.files)
+@click.argument(
+    "saliency__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.path_items
+)
 @takes(
     *section("saliency"),
     "topk.max_unreadable",
-    setting(
+    setting_option(
         "figure.tone",
         help="What shares one grey scale: each signed map, or all of an image.",
         type=click.Choice(["tile", "sheet"]),
@@ -47,10 +49,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis saliency outputs/demo-images/cat --model demo (after topk demo --model demo)
     """
-    carry_out("saliency", flags, _work)
+    run_command("saliency", flags, _map_saliency)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _map_saliency(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.single.saliency import saliency
 

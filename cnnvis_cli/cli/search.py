@@ -6,8 +6,15 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import DRAWING, SHARING, WORKING_ON_UNITS, section, setting, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.options import (
+    DRAWING,
+    SHARING,
+    WORKING_ON_UNITS,
+    section,
+    setting_option,
+    takes,
+)
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -15,7 +22,7 @@ from cnnvis_cli.settings import Plan
 @click.command("search")
 @takes(
     *section("search"),
-    setting("optimize.step", help="Step size: calibrated, or a number."),
+    setting_option("optimize.step", help="Step size: calibrated, or a number."),
     *DRAWING,
     "optimize.mean",
     *SHARING,
@@ -30,10 +37,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis search --model demo --layer conv2 --trials 6 --iterations 30
     """
-    carry_out("search", flags, _work)
+    run_command("search", flags, _search_styles)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _search_styles(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.optimize.search import search
 

@@ -8,13 +8,13 @@ import click
 
 from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.options import SHARING, WORKING, section, takes
-from cnnvis_cli.cli.work import carry_out
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
 @click.command("topk")
-@click.argument("dataset", required=False, shell_complete=completing.files)
+@click.argument("dataset", required=False, shell_complete=completing.path_items)
 @takes(*section("topk"), *SHARING, *WORKING)
 def command(**flags: Any) -> None:
     """Find the images, and the places in them, that activate each channel most strongly.
@@ -25,10 +25,10 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis topk demo --model demo
     """
-    carry_out("topk", flags, _work)
+    run_command("topk", flags, _collect_topk)
 
 
-def _work(plan: Plan, report: Report) -> None:
+def _collect_topk(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.topk.stage import topk
 

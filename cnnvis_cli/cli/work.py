@@ -9,7 +9,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.stages.run import receipt
 
 
-def carry_out(command: str, flags: dict[str, Any], work: receipt.Work) -> None:
+def run_command(command: str, flags: dict[str, Any], work: receipt.Work) -> None:
     """Do a command's work, alone in the run directory, unless it has been done.
 
     Heavy modules are imported by `work`, so that a directory in use (exit code 75) or a finished

@@ -73,7 +73,7 @@ class Batches(Dataset[Batch]):
     def ahead(self) -> int:
         """The bytes of the batches that each worker decodes ahead."""
         height, width = self.preprocessing.crop
-        return AHEAD * self.size * height * width * 3
+        return BATCHES_AHEAD * self.size * height * width * 3
 
     def read(self, numbers: Iterable[int]) -> Iterator[Batch]:
         """Yield the batches of these numbers, in their order.
@@ -86,7 +86,7 @@ class Batches(Dataset[Batch]):
             batch_size=None,  # an item is a batch already, put together in the worker
             sampler=numbers,
             num_workers=self.workers,
-            prefetch_factor=AHEAD if self.workers else None,
+            prefetch_factor=BATCHES_AHEAD if self.workers else None,
             collate_fn=_unshared if self.pipes else _as_it_is,
             worker_init_fn=_begin,
             # However this process was started: workers need its memory, and no device.
@@ -180,7 +180,7 @@ def _deaths_found_when_asking() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-AHEAD = 2  # batches per worker
+BATCHES_AHEAD = 2  # batches per worker
 
 
 def _as_it_is(batch: Any) -> Any:

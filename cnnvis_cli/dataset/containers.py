@@ -15,17 +15,17 @@ from typing import Any, BinaryIO
 
 from cnnvis_cli.errors import StorageError, UsageError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-LARGEST = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of this
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+LARGEST_IMAGE = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of this
 OPEN = 16  # containers that a process keeps open
 INDEX = 1 << 30  # bytes of a zip's list of members: about ten million of them
 ENTRY = 1 << 20  # bytes of a tar's header with a long name; Linux allows paths of 4096
 FURTHEST = (1 << 63) - 1  # bytes: what a file system, and our arrays, can count to
-BLOCK = 512  # bytes of a tar's headers and end marks
-HEADER = struct.Struct("<4s5H3I2H")  # of a zip's member; 4.3.7 of PKWARE's APPNOTE.TXT
+TAR_BLOCK = 512  # bytes of a tar's headers and end marks
+ZIP_HEADER = struct.Struct("<4s5H3I2H")  # of a zip's member; 4.3.7 of PKWARE's APPNOTE.TXT
 DESCRIPTOR = struct.Struct("<4s2I")  # the start of what may follow a zip's member (4.3.9)
 ENCRYPTED, CRC_FOLLOWS = 1 << 0, 1 << 3  # bits of a zip member's flags (4.4.4)
-BROKEN = (  # what tarfile and zipfile raise for invalid files
+CONTAINER_ERRORS = (  # what tarfile and zipfile raise for invalid files
     tarfile.TarError,
     zipfile.BadZipFile,
     OSError,
@@ -46,7 +46,7 @@ class Unreadable(Exception):
 
 def is_image(name: str) -> bool:
     """Return whether a file or member has an image's name, and no part of it is hidden."""
-    return name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, name.split("/")))
+    return name.lower().endswith(IMAGE_SUFFIXES) and not any(map(_is_hidden, name.split("/")))
 
 
 def _is_hidden(part: str) -> bool:
@@ -108,7 +108,7 @@ def _tar(path: Path) -> Iterator[Member]:
                 if member.isreg():
                     yield member.name, member.size, member.offset_data
         _require_end(path, place)
-    except BROKEN as error:
+    except CONTAINER_ERRORS as error:
         raise UsageError(
             f"{path}: is compressed, cut off or broken at byte {place} ({error}); "
             "unpack it to a .tar or copy it again"
@@ -119,8 +119,8 @@ def _require_end(path: Path, place: int) -> None:
     """Raise if a tar does not end in zeros: tarfile takes most damage for the end."""
     with path.open("rb") as stream:
         stream.seek(place)
-        mark = stream.read(BLOCK)
-        if mark.count(0) != BLOCK:
+        mark = stream.read(TAR_BLOCK)
+        if mark.count(0) != TAR_BLOCK:
             raise tarfile.ReadError("no header and no end mark")
         while rest := stream.read(1 << 20):
             if rest.count(0) != len(rest):
@@ -135,7 +135,7 @@ def _zip(path: Path) -> Iterator[Member]:
             zipfile.ZipFile(_Frugal(file, INDEX)) as archive,
         ):
             found = archive.infolist()
-    except BROKEN as error:
+    except CONTAINER_ERRORS as error:
         raise UsageError(f"{path}: is not a complete zip ({error}); copy it again") from None
     for info in found:
         if info.header_offset < 0:
@@ -175,11 +175,11 @@ def read_file(path: Path, listed: int) -> bytes:
         return content
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and listed:
-            raise _passing(path, error) from None
+            raise _unreadable(path, error) from None
         raise Unreadable(_why(error)) from None
 
 
-def _passing(place: str | Path, error: OSError) -> StorageError:
+def _unreadable(place: str | Path, error: OSError) -> StorageError:
     """Return the error for what may pass: a mount that is away, a disk that fails, no memory."""
     return StorageError(
         f"{place}: cannot be read ({_why(error)}); nothing is left out for this: bring it back and "
@@ -209,18 +209,18 @@ def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
     _check_size(size)
     try:
         container, status = _container(root, path)
-        handle = _opened(container, status.st_dev, status.st_ino)
+        handle = _open_container(container, status.st_dev, status.st_ino)
         if container.lower().endswith(".tar"):
             return _exactly(handle.number, size, offset)
         return _from_zip(handle.number, size, offset)
     except OSError as error:
-        raise _passing(root / path, error) from None
+        raise _unreadable(root / path, error) from None
     except ValueError as error:
         raise Unreadable(_why(error)) from None
 
 
 def _check_size(size: int) -> None:
-    if size > LARGEST:
+    if size > LARGEST_IMAGE:
         raise Unreadable(f"too large: {size} bytes")
 
 
@@ -256,7 +256,7 @@ class _Handle:
 
 
 @lru_cache(maxsize=OPEN)
-def _opened(path: str, device: int, inode: int) -> _Handle:
+def _open_container(path: str, device: int, inode: int) -> _Handle:
     """Return a container kept open; `pread` has no position, which forked processes would share."""
     return _Handle(path)
 
@@ -275,7 +275,7 @@ def _exactly(file: int, size: int, offset: int) -> bytes:
 
 def _from_zip(file: int, size: int, offset: int) -> bytes:
     """Return the member whose header is there, of that unpacked size; raise `Unreadable`."""
-    fields = HEADER.unpack(_exactly(file, HEADER.size, offset))
+    fields = ZIP_HEADER.unpack(_exactly(file, ZIP_HEADER.size, offset))
     signature, _, flags, method, _, _, crc, _, _, name, extra = fields
     if signature != b"PK\3\4":
         raise Unreadable("its zip has no member there")
@@ -283,7 +283,7 @@ def _from_zip(file: int, size: int, offset: int) -> bytes:
         raise Unreadable("is encrypted")
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Unreadable(f"is compressed by method {method}; only deflate can be read")
-    start = offset + HEADER.size + name + extra
+    start = offset + ZIP_HEADER.size + name + extra
     content, end = _inflated(file, size, start) if method else _stored(file, size, start)
     if zlib.crc32(content) not in (_crcs_behind(file, end) if flags & CRC_FOLLOWS else (crc,)):
         raise Unreadable("is damaged in its zip: wrong CRC")

@@ -14,22 +14,23 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, _imaging
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.nouns import Preprocessing, Size
 from cnnvis_cli.report import printable
 
-__all__ = ["FORMATS", "Pixels", "Unreadable", "decode", "prepare", "write_png"]
+__all__ = ["FORMATS", "Unreadable", "decode", "prepare", "write_png"]
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 SCANNED = 4 << 30  # pixels times scans of a JPEG: some seconds; a photograph has 1 to 12 scans
 TEXT = 32 << 20  # bytes of an image in text form; 6 MB take a second
-HEADER = 4096  # bytes that must contain the sizes of a portable bitmap; comments lie between them
-LONGEST = 200  # characters of a reason
+BITMAP_HEADER = (
+    4096  # bytes that must contain the sizes of a portable bitmap; comments lie between them
+)
+LONGEST_REASON = 200  # characters of a reason
 TILE = (322, 323)  # a TIFF's TileWidth and TileLength
-Pixels = NDArray[np.uint8]
 
 
 def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> Pixels:
@@ -43,7 +44,7 @@ def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> 
     if not content:
         raise Unreadable("is empty")
     try:
-        with _opened(content, FORMATS) as image:
+        with _open_image(content, FORMATS) as image:
             if fast:
                 _shrink_early(image, preprocessing.resize)
             return prepare(_rgb(image), preprocessing)
@@ -54,7 +55,7 @@ def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> 
 
 
 @contextmanager
-def _opened(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+def _open_image(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """Return an image with only its header read; raise if decoding it would take too much."""
     _check_text(content)
     with _SILENCE, Image.open(io.BytesIO(content), formats=formats) as image:
@@ -99,9 +100,9 @@ def _check_text(content: bytes) -> None:
         return
     if kind in (b"P1", b"P2", b"P3") and len(content) > TEXT:
         raise Unreadable(f"too large for numbers written out: {len(content)} bytes")
-    sizes = re.sub(rb"#[^\r\n]*", b"", content[:HEADER]).split()[1:]
+    sizes = re.sub(rb"#[^\r\n]*", b"", content[:BITMAP_HEADER]).split()[1:]
     if len(sizes) < (2 if kind in (b"P1", b"P4") else 3):
-        raise Unreadable(f"its sizes are not in its first {HEADER} bytes")
+        raise Unreadable(f"its sizes are not in its first {BITMAP_HEADER} bytes")
 
 
 def _check_work(image: Any, content: bytes) -> None:
@@ -168,7 +169,7 @@ def is_plain_jpeg(content: bytes) -> bool:
     if END not in content[-TAIL:]:
         return False
     try:
-        with _opened(content, ("JPEG",)) as image:
+        with _open_image(content, ("JPEG",)) as image:
             return image.mode in ("RGB", "L")
     except Exception:  # `decode` will report whatever is wrong
         return False
@@ -188,7 +189,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     """Return a short line for skipped.tsv, without tabs or addresses, which vary between runs."""
     text = re.sub(r"<_io\.BytesIO[^>]*>", "the file", str(error))
-    return printable(" ".join(text.split()))[:LONGEST] or type(error).__name__
+    return printable(" ".join(text.split()))[:LONGEST_REASON] or type(error).__name__
 
 
 def write_png(path: Path, pixels: Pixels) -> None:

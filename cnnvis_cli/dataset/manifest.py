@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,23 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.dataset.containers import (
+    IMAGE_SUFFIXES,
     INDEXES,
-    SUFFIXES,
     is_container,
     members,
     read_file,
     read_member,
 )
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.folders import open_folder
 
 LISTS = (".txt", ".lst")
 ACCEPTED = f"a folder, a list ({', '.join(LISTS)}) or a file {' or '.join(INDEXES)}"
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
-LONGEST = 4096  # bytes of a path, PATH_MAX of Linux; a longer one would widen every row
+LONGEST_PATH = 4096  # bytes of a path, PATH_MAX of Linux; a longer one would widen every row
 NAMELESS = ("", ".", "..")  # parts of a path that are not a class
 ROWS = 1 << 16  # number of rows that are turned into arrays at a time
 
-Row = tuple[str, int, int, str]  # path, bytes, place in its container or -1, class or ""
+ImageRow = tuple[str, int, int, str]  # path, bytes, place in its container or -1, class or ""
 Paths = NDArray[np.bytes_]
 Columns = tuple[Paths, NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
@@ -58,13 +58,13 @@ class Manifest:
         """List a dataset's images; raise `UsageError` if it is invalid, broken or empty."""
         try:
             root = root_of(dataset)
-            columns, classes = _arranged(_rows(dataset))
+            columns, classes = _arranged(_image_rows(dataset))
         except OSError as error:
             place = error.filename or dataset
             raise UsageError(f"dataset {place}: cannot be listed ({error.strerror})") from None
         _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
         if not len(columns[0]):
-            raise UsageError(f"dataset {dataset}: holds no images ({', '.join(SUFFIXES)})")
+            raise UsageError(f"dataset {dataset}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
         return cls(root, *columns, classes)
 
     def __len__(self) -> int:
@@ -116,11 +116,11 @@ def root_of(dataset: Path) -> Path:
     return dataset.parent if is_file else dataset
 
 
-def _rows(dataset: Path) -> Iterator[Row]:
+def _image_rows(dataset: Path) -> Iterator[ImageRow]:
     """Return the images of any dataset, in any order; raise `UsageError` for anything else."""
     if dataset.is_dir():
         return _of_folder(dataset)
-    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+    readers: dict[str, Callable[[Path], Iterator[ImageRow]]] = {
         **dict.fromkeys(LISTS, _of_list),
         **dict.fromkeys(INDEXES, _of_container),
     }
@@ -134,7 +134,7 @@ def _rows(dataset: Path) -> Iterator[Row]:
     raise UsageError(f"dataset {dataset}: is not a dataset; give {ACCEPTED}")
 
 
-def _of_folder(root: Path) -> Iterator[Row]:
+def _of_folder(root: Path) -> Iterator[ImageRow]:
     """Yield files and members with image names; linked folders once each.
 
     Hidden names and run directories are skipped.
@@ -153,10 +153,10 @@ def _of_folder(root: Path) -> Iterator[Row]:
         seen.add(inode)
 
 
-def _of_one_folder(place: Path, prefix: str) -> Generator[Row, None, list[str]]:
+def _of_one_folder(place: Path, prefix: str) -> Generator[ImageRow, None, list[str]]:
     """Yield the images of a folder and of the containers in it; return its subfolders."""
     folders, containers, label = [], [], prefix.partition("/")[0]
-    with _opened(place) as number, os.scandir(number) as entries:
+    with open_folder(place) as number, os.scandir(number) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
@@ -164,23 +164,13 @@ def _of_one_folder(place: Path, prefix: str) -> Generator[Row, None, list[str]]:
             size = _look(entry)
             if size is None:
                 folders.append(f"{prefix}{name}/")
-            elif name.lower().endswith(SUFFIXES):
+            elif name.lower().endswith(IMAGE_SUFFIXES):
                 yield prefix + name, size, -1, label
             elif is_container(name):
                 containers.append(place / name)
     for container in containers:
         yield from _of_container(container, prefix)
     return folders
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    """Open a folder's descriptor: looking up names from there is faster than whole paths."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield number
-    finally:
-        os.close(number)
 
 
 def _look(entry: os.DirEntry[str]) -> int | None:
@@ -191,24 +181,24 @@ def _look(entry: os.DirEntry[str]) -> int | None:
         return 0
 
 
-def _of_list(file: Path) -> Iterator[Row]:
+def _of_list(file: Path) -> Iterator[ImageRow]:
     """Yield the images that a text file names, one path per line; # begins a comment line."""
     with (
-        _opened(file.parent) as folder,
+        open_folder(file.parent) as folder,
         file.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines,
     ):
-        while line := lines.readline(LONGEST + 1):
-            if len(line) > LONGEST and not line.endswith("\n"):
+        while line := lines.readline(LONGEST_PATH + 1):
+            if len(line) > LONGEST_PATH and not line.endswith("\n"):
                 raise UsageError(
-                    f"{file}: has a line of over {LONGEST} bytes; give one path per line"
+                    f"{file}: has a line of over {LONGEST_PATH} bytes; give one path per line"
                 )
             path = line.strip().removeprefix("./")
             if path and not path.startswith("#"):
                 holder = path.rpartition("/")[0].rpartition("/")[2]
-                yield path, _size(path, folder), -1, "" if holder in NAMELESS else holder
+                yield path, _file_size(path, folder), -1, "" if holder in NAMELESS else holder
 
 
-def _size(path: str, folder: int) -> int:
+def _file_size(path: str, folder: int) -> int:
     """Return the size of a file as seen from a folder; 0 if it is missing."""
     try:
         return os.stat(path, dir_fd=folder).st_size
@@ -216,7 +206,7 @@ def _size(path: str, folder: int) -> int:
         return 0
 
 
-def _of_container(container: Path, prefix: str = "") -> Iterator[Row]:
+def _of_container(container: Path, prefix: str = "") -> Iterator[ImageRow]:
     """Yield the images of a tar or zip in a folder whose paths begin with `prefix`."""
     start = f"{prefix}{container.name}/"
     for name, size, offset in members(container):
@@ -224,10 +214,10 @@ def _of_container(container: Path, prefix: str = "") -> Iterator[Row]:
         yield start + name, size, offset, next(folders, "")
 
 
-def _arranged(rows: Iterator[Row]) -> tuple[Columns, tuple[str, ...]]:
+def _arranged(rows: Iterator[ImageRow]) -> tuple[Columns, tuple[str, ...]]:
     """Return sorted paths, sizes, offsets and labels, each path once, and the sorted classes."""
     codes: dict[str, int] = {}  # of the classes, in the order of their appearance
-    paths, sizes, offsets, labels = _columns(rows, codes)
+    paths, sizes, offsets, labels = _columns_of_rows(rows, codes)
     order = _order(paths)
     paths = paths[order]
     last = np.append(paths[1:] != paths[:-1], True)[: len(paths)]  # the last of equals, as in a tar
@@ -239,7 +229,7 @@ def _arranged(rows: Iterator[Row]) -> tuple[Columns, tuple[str, ...]]:
     return (paths, sizes[order], offsets[order], ranks[labels[order]]), classes
 
 
-def _columns(rows: Iterator[Row], codes: dict[str, int]) -> Columns:
+def _columns_of_rows(rows: Iterator[ImageRow], codes: dict[str, int]) -> Columns:
     """Return rows as arrays, built in blocks: a million strings never exist at once."""
     blocks = [_block([], codes)]
     while block := list(islice(rows, ROWS)):
@@ -253,12 +243,14 @@ def _columns(rows: Iterator[Row], codes: dict[str, int]) -> Columns:
     )
 
 
-def _block(rows: list[Row], codes: dict[str, int]) -> Columns:
+def _block(rows: list[ImageRow], codes: dict[str, int]) -> Columns:
     """Return some rows as arrays; raise `UsageError` for a path that no file system allows."""
-    paths = np.array(_encoded([row[0] for row in rows]), np.bytes_)
-    if paths.itemsize > LONGEST:
+    paths = np.array(_encoded_paths([row[0] for row in rows]), np.bytes_)
+    if paths.itemsize > LONGEST_PATH:
         longest = max((row[0] for row in rows), key=len)
-        raise UsageError(f"the dataset has a path of over {LONGEST} bytes: {longest[:60]!r}...")
+        raise UsageError(
+            f"the dataset has a path of over {LONGEST_PATH} bytes: {longest[:60]!r}..."
+        )
     labels = [codes.setdefault(row[3], len(codes)) for row in rows]
     return (
         paths,
@@ -268,7 +260,7 @@ def _block(rows: list[Row], codes: dict[str, int]) -> Columns:
     )
 
 
-def _encoded(paths: list[str]) -> list[bytes]:
+def _encoded_paths(paths: list[str]) -> list[bytes]:
     """Return `os.fsencode` of each."""
     try:
         return [path.encode() for path in paths]

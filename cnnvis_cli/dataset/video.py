@@ -10,19 +10,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, prepare
+from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.dataset.decode import Unreadable, decode, prepare
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing, Size
 
-SUFFIXES = (".mp4", ".webm", ".gif", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
-RATE = Fraction(25)  # frames per second of a folder, and of a video that does not state them
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".m4v", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
+FRAME_RATE = Fraction(25)  # frames per second of a folder, and of a video that does not state them
 WITHIN = {  # formats that FFmpeg may open: a playlist named .mp4 would lead it to other files
     "protocol_whitelist": "file",
     "format_whitelist": "mov,matroska,webm,gif,avi,mpeg,mpegts,mpegvideo,ogg",
 }
-LARGEST = 1 << 26  # pixels of a frame: 8192 x 8192
-SHORT = 0.95  # of the length in the header; shorter videos are reported
+LARGEST_FRAME = 1 << 26  # pixels of a frame: 8192 x 8192
+SHORT_VIDEO = 0.95  # of the length in the header; shorter videos are reported
 
 
 class Frame(NamedTuple):
@@ -57,7 +58,7 @@ class Video:
         """The rate of the yielded frames, per second; raise `UsageError` for an invalid video."""
         with self._opened() as container:
             own = container.streams.video[0].average_rate
-            return Fraction(own or RATE) / self.every
+            return Fraction(own or FRAME_RATE) / self.every
 
     def expected(self) -> int:
         """The number of frames to expect, as far as the header knows; 0 if it does not."""
@@ -70,14 +71,14 @@ class Video:
         found, seconds = 0, 0.0
         converter = need_pyav().video.reformatter.VideoReformatter()  # kept: slow to set up
         with self._opened() as container:
-            rate = Fraction(container.streams.video[0].average_rate or RATE)
+            rate = Fraction(container.streams.video[0].average_rate or FRAME_RATE)
             for number, picture in enumerate(self._pictures(container)):
                 found = number + 1
                 seconds = picture.time if picture.time is not None else float(number / rate)
                 if number % self.every == 0:
                     yield Frame(number, seconds, _prepared(picture, converter, preprocessing))
             expected = _expected(container)
-        if found < SHORT * expected:
+        if found < SHORT_VIDEO * expected:
             self.problems.append(f"ends after {found} of about {expected} frames")
 
     def _opened(self) -> Any:
@@ -92,7 +93,7 @@ class Video:
             container.close()
             raise UsageError(f"{self.path}: has no pictures in it")
         width, height = container.streams.video[0].width, container.streams.video[0].height
-        if width * height > LARGEST:
+        if width * height > LARGEST_FRAME:
             container.close()
             raise UsageError(f"{self.path}: has frames of {width}x{height} pixels; make it smaller")
         container.streams.video[0].thread_type = "NONE"  # one thread: the network has the others
@@ -108,7 +109,7 @@ class Video:
                 packet = next(packets, None)
                 pictures = packet.decode() if packet is not None else []
             except av.FFmpegError as error:
-                if isinstance(error, av.error.InvalidDataError) and bad < BROKEN:
+                if isinstance(error, av.error.InvalidDataError) and bad < BROKEN_PACKETS:
                     bad += 1
                     continue
                 self.problems.append(f"breaks off: {error.strerror}")
@@ -132,7 +133,7 @@ def _prepared(picture: Any, converter: Any, preprocessing: Preprocessing) -> Pix
 
     FFmpeg resizes, in less time; values differ on average by a grey level or two.
     """
-    height, width = resized(preprocessing.resize, (picture.height, picture.width))
+    height, width = resized_size(preprocessing.resize, (picture.height, picture.width))
     rows, columns = preprocessing.crop
     if height < rows or width < columns:  # the rest is padded
         return prepare(converter.reformat(picture, format="rgb24").to_image(), preprocessing)
@@ -143,7 +144,7 @@ def _prepared(picture: Any, converter: Any, preprocessing: Preprocessing) -> Pix
     return np.ascontiguousarray(found)
 
 
-def resized(to: int | Size, size: Size) -> Size:
+def resized_size(to: int | Size, size: Size) -> Size:
     """Return height and width after resizing: to a shorter side of so many pixels, or to both."""
     if not isinstance(to, int):
         return to
@@ -151,7 +152,7 @@ def resized(to: int | Size, size: Size) -> Size:
     return (to, longer) if size[0] <= size[1] else (longer, to)
 
 
-BROKEN = 10_000  # failing packets in all before the rest is given up
+BROKEN_PACKETS = 10_000  # failing packets in all before the rest is given up
 
 
 def _expected(container: Any) -> int:
@@ -174,7 +175,7 @@ class Folder:
     problems: list[str] = field(default_factory=list)
 
     def rate(self) -> Fraction:
-        return RATE / self.every
+        return FRAME_RATE / self.every
 
     def expected(self) -> int:
         return -(-len(Manifest.scan(self.path)) // self.every)
@@ -193,14 +194,14 @@ class Folder:
             except Unreadable as reason:
                 self.problems.append(f"{manifest.path(number)} is left out: {reason}")
                 continue
-            yield Frame(number, float(number / RATE), pixels)
+            yield Frame(number, float(number / FRAME_RATE), pixels)
 
 
 def is_moving(path: Path) -> bool:
     """Return whether a file has a video's name; a GIF must have more than one frame."""
     suffix = path.suffix.lower()
     if suffix != ".gif":
-        return suffix in SUFFIXES
+        return suffix in VIDEO_SUFFIXES
     return _second_picture(path)
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.nouns import Point
+
 Field = NDArray[np.floating[Any]]  # (H, W) float32, one number per pixel
 Colour = NDArray[
     np.floating[Any]
 ]  # (3,) RGB in [0, 1], or (3, H, W) where it changes over the plane
 Span = tuple[float, float]  # from, to
-Point = tuple[float, float]  # x to the right, y downwards
 
 WHEEL: Span = (0.0, 360.0)  # every hue, in degrees
 
@@ -106,7 +107,7 @@ def lens(plane: Plane, long: float, short: float) -> Field:
     return length(plane.x, np.abs(plane.y) + (radius - short)) - radius
 
 
-def outline(distance: Field, width: float) -> Field:
+def edge_line(distance: Field, width: float) -> Field:
     """Return the line along a shape's edge, `width` to both sides."""
     return np.abs(distance) - width
 

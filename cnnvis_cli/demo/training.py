@@ -49,7 +49,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Images:
+class DrawnImages:
     """Drawn images and their classes: (N, 3, INPUT, INPUT) uint8 and (N,) int64."""
 
     pixels: Tensor
@@ -74,11 +74,11 @@ class Drawn(Dataset[Tensor]):
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
 
-def drawn(first: int, per_class: int, threads: int = 0) -> Images:
+def drawn(first: int, per_class: int, threads: int = 0) -> DrawnImages:
     """Draw images of every class, in as many processes as threads (0: in this one)."""
     images = Drawn(first, per_class)
     batches = list(DataLoader(images, batch_size=100, num_workers=threads))
-    return Images(torch.cat(batches), torch.arange(len(CLASSES)).repeat_interleave(per_class))
+    return DrawnImages(torch.cat(batches), torch.arange(len(CLASSES)).repeat_interleave(per_class))
 
 
 def prepared(pixels: Tensor) -> Tensor:
@@ -159,14 +159,16 @@ def optimizer(normed: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     return torch.optim.SGD(groups, recipe.rate, 0.9, weight_decay=recipe.decay, nesterov=True)
 
 
-def shuffled(images: Images, batch: int, dice: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def shuffled(
+    images: DrawnImages, batch: int, dice: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one pass over the images in random order, in whole batches."""
     order = torch.randperm(len(images), generator=dice)
     for chosen in order[: len(order) // batch * batch].view(-1, batch):
         yield images.pixels[chosen], images.labels[chosen]
 
 
-def train(network: DemoNet, images: Images, recipe: Recipe) -> None:
+def train(network: DemoNet, images: DrawnImages, recipe: Recipe) -> None:
     """Train the network in place; the learning rate rises briefly and falls to 0."""
     normed = with_norms(network, recipe.dropout)
     descent = optimizer(normed, recipe)
@@ -206,7 +208,7 @@ def peaks(network: DemoNet) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def examined(network: DemoNet, images: Images) -> tuple[float, dict[str, float]]:
+def examined(network: DemoNet, images: DrawnImages) -> tuple[float, dict[str, float]]:
     """Return the share of correct images, and each layer's share of dead units."""
     network.eval()
     with peaks(network) as highest:

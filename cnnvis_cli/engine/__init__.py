@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cnnvis_cli.engine.dask import Cluster, reach, share_tasks_on
+from cnnvis_cli.engine.dask import Cluster, connect, share_tasks_on
 from cnnvis_cli.engine.devices import (
     Graphs,
     arithmetic,
@@ -57,6 +57,7 @@ __all__ = [
     "check_precision",
     "choose_device",
     "choose_devices",
+    "connect",
     "cores",
     "describe_device",
     "for_gradients",
@@ -65,7 +66,6 @@ __all__ = [
     "keep_memory",
     "limit_to_memory",
     "memory_explained",
-    "reach",
     "release_idle",
     "remark_on_auto",
     "resolve_precision",

@@ -23,8 +23,8 @@ from cnnvis_cli.engine.slots import Emit, Task, TaskDone, WorkerSlot, cores
 from cnnvis_cli.errors import CnnvisError, UsageError, WorkerDied
 
 WAIT = 10  # seconds that the scheduler has to answer
-PATIENCE = 60  # seconds without any worker before the command gives up
-AHEAD = 2  # tasks per worker that are submitted at a time
+WORKERLESS_SECONDS = 60  # seconds without any worker before the command gives up
+TASKS_AHEAD = 2  # tasks per worker that are submitted at a time
 
 
 class Cluster(NamedTuple):
@@ -41,7 +41,7 @@ class Cluster(NamedTuple):
         return True
 
 
-def reach(address: str, device: torch.device, trusted: bool) -> Cluster:
+def connect(address: str, device: torch.device, trusted: bool) -> Cluster:
     """Return the cluster at an address; raise `UsageError` if it does not answer or is not safe.
 
     A scheduler runs any code that it receives, so its traffic has to stay on this machine or be
@@ -97,7 +97,7 @@ def share_tasks_on(
     describe: Callable[[int], str],
 ) -> None:
     """Do tasks on the cluster; see `run_tasks`."""
-    desk = _Desk(cluster, work, deque(numbers), emit)
+    desk = _Submitter(cluster, work, deque(numbers), emit)
     try:
         desk.work()
     finally:
@@ -107,7 +107,7 @@ def share_tasks_on(
 
 
 @dataclass
-class _Desk:
+class _Submitter:
     """Submits a few tasks at a time, receives their results, and submits lost ones again."""
 
     cluster: Cluster
@@ -125,20 +125,20 @@ class _Desk:
             self._look_for_workers()
             if self.lost:
                 self._copy()
-            while self.pending and len(self.going) < AHEAD * len(self.cluster):
+            while self.pending and len(self.going) < TASKS_AHEAD * len(self.cluster):
                 self._hand_in(self.pending.popleft())
             for future in self._done():
                 self._receive(future, self.going.pop(future))
             self.emit(None)
 
     def _look_for_workers(self) -> None:
-        """Raise `CnnvisError` after `PATIENCE` without any; one may be starting again."""
+        """Raise `CnnvisError` after `WORKERLESS_SECONDS` without any; one may be starting again."""
         if _client(self.cluster.address).scheduler_info(-1)["workers"]:
             self.manned = time.monotonic()
-        elif time.monotonic() - self.manned > PATIENCE:
+        elif time.monotonic() - self.manned > WORKERLESS_SECONDS:
             raise CnnvisError(
-                f"{self.cluster.address}: has had no worker for {PATIENCE} s; start some with: "
-                f"dask worker {self.cluster.address}"
+                f"{self.cluster.address}: has had no worker for {WORKERLESS_SECONDS} s; start "
+                f"some with: dask worker {self.cluster.address}"
             )
 
     def _copy(self) -> None:

@@ -31,7 +31,7 @@ from cnnvis_cli.report import leave_signals_to_the_parent
 
 ATTEMPTS = 3  # a task that has ended this many processes is set aside
 PATIENCE = 8  # seconds that a process has to end once its pipe is closed
-IDLE = 60  # seconds after which a fresh process without work ends, as its parent may have
+IDLE_SECONDS = 60  # seconds after which a fresh process without work ends, as its parent may have
 SURE = (2, 10)  # torch from which a trial shows whether a fork can compute gradients
 LOST = 70  # exit code of a process whose device or parent is lost
 End = connection.Connection
@@ -153,7 +153,7 @@ class _Fresh:
         """Return an idle interpreter, but not one that may be ending at this moment."""
         for each in [each for each in cls.idle if each.slot == slot]:
             cls.idle.remove(each)
-            if time.monotonic() - each.since < IDLE / 2:
+            if time.monotonic() - each.since < IDLE_SECONDS / 2:
                 return each.executor
             each.executor.shutdown(wait=False, kill_workers=True)
         return None
@@ -164,7 +164,7 @@ class _Fresh:
         paths = [*sys.path, str(Path.cwd())]
         return ProcessPoolExecutor(
             max_workers=1,
-            timeout=IDLE,
+            timeout=IDLE_SECONDS,
             context=get_loky("loky"),
             initializer=_find_in,
             initargs=(paths,),

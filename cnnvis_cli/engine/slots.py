@@ -27,10 +27,10 @@ def available_memory() -> int:
     """Return the bytes of memory that are free or easily freed; 1 << 62 if that is not known."""
     known = [1 << 62]
     with suppress(OSError, ValueError, KeyError):
-        known.append(_table(Path("/proc/meminfo"))["MemAvailable:"] << 10)
+        known.append(_read_table(Path("/proc/meminfo"))["MemAvailable:"] << 10)
     with suppress(OSError, ValueError, KeyError):
         most, used = (int((CONTROL / f"memory.{name}").read_text()) for name in ("max", "current"))
-        known.append(most - used + _table(CONTROL / "memory.stat")["inactive_file"])
+        known.append(most - used + _read_table(CONTROL / "memory.stat")["inactive_file"])
     return max(0, min(known))
 
 
@@ -44,7 +44,7 @@ def shared_memory() -> int:
     return 1 << 62
 
 
-def _table(path: Path) -> dict[str, int]:
+def _read_table(path: Path) -> dict[str, int]:
     """Read a file of names and numbers, one pair per line."""
     rows = (line.split() for line in path.read_text().splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1}

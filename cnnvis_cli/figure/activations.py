@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats
 from cnnvis_cli.figure.canvas import (
     FAINT,
     INK,
@@ -20,15 +21,14 @@ from cnnvis_cli.figure.canvas import (
     shortened,
     text_size,
 )
-from cnnvis_cli.figure.grid import Floats, Grey, Grid, in_colour
-from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
-from cnnvis_cli.figure.sheets import LINE, MARGIN, PAGE, SMALL, TITLE, wrapped
+from cnnvis_cli.figure.grid import Grey, Grid, in_colour
+from cnnvis_cli.figure.lines import GUTTER, INKS, RULE, round_numbers
+from cnnvis_cli.figure.sheets import APART, LINE, MARGIN, PAGE, SMALL, TITLE, wrapped
 
 SIDE, SMALLER = 860, 640  # largest size of an enlarged sheet in pixels, alone and beside others
-APART = 28  # between sheets
 PICTURE = 150  # side of an image above its sheet
-LEAST = 560  # least width of captions
-CLASSES = 13  # height of the classes' text
+CAPTION_WIDTH = 560  # least width of captions
+CLASS_TEXT = 13  # height of the classes' text
 STRONG = INKS[1]
 
 
@@ -44,10 +44,10 @@ class Heading:
 def headed(heading: Heading, width: int, height: int) -> tuple[Canvas, int]:
     """Return a sheet with `height` x `width` pixels under a heading, and where these begin."""
     title, _ = text_size(heading.title, TITLE)
-    room = max(width, title, LEAST)
+    room = max(width, title, CAPTION_WIDTH)
     notes = wrapped(heading.note, room)
     head = MARGIN + TITLE + 6
-    lines = [(shortened(line, CLASSES, room), CLASSES, INK) for line in heading.classes]
+    lines = [(shortened(line, CLASS_TEXT, room), CLASS_TEXT, INK) for line in heading.classes]
     lines += [(line, SMALL, FAINT) for line in notes]
     tall = sum(size + 4 for _, size, _ in lines)
     canvas = Canvas(head + tall + 10 + height + MARGIN, room + 2 * MARGIN)
@@ -89,11 +89,11 @@ def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
             canvas.tile(fitted(panel.picture, PICTURE), top + LINE, left)
         y = top + names + top_rule
         canvas.tile(in_colour(grid.picture(panel.tiles)), y, left, scale)
-        _numbers(canvas, grid, scale, (y, left))
+        _draw_numbers(canvas, grid, scale, (y, left))
     return canvas
 
 
-def _numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, int]) -> None:
+def _draw_numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, int]) -> None:
     """Write the first channel of each row beside it, and each column's offset above it."""
     (top, left), (down, across) = place, (side * scale for side in grid.pitch)
     height, width = (side * scale for side in grid.tile)
@@ -115,7 +115,6 @@ def _numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, int]) -
 BARS, FOOT = 190, SMALL + 8  # height of a plot, and of the numbers under it
 WIDE = 780  # width of a plot; a bar takes at least a pixel
 LIST = 250  # width of the list of the strongest channels
-GUTTER = 46  # for the numbers of the value axis
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def bars(plots: Sequence[Values], heading: Heading, scale: float = 1) -> Canvas:
         canvas.text(plot.name, y, MARGIN + GUTTER, SMALL, INK)
         box = (y + LINE, MARGIN + GUTTER, height, width)
         _bars(canvas, plot, ticks, box)
-        _strongest(canvas, plot, y + LINE, MARGIN + GUTTER + width + 16)
+        _list_strongest(canvas, plot, y + LINE, MARGIN + GUTTER + width + 16)
     return canvas
 
 
@@ -170,7 +169,7 @@ def _bars(canvas: Canvas, plot: Values, ticks: list[float], box: tuple[int, int,
         canvas.text(str(channel), top + height + 3, round(x), SMALL, FAINT)
 
 
-def _strongest(canvas: Canvas, plot: Values, top: int, left: int) -> None:
+def _list_strongest(canvas: Canvas, plot: Values, top: int, left: int) -> None:
     """List the strongest channels with their values."""
     canvas.text("value", top - LINE, left + 44 - text_size("value", SMALL)[0], SMALL, FAINT)
     canvas.text("channel", top - LINE, left + 52, SMALL, FAINT)
@@ -256,14 +255,14 @@ class OverImage:
     box: tuple[int, int, int, int] | None
 
 
-DIM = 0.3  # brightness that the image keeps where the channel is inactive
-SHOWN = 420  # approximate width of an image in pixels
+INACTIVE_BRIGHTNESS = 0.3  # brightness that the image keeps where the channel is inactive
+IMAGE_WIDTH = 420  # approximate width of an image in pixels
 
 
 def spotlight(image: Grey, values: NDArray[Any], top: float) -> Grey:
-    """Return an image as bright as the channel is active: `DIM` up to 0, unchanged at `top`."""
+    """Return an image as bright as the channel is active, unchanged at `top`."""
     share = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
-    lit = image * (DIM + (1 - DIM) * share)[..., None]
+    lit = image * (INACTIVE_BRIGHTNESS + (1 - INACTIVE_BRIGHTNESS) * share)[..., None]
     return np.rint(lit).astype(np.uint8)
 
 
@@ -280,11 +279,11 @@ def over_images(rows: Sequence[OverImage], heading: Heading, scale: float, top: 
             x = MARGIN + place * (width + 12)
             canvas.text(shortened(name, SMALL, width), y - LINE, x, SMALL, INK)
             canvas.tile(pane, y, x, scale)
-        _field(canvas, row.box, scale, (y, MARGIN))
+        _frame_field(canvas, row.box, scale, (y, MARGIN))
     return canvas
 
 
-def _field(
+def _frame_field(
     canvas: Canvas, box: tuple[int, int, int, int] | None, scale: float, corner: tuple[int, int]
 ) -> None:
     """Frame the field of the strongest place, visible on any colour: orange on a white edge."""

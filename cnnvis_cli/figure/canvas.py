@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure import png
+from cnnvis_cli.nouns import Point
 
-Pixels = NDArray[np.uint8]
 Picture = Image.Image  # for modules that must not import Pillow
 Ink = tuple[int, int, int]
-Point = tuple[float, float]  # x, y
 WHITE, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 FINE = 4  # text and lines are drawn this many times larger, then reduced
 
@@ -81,7 +80,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Text:
+class TextLine:
     """A line of text with its upper left corner at a place, `size` pixels high."""
 
     text: str
@@ -123,7 +122,7 @@ class PlotArea:
         self.strokes.append(Dot((x, y), radius, ink, filled))
 
 
-Mark = Tile | Text | Line | PlotArea
+Mark = Tile | TextLine | Line | PlotArea
 
 
 class Canvas:
@@ -147,7 +146,7 @@ class Canvas:
     def text(self, text: str, top: int, left: int, size: int, ink: Ink = INK) -> None:
         """Write a line of text with its upper left corner at this place, `size` pixels high."""
         if text:
-            self.marks.append(Text(text, (left, top), size, ink))
+            self.marks.append(TextLine(text, (left, top), size, ink))
 
     def cross(self, top: int, left: int, height: int, width: int) -> None:
         """Cross out an empty tile."""
@@ -203,7 +202,7 @@ def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     match mark:
         case Tile(pixels, (left, top, width, height)):
             image.paste(resized(pixels, (width, height)), (left, top))
-        case Text(text, (left, top), size, ink):
+        case TextLine(text, (left, top), size, ink):
             image.paste(ink, (left, top), _typeset(text, size))
         case Line(points, ink, width):
             draw.line(list(points), fill=ink, width=round(width), joint="curve")

@@ -6,16 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.canvas import FAINT, Canvas, scaled
 from cnnvis_cli.figure.sheets import MARGIN, PAGE, SMALL, TITLE, Caption, begun, block, wrapped
 
-Pixels = NDArray[np.uint8]
-NARROWEST = 170  # pixels of width that a card's text needs
-LINE = SMALL + 3
-GAP = 14
+CARD_TEXT_WIDTH = 170  # pixels of width that a card's text needs
+CARD_LINE = SMALL + 3
+CARD_GAP = 14
 
 
 @dataclass(frozen=True)
@@ -40,36 +37,36 @@ class _Shape:
     @classmethod
     def of(cls, cards: Sequence[Card], scale: float) -> _Shape:
         count, height, width, _ = cards[0].pictures.shape
-        columns = _columns(count, scaled(width, scale))
+        columns = _pictures_per_line(count, scaled(width, scale))
         across = scaled(columns * (width + 1) - 1, scale)
         down = scaled(-(-count // columns) * (height + 1) - 1, scale)
-        wide = max(across, NARROWEST)
+        wide = max(across, CARD_TEXT_WIDTH)
         text = max(sum(len(wrapped(line, wide)) for line in card.lines) for card in cards)
         heading = max(len(wrapped(card.heading, wide)) for card in cards)
         return cls(columns, wide, down, heading, text)
 
     @property
     def height(self) -> int:
-        return (self.heading + self.text) * LINE + self.picture + 6
+        return (self.heading + self.text) * CARD_LINE + self.picture + 6
 
 
-def _columns(count: int, width: int) -> int:
+def _pictures_per_line(count: int, width: int) -> int:
     """Return the pictures per line of a card: all, while the card is narrower than two texts."""
-    return min(count, max(math.isqrt(count - 1) + 1, 2 * NARROWEST // (width + 1)))
+    return min(count, max(math.isqrt(count - 1) + 1, 2 * CARD_TEXT_WIDTH // (width + 1)))
 
 
 def contact_sheet(cards: Sequence[Card], caption: Caption, scale: float = 1) -> Canvas:
     """Return all cards in a nearly square grid, row by row, under a caption."""
     shape = _Shape.of(cards, scale)
-    ratio = (shape.height + GAP) / (shape.width + GAP)
+    ratio = (shape.height + CARD_GAP) / (shape.width + CARD_GAP)
     columns = max(1, min(len(cards), round(math.sqrt(len(cards) * ratio * 1.3))))
     rows = -(-len(cards) // columns)
-    width = max(columns * (shape.width + GAP) - GAP, 2 * NARROWEST)
-    canvas, head = begun(caption, width, rows * (shape.height + GAP))
+    width = max(columns * (shape.width + CARD_GAP) - CARD_GAP, 2 * CARD_TEXT_WIDTH)
+    canvas, head = begun(caption, width, rows * (shape.height + CARD_GAP))
     for number, card in enumerate(cards):
         row, column = divmod(number, columns)
-        top = head + row * (shape.height + GAP)
-        _draw(canvas, card, shape, (top, MARGIN + column * (shape.width + GAP)), scale)
+        top = head + row * (shape.height + CARD_GAP)
+        _draw_card(canvas, card, shape, (top, MARGIN + column * (shape.width + CARD_GAP)), scale)
     return canvas
 
 
@@ -79,32 +76,34 @@ def rows_sheet(
     """Return one line of cards per title: sweeps of several parameters, below each other."""
     shape = _Shape.of([card for _, cards in rows for card in cards], scale)
     most = max(len(cards) for _, cards in rows)
-    width = max(most * (shape.width + GAP) - GAP, 2 * NARROWEST)
-    pitch = TITLE + 8 + shape.height + GAP
+    width = max(most * (shape.width + CARD_GAP) - CARD_GAP, 2 * CARD_TEXT_WIDTH)
+    pitch = TITLE + 8 + shape.height + CARD_GAP
     canvas, head = begun(caption, width, len(rows) * pitch)
     for number, (title, cards) in enumerate(rows):
         top = head + number * pitch
         canvas.text(title, top, MARGIN, TITLE - 2)
         for column, card in enumerate(cards):
-            left = MARGIN + column * (shape.width + GAP)
-            _draw(canvas, card, shape, (top + TITLE + 8, left), scale)
+            left = MARGIN + column * (shape.width + CARD_GAP)
+            _draw_card(canvas, card, shape, (top + TITLE + 8, left), scale)
     return canvas
 
 
 def cards_on_a_page(cards: Sequence[Card], scale: float = 1) -> int:
     """Return the number of cards of this size on a page."""
     shape = _Shape.of(cards, scale)
-    return max(1, PAGE // ((shape.height + GAP) * (shape.width + GAP)))
+    return max(1, PAGE // ((shape.height + CARD_GAP) * (shape.width + CARD_GAP)))
 
 
-def _draw(canvas: Canvas, card: Card, shape: _Shape, place: tuple[int, int], scale: float) -> None:
+def _draw_card(
+    canvas: Canvas, card: Card, shape: _Shape, place: tuple[int, int], scale: float
+) -> None:
     """Draw one card with its upper left corner at a place (top, left)."""
     top, left = place
     for number, line in enumerate(wrapped(card.heading, shape.width)):
-        canvas.text(line, top + number * LINE, left, SMALL)
-    top += shape.heading * LINE + 2
+        canvas.text(line, top + number * CARD_LINE, left, SMALL)
+    top += shape.heading * CARD_LINE + 2
     canvas.tile(block(card.pictures, shape.columns), top, left, scale)
     top += shape.picture + 4
     lines = [part for line in card.lines for part in wrapped(line, shape.width)]
     for number, line in enumerate(lines):
-        canvas.text(line, top + number * LINE, left, SMALL, FAINT)
+        canvas.text(line, top + number * CARD_LINE, left, SMALL, FAINT)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import UsageError
 
-Pixels = NDArray[np.uint8]
 CODECS = {  # the first that this build of FFmpeg has, with options: one thread gives the same bytes
     "libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "threads": "1"},
     "mpeg4": {"qscale": "3", "threads": "1"},
@@ -28,7 +27,7 @@ def brightness(grey: Pixels) -> Pixels:
     return found
 
 
-def _parts(planes: Pixels, height: int) -> list[Pixels]:
+def _planes(planes: Pixels, height: int) -> list[Pixels]:
     """Return the three planes of an array as views."""
     flat, width = planes.reshape(-1), planes.shape[1]
     bright, small = height * width, (height // 2, width // 2)
@@ -76,7 +75,7 @@ class Film:
         coloured = self._av.VideoFrame.from_ndarray(left, format="rgb24")
         found = self._converter.reformat(coloured, format="yuv420p").to_ndarray()
         both = np.full((height * 3 // 2, width), NEUTRAL, np.uint8)
-        for part, plane in zip(_parts(found, height), _parts(both, height), strict=True):
+        for part, plane in zip(_planes(found, height), _planes(both, height), strict=True):
             plane[:, : part.shape[1]] = part
         both[:height, left.shape[1] :] = right
         return both

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, WHITE, Canvas, scaled, text_size
 from cnnvis_cli.figure.lines import INKS
-from cnnvis_cli.figure.sheets import MARGIN, SMALL, Caption, Pixels, begun
-from cnnvis_cli.figure.tone import Floats, about_grey
+from cnnvis_cli.figure.sheets import APART, MARGIN, SMALL, Caption, begun
+from cnnvis_cli.figure.tone import about_grey
 
 TONES = {
     "tile": "x / (2 max |x|) + 0.5, each filter on its own",
     "sheet": "x / (2 max |x|) + 0.5, one scale for each of the two sheets",
 }
-SIDE = 44  # approximate width of a filter in pixels, unless a scale is given
-GAP = 8  # between filters, for the frames
+FILTER_WIDTH = 44  # approximate width of a filter in pixels, unless a scale is given
+FILTER_GAP = 8  # between filters, for the frames
 FRAME, WIDE = INKS[1], 3
-APART = 28  # between the sheets
 HEAD = SMALL + 10  # for a sheet's title
 EASY = 8  # the columns of large sheets are a multiple of this, for easy counting
 
@@ -47,27 +47,27 @@ def toned_filters(filters: Floats, tone: str) -> Pixels:
     return about_grey(filters, None if tone == "sheet" else (1, 2, 3))
 
 
-def fitting_scale(size: tuple[int, int]) -> int:
+def filter_scale(size: tuple[int, int]) -> int:
     """Return the pixels per weight that make a filter of this size easy to see."""
-    return max(1, round(SIDE / max(size)))
+    return max(1, round(FILTER_WIDTH / max(size)))
 
 
 def filter_sheets(
     sheets: Sequence[FilterSheet], marks: Marks, caption: Caption, scale: float
 ) -> Canvas:
     """Return the same filters in several states side by side, marked alike in each."""
-    grid = _Grid.of(sheets[0].tiles, scale)
+    grid = _FilterGrid.of(sheets[0].tiles, scale)
     width = len(sheets) * (grid.width + APART) - APART
     canvas, top = begun(caption, width, HEAD + grid.height)
     for number, sheet in enumerate(sheets):
         left = MARGIN + number * (grid.width + APART)
         canvas.text(sheet.title, top, left + grid.gutter, SMALL, INK)
-        _draw(canvas, sheet.tiles, marks, grid, (top + HEAD, left))
+        _draw_filters(canvas, sheet.tiles, marks, grid, (top + HEAD, left))
     return canvas
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _FilterGrid:
     """The places of filters in a sheet, in pixels from its upper left corner."""
 
     count: int
@@ -77,7 +77,7 @@ class _Grid:
     gutter: int  # room for the number of each row's first filter
 
     @classmethod
-    def of(cls, tiles: Pixels, scale: float) -> _Grid:
+    def of(cls, tiles: Pixels, scale: float) -> _FilterGrid:
         count = len(tiles)
         height, width = (scaled(side, scale) for side in tiles.shape[1:3])
         columns = min(count, max(1, round(math.sqrt(count))))
@@ -88,20 +88,20 @@ class _Grid:
 
     @property
     def width(self) -> int:
-        return self.gutter + self.columns * (self.tile[1] + GAP) - GAP
+        return self.gutter + self.columns * (self.tile[1] + FILTER_GAP) - FILTER_GAP
 
     @property
     def height(self) -> int:
-        return -(-self.count // self.columns) * (self.tile[0] + GAP) - GAP
+        return -(-self.count // self.columns) * (self.tile[0] + FILTER_GAP) - FILTER_GAP
 
     def place(self, number: int) -> tuple[int, int]:
         """Return the upper left corner of a filter: top, left."""
         row, column = divmod(number, self.columns)
-        return row * (self.tile[0] + GAP), self.gutter + column * (self.tile[1] + GAP)
+        return row * (self.tile[0] + FILTER_GAP), self.gutter + column * (self.tile[1] + FILTER_GAP)
 
 
-def _draw(
-    canvas: Canvas, tiles: Pixels, marks: Marks, grid: _Grid, corner: tuple[int, int]
+def _draw_filters(
+    canvas: Canvas, tiles: Pixels, marks: Marks, grid: _FilterGrid, corner: tuple[int, int]
 ) -> None:
     for number, tile in enumerate(tiles):
         y, x = grid.place(number)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats
 from cnnvis_cli.nouns import Axis, ReceptiveField, Size
 
-Floats = NDArray[np.float32]
 Grey = NDArray[np.uint8]
-GAP = 1  # between tiles, in pixels of the maps, as in the toolbox
+TILE_GAP = 1  # between tiles, in pixels of the maps, as in the toolbox
 PAPER = 255
-RULES = {
+SCALE_RULES = {
     "layer": "one scale for the layer",
     "tile": "each channel on its own scale",
 }
@@ -33,7 +33,7 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, maps: Floats, rule: str) -> Scale:
-        """Return the scale of maps (..., C, h, w) by one of the `RULES`."""
+        """Return the scale of maps (..., C, h, w) by one of the `SCALE_RULES`."""
         axes = tuple(i for i in range(maps.ndim) if rule == "layer" or i != maps.ndim - 3)
         low = maps.min(axis=axes, keepdims=True).reshape(-1, 1, 1)
         high = maps.max(axis=axes, keepdims=True).reshape(-1, 1, 1)
@@ -55,7 +55,7 @@ class Scale(NamedTuple):
         """Return how to read the grey levels, in words."""
         words = "x / max(2 max, -2 min) + 0.5, 0 is mid-grey" if self.signed else SIMPLE
         span = f", {self.low.min():.4g} to {self.high.max():.4g}" if tone == "layer" else ""
-        return f"{words}; {RULES[tone]}{span}"
+        return f"{words}; {SCALE_RULES[tone]}{span}"
 
 
 SIMPLE = "x / max, 0 is black"  # if nothing is negative
@@ -91,11 +91,11 @@ class Grid:
     @property
     def pitch(self) -> Size:
         """The distance in pixels from a tile to the one below and to the next."""
-        return self.tile[0] + GAP, self.tile[1] + GAP
+        return self.tile[0] + TILE_GAP, self.tile[1] + TILE_GAP
 
     @property
     def size(self) -> Size:
-        return self.rows * self.pitch[0] - GAP, self.columns * self.pitch[1] - GAP
+        return self.rows * self.pitch[0] - TILE_GAP, self.columns * self.pitch[1] - TILE_GAP
 
     def picture(self, tiles: Grey) -> Grey:
         """Return all tiles (C, h, w) as one picture."""
@@ -104,7 +104,7 @@ class Grid:
         whole[: self.count, :height, :width] = tiles
         square = whole.reshape(self.rows, self.columns, down, across).transpose(0, 2, 1, 3)
         picture = square.reshape(self.rows * down, self.columns * across)
-        return picture[:-GAP, :-GAP]
+        return picture[:-TILE_GAP, :-TILE_GAP]
 
 
 def grid_of(maps: Floats) -> Grid:

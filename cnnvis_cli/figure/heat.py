@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cnnvis_cli.figure.tone import Floats
-
-Pixels = NDArray[np.uint8]
+from cnnvis_cli.arrays import Floats, Pixels
 
 # The colour map inferno of matplotlib (S. van der Walt and N. Smith 2015, CC0), at every eighth
 # of its range: perceptually uniform, in grey print too. It is interpolated linearly.
@@ -23,7 +20,9 @@ INFERNO = (
     (252, 255, 164),
 )
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey (ITU-R BT.601)
-DIM = 0.6  # brightness of a photograph under colours; brighter ones would hide them
+PHOTOGRAPH_BRIGHTNESS = (
+    0.6  # brightness of a photograph under colours; brighter ones would hide them
+)
 CAP = 99  # percentile shown by the strongest colour (Smilkov et al. 2017, section 2.3)
 
 
@@ -49,7 +48,7 @@ def coloured(strength: Floats) -> Pixels:
     return colours
 
 
-def grey(strength: Floats) -> Pixels:
+def in_grey(strength: Floats) -> Pixels:
     """Return strengths (h, w) as greys from 0, black, to 1, white: (h, w, 3)."""
     levels = np.rint(strength * 255).astype(np.uint8)
     return np.repeat(levels[..., None], 3, axis=-1)
@@ -57,7 +56,7 @@ def grey(strength: Floats) -> Pixels:
 
 def over(photograph: Pixels, strength: Floats) -> Pixels:
     """Return a photograph (h, w, 3) in dim grey, covered by the colours of strengths (h, w)."""
-    dim = (photograph @ np.array(LUMA) * DIM)[..., None]
+    dim = (photograph @ np.array(LUMA) * PHOTOGRAPH_BRIGHTNESS)[..., None]
     opacity = strength[..., None]
     mixed: Pixels = np.rint((1 - opacity) * dim + opacity * coloured(strength)).astype(np.uint8)
     return mixed

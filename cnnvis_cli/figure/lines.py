@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, PlotArea, Point, scaled, text_size
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, PlotArea, scaled, text_size
 from cnnvis_cli.figure.sheets import MARGIN, PAGE, SMALL, Caption, begun
+from cnnvis_cli.nouns import Point
 
 HEIGHT, WIDTH = 96, 170  # of a plot's frame, in pixels
 GUTTER = 46  # room for the numbers of the value axis
@@ -38,7 +39,7 @@ def plots(panels: Sequence[Plot], caption: Caption, scale: float = 1) -> Canvas:
     canvas, head = begun(caption, columns * across, rows * down)
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
-        _draw(canvas, panel, (head + row * down, MARGIN + column * across), scale)
+        _draw_plot(canvas, panel, (head + row * down, MARGIN + column * across), scale)
     return canvas
 
 
@@ -49,7 +50,7 @@ def plots_on_a_page(scale: float = 1) -> int:
 
 
 @dataclass(frozen=True)
-class _Axes:
+class _PlotAxes:
     """A plot's frame with its range of values: the position of points in it."""
 
     frame: PlotArea
@@ -64,13 +65,13 @@ class _Axes:
         return (width - 1) * step / self.last, y
 
 
-def _draw(canvas: Canvas, panel: Plot, place: tuple[int, int], scale: float) -> None:
+def _draw_plot(canvas: Canvas, panel: Plot, place: tuple[int, int], scale: float) -> None:
     top, left = place[0] + SMALL + 6, place[1] + GUTTER
     height, width = scaled(HEIGHT, scale), scaled(WIDTH, scale)
     known = panel.values[np.isfinite(panel.values)]
     ticks = round_numbers(float(known.min()), float(known.max())) if known.size else [0.0, 1.0]
     last = max(int(panel.steps[-1]), int(panel.best.max()), 1)
-    axes = _Axes(canvas.frame(top, left, height, width), last, ticks[0], ticks[-1])
+    axes = _PlotAxes(canvas.frame(top, left, height, width), last, ticks[0], ticks[-1])
     for tick in ticks:
         axes.frame.line([axes.point(0, tick), axes.point(last, tick)], RULE)
         text, y = f"{tick:g}", top + axes.point(0, tick)[1] - SMALL / 2 - 1
@@ -84,7 +85,7 @@ def _draw(canvas: Canvas, panel: Plot, place: tuple[int, int], scale: float) -> 
         canvas.text(text, top + height + 3, round(x), SMALL, FAINT)
 
 
-def _curve(axes: _Axes, panel: Plot, run: int) -> None:
+def _curve(axes: _PlotAxes, panel: Plot, run: int) -> None:
     """Draw one run's values and the dot of its best step."""
     ink, values = INKS[run % len(INKS)], panel.values[run]
     known = np.isfinite(values)

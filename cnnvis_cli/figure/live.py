@@ -66,11 +66,11 @@ class Screen:
         canvas = Canvas(self.height, _even(self.column + 2 * EDGE))
         canvas.tile(frame, EDGE, EDGE, self.picture)
         top = EDGE + round(self.frame[0] * self.picture) + 8
-        canvas.text(_short(self.title, SMALL, self.column), top, EDGE, SMALL, INK)
+        canvas.text(_shortened_once(self.title, SMALL, self.column), top, EDGE, SMALL, INK)
         for line in notes:
             top += SMALL + 4
             _words(canvas, line, (top, EDGE), self.column)
-        _guesses(canvas, guesses, (top + SMALL + 12, EDGE), self.column)
+        _draw_guesses(canvas, guesses, (top + SMALL + 12, EDGE), self.column)
         return canvas.pixels
 
     def _right(self, tiles: Grey) -> Grey:
@@ -98,7 +98,7 @@ class Shot(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _short(text: str, size: int, width: int) -> str:
+def _shortened_once(text: str, size: int, width: int) -> str:
     """Return a text cut to a width; cached, since all frames have the same few."""
     return shortened(text, size, width)
 
@@ -128,7 +128,9 @@ def _fitting(room: int, size: int) -> float:
     return room // size if size <= room else room / size
 
 
-def _guesses(canvas: Canvas, guesses: Sequence[Guess], place: tuple[int, int], width: int) -> None:
+def _draw_guesses(
+    canvas: Canvas, guesses: Sequence[Guess], place: tuple[int, int], width: int
+) -> None:
     """Return the classes' names and probabilities, each with a bar."""
     top, left = place
     for number, guess in enumerate(guesses):
@@ -137,7 +139,7 @@ def _guesses(canvas: Canvas, guesses: Sequence[Guess], place: tuple[int, int], w
         if y + LARGE + BAR > canvas.height:
             return
         canvas.text(f"{guess.share:.2f}", y, left, LARGE, ink)
-        canvas.text(_short(guess.name, LARGE, width - 36), y, left + 36, LARGE, ink)
+        canvas.text(_shortened_once(guess.name, LARGE, width - 36), y, left + 36, LARGE, ink)
         length = max(1, round(width * min(guess.share, 1)))
         middle = y + LARGE + 3 + BAR // 2
         canvas.line([(left, middle), (left + length - 1, middle)], INKS[0], BAR - 1)

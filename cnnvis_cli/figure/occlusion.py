@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, scaled, shortened, text_size
 from cnnvis_cli.figure.heat import colour_bar, coloured, to_largest
 from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL, Caption, Pane, begun
-from cnnvis_cli.figure.tone import Floats
 
-Pixels = NDArray[np.uint8]
 Classes = NDArray[np.integer[Any]]
 
 # The colours of M. Okabe and K. Ito 2008, distinct for the colour-blind too, with a lighter
 # violet instead of their black. The first is that of the whole image's class.
-INKS: tuple[Ink, ...] = (
+CLASS_INKS: tuple[Ink, ...] = (
     (0, 114, 178),
     (230, 159, 0),
     (0, 158, 115),
@@ -30,13 +29,13 @@ INKS: tuple[Ink, ...] = (
     (170, 150, 230),
 )
 OTHER: Ink = (205, 205, 205)
-GAP = 14  # pixels between panels
+PANEL_GAP = 14  # pixels between panels
 LEGEND = 10  # height of a colour bar, side of a swatch
-SMALLEST = 224  # least width in pixels of a panel's texts
+TEXT_WIDTH = 224  # least width in pixels of a panel's texts
 
 
 @dataclass(frozen=True)
-class Share:
+class ClassShare:
     """A class in panel (e): its colour, and its share of the positions."""
 
     name: str
@@ -68,7 +67,7 @@ class Panels:
     probability: Heat
     predicted: Classes  # (rows, columns)
     inks: Mapping[int, Ink]
-    legend: tuple[Share, ...]
+    legend: tuple[ClassShare, ...]
     rows: Classes
     columns: Classes
 
@@ -78,20 +77,20 @@ def inks_of(predicted: Classes, whole: int) -> dict[int, Ink]:
     classes, counts = np.unique(predicted, return_counts=True)
     order = classes[np.lexsort((classes, -counts))].tolist()
     ranked = [whole, *(label for label in order if label != whole)]
-    colours = dict(zip(ranked, INKS, strict=False))
+    colours = dict(zip(ranked, CLASS_INKS, strict=False))
     return {label: colours.get(label, OTHER) for label in ranked}
 
 
 def legend_of(
     predicted: Classes, inks: Mapping[int, Ink], name: Callable[[int], str]
-) -> tuple[Share, ...]:
+) -> tuple[ClassShare, ...]:
     """Return the classes by their share of the positions; those without a colour as one entry."""
     shares = {label: float((predicted == label).mean()) for label in inks}
-    named = [Share(name(i), ink, shares[i]) for i, ink in inks.items() if ink != OTHER]
+    named = [ClassShare(name(i), ink, shares[i]) for i, ink in inks.items() if ink != OTHER]
     found = sorted((each for each in named if each.share), key=lambda each: -each.share)
     others = [shares[label] for label, ink in inks.items() if ink == OTHER]
     if others:
-        found.append(Share(f"{len(others)} other classes", OTHER, sum(others)))
+        found.append(ClassShare(f"{len(others)} other classes", OTHER, sum(others)))
     return tuple(found)
 
 
@@ -100,24 +99,24 @@ def occlusion_sheet(panels: Panels, caption: Caption, scale: float = 1) -> Canva
     height, width = (scaled(side, scale) for side in panels.photograph.shape[:2])
     zoom = _tile_zoom(panels.top, width)
     blocks = [pane.size(zoom) for pane in panels.top]
-    room = max([width, SMALLEST])
-    middle = max(room, sum(across + GAP for _, across in blocks) - GAP)
+    room = max([width, TEXT_WIDTH])
+    middle = max(room, sum(across + PANEL_GAP for _, across in blocks) - PANEL_GAP)
     widths = [room, room, middle, room, room]
     below = max(
         [_square_height(panels, scale), 3 * LINE, len(panels.legend) * LINE]
         + [down for down, _ in blocks]
     )
-    canvas, top = begun(caption, sum(widths) + 4 * GAP, LINE + 6 + height + 6 + below)
-    lefts = [MARGIN + sum(widths[:i]) + i * GAP for i in range(5)]
+    canvas, top = begun(caption, sum(widths) + 4 * PANEL_GAP, LINE + 6 + height + 6 + below)
+    lefts = [MARGIN + sum(widths[:i]) + i * PANEL_GAP for i in range(5)]
     lower = top + LINE + 6 + height + 6
     for letter, left, (title, picture) in zip("abcde", lefts, _pictures(panels), strict=True):
         canvas.text(shortened(f"({letter}) {title}", SMALL, room), top, left, SMALL, INK)
         canvas.tile(picture, top + LINE, left, scale)
     _square(canvas, panels, (lower, lefts[0]), scale)
-    _bar(canvas, panels.total, (lower, lefts[1]), width)
-    _blocks(canvas, panels.top, (lower, lefts[2]), zoom)
-    _bar(canvas, panels.probability, (lower, lefts[3]), width)
-    _legend(canvas, panels.legend, (lower, lefts[4]), room)
+    _draw_colour_bar(canvas, panels.total, (lower, lefts[1]), width)
+    _draw_panes(canvas, panels.top, (lower, lefts[2]), zoom)
+    _draw_colour_bar(canvas, panels.probability, (lower, lefts[3]), width)
+    _draw_classes(canvas, panels.legend, (lower, lefts[4]), room)
     return canvas
 
 
@@ -147,12 +146,12 @@ def _square(canvas: Canvas, panels: Panels, place: tuple[int, int], scale: float
     """Draw the texts on the image, and the square at the image's scale."""
     top, left = place
     for line in panels.said:
-        canvas.text(shortened(line, SMALL, SMALLEST), top, left, SMALL, FAINT)
+        canvas.text(shortened(line, SMALL, TEXT_WIDTH), top, left, SMALL, FAINT)
         top += LINE
     canvas.tile(panels.square, top + 4, left, scale)
 
 
-def _bar(canvas: Canvas, heat: Heat, place: tuple[int, int], width: int) -> None:
+def _draw_colour_bar(canvas: Canvas, heat: Heat, place: tuple[int, int], width: int) -> None:
     """Draw the colour bar with its values and that of the whole image."""
     top, left = place
     canvas.tile(colour_bar(LEGEND, width), top, left)
@@ -166,17 +165,19 @@ def _bar(canvas: Canvas, heat: Heat, place: tuple[int, int], width: int) -> None
 
 def _tile_zoom(top: Sequence[Pane], width: int) -> float:
     """Return the scale of the strongest images: five fit in the width of a panel."""
-    return max(width, SMALLEST) / 5 / top[0].tiles.shape[2] if top else 1.0
+    return max(width, TEXT_WIDTH) / 5 / top[0].tiles.shape[2] if top else 1.0
 
 
-def _blocks(canvas: Canvas, top: Sequence[Pane], place: tuple[int, int], zoom: float) -> None:
+def _draw_panes(canvas: Canvas, top: Sequence[Pane], place: tuple[int, int], zoom: float) -> None:
     left = place[1]
     for pane in top:
         pane.draw(canvas, place[0], left, zoom)
-        left += pane.size(zoom)[1] + GAP
+        left += pane.size(zoom)[1] + PANEL_GAP
 
 
-def _legend(canvas: Canvas, legend: Sequence[Share], place: tuple[int, int], width: int) -> None:
+def _draw_classes(
+    canvas: Canvas, legend: Sequence[ClassShare], place: tuple[int, int], width: int
+) -> None:
     top, left = place
     for each in legend:
         canvas.tile(np.full((LEGEND, LEGEND, 3), each.ink, np.uint8), top + 2, left)

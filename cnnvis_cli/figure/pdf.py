@@ -21,7 +21,7 @@ from cnnvis_cli.figure.canvas import (
     Line,
     Mark,
     PlotArea,
-    Text,
+    TextLine,
     Tile,
     font_file,
     resized,
@@ -47,9 +47,9 @@ def pdf(canvas: Canvas, record: Mapping[str, str], dpi: int | None = None) -> by
     page.setKeywords(record.get("cnnvis-key", ""))
     page.scale(POINTS / inch, POINTS / inch)
     page.translate(0, canvas.height)
-    _font()
+    _register_font()
     for mark in canvas.marks:
-        _put(mark, page)
+        _draw_mark(mark, page)
     page.showPage()
     page.save()
     return buffer.getvalue()
@@ -67,16 +67,16 @@ def read_key(path: Path) -> str | None:
 
 
 @cache
-def _font() -> None:
+def _register_font() -> None:
     pdfmetrics.registerFont(TTFont("Aileron", io.BytesIO(font_file())))
 
 
-def _put(mark: Mark, page: Page) -> None:
+def _draw_mark(mark: Mark, page: Page) -> None:
     match mark:
         case Tile(pixels, (left, top, width, height)):
             picture = ImageReader(resized(pixels, (width, height)))
             page.drawImage(picture, left, -top - height, width, height)
-        case Text(text, (left, top), size, ink):
+        case TextLine(text, (left, top), size, ink):
             page.setFillColorRGB(*_colour(ink))
             page.setFont("Aileron", size)
             page.drawString(left, -top - ASCENT * size, text)

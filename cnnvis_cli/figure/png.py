@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from cnnvis_cli.arrays import Pixels
+
 SUB, UP = 1, 2  # filters: minus the pixel to the left, minus the one above
 BAND = 64  # rows at a time: they stay in the processor's cache
 INCH = 0.0254  # metres
@@ -29,7 +30,7 @@ def encode(pixels: Pixels, text: Mapping[str, str], dpi: int | None = None) -> b
     if dpi:
         metre = round(dpi / INCH)
         chunks.append((b"pHYs", struct.pack(">IIB", metre, metre, 1)))
-    chunks += [(b"iTXt", _text(key, value)) for key, value in text.items()]
+    chunks += [(b"iTXt", _text_chunk(key, value)) for key, value in text.items()]
     chunks += [(b"IDAT", _compressed(pixels)), (b"IEND", b"")]
     return SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
 
@@ -61,18 +62,18 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
 
-def _text(key: str, value: str) -> bytes:
+def _text_chunk(key: str, value: str) -> bytes:
     """Return an international text chunk, not compressed, without a language."""
     return key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
 
 
 def _compressed(pixels: Pixels) -> bytes:
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    parts = [packer.compress(band.data) for band in _filtered(pixels)]
+    parts = [packer.compress(band.data) for band in _filtered_rows(pixels)]
     return b"".join(parts) + packer.flush()
 
 
-def _filtered(pixels: Pixels) -> Iterator[Pixels]:
+def _filtered_rows(pixels: Pixels) -> Iterator[Pixels]:
     """Return rows with their filter in front, each with the one that gives smaller differences."""
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     for first in range(0, len(rows), BAND):

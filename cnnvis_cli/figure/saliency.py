@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, WHITE, Canvas, scaled, shortened, text_size
 from cnnvis_cli.figure.heat import colour_bar
 from cnnvis_cli.figure.lines import INKS
 from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL, Caption, begun
 from cnnvis_cli.nouns import Box
 
-Pixels = NDArray[np.uint8]
-GAP = 8  # pixels between columns
-NARROWEST = 132  # least width in pixels of a line of text
+COLUMN_GAP = 8  # pixels between columns
+LEGEND_WIDTH = 132  # least width in pixels of a line of text
 BAR, PITCH = 3, 22  # of a class: its bar's height, and the distance in pixels to the next
 FILLED, EMPTY = INKS[0], (228, 228, 228)
-LEAST = 0.001  # smallest probability that is written out
-LEGEND = 10  # height of the colour bar
+LEAST_PROBABILITY = 0.001  # smallest probability that is written out
+COLOUR_BAR = 10  # height of the colour bar
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,14 @@ def saliency_sheet(
 ) -> Canvas:
     """Return the image in the first column, then one column per method, map above overlay."""
     height, width = (scaled(side, scale) for side in subject.photograph.shape[:2])
-    pitch = max(width, NARROWEST) + GAP
+    pitch = max(width, LEGEND_WIDTH) + COLUMN_GAP
     below = max(height, _text_height(subject))
-    canvas, top = begun(caption, (len(columns) + 1) * pitch - GAP, 2 * LINE + height + GAP + below)
-    lower = top + LINE + height + GAP
+    canvas, top = begun(
+        caption, (len(columns) + 1) * pitch - COLUMN_GAP, 2 * LINE + height + COLUMN_GAP + below
+    )
+    lower = top + LINE + height + COLUMN_GAP
     _subject(canvas, subject, (top, MARGIN), scale)
-    _guesses(canvas, subject, (lower, MARGIN), pitch - GAP)
+    _draw_predicted(canvas, subject, (lower, MARGIN), pitch - COLUMN_GAP)
     for number, column in enumerate(columns, 1):
         left = MARGIN + number * pitch
         _pane(canvas, column.title, column.raw, (top, left), scale)
@@ -81,28 +82,32 @@ def _subject(canvas: Canvas, subject: Subject, place: tuple[int, int], scale: fl
 
 def _text_height(subject: Subject) -> int:
     """Return the height in pixels of the classes and the legend."""
-    return len(subject.guesses) * PITCH + 2 * LINE + LEGEND
+    return len(subject.guesses) * PITCH + 2 * LINE + COLOUR_BAR
 
 
-def _guesses(canvas: Canvas, subject: Subject, place: tuple[int, int], width: int) -> None:
+def _draw_predicted(canvas: Canvas, subject: Subject, place: tuple[int, int], width: int) -> None:
     """Draw the classes with their probabilities, and the legend of the colours, at a place."""
     top, left = place
     if subject.guesses:
         canvas.text("predicted", top, left, SMALL, INK)
         top += LINE
     for name, probability in subject.guesses:
-        share = f"{probability:.1%}" if probability >= LEAST else f"< {LEAST:.1%}"
+        share = (
+            f"{probability:.1%}"
+            if probability >= LEAST_PROBABILITY
+            else f"< {LEAST_PROBABILITY:.1%}"
+        )
         room = width - text_size(share, SMALL)[0]
-        canvas.text(shortened(name, SMALL, room - GAP), top, left, SMALL, FAINT)
+        canvas.text(shortened(name, SMALL, room - COLUMN_GAP), top, left, SMALL, FAINT)
         canvas.text(share, top, left + room, SMALL, FAINT)
         filled = round(width * probability)
-        _bar(canvas, (top + LINE, left), width, EMPTY)
-        _bar(canvas, (top + LINE, left), filled, FILLED)
+        _draw_bar(canvas, (top + LINE, left), width, EMPTY)
+        _draw_bar(canvas, (top + LINE, left), filled, FILLED)
         top += PITCH
-    top += GAP
-    canvas.tile(colour_bar(LEGEND, width), top, left)
-    canvas.text("0", top + LEGEND + 2, left, SMALL, FAINT)
-    canvas.text("strongest", top + LEGEND + 2, _right("strongest", left, width), SMALL, FAINT)
+    top += COLUMN_GAP
+    canvas.tile(colour_bar(COLOUR_BAR, width), top, left)
+    canvas.text("0", top + COLOUR_BAR + 2, left, SMALL, FAINT)
+    canvas.text("strongest", top + COLOUR_BAR + 2, _right("strongest", left, width), SMALL, FAINT)
 
 
 def _right(text: str, left: int, width: int) -> int:
@@ -110,6 +115,8 @@ def _right(text: str, left: int, width: int) -> int:
     return left + width - text_size(text, SMALL)[0]
 
 
-def _bar(canvas: Canvas, place: tuple[int, int], width: int, ink: tuple[int, int, int]) -> None:
+def _draw_bar(
+    canvas: Canvas, place: tuple[int, int], width: int, ink: tuple[int, int, int]
+) -> None:
     if width:
         canvas.tile(np.full((BAR, width, 3), ink, np.uint8), *place)

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, PlotArea, Point, text_size
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, PlotArea, text_size
 from cnnvis_cli.figure.lines import INKS, RULE, round_numbers
 from cnnvis_cli.figure.sheets import MARGIN, SMALL, Caption, begun
+from cnnvis_cli.nouns import Point
 
 HEIGHT, WIDTH = 330, 560  # of the frame, in pixels
 HEAD, FOOT = SMALL + 14, 2 * SMALL + 18  # room for the names of the axes and the numbers
-EDGE = 10  # margin inside the frame, so that no dot is cut
-ROOM = 0.03  # of an axis's range, beyond the largest number
-DOT = 3.5  # radius
-LINE = (90, 90, 90)
+FRAME_MARGIN = 10  # margin inside the frame, so that no dot is cut
+AXIS_ROOM = 0.03  # of an axis's range, beyond the largest number
+DOT_RADIUS = 3.5  # radius
+FRAME_INK = (90, 90, 90)
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -50,11 +51,11 @@ def scatter(plot: Scatter, caption: Caption) -> Canvas:
     gutter = max(text_size(f"{tick:g}", SMALL)[0] for tick in ys) + 8
     canvas, top = begun(caption, gutter + WIDTH, HEAD + HEIGHT + FOOT)
     frame = canvas.frame(top + HEAD, MARGIN + gutter, HEIGHT, WIDTH)
-    axes = _Axes(frame, _range(plot.x, xs), _range(plot.y, ys))
-    _rules(canvas, axes, xs, ys)
-    _names(canvas, axes, plot.names)
+    axes = _ScatterAxes(frame, _axis_range(plot.x, xs), _axis_range(plot.y, ys))
+    _draw_grid(canvas, axes, xs, ys)
+    _draw_axis_names(canvas, axes, plot.names)
     _dots(axes, plot)
-    _legend(canvas, axes, plot.bands)
+    _draw_bands(canvas, axes, plot.bands)
     return canvas
 
 
@@ -67,14 +68,14 @@ def _ticks(values: Numbers) -> list[float]:
     return [round(first + i * step, 12) for i in range(count + 1)]
 
 
-def _range(values: Numbers, ticks: list[float]) -> tuple[float, float]:
+def _axis_range(values: Numbers, ticks: list[float]) -> tuple[float, float]:
     """Return the lowest and the highest value of an axis."""
     high = float(values.max())
-    return ticks[0], max(ticks[-1], high + ROOM * (high - ticks[0]))
+    return ticks[0], max(ticks[-1], high + AXIS_ROOM * (high - ticks[0]))
 
 
 @dataclass(frozen=True)
-class _Axes:
+class _ScatterAxes:
     """The position of points in the frame."""
 
     frame: PlotArea
@@ -85,7 +86,9 @@ class _Axes:
         """Return the position of two numbers in the frame, in pixels."""
         right = (x - self.across[0]) / (self.across[1] - self.across[0])
         down = (self.up[1] - y) / (self.up[1] - self.up[0])
-        return EDGE + right * (WIDTH - 2 * EDGE), EDGE + down * (HEIGHT - 2 * EDGE)
+        return FRAME_MARGIN + right * (WIDTH - 2 * FRAME_MARGIN), FRAME_MARGIN + down * (
+            HEIGHT - 2 * FRAME_MARGIN
+        )
 
     def on_sheet(self, x: float, y: float) -> Point:
         """Return the position of two numbers on the sheet, in pixels."""
@@ -94,7 +97,7 @@ class _Axes:
         return left + right, top + down
 
 
-def _rules(canvas: Canvas, axes: _Axes, xs: list[float], ys: list[float]) -> None:
+def _draw_grid(canvas: Canvas, axes: _ScatterAxes, xs: list[float], ys: list[float]) -> None:
     """Draw fine lines at round numbers, and the numbers."""
     left, top, _, height = axes.frame.box
     for tick in ys:
@@ -107,34 +110,34 @@ def _rules(canvas: Canvas, axes: _Axes, xs: list[float], ys: list[float]) -> Non
         canvas.text(text, top + height, round(x - text_size(text, SMALL)[0] / 2), SMALL, FAINT)
 
 
-def _names(canvas: Canvas, axes: _Axes, names: tuple[str, str]) -> None:
+def _draw_axis_names(canvas: Canvas, axes: _ScatterAxes, names: tuple[str, str]) -> None:
     """Draw the names of the axes: x below on the right, y above on the left."""
     left, top, width, height = axes.frame.box
-    right = left + width - EDGE - text_size(names[0], SMALL)[0]
+    right = left + width - FRAME_MARGIN - text_size(names[0], SMALL)[0]
     canvas.text(names[0], top + height + SMALL + 8, right, SMALL, INK)
     canvas.text(names[1], top - SMALL - 6, left - 2, SMALL, INK)
 
 
-def _dots(axes: _Axes, plot: Scatter) -> None:
+def _dots(axes: _ScatterAxes, plot: Scatter) -> None:
     inks = [INKS[0]] * len(plot.x)
     for band in plot.bands:
         for member in band.members.tolist():
             inks[member] = band.ink
     for x, y, ink, ring in zip(plot.x, plot.y, inks, plot.hollow, strict=True):
-        axes.frame.dot(*axes.point(x, y), DOT, ink, filled=not ring)
+        axes.frame.dot(*axes.point(x, y), DOT_RADIUS, ink, filled=not ring)
     points = [axes.point(x, y) for x, y in zip(*plot.trend, strict=True)]
     if len(points) > 1:
-        axes.frame.line(points, LINE, 1.5)
+        axes.frame.line(points, FRAME_INK, 1.5)
     for band in plot.bands:
         x, mean = plot.x[band.members], float(plot.y[band.members].mean())
         (start, y), (end, _) = axes.point(float(x.min()), mean), axes.point(float(x.max()), mean)
-        axes.frame.line([(start - 2 * DOT, y), (end + 2 * DOT, y)], band.ink, 2)
+        axes.frame.line([(start - 2 * DOT_RADIUS, y), (end + 2 * DOT_RADIUS, y)], band.ink, 2)
 
 
-def _legend(canvas: Canvas, axes: _Axes, bands: tuple[Band, ...]) -> None:
+def _draw_bands(canvas: Canvas, axes: _ScatterAxes, bands: tuple[Band, ...]) -> None:
     """Draw the bands' texts above the frame, the last one at its right end."""
     left, top, width, _ = axes.frame.box
-    right = left + width - EDGE
+    right = left + width - FRAME_MARGIN
     for band in reversed(bands):
         right -= text_size(band.text, SMALL)[0]
         canvas.text(band.text, top - SMALL - 6, right, SMALL, band.ink)

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, scaled, shortened, text_size
 
-Pixels = NDArray[np.uint8]
 TITLE, SMALL = 15, 11  # height of text in pixels
 MARGIN = 14
+APART = 28  # pixels between sheets side by side
 PAGE = 16_000_000  # most pixels on one page
 ROOMY = 24  # least width in pixels of a tile with its own label
-NAMED = 48  # and with a class name
+CLASS_NAME_WIDTH = 48  # and with a class name
 LINE = SMALL + 4
 SPACE = 5  # pixels between panes of a cell
 
@@ -53,7 +53,7 @@ class Pane:
 
     def named(self, scale: float) -> bool:
         """Whether there are names (they may be empty), and room for them."""
-        return bool(self.names) and scaled(self.tiles.shape[2], scale) >= NAMED
+        return bool(self.names) and scaled(self.tiles.shape[2], scale) >= CLASS_NAME_WIDTH
 
     def canvas(self) -> Canvas:
         """Return the pane alone, as its own sheet."""
@@ -119,7 +119,9 @@ def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
     only the first has a label.
     """
     height, width = cells[0].size(scale)
-    grid = _Grid.around(len(cells), height, width, max(text_size(c.label, SMALL)[0] for c in cells))
+    grid = _CellGrid.around(
+        len(cells), height, width, max(text_size(c.label, SMALL)[0] for c in cells)
+    )
     canvas, head = begun(caption, grid.width, grid.height)
     for number, cell in enumerate(cells):
         row, column = divmod(number, grid.columns)
@@ -134,14 +136,14 @@ def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
 
 
 @dataclass(frozen=True)
-class Row:
+class CellRow:
     """Cells of one layer side by side, with the layer's name."""
 
     title: str
     cells: tuple[Cell, ...]
 
 
-def rows_of_cells(rows: Sequence[Row], caption: Caption, scale: float = 1) -> Canvas:
+def rows_of_cells(rows: Sequence[CellRow], caption: Caption, scale: float = 1) -> Canvas:
     """Return layers below each other, each with its cells in one line, as in print."""
     gutter = max(text_size(row.title, TITLE)[0] for row in rows) + 14
     heights = [max(cell.size(scale)[0] for cell in row.cells) for row in rows]
@@ -201,7 +203,7 @@ def begun(caption: Caption, width: int, height: int) -> tuple[Canvas, int]:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _CellGrid:
     """The places of cells: pixels from one to the next, and the room for labels of rows."""
 
     rows: int
@@ -211,7 +213,7 @@ class _Grid:
     gutter: int  # width of the labels of rows; 0 if each cell has its own
 
     @classmethod
-    def around(cls, count: int, height: int, width: int, label: int) -> _Grid:
+    def around(cls, count: int, height: int, width: int, label: int) -> _CellGrid:
         own = width >= max(ROOMY, label)
         gap = max(3, min(width // 12, 12))
         row_pitch = height + (SMALL + 6 if own else 0) + gap

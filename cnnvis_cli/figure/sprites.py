@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.canvas import Canvas, resized
 from cnnvis_cli.nouns import Size
 
-Pixels = NDArray[np.uint8]
-STEP = 8  # a JPEG's blocks: no picture runs into its neighbour
-SHARP = 64  # up to this side, pictures are much enlarged on the page, so they are lossless
+JPEG_BLOCK = 8  # a JPEG's blocks: no picture runs into its neighbour
+LOSSLESS_SIDE = 64  # up to this side, pictures are much enlarged on the page, so they are lossless
 GREY = 128
 QUALITY = 84  # of JPEGs with full colour; noise takes half the bytes of 95
 
@@ -23,19 +22,19 @@ def within(size: Size, most: float) -> Size:
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
-def cell(size: Size) -> Size:
+def padded(size: Size) -> Size:
     """Return the room of a picture in a file: whole blocks."""
-    return -(-size[0] // STEP) * STEP, -(-size[1] // STEP) * STEP
+    return -(-size[0] // JPEG_BLOCK) * JPEG_BLOCK, -(-size[1] // JPEG_BLOCK) * JPEG_BLOCK
 
 
-def suffix(sizes: Sequence[Size], sharp: int = SHARP) -> str:
+def suffix(sizes: Sequence[Size], sharp: int = LOSSLESS_SIDE) -> str:
     """Return the file type for pictures of these sizes: lossless up to a side of `sharp` pixels."""
     return "png" if max(max(size) for size in sizes) <= sharp else "jpg"
 
 
 def mosaic(tiles: Pixels, size: Size, columns: int) -> Pixels:
     """Return pictures (n, h, w, 3) in rows, each reduced to `size`, with grey between them."""
-    height, width = cell(size)
+    height, width = padded(size)
     rows = -(-len(tiles) // columns)
     sheet = np.full((rows * height, min(columns, len(tiles)) * width, 3), GREY, np.uint8)
     for number, tile in enumerate(tiles):

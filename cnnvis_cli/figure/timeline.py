@@ -16,8 +16,8 @@ from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL
 
 UNITS, VALUES = 110, 56  # heights of the two plots of a layer
 WIDE, GUTTER, LIST = 700, 60, 200
-NAMED = 6  # units of a layer that are named: those that lead longest
-DOT = 1.6
+NAMED_UNITS = 6  # units of a layer that are named: those that lead longest
+LEADER_RADIUS = 1.6
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def timeline(seconds: NDArray[np.floating[Any]], leads: Sequence[Lead], heading:
     for number, lead in enumerate(leads):
         y = top + number * pitch
         canvas.text(lead.name, y, MARGIN + GUTTER, SMALL, INK)
-        _units(canvas, lead, x, y + LINE)
+        _draw_units(canvas, lead, x, y + LINE)
         _values(canvas, lead, x, y + LINE + UNITS + 10)
     bottom = top + len(leads) * pitch - 18
     for at, text in ((0, "0"), (WIDE, f"{last:.4g} s")):
@@ -49,19 +49,19 @@ def timeline(seconds: NDArray[np.floating[Any]], leads: Sequence[Lead], heading:
     return canvas
 
 
-def _units(canvas: Canvas, lead: Lead, x: NDArray[np.floating[Any]], top: int) -> None:
+def _draw_units(canvas: Canvas, lead: Lead, x: NDArray[np.floating[Any]], top: int) -> None:
     frame = canvas.frame(top, MARGIN + GUTTER, UNITS, WIDE)
     ticks = (0, lead.channels // 2, lead.channels - 1)
 
     def up(unit: NDArray[Any] | float) -> Any:
         return (UNITS - 5) * (1 - unit / max(lead.channels - 1, 1)) + 2
 
-    _rules(canvas, frame, {str(tick): up(tick) for tick in ticks}, top)
+    _draw_rules(canvas, frame, {str(tick): up(tick) for tick in ticks}, top)
     units, counts = np.unique(lead.unit, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:NAMED]
+    order = np.argsort(-counts, kind="stable")[:NAMED_UNITS]
     inks = {int(units[i]): INKS[n % len(INKS)] for n, i in enumerate(order)}
     for at, unit in zip(x.tolist(), lead.unit.tolist(), strict=True):
-        frame.dot(at, up(unit), DOT, inks.get(unit, FAINT))
+        frame.dot(at, up(unit), LEADER_RADIUS, inks.get(unit, FAINT))
     left = MARGIN + GUTTER + WIDE + 20
     for n, i in enumerate(order):
         unit, share = int(units[i]), counts[i] / len(lead.unit)
@@ -79,12 +79,12 @@ def _values(canvas: Canvas, lead: Lead, x: NDArray[np.floating[Any]], top: int) 
     def up(value: Any) -> Any:
         return (VALUES - 3) * (1 - (value - low) / span) + 1
 
-    _rules(canvas, frame, {f"{tick:g}": up(tick) for tick in (ticks[0], ticks[-1])}, top)
+    _draw_rules(canvas, frame, {f"{tick:g}": up(tick) for tick in (ticks[0], ticks[-1])}, top)
     points = list(zip(x.tolist(), up(lead.value).tolist(), strict=True))
     frame.line(points if len(points) > 1 else points * 2, INKS[4])
 
 
-def _rules(canvas: Canvas, frame: PlotArea, rules: dict[str, float], top: int) -> None:
+def _draw_rules(canvas: Canvas, frame: PlotArea, rules: dict[str, float], top: int) -> None:
     """Draw fine lines with a text beside each."""
     for text, y in rules.items():
         frame.line([(0, y), (WIDE - 1, y)], RULE)

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
+from cnnvis_cli.arrays import Floats, Pixels
 
-RULES = {
+TONE_RULES = {
     "tile": "x / max(2 max, -2 min) + 0.5, each tile on its own",
     "unit": "x / max(2 max, -2 min) + 0.5, one scale for each unit's tiles",
     "sheet": "x / max(2 max, -2 min) + 0.5, one scale for the whole sheet",
@@ -52,7 +51,7 @@ def toned(
     mean: tuple[float, ...] = (127.5, 127.5, 127.5),
     top: float | None = None,
 ) -> Pixels:
-    """Return tiles (U, n, h, w, 3) in 8 bits by one of the `RULES`; each unit has n tiles.
+    """Return tiles (U, n, h, w, 3) in 8 bits by one of the `TONE_RULES`; each unit has n tiles.
 
     `top` is the divisor of a whole sheet, if these are only some of its tiles.
     """

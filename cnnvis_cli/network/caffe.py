@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.errors import UsageError
 
-LARGEST = (1 << 31) - 1  # bytes of a message: the limit of protocol buffers
+LARGEST_MESSAGE = (1 << 31) - 1  # bytes of a message: the limit of protocol buffers
 SHAPE = 320  # bytes of a shape: 32 axes of up to ten bytes; Caffe itself allows 32
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _STRING, _BYTES, _INT32 = _FIELD.TYPE_STRING, _FIELD.TYPE_BYTES, _FIELD.TYPE_INT32
@@ -63,7 +63,7 @@ def _message(name: str) -> Any:
 
 def _parse(name: str, path: Path) -> Any:
     message = _message(name)()
-    if path.stat().st_size > LARGEST:
+    if path.stat().st_size > LARGEST_MESSAGE:
         raise UsageError(f"{path}: not a Caffe {name} (of over 2 GB, which none can be)")
     try:
         message.ParseFromString(path.read_bytes())
@@ -84,7 +84,7 @@ def _varints(packed: bytes) -> list[int]:
     return values
 
 
-def _array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
+def _blob_array(blob: Any, path: Path, name: str) -> NDArray[np.float32]:
     """Return a blob's numbers in its shape; old files give num, channels, height and width."""
     packed, dtype = (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
     shape = (
@@ -111,7 +111,7 @@ def read_caffemodel(path: Path) -> dict[str, NDArray[np.float32]]:
     weights = {}
     for layer in [*net.layer, *net.layers]:
         for part, blob in zip(("weight", "bias"), layer.blobs, strict=False):
-            weights[f"{layer.name}.{part}"] = _array(blob, path, f"{layer.name}.{part}")
+            weights[f"{layer.name}.{part}"] = _blob_array(blob, path, f"{layer.name}.{part}")
     if not weights:
         raise UsageError(f"{path}: a caffemodel with no weights in it")
     return weights
@@ -128,7 +128,7 @@ def read_mean(path: Path) -> tuple[float, float, float]:
             with path.open("rb") as file:
                 mean = np.lib.format.read_array(file, allow_pickle=False)
         else:
-            mean = _array(_parse("BlobProto", path), path, "mean")
+            mean = _blob_array(_parse("BlobProto", path), path, "mean")
         if mean.dtype.kind not in "fiu":
             raise ValueError(f"it holds {mean.dtype}, not numbers")
     except (OSError, ValueError, MemoryError, TokenError) as error:

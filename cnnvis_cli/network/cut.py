@@ -17,8 +17,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cnnvis_cli.network.fields import Fields
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.network.observe import observing
-from cnnvis_cli.network.walk import Call, Map, tensors
+from cnnvis_cli.network.observe import hookable, observing
+from cnnvis_cli.network.walk import Call, tensors
 from cnnvis_cli.nouns import ReceptiveField, Size
 
 
@@ -94,22 +94,26 @@ def cuts(network: Network) -> list[Cut]:
     blank = blank.contiguous(memory_format=torch.channels_last)
     reads, fields, steps = _Reads(), Fields(network.size), list[_Step]()
     with ExitStack() as stack:
-        for name, module in network.module.named_modules():
+        for name, module in hookable(network.module):
             if name:
                 for handle in _follow(name, module, reads, steps):
                     stack.callback(handle.remove)
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.enable_grad())
+        blank = fields.begin(blank)
         stack.enter_context(fields)
         stack.enter_context(observing(reads.note))
-        fields[blank], reads.born[blank] = Map(ReceptiveField()), 0
+        reads.born[blank] = 0
         network.module(blank)
+    if fields.unknown_operations:  # something may read what nobody saw
+        return []
     whole = ReceptiveField.whole(network.size)
     found = []
     for step, names in _chains(blank, steps, reads):
         known = fields[step.made]
-        if known and known.state != whole and min(known.state.stride) > 0:
+        field = known.state.field if known and known.dims == (-2, -1) else whole
+        if field != whole and min(field.stride) > 0:
             size = (int(step.made.shape[2]), int(step.made.shape[3]))
-            found.append(Cut(names, known.state, size, step.work / max(reads.work, 1)))
+            found.append(Cut(names, field, size, step.work / max(reads.work, 1)))
     return found
 
 

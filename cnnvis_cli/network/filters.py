@@ -12,10 +12,10 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Layer
 
 RADIUS = 0.1  # Zeiler & Fergus 2013, section 3
-SHORT = 1 - 2**-23  # one step of float32 below 1: rounding never lifts a filter above the radius
+BELOW_ONE = 1 - 2**-23  # one step of float32: rounding never lifts a filter above the radius
 
 
-def filters(network: Network, layer: Layer) -> Tensor:
+def rgb_filters(network: Network, layer: Layer) -> Tensor:
     """Return a layer's weights as used by the network: (C, 3, h, w), or (C, 1, h, w) of grey.
 
     Raise `UsageError` for a layer whose input is not an RGB image, `CnnvisError` for weights that
@@ -80,7 +80,7 @@ def clipped(found: Tensor, radius: float = RADIUS) -> Tensor:
     afterwards, so a second time changes nothing.
     """
     size = rms(found)
-    scale = radius / size * SHORT
+    scale = radius / size * BELOW_ONE
     scaled = (found.double() * scale.view(-1, 1, 1, 1)).to(found.dtype)
     return torch.where((size > radius).view(-1, 1, 1, 1), scaled, found)
 

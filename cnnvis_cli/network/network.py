@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnvis_cli.errors import CnnvisError, UsageError
-from cnnvis_cli.network.fields import find_layers
 from cnnvis_cli.network.fusion import left_out, rectifiers
+from cnnvis_cli.network.survey import Omission, canonical, reading, survey
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Box, Layer, Preprocessing, Size
 from cnnvis_cli.registry import unknown
@@ -39,6 +39,9 @@ class Network:
     layers: tuple[Layer, ...]
     inplace: tuple[str, ...] = ()  # modules that would work in place
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    omissions: tuple[Omission, ...] = ()  # modules with weights that are no layers
+    unknown: tuple[str, ...] = ()  # operations whose results may see everything
+    memory_format: torch.memory_format = torch.channels_last  # of images on their way in
 
     @classmethod
     def prepare(
@@ -62,7 +65,7 @@ class Network:
         for child in inplace:
             module.get_submodule(child).inplace = False  # type: ignore[assignment]
         try:
-            layers = find_layers(module, preprocessing.crop)
+            found = survey(module, preprocessing.crop)
         except CnnvisError as error:
             raise type(error)(f"{name}: {error}") from None
         except (RuntimeError, AssertionError) as error:  # vision transformers assert their size
@@ -72,11 +75,15 @@ class Network:
                 f"{name}: cannot take an input of {height}x{width} pixels ({first}); "
                 "set crop under [preprocessing]"
             ) from None
-        return cls(name, module, preprocessing, digest, classes, layers, inplace)
+        return cls(
+            *(name, module, preprocessing, digest, classes, found.layers, inplace),
+            omissions=found.omissions,
+            unknown=found.unknown,
+        )
 
     def to(self, device: torch.device) -> Network:
         """Return the same network on a device, its weights in the layout that is fastest there."""
-        module = self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = self.module.to(device=device, memory_format=self.memory_format)  # type: ignore[call-overload]
         parts = {**self.__dict__, "module": module, "device": device}
         return Network(**parts)
 
@@ -169,7 +176,7 @@ class Network:
         """Turn mean-subtracted RGB pixels into the module's input: (B, 3, h, w) -> the same."""
         scaled = centred / self._colours(self.preprocessing.std)
         ordered = scaled.flip(1) if self.preprocessing.bgr else scaled
-        return ordered.contiguous(memory_format=torch.channels_last)
+        return ordered.contiguous(memory_format=self.memory_format)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -211,17 +218,11 @@ class Network:
             self._refuse_reused(layer)
         fired: set[str] = set()
 
-        def hook(layer: Layer) -> Callable[[nn.Module, Any, Tensor], None]:
-            def see(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-                fired.add(layer.module)
-                read(layer, output)
-                if len(fired) == len(pending):
-                    raise _Reached
-
-            return see
-
-        modules = dict(self.module.named_modules())
-        handles = [modules[name].register_forward_hook(hook(la)) for name, la in pending.items()]
+        def see(layer: Layer, output: Any) -> None:
+            fired.add(layer.module)
+            read(layer, canonical(layer, output))
+            if len(fired) == len(pending):
+                raise _Reached
 
         def run(pixels: Tensor) -> None:
             fired.clear()
@@ -233,11 +234,8 @@ class Network:
             if missed:
                 raise CnnvisError(f"{self.name}: {', '.join(missed)} did not run")
 
-        try:
+        with reading(self.module, list(pending.values()), see):
             yield run
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _refuse_reused(self, layer: Layer) -> None:
         if layer.calls > 1:
@@ -259,9 +257,9 @@ class Network:
         """Return the smallest window over `box` that gives `layer` its exact values there."""
         clipped = box.clip(self.size)
         try:
-            with torch.no_grad():
+            with torch.enable_grad():  # shows results of code that cannot be followed
                 blank = next(self.module.parameters()).new_zeros(1, 3, *clipped.size)
-                self._patch(layer, clipped, blank)
+                self._patch(layer, clipped, blank.requires_grad_())
         except (NotWindowable, AssertionError):  # vision transformers assert their input's size
             return Box.whole(self.size)
         return clipped

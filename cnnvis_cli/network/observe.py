@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 Observer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
@@ -32,3 +34,12 @@ def observing(observer: Observer) -> AbstractContextManager[object]:
     that it calls itself are not observed.
     """
     return _Observing(observer)
+
+
+def hookable(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return a network's modules with their paths, itself first, without scripted ones."""
+    return [
+        (name, child)
+        for name, child in module.named_modules()
+        if not isinstance(child, torch.jit.ScriptModule)
+    ]

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cnnvis_cli.arrays import Int64s
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.cut import Cut, cuts
 from cnnvis_cli.network.fusion import left_out
@@ -27,7 +28,6 @@ from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Axis, Box, Layer, Size
 
 GAIN = 0.1  # share of a pass's arithmetic that windows must save to be worth their own cost
-Whole = NDArray[np.int64]
 Answer = tuple[Tensor, Tensor]  # a layer's totals (B, C), the classes' probabilities (B, K)
 
 
@@ -37,8 +37,8 @@ class Squares:
 
     size: int
     stride: int
-    top: Whole
-    left: Whole
+    top: Int64s
+    left: Int64s
 
     @classmethod
     def over(cls, image: Size, size: int, stride: int) -> Squares:
@@ -50,7 +50,7 @@ class Squares:
         top, left = (_starts(length, size, stride) for length in image)
         return cls(size, stride, top, left)
 
-    def nearest(self, image: Size) -> tuple[Whole, Whole]:
+    def nearest(self, image: Size) -> tuple[Int64s, Int64s]:
         """Return, for each row and each column of the image, the square with the nearest centre."""
         rows, columns = (
             np.abs(starts + (self.size - 1) / 2 - np.arange(length)[:, None]).argmin(axis=1)
@@ -66,10 +66,10 @@ class Squares:
         return len(self.top) * len(self.left)
 
 
-def _starts(length: int, size: int, stride: int) -> Whole:
+def _starts(length: int, size: int, stride: int) -> Int64s:
     count = -(-length // stride)
     centre = (length - 1 - (count - 1) * stride) / 2 + stride * np.arange(count)
-    starts: Whole = np.floor(centre - (size - 1) / 2 + 0.5).astype(np.int64)
+    starts: Int64s = np.floor(centre - (size - 1) / 2 + 0.5).astype(np.int64)
     return starts
 
 
@@ -86,14 +86,14 @@ class Occluded:
 class Side:
     """One axis, per square: the window of pixels, and the part of the cut's map that it gives."""
 
-    low: Whole  # pixels, inclusive
-    high: Whole  # exclusive
-    first: Whole  # places of the map
-    last: Whole  # exclusive
-    kind: Whole  # squares of one kind have windows of one size that meet the border alike
+    low: Int64s  # pixels, inclusive
+    high: Int64s  # exclusive
+    first: Int64s  # places of the map
+    last: Int64s  # exclusive
+    kind: Int64s  # squares of one kind have windows of one size that meet the border alike
 
     @classmethod
-    def of(cls, axis: Axis, starts: Whole, size: int, length: int, places: int) -> Side:
+    def of(cls, axis: Axis, starts: Int64s, size: int, length: int, places: int) -> Side:
         """Return the windows for squares of `size` pixels, on a side of `length` and `places`."""
         field, stride, start = axis.size, axis.stride, axis.start
         first = (starts - field - start) // stride + 1  # the first place that sees the square
@@ -110,12 +110,12 @@ class Side:
         high = np.where(end == places, length, start + stride * (end - 1) + field)
         return cls(low, high, begin, end, kind)
 
-    def pixels(self, chosen: Whole) -> Whole:
+    def pixels(self, chosen: Int64s) -> Int64s:
         """Return the pixels of the windows of squares of one kind: (n, size)."""
         first = int(chosen[0])
         return self.low[chosen][:, None] + np.arange(self.high[first] - self.low[first])
 
-    def places(self, chosen: Whole) -> Whole:
+    def places(self, chosen: Int64s) -> Int64s:
         """Return the places of the map that they give: (n, count)."""
         first = int(chosen[0])
         return self.first[chosen][:, None] + np.arange(self.last[first] - self.first[first])
@@ -243,13 +243,13 @@ class Scene:
 class Positions:
     """Some of the squares, by their numbers, row by row, and what each covers of the input."""
 
-    number: Whole  # (n,)
-    top: Whole
-    left: Whole
+    number: Int64s  # (n,)
+    top: Int64s
+    left: Int64s
     size: int
 
     @classmethod
-    def of(cls, squares: Squares, order: Whole) -> Positions:
+    def of(cls, squares: Squares, order: Int64s) -> Positions:
         row, column = np.divmod(order, len(squares.left))
         return cls(order, squares.top[row], squares.left[column], squares.size)
 
@@ -259,7 +259,7 @@ class Positions:
     def __len__(self) -> int:
         return len(self.number)
 
-    def hides(self, rows: Whole, columns: Whole) -> Tensor:
+    def hides(self, rows: Int64s, columns: Int64s) -> Tensor:
         """Return which pixels, at rows (n, h) and columns (n, w), each covers: (n, 1, h, w)."""
         down, across = (
             torch.from_numpy((pixels >= start[:, None]) & (pixels < start[:, None] + self.size))
@@ -268,10 +268,10 @@ class Positions:
         return down[:, None, :, None] & across[:, None, None, :]
 
 
-Batch = tuple[Whole, Tensor]  # numbers of squares, and their network input
+SquareBatch = tuple[Int64s, Tensor]  # numbers of squares, and their network input
 
 
-def whole_images(scene: Scene, squares: Squares, batch: int) -> Iterator[Batch]:
+def whole_images(scene: Scene, squares: Squares, batch: int) -> Iterator[SquareBatch]:
     """Yield the whole image behind every square."""
     positions = Positions.of(squares, np.arange(len(squares)))
     height, width = scene.image.shape[2:]
@@ -285,7 +285,9 @@ def whole_images(scene: Scene, squares: Squares, batch: int) -> Iterator[Batch]:
         yield part.number, inputs
 
 
-def patched_maps(scene: Scene, windows: Windows, squares: Squares, batch: int) -> Iterator[Batch]:
+def patched_maps(
+    scene: Scene, windows: Windows, squares: Squares, batch: int
+) -> Iterator[SquareBatch]:
     """Yield the map at the cut behind every square: the image's own, except in its window."""
     cut, rows, columns = windows.cut, windows.rows, windows.columns
     kinds = 3 * rows.kind[:, None] + columns.kind
@@ -323,14 +325,14 @@ def _patch(scene: Scene, windows: Windows, part: Positions, maps: Tensor) -> Non
     _picked_places(maps, places_down, places_across, found)
 
 
-def _picked(image: Tensor, rows: Whole, columns: Whole) -> Tensor:
+def _picked(image: Tensor, rows: Int64s, columns: Int64s) -> Tensor:
     """Return windows of one image: (1, 3, h, w), rows (n, a), columns (n, b) -> (n, 3, a, b)."""
     down, across = (torch.from_numpy(each).to(image.device) for each in (rows, columns))
     last = image.permute(0, 2, 3, 1)[0]  # channels last, like the result
     return last[down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _picked_places(maps: Tensor, rows: Whole, columns: Whole, values: Tensor) -> None:
+def _picked_places(maps: Tensor, rows: Int64s, columns: Int64s, values: Tensor) -> None:
     """Write values (n, C, a, b) at these rows and columns of n maps."""
     down, across = (torch.from_numpy(each).to(maps.device) for each in (rows, columns))
     each = torch.arange(len(maps), device=maps.device)[:, None, None]
@@ -380,7 +382,7 @@ class Occluder:
         """
         scene = Scene.of(self.network, centred)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        order: list[Whole] = []
+        order: list[Int64s] = []
         with asking(self.network, self.layer) as ask:
             for numbers, inputs in self._batches(scene):
                 with left_out(self._before):
@@ -393,7 +395,7 @@ class Occluder:
         total, probability, predicted = (c[back].reshape(self.squares.shape) for c in columns)
         return Occluded(total, probability, predicted.astype(np.int32))
 
-    def _batches(self, scene: Scene) -> Iterator[Batch]:
+    def _batches(self, scene: Scene) -> Iterator[SquareBatch]:
         if self.windows is None:
             return whole_images(scene, self.squares, self.batch)
         return patched_maps(scene, self.windows, self.squares, self.batch)

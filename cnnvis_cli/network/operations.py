@@ -26,12 +26,14 @@ class Role(Enum):
     SLIDING = auto()  # a window slides over rows and columns
     PAD = auto()  # rows and columns are added
     POINTWISE = auto()  # each place on its own; several maps meet place by place
-    RECTIFIER = auto()  # pointwise, max(x, 0): the one that projections have a rule for
+    RECTIFIER = auto()  # pointwise, max(x, 0) or a clamp: the one that projections have a rule for
     CURVED = auto()  # pointwise, another nonlinearity: projections have no rule for it
-    INDEX = auto()  # picks or adds dimensions: pointwise while rows and columns are left alone
-    LAST = auto()  # mixes the trailing dimension: pointwise unless that is rows or columns
-    PERMUTE = auto()  # dimensions change places
-    RESHAPE = auto()  # keeps rows and columns only where they stay the last two dimensions
+    MOVE = auto()  # numbers change places and keep their values
+    LAST = auto()  # mixes the trailing dimensions: pointwise where they hold no places
+    REDUCE = auto()  # mixes the dimensions that it is told
+    STATISTIC = auto()  # pointwise, but for a scale that every place of an image shares
+    PRODUCT = auto()  # matrices: each row of the first with every column of the second
+    ATTENTION = auto()  # each query's place sees every place
     WHOLE = auto()  # every output sees every place
     CONSTANT = auto()  # takes a tensor's type or size, not its values
 
@@ -118,8 +120,9 @@ def _max_pool2d(
     def apply(padded: Tensor) -> Tensor:
         return F.max_pool2d(padded, kernel, steps, 0, dilation)
 
-    margins = _same(padding, kernel, dilation)
-    return Sliding(kernel, steps, margins, dilation, ceil_mode, float("-inf"), apply)
+    margins, fill = _same(padding, kernel, dilation), float("-inf")
+    exact = not return_indices  # numbers of places in the whole map, not in a window
+    return Sliding(kernel, steps, margins, dilation, ceil_mode, fill, apply, exact=exact)
 
 
 def _avg_pool2d(
@@ -143,53 +146,139 @@ def _avg_pool2d(
     )
 
 
+def _pixel_unshuffle(input: Tensor, downscale_factor: int) -> Sliding:
+    block = (downscale_factor, downscale_factor)
+
+    def apply(padded: Tensor) -> Tensor:
+        return F.pixel_unshuffle(padded, downscale_factor)
+
+    channels = int(input.shape[1]) * downscale_factor**2
+    return Sliding(block, block, _same(0, block, (1, 1)), (1, 1), False, 0.0, apply, channels)
+
+
 SLIDING: dict[Callable[..., Any], Callable[..., Sliding]] = {
     F.conv2d: _conv2d,
+    torch.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
+    F.max_pool2d_with_indices: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
     F.avg_pool2d: _avg_pool2d,
+    F.pixel_unshuffle: _pixel_unshuffle,
 }
 
 _T = torch.Tensor
+_A: Any = torch.Tensor  # whose methods the annotations leave out
+_F: Any = F
+
+
+def _both(*names: str) -> tuple[Any, ...]:
+    """Return the functions and the methods of these names, where torch has them."""
+    places = (torch, torch.Tensor, F)
+    return tuple(getattr(place, name) for name in names for place in places if hasattr(place, name))
+
+
 _ROLES: dict[Role, tuple[Any, ...]] = {
     Role.SLIDING: tuple(SLIDING),
     Role.PAD: (F.pad,),
     Role.POINTWISE: (
-        *(torch.add, _T.add, _T.add_, _T.__add__, _T.__radd__, _T.__iadd__),
-        *(torch.sub, _T.sub, _T.sub_, _T.__sub__, _T.__rsub__, _T.__isub__),
-        *(torch.mul, _T.mul, _T.mul_, _T.__mul__, _T.__rmul__, _T.__imul__),
-        *(torch.div, _T.div, _T.div_, _T.__truediv__, _T.__itruediv__, _T.__neg__),
-        *(torch.cat, torch.concat, _T.contiguous, _T.clone, _T.detach, _T.to, _T.float),
-        *(F.batch_norm, F.dropout, F.dropout2d, F.local_response_norm, F.alpha_dropout),
-        *(torch.chunk, _T.chunk, torch.split, _T.split),
+        *_both("add", "add_", "sub", "sub_", "subtract", "rsub", "mul", "mul_", "multiply"),
+        *_both("div", "div_", "divide", "true_divide", "neg", "neg_", "negative", "lerp"),
+        *(_T.__add__, _T.__radd__, _T.__iadd__, _T.__sub__, _T.__rsub__, _T.__isub__),
+        *(_T.__mul__, _T.__rmul__, _T.__imul__, _T.__truediv__, _T.__rtruediv__),
+        *(_T.__itruediv__, _T.__neg__, _T.__rdiv__, _T.__div__, _T.__idiv__),
+        *_both("addcmul", "addcdiv", "clone", "positive", "nan_to_num", "where", "masked_fill"),
+        *_both("masked_fill_", "copy_", "add_relu"),
+        *(_T.contiguous, _T.detach, _T.to, _T.type, _T.type_as, _T.float, _T.half, _T.bfloat16),
+        *(_T.double, _T.cpu, _T.cuda, _T.requires_grad_, _A.data.__get__, torch.detach),
+        *(F.batch_norm, torch.batch_norm, F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout),
+        *(F.dropout3d, F.feature_alpha_dropout, torch.feature_dropout, torch.dropout),
+        *(F.local_response_norm,),
+        *_both("eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or"),
+        *(_T.__eq__, _T.__ne__, _T.__lt__, _T.__le__, _T.__gt__, _T.__ge__, _T.__invert__),
+        *(_T.__and__, _T.__or__, _T.bool, _T.int, _T.long, _T.byte),
     ),
-    Role.RECTIFIER: (F.relu, F.relu_, torch.relu, torch.relu_, _T.relu, _T.relu_),
+    Role.RECTIFIER: (
+        *_both("relu", "relu_"),
+        *_both("relu6", "hardtanh", "hardtanh_", "hardsigmoid", "hardswish"),
+    ),
     Role.CURVED: (
-        *(F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.selu, F.celu, F.prelu, F.gelu, F.silu),
-        *(F.mish, F.softplus, F.hardswish, F.hardsigmoid, F.threshold, F.sigmoid, F.tanh),
-        *(torch.sigmoid, _T.sigmoid, torch.tanh, _T.tanh, torch.clamp, _T.clamp, _T.clamp_),
-        *(torch.exp, _T.exp, torch.sqrt, _T.sqrt, torch.pow, _T.pow, _T.__pow__),
-        *(torch.maximum, torch.minimum, torch.abs, _T.abs),
-        *(F.rrelu, F.softsign, F.logsigmoid, F.hardshrink, F.softshrink, F.tanhshrink),
-        *(F.hardtanh_, F.leaky_relu_, F.elu_, F.selu_, F.celu_, F.rrelu_),
-        *(torch.selu, torch.celu, torch.rrelu, torch.threshold, _T.sigmoid_, _T.tanh_),
+        *_both("leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_", "celu", "celu_"),
+        *_both("prelu", "rrelu", "rrelu_", "gelu", "silu", "mish", "softplus", "softsign"),
+        *_both("threshold", "threshold_", "sigmoid", "sigmoid_", "tanh", "tanh_", "logsigmoid"),
+        *_both("hardshrink", "softshrink", "tanhshrink", "clamp", "clamp_", "clip", "clip_"),
+        *_both("clamp_min", "clamp_min_", "clamp_max", "clamp_max_", "maximum", "minimum"),
+        *_both("fmax", "fmin", "exp", "exp_", "expm1", "log", "log1p", "log2", "log10", "sqrt"),
+        *_both("sqrt_", "rsqrt", "pow", "pow_", "float_power", "square", "abs", "abs_", "absolute"),
+        *_both("sign", "reciprocal", "erf", "sin", "cos", "tan", "atan", "atan2", "floor", "ceil"),
+        *_both("round", "trunc", "frac", "remainder", "fmod", "sinh", "cosh", "logit", "xlogy"),
+        *_both("sinc", "heaviside", "copysign", "hypot", "special_expit", "floor_divide"),
+        *(_T.__pow__, _T.__rpow__, _T.__ipow__, _T.__abs__, _T.__mod__, _T.__floordiv__),
     ),
-    Role.INDEX: (_T.__getitem__, torch.unsqueeze, _T.unsqueeze),
-    Role.LAST: (F.linear, F.layer_norm),
-    Role.PERMUTE: (
-        *(torch.permute, _T.permute, torch.transpose, _T.transpose),
-        *(torch.swapaxes, _T.swapaxes),
+    Role.MOVE: (
+        *(_T.__getitem__, _T.view, _T.view_as, _A.T.__get__, _A.mT.__get__, _A.H.__get__),
+        *_both("reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze"),
+        *_both("squeeze_", "unsqueeze_", "permute", "transpose", "transpose_", "swapaxes"),
+        *_both("swapdims", "movedim", "moveaxis", "t", "adjoint", "expand", "expand_as", "repeat"),
+        *_both("broadcast_to", "tile", "repeat_interleave", "unbind", "split", "tensor_split"),
+        *_both("split_with_sizes", "hsplit", "vsplit", "dsplit", "chunk", "narrow", "select"),
+        *_both("index_select", "flip", "fliplr", "flipud", "roll", "rot90", "cat", "concat"),
+        *_both("concatenate", "stack", "hstack", "vstack", "dstack", "channel_shuffle", "diagonal"),
+        *(_T.unfold, torch.functional.broadcast_tensors, torch.functional.split),
     ),
-    Role.RESHAPE: (_T.view, _T.reshape, torch.reshape),
+    Role.LAST: (F.linear, F.layer_norm, *_both("rms_norm", "layer_norm")),
+    Role.REDUCE: (
+        *_both("mean", "sum", "amax", "amin", "norm", "var", "std", "prod", "logsumexp", "max"),
+        *_both("min", "median", "all", "any", "softmax", "log_softmax", "softmin", "normalize"),
+        *_both("cumsum", "argmax", "argmin", "nansum", "nanmean", "glu", "sort", "topk"),
+        *(torch.functional.norm, torch.linalg.norm, torch.linalg.vector_norm),
+    ),
+    Role.STATISTIC: (F.group_norm, F.instance_norm, *_both("group_norm", "instance_norm")),
+    Role.PRODUCT: (
+        *_both("matmul", "bmm", "mm", "__matmul__", "__rmatmul__"),
+        torch.functional.einsum,
+    ),
+    Role.ATTENTION: (
+        *(F.multi_head_attention_forward, F.scaled_dot_product_attention),
+        *_both("_native_multi_head_attention"),
+    ),
     Role.WHOLE: (
-        *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.flatten, _T.flatten),
-        *(_T.mean, torch.mean, _T.sum, torch.sum, _T.amax, _T.squeeze, torch.squeeze),
-        *(_T.expand, torch.roll),
-        *(torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, torch.functional.einsum),
-        *(F.softmax, torch.softmax, F.log_softmax, F.normalize, F.multi_head_attention_forward),
-        *(F.scaled_dot_product_attention, F.group_norm, F.instance_norm, F.interpolate),
+        *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.adaptive_avg_pool1d),
+        *(F.interpolate, F.upsample, F.grid_sample, F.fold, F.unfold, F.pixel_shuffle),
+        *(F.lp_pool2d, F.bilinear, F.embedding, F.cosine_similarity, F.pairwise_distance),
+        *(F.conv1d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+        *(F.max_pool1d, F.avg_pool1d, F.max_pool3d, F.avg_pool3d, F.max_unpool2d, F.one_hot),
+        *(torch.adaptive_avg_pool1d, torch.functional.tensordot),
+        *_both("conv1d", "conv3d", "addmm", "baddbmm", "cdist", "outer", "kron", "gather"),
+        *_both("scatter", "scatter_add", "take", "take_along_dim", "masked_select", "index_add"),
+        *_both("cumprod", "unfold_copy", "fft", "view_as_real", "view_as_complex", "cross", "dot"),
+        *(torch.fft.fft2, torch.fft.ifft2, torch.fft.rfft2, torch.fft.irfft2),
+        *(torch.fft.fft, torch.fft.ifft, torch.fft.rfft, torch.fft.irfft),
+        *_both("lstm", "gru", "rnn_tanh", "rnn_relu"),
     ),
-    Role.CONSTANT: (_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, torch.zeros_like),
+    Role.CONSTANT: (
+        *(_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_tensor),
+        *_both("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+    ),
 }
 ROLES: dict[Callable[..., Any], Role] = {f: role for role, row in _ROLES.items() for f in row}
 WEIGHTED = (F.linear, F.layer_norm, F.batch_norm, F.prelu)  # weights of channels, not of places
+# Where a reduction's dimensions stand among its arguments, and what they are by default; for those
+# that are not here, they come second, and all dimensions are mixed if there are none.
+REDUCED: dict[Callable[..., Any], tuple[int, int | None]] = {
+    F.normalize: (2, 1),
+    F.glu: (1, -1),
+    **dict.fromkeys((torch.functional.norm, _T.norm, torch.norm), (2, None)),
+    **dict.fromkeys((torch.linalg.norm, torch.linalg.vector_norm), (2, None)),
+    **dict.fromkeys((torch.sort, _T.sort), (1, -1)),
+    **dict.fromkeys((torch.topk, _T.topk), (2, -1)),
+}
+
+# Nonlinear functions that mix places or channels: projections have no rule for them either.
+UNRULED: frozenset[Any] = frozenset(
+    (
+        *_ROLES[Role.ATTENTION],
+        *_both("softmax", "log_softmax", "softmin", "logsumexp", "norm", "var", "std", "normalize"),
+        *(torch.functional.norm, torch.linalg.norm, torch.linalg.vector_norm, F.glu),
+        *_both("lstm", "gru", "rnn_tanh", "rnn_relu"),
+    )
+)

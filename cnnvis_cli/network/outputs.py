@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import local
 from typing import Any
@@ -17,9 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.network.fields import Fields
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.observe import hookable
 from cnnvis_cli.network.probability import ending_of, probabilities
-from cnnvis_cli.network.walk import Map
-from cnnvis_cli.nouns import ReceptiveField, Size
+from cnnvis_cli.network.survey import IMAGES, Layout, layout_of, mapped
+from cnnvis_cli.network.walk import tensors
+from cnnvis_cli.nouns import Arrangement, ReceptiveField, Size
 from cnnvis_cli.registry import unknown
 
 PROB = "prob"
@@ -37,8 +39,9 @@ class Output:
     kind: str  # the module's class
     channels: int
     map: Size | None  # None for a vector
-    field: ReceptiveField  # the field of each place of the map
+    field: ReceptiveField  # the local field of each place of the map
     usual: bool  # shown by default
+    arrangement: Arrangement | None = None  # where a map lies otherwise than as (B, C, h, w)
 
     @property
     def flat(self) -> bool:
@@ -54,10 +57,11 @@ class Output:
 
 
 def find_outputs(network: Network) -> tuple[Output, ...]:
-    """Return every module's output that is a map (B, C, h, w) or a vector (B, C), in order.
+    """Return every module's output that is a map or a vector (B, C), in order.
 
-    The last is `prob`, the softmax of the network's output, if that is one value per class. Runs
-    one black image. Functional rectifiers are not modules and are not included.
+    Maps may lie in a tensor as (B, C, h, w), as (B, h, w, C) or as tokens. The last is `prob`, the
+    softmax of the network's output, if that is one value per class. Runs two black images.
+    Functional rectifiers are not modules and are not included.
     """
     found: list[Output] = []
     calls: Counter[str] = Counter()
@@ -66,21 +70,27 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
 
     def note(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
         calls[path] += 1
-        if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+        first = first_of(output)
+        layout = None if first is None else _layout(walk, first, network.size)
+        if layout is None:
             return
         name = aliases.get(path, path) + (f"#{calls[path]}" if calls[path] > 1 else "")
         usual = not any(True for _ in module.children()) and not isinstance(module, IDLE)
-        size = (int(output.shape[2]), int(output.shape[3])) if output.dim() == 4 else None
-        kind, channels = type(module).__name__, int(output.shape[1])
-        field = _field(walk, output)
-        found.append(Output(name, path, calls[path], kind, channels, size, field, usual))
+        usual = usual or isinstance(module, nn.MultiheadAttention)
+        size = None if layout.kind == "fc" else layout.map
+        found.append(
+            Output(
+                *(name, path, calls[path], type(module).__name__, layout.channels, size),
+                *(layout.local, usual, layout.arrangement),
+            )
+        )
 
     handles = _hooks(network, note)
     try:
-        with torch.no_grad(), walk:
-            image = torch.zeros(1, 3, *network.size, device=network.device)
-            walk[image] = Map(ReceptiveField())
-            output = network.module(image)
+        with torch.enable_grad():
+            image = walk.begin(torch.zeros(IMAGES, 3, *network.size, device=network.device))
+            with walk:
+                output = network.module(image)
     finally:
         for handle in handles:
             handle.remove()
@@ -91,12 +101,22 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
     return tuple(found)
 
 
-def _field(walk: Fields, output: Tensor) -> ReceptiveField:
-    """Return the field of each place of a map; all of the input if it cannot be followed."""
+def first_of(output: Any) -> Tensor | None:
+    """Return the tensor that a module gives, or the first of several; None if there is none."""
+    return next(tensors(output), None)
+
+
+def _layout(walk: Fields, output: Tensor, size: Size) -> Layout | None:
+    """Return the layout of a module's output; None if it is neither a map nor a vector."""
     known = walk[output]
-    if known is None or known.dims != (-2, -1):
-        return ReceptiveField.whole((0, 0))
-    return known.state
+    dims = known.dims if known else None
+    if output.dim() == 4 and dims != (-3, -2):
+        found = layout_of(walk, output, size, linear=False)
+        if isinstance(found, Layout) and (dims != (-2, -1) or known is None):
+            return replace(found, local=ReceptiveField.whole((0, 0)))
+        return found if isinstance(found, Layout) else None
+    found = layout_of(walk, output, size, linear=True)
+    return found if isinstance(found, Layout) else None
 
 
 def _is_vector(output: Any) -> bool:
@@ -107,7 +127,7 @@ def _hooks(network: Network, on_event: Callable[..., None]) -> list[RemovableHan
     """Add a hook to every module except the whole network, called with the module's path."""
     return [
         module.register_forward_hook(partial(on_event, path))
-        for path, module in network.module.named_modules()
+        for path, module in hookable(network.module)
         if path
     ]
 
@@ -156,7 +176,10 @@ def watching(
     def on_event(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         passes.calls[path] += 1
         if (found := wanted.get((path, passes.calls[path]))) is not None:
-            read(found, output)
+            first = next(tensors(output))
+            if found.arrangement is not None and found.map is not None:
+                first = mapped(first, found.arrangement, found.map)
+            read(found, first)
 
     def run(pixels: Tensor) -> Tensor | None:
         passes.calls = Counter()

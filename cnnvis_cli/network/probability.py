@@ -13,8 +13,8 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.observe import observing
 
 SUMS = 1e-3  # how far from 1 the probabilities of all classes may sum up: bfloat16 keeps 8 bits
-IMAGES = 4  # of noise, by which it is decided
-OWN = ("softmax", "sigmoid", "sigmoid_")  # functions that make probabilities
+NOISE_IMAGES = 4  # of noise, by which it is decided
+PROBABILITY_FUNCTIONS = ("softmax", "sigmoid", "sigmoid_")  # functions that make probabilities
 
 
 class Ending(Enum):
@@ -25,7 +25,7 @@ class Ending(Enum):
     PROBABILITIES = "probabilities"  # by a softmax or sigmoid of the network's own
 
 
-_known = WeakIdKeyDictionary()  # by module, decided once
+_endings = WeakIdKeyDictionary()  # by module, decided once
 
 
 def probabilities(network: Network, output: Tensor) -> Tensor:
@@ -42,19 +42,19 @@ def probabilities(network: Network, output: Tensor) -> Tensor:
 
 def ending_of(network: Network) -> Ending:
     """Return what the output is; runs the network the first time, so call it without hooks."""
-    if network.module not in _known:
-        _known[network.module] = _ending(network)
-    found: Ending = _known[network.module]
+    if network.module not in _endings:
+        _endings[network.module] = _ending(network)
+    found: Ending = _endings[network.module]
     return found
 
 
 def _ending(network: Network) -> Ending:
-    shape = (IMAGES, 3, *network.size)
+    shape = (NOISE_IMAGES, 3, *network.size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     made: list[int] = []  # where such functions wrote
 
     def see(function: Any, _args: Any, _named: Any, found: Any) -> None:
-        if getattr(function, "__name__", "") in OWN and isinstance(found, Tensor):
+        if getattr(function, "__name__", "") in PROBABILITY_FUNCTIONS and isinstance(found, Tensor):
             made.append(found.data_ptr())
 
     with torch.no_grad(), observing(see):

@@ -21,7 +21,8 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.observe import observing
 from cnnvis_cli.network.operations import ROLES, Role
 from cnnvis_cli.network.probability import probabilities as class_probabilities
-from cnnvis_cli.network.walk import Call, tensors
+from cnnvis_cli.network.survey import mapped, reading
+from cnnvis_cli.network.walk import JOINING, Call, tensors
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.registry import Registry
 
@@ -114,7 +115,7 @@ def outputs(network: Network, layer: Layer | None, x: Tensor, size: int) -> Tens
 
 
 @dataclass(frozen=True)
-class Method:
+class Explainer:
     """A way to explain a value.
 
     Pixelwise maps are (B, 3, h, w) and `shown` signed, or by the largest of the three magnitudes;
@@ -128,7 +129,7 @@ class Method:
     parameters: dict[str, Any]
 
 
-METHODS: Registry[Method] = Registry("saliency method")
+METHODS: Registry[Explainer] = Registry("saliency method")
 Explain = Callable[[Question], Tensor]
 
 
@@ -138,7 +139,7 @@ def _method(
     """Register a function from a question to maps."""
 
     def keep(explain: Explain) -> Explain:
-        METHODS.register(name)(Method(explain, title, shown, says, parameters))
+        METHODS.register(name)(Explainer(explain, title, shown, says, parameters))
         return explain
 
     return keep
@@ -213,9 +214,15 @@ def gradcam(question: Question) -> Tensor:
     x = question.images.detach().requires_grad_()
     with _following(question.network, question.at) as followed:
         value = question.value(x, question.all)
-    (gradients,) = torch.autograd.grad(value.sum(), followed.map)
-    weighed = gradients.mean((2, 3), keepdim=True) * followed.map.detach()
+    (slopes,) = torch.autograd.grad(value.sum(), followed.map)
+    gradients, maps = (_as_map(question.at, found) for found in (slopes, followed.map.detach()))
+    weighed = gradients.mean((2, 3), keepdim=True) * maps
     return weighed.sum(1).clamp(min=0)[: len(x)]
+
+
+def _as_map(layer: Layer, found: Tensor) -> Tensor:
+    """Return what lies as a layer's output does as a map: (B, C, rows, columns)."""
+    return found if layer.arrangement is None else mapped(found, layer.arrangement, layer.map)
 
 
 SAMPLES, SPREAD = 50, 0.15  # Smilkov et al. 2017, section 3.1: 50 samples, noise of 10 to 20 %
@@ -254,16 +261,16 @@ def _smooth(question: Question, number: int) -> Tensor:
     return total / SAMPLES
 
 
-STEPS = 50  # Sundararajan et al. 2017, section 5: 20 to 300 suffice
+PATH_STEPS = 50  # Sundararajan et al. 2017, section 5: 20 to 300 suffice
 
 
 @_method(
     "integrated",
     "integrated gradients",
     "magnitude",
-    f"parts of the value, from the mean colour to the image in {STEPS} steps "
+    f"parts of the value, from the mean colour to the image in {PATH_STEPS} steps "
     "(Sundararajan et al. 2017)",
-    steps=STEPS,
+    steps=PATH_STEPS,
     baseline="mean colour",
 )
 def integrated(question: Question) -> Tensor:
@@ -283,7 +290,7 @@ def _integrate(question: Question, number: int) -> Tensor:
 
     image = question.images[number : number + 1].detach().requires_grad_()
     rule = IntegratedGradients(value)
-    parts: Tensor = rule.attribute(image, n_steps=STEPS, internal_batch_size=question.size)
+    parts: Tensor = rule.attribute(image, n_steps=PATH_STEPS, internal_batch_size=question.size)
     return parts[0].detach().to(image.dtype)
 
 
@@ -296,16 +303,18 @@ def _back(question: Question, x: Tensor, of: Tensor, rule: str = "gradient") -> 
     return found
 
 
-_PLACEWISE = (Role.POINTWISE, Role.RECTIFIER, Role.CURVED)
+_PLACEWISE = (Role.POINTWISE, Role.RECTIFIER, Role.CURVED, Role.STATISTIC)
 
 
 class _Followed:
     """Follows a map through operations on single places.
 
-    `map` is the last state: any other use, by a convolution or a pooling, ends it.
+    `map` is the last state: any other use, by a convolution or a pooling, ends it. The channels of
+    a map are its dimension `channel`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel: int) -> None:
+        self.channel = channel
         self.states: list[Tensor] = []
         self.over = False
 
@@ -319,10 +328,17 @@ class _Followed:
     def note(self, func: Call, args: Any, kwargs: Any, out: Any) -> None:
         """Record a function's call."""
         if self.states and not self.over and isinstance(out, Tensor) and self._uses(args, kwargs):
-            if ROLES.get(func) in _PLACEWISE and out.shape[2:] == self.map.shape[2:]:
+            if self._keeps_places(func, args, out):
                 self.states.append(out)
             else:
                 self.over = True
+
+    def _keeps_places(self, func: Call, args: Any, out: Tensor) -> bool:
+        """Return whether a result lies as the map does, each place made of the same place."""
+        placewise = ROLES.get(func) in _PLACEWISE
+        if self.channel == 1:
+            return (placewise or func in JOINING) and out.shape[2:] == self.map.shape[2:]
+        return (placewise or func is F.layer_norm) and out.shape[:-1] == self.map.shape[:-1]
 
     def _uses(self, args: Any, kwargs: Any) -> bool:
         given = tensors([args, kwargs])
@@ -332,20 +348,19 @@ class _Followed:
 @contextmanager
 def _following(network: Network, layer: Layer) -> Iterator[_Followed]:
     """Follow a layer's output through the forward passes of this block."""
-    followed = _Followed()
-    module = network.module.get_submodule(layer.module)
-    handle = module.register_forward_hook(lambda _module, _inputs, out: followed.begin(out))
-    try:
-        with observing(followed.note):
-            yield followed
-    finally:
-        handle.remove()
+    followed = _Followed(layer.arrangement.channel if layer.arrangement else 1)
+
+    def begin(_layer: Layer, output: Any) -> None:
+        followed.begin(next(tensors(output)))
+
+    with observing(followed.note), reading(network.module, [layer], begin):
+        yield followed
 
 
 def last_map(network: Network, target: Target) -> Layer:
     """Return the last convolution that a target depends on; raise `UsageError` if there is none."""
     for layer in reversed(network.layers):
-        if layer.kind == "conv" and max(layer.map) > 1 and depends(network, target, layer):
+        if layer.kind != "fc" and max(layer.map) > 1 and depends(network, target, layer):
             return layer
     raise UsageError(
         f"{network.name}: Grad-CAM needs a layer with a map before {target.spoken}, and there is "
@@ -364,7 +379,10 @@ def depends(network: Network, target: Target, layer: Layer) -> bool:
     if not followed.states:
         return False
     (found,) = torch.autograd.grad(value.sum(), followed.map, allow_unused=True)
-    return found is not None
+    if found is None or layer.kind != "token":
+        return found is not None
+    # After the last attention only the class token counts; before it, a map is what blocks add to.
+    return len(followed.states) > 1 and bool(_as_map(layer, found).any())
 
 
 def check_way(network: Network, target: Target, method: str) -> None:
@@ -394,7 +412,7 @@ def count_classes(network: Network) -> int:
     return int(found.shape[1]) if isinstance(found, Tensor) and found.dim() == 2 else 0
 
 
-def probabilities(question: Question) -> Tensor:
+def question_probabilities(question: Question) -> Tensor:
     """Return the probability of each class: (B, classes)."""
     with torch.no_grad():
         scores = outputs(question.network, None, question.images, question.size)

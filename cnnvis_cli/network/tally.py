@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnvis_cli import histogram
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.nouns import Layer
 
-Arrays = dict[str, NDArray[Any]]
 PIECE = 1 << 25  # values that are summed at a time in tensor operations
-SAMPLE = 8  # places of an image's map that are counted in the histogram
+HISTOGRAM_SAMPLE = 8  # places of an image's map that are counted in the histogram
 
 
 class Slots(NamedTuple):
@@ -84,7 +84,7 @@ def _read_in_pieces(flat: Tensor, used: Tensor) -> Summary:
     """Read some images at a time, since sums in float64 need copies in float64."""
     some = max(1, PIECE // flat[0].numel())
     firsts = range(0, len(flat), some)
-    pieces = [_read(flat[i : i + some], used[i : i + some]) for i in firsts]
+    pieces = [_summarize(flat[i : i + some], used[i : i + some]) for i in firsts]
     return Summary(
         value=torch.cat([piece.value for piece in pieces]),
         place=torch.cat([piece.place for piece in pieces]),
@@ -93,7 +93,7 @@ def _read_in_pieces(flat: Tensor, used: Tensor) -> Summary:
     )
 
 
-def _read(flat: Tensor, used: Tensor) -> Summary:
+def _summarize(flat: Tensor, used: Tensor) -> Summary:
     """Read maps with tensor operations."""
     none = flat.isnan()
     value, place = flat.masked_fill(none, float("-inf")).max(dim=1)
@@ -118,7 +118,7 @@ def sampled_places(images: NDArray[np.int64], places: int) -> NDArray[np.int64]:
     They are evenly spread, from a start that differs from image to image, so that no part of the
     map is preferred; small maps are counted in full.
     """
-    count = min(SAMPLE, places)
+    count = min(HISTOGRAM_SAMPLE, places)
     start = images * 2654435761 % places  # Knuth's multiplicative hash
     return (start[:, None] + np.arange(count) * (places // count)) % places
 
@@ -271,7 +271,7 @@ class Tally:
         part = self._histogram[start : start + flat.shape[2]]
         compiled = _compiled(self._device)
         if compiled is not None:
-            bits = (histogram.SHIFT, histogram.FIRST)
+            bits = (histogram.DROPPED_BITS, histogram.FIRST)
             compiled.fill(flat.numpy(), rows, places, part.numpy(), *bits)
             return
         chosen = flat[_moved(rows[:, None], self._device), _moved(places, self._device)]
@@ -316,9 +316,11 @@ class Tally:
 def _count(values: Tensor, part: Tensor) -> None:
     """Count (n, C) values in the histograms (C, BINS) of their channels."""
     bits = values.contiguous().view(torch.int32)
-    step = ((bits & 0x7FFFFFFF) >> histogram.SHIFT) - histogram.FIRST
-    step = step.clamp(0, histogram.SIDE - 1).long()
-    found = torch.where(values < 0, histogram.SIDE - 1 - step, histogram.SIDE + step)
+    step = ((bits & 0x7FFFFFFF) >> histogram.DROPPED_BITS) - histogram.FIRST
+    step = step.clamp(0, histogram.BINS_PER_SIGN - 1).long()
+    found = torch.where(
+        values < 0, histogram.BINS_PER_SIGN - 1 - step, histogram.BINS_PER_SIGN + step
+    )
     found += histogram.BINS * torch.arange(values.shape[1], device=values.device)
     known = values.isnan().logical_not().int()
     part.view(-1).index_add_(0, found.flatten(), known.flatten())
@@ -356,7 +358,7 @@ def _warm(loops: Loops) -> None:
     loops.read(maps, used, False, value, place, doubles[:1], doubles)
     loops.pack(place[0], place[0], place[0])
     counts = np.zeros((1, histogram.BINS), np.int32)
-    loops.fill(maps, image[0], image, counts, histogram.SHIFT, histogram.FIRST)
+    loops.fill(maps, image[0], image, counts, histogram.DROPPED_BITS, histogram.FIRST)
     loops.rank(value, place, used, 0, value, image, place)
 
 

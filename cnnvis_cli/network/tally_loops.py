@@ -15,15 +15,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-_BLOCK = 128  # places that are summed in float32 before they are added in float64
+from cnnvis_cli.arrays import Doubles, Floats, Int32s, Int64s
+
+_FLOAT32_BLOCK = 128  # places that are summed in float32 before they are added in float64
 _NARROW = 128  # channels; below, two places at a time are faster, from there on one
 _ZERO, _ONE, _NONE = np.float32(0), np.int32(1), np.int32(0)
 _NEAR = 64  # channels whose histograms, 128 kB, fit in a near cache
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int32]
-Longs = NDArray[np.int64]
 
 
 def _compile(loop: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,11 +43,11 @@ def _adder(rows: int, rectify: bool) -> Callable[..., None]:
         some: Floats,
         first: int,
         top: Floats,
-        at: Ints,
+        at: Int32s,
         added: Floats,
         squared: Floats,
         above: Floats,
-        on: Ints,
+        on: Int32s,
     ) -> None:
         for c in range(some.shape[1]):  # all loads before all stores, or it is not vectorized
             best, where, ons = top[c], at[c], on[c]
@@ -87,29 +84,49 @@ def _first_number(maps: Floats, channel: int, lowest: float) -> int:
 
 
 @_compile
+def _scratch(channels: int) -> tuple[Floats, Floats, Floats, Floats, Int32s, Int32s]:
+    """Return rows for an image's largest values, sums, squares and positive parts, places, counts.
+
+    Their distances are not powers of two, or all would need the same cache lines.
+    """
+    width = (channels + 15) // 16 * 16 + 16
+    floats, wholes = np.empty(4 * width, np.float32), np.empty(2 * width, np.int32)
+    top, added = floats[:channels], floats[width : width + channels]
+    squared, above = floats[2 * width : 2 * width + channels], floats[3 * width :][:channels]
+    return top, added, squared, above, wholes[:channels], wholes[width : width + channels]
+
+
+@_compile
+def _keep_largest(
+    maps: Floats, rectify: bool, top: Floats, at: Int32s, value: Floats, place: Int32s
+) -> None:
+    """Write an image's largest values and their places; the first number's where none is larger."""
+    for c in range(len(top)):
+        if at[c] < 0:  # nothing above minus infinity, which rectifying has made 0
+            at[c] = _first_number(maps, c, 0.0 if rectify else -np.inf)
+        value[c] = top[c] + _ZERO
+        place[c] = at[c]
+
+
+@_compile
 def read(  # noqa: PLR0913 - four results
     maps: Floats,
     used: NDArray[np.bool_],
     rectify: bool,
     value: Floats,
-    place: Ints,
+    place: Int32s,
     positive: Doubles,
     sums: Doubles,
 ) -> None:
     """Fill the arrays of a `tally.Summary` from maps (B, places, C), and `rectify` these."""
     images, places, channels = maps.shape
-    # Row distances are not powers of two, or all would need the same cache lines.
-    width = (channels + 15) // 16 * 16 + 16
-    floats, wholes = np.empty(4 * width, np.float32), np.empty(2 * width, np.int32)
-    top, added = floats[:channels], floats[width : width + channels]
-    squared, above = floats[2 * width : 2 * width + channels], floats[3 * width :][:channels]
-    at, on = wholes[:channels], wholes[width : width + channels]
+    top, added, squared, above, at, on = _scratch(channels)
     for image in range(images - 1, -1, -1):
         top[:], at[:], on[:] = -np.inf, -1, 0
         positive[image] = 0
-        for start in range(0, places, _BLOCK):
+        for start in range(0, places, _FLOAT32_BLOCK):
             added[:], squared[:], above[:] = 0, 0, 0
-            stop = min(start + _BLOCK, places)
+            stop = min(start + _FLOAT32_BLOCK, places)
             pairs = start if channels >= _NARROW else stop - (stop - start) % 2
             for here in range(start, pairs, 2):
                 rows = maps[image, here : here + 2]
@@ -127,23 +144,21 @@ def read(  # noqa: PLR0913 - four results
             if used[image]:
                 sums[0] += added
                 sums[1] += squared
-        for c in range(channels):
-            if at[c] < 0:  # nothing above minus infinity, which rectifying has made 0
-                at[c] = _first_number(maps[image], c, 0.0 if rectify else -np.inf)
-            value[image, c] = top[c] + _ZERO
-            place[image, c] = at[c]
+        _keep_largest(maps[image], rectify, top, at, value[image], place[image])
         if used[image]:
             sums[2] += positive[image]
             sums[3] += on
 
 
 @_compile
-def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, lowest: int) -> None:
+def fill(
+    maps: Floats, rows: Int64s, places: Int64s, counts: Int32s, shift: int, lowest: int
+) -> None:
     """Count the places (n, s) of the images `rows` (n,) in the histograms `counts` (C, BINS).
 
     Channels are taken in groups, so that their histograms stay in a near cache. `shift` and
-    `lowest` are SHIFT and FIRST of `histogram`: cached machine code does not notice changes in
-    other files, so it must not contain them.
+    `lowest` are DROPPED_BITS and FIRST of `histogram`: cached machine code does not notice
+    changes in other files, so it must not contain them.
     """
     all_bins = counts.shape[1]
     side = all_bins // 2
@@ -167,7 +182,7 @@ def fill(maps: Floats, rows: Longs, places: Longs, counts: Ints, shift: int, low
 
 
 @_compile
-def pack(counts: Ints, where: Ints, found: Ints) -> int:
+def pack(counts: Int32s, where: Int32s, found: Int32s) -> int:
     """Write the positions of non-zero counts to `where`, the counts to `found`; return how many."""
     size = 0
     for i in range(len(counts)):
@@ -180,12 +195,12 @@ def pack(counts: Ints, where: Ints, found: Ints) -> int:
 @_compile
 def rank(  # noqa: PLR0913 - what is offered and what is kept
     value: Floats,
-    place: Ints,
+    place: Int32s,
     used: NDArray[np.bool_],
     first: int,
     activation: Floats,
-    image: Longs,
-    where: Ints,
+    image: Int64s,
+    where: Int32s,
 ) -> None:
     """Insert values (B, M) of images from `first` on into the kept (M, k), strongest first.
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
-from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.network.operations import ROLES, SLIDING, Role, Sliding
+from cnnvis_cli.network.operations import REDUCED, ROLES, SLIDING, Role, Sliding
 
 S = TypeVar("S")
 Call = Callable[..., Any]
@@ -47,10 +46,7 @@ def tensors(values: Any) -> Iterator[Tensor]:
 
 
 class Walk(TorchFunctionMode, ABC, Generic[S]):
-    """A forward pass that tracks every map; to be used in a ``with`` block.
-
-    Raise `CnnvisError` for an operation that has no row in the table of operations.
-    """
+    """A forward pass that tracks every map; to be used in a ``with`` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,38 +65,41 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
         kwargs = dict(kwargs or {})
         if not args and "input" in kwargs:  # torch's name for the first argument
             args = (kwargs.pop("input"),)
-        maps = [known for t in tensors([args, kwargs]) if (known := self[t]) is not None]
-        if not maps:
+        maps = [known for t in tensors([args, kwargs]) if (known := self._known(t)) is not None]
+        role = ROLES.get(func)
+        if not maps or role is Role.CONSTANT:
             return func(*args, **kwargs)
-        if func not in ROLES:
-            return self._without_a_row(func, args, kwargs)
-        role = ROLES[func]
-        if role is Role.CONSTANT:
-            return func(*args, **kwargs)
+        if func is Tensor.__setitem__:
+            func(*args, **kwargs)
+            self.unknown(maps, func, args[0])
+            return None
+        if role is None:
+            return self._without_a_row(maps, func, args, kwargs)
         if role is Role.SLIDING and maps[0].dims == (-2, -1):
-            return self.slide(maps[0], args[0], SLIDING[func](*args, **kwargs))
+            return self.slide(maps[0], SLIDING[func](*args, **kwargs), func, args, kwargs)
         if role is Role.PAD:
             return self.pad(maps[0], args[0], *args[1:], **kwargs)
-        if role is Role.PERMUTE:
-            out = func(*args, **kwargs)
-            self[out] = _permuted(maps[0], func, args, kwargs)
-            return out
-        if _stays_in_place(role, func, args, kwargs, maps[0]):
+        if role in (Role.POINTWISE, Role.RECTIFIER, Role.CURVED):
             return self.pointwise(maps, func, args, kwargs)
-        return self.whole(maps, func, args, kwargs)
+        return self.mix(role, maps, func, args, kwargs)
 
-    def _without_a_row(self, func: Call, args: Any, kwargs: Any) -> Any:
-        """Allow functions that only query a tensor; raise for others."""
+    def _known(self, tensor: Tensor) -> Map[S] | None:
+        """Return what is known of a tensor; one that depends on the input was made somewhere."""
+        if self[tensor] is None and tensor.grad_fn is not None:
+            self[tensor] = self.unseen(tensor)
+        return self[tensor]
+
+    def _without_a_row(self, maps: list[Map[S]], func: Call, args: Any, kwargs: Any) -> Any:
+        """Allow functions that only query a tensor; others are unknown operations."""
         out = func(*args, **kwargs)
         if not any(True for _ in tensors(out)):
             return out
-        raise CnnvisError(
-            f"the operation {function_name(func)} is not one that cnnvis knows; "
-            "add its row in cnnvis_cli/network/operations.py"
-        )
+        return self.unknown(maps, func, out)
 
     @abstractmethod
-    def slide(self, known: Map[S], tensor: Tensor, window: Sliding) -> Tensor:
+    def slide(
+        self, known: Map[S], window: Sliding, func: Call, args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
         """Run a window operation on a map."""
 
     @abstractmethod
@@ -119,60 +118,104 @@ class Walk(TorchFunctionMode, ABC, Generic[S]):
         """Run an operation that keeps each place where it is."""
 
     @abstractmethod
-    def whole(self, maps: list[Map[S]], func: Call, args: Any, kwargs: Any) -> Any:
-        """Run an operation whose every output sees every place."""
+    def mix(self, role: Role, maps: list[Map[S]], func: Call, args: Any, kwargs: Any) -> Any:
+        """Run an operation that may move places, or mix them."""
+
+    @abstractmethod
+    def unknown(self, maps: list[Map[S]], func: Call, out: Any) -> Any:
+        """Return the results of an operation that has no row in the table of operations."""
+
+    @abstractmethod
+    def unseen(self, tensor: Tensor) -> Map[S]:
+        """Return a map for a tensor that depends on the input and that no torch function made.
+
+        Scripted code and autograd functions of a network's own make such tensors.
+        """
 
 
-def _stays_in_place(role: Role, func: Call, args: Any, kwargs: Any, known: Map[Any]) -> bool:
-    """Return whether every place of the output comes from the same place of the input."""
+def stays_in_place(role: Role, func: Call, args: Any, kwargs: Any, known: Map[Any]) -> bool:
+    """Return whether every place of the output comes from the same place of the input.
+
+    It holds for maps with `dims`; the dimensions of the rows and columns stay what they are.
+    """
     if known.dims is None:
         return False
     first = next(tensors([args, kwargs]))
     if role is Role.LAST:
-        shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
-        mixed = 1 if isinstance(shape, Tensor) else len(shape)
-        return max(known.dims) < -mixed
-    if role is Role.INDEX:
-        return known.dims == (-2, -1) and _leaves_places(first, func, args, kwargs)
-    if role is Role.RESHAPE:
-        sizes = _sizes(args[1:], kwargs)
-        kept = len(sizes) > 2 and tuple(sizes[-2:]) == tuple(first.shape[-2:])
-        return known.dims == (-2, -1) and kept
-    if func in _ALONG:
-        position = 1 if func in (torch.cat, torch.concat) else 2
+        return max(known.dims) < -mixed_last(args, kwargs)
+    if func in ALONG:
+        position = 1 if func in JOINING else 2
         dim = kwargs.get("dim", args[position] if len(args) > position else 0)
-        return dim % first.dim() - first.dim() not in known.dims
-    return role in (Role.POINTWISE, Role.RECTIFIER, Role.CURVED)
+        return int(dim) % first.dim() - first.dim() not in known.dims
+    if role is Role.MOVE:
+        return known.dims == (-2, -1) and _keeps_the_last_two(first, func, args, kwargs)
+    if role is Role.REDUCE:
+        mixed = reduced_dims(first, func, args, kwargs)
+        return bool(mixed) and max(mixed or ()) < min(known.dims)
+    return False
 
 
-def _leaves_places(first: Tensor, func: Call, args: Any, kwargs: Any) -> bool:
-    """Return whether indexing or unsqueezing leaves the last two dimensions as they are."""
-    if func is not Tensor.__getitem__:
+def mixed_last(args: Any, kwargs: Any) -> int:
+    """Return how many of the trailing dimensions a linear layer or a normalisation mixes."""
+    shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
+    return 1 if isinstance(shape, (Tensor, int)) else len(shape)
+
+
+def reduced_dims(first: Tensor, func: Call, args: Any, kwargs: Any) -> set[int] | None:
+    """Return the dimensions that a reduction mixes, counted from the end; None for all."""
+    position, default = REDUCED.get(func, (1, None))
+    given = args[position] if len(args) > position else default
+    dims = kwargs.get("dim", kwargs.get("axis", given))
+    if dims is None:
+        return None
+    listed = dims if isinstance(dims, Sequence) else (dims,)
+    return {int(d) % first.dim() - first.dim() for d in listed}
+
+
+def _keeps_the_last_two(first: Tensor, func: Call, args: Any, kwargs: Any) -> bool:
+    """Return whether indexing or reshaping leaves the last two dimensions as they are."""
+    if func is Tensor.__getitem__:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return len(index) <= first.dim() - 2 and all(isinstance(i, (int, slice)) for i in index)
+    if func in (torch.unsqueeze, Tensor.unsqueeze):
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         return int(dim) % (first.dim() + 1) <= first.dim() - 2
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    return len(index) <= first.dim() - 2 and all(isinstance(i, (int, slice)) for i in index)
+    if func in (Tensor.view, Tensor.reshape, torch.reshape):
+        sizes = sizes_of(args[1:], kwargs)
+        return len(sizes) > 2 and tuple(sizes[-2:]) == tuple(first.shape[-2:])
+    return False
 
 
-_ALONG = (torch.cat, torch.concat, torch.chunk, Tensor.chunk, torch.split, Tensor.split)
+JOINING = (torch.cat, torch.concat, torch.concatenate)
+ALONG = (*JOINING, torch.chunk, Tensor.chunk, torch.split, torch.functional.split, Tensor.split)
+PERMUTING = (
+    *(torch.permute, Tensor.permute, torch.transpose, Tensor.transpose),
+    *(torch.swapaxes, Tensor.swapaxes, torch.swapdims, Tensor.swapdims),
+)
 
 
-def _sizes(args: Iterable[Any], kwargs: Any) -> list[int]:
+def sizes_of(args: Iterable[Any], kwargs: Any) -> list[Any]:
     """Return the target shape of a reshape, given as one sequence or as several numbers."""
     given = list(args) or list(kwargs.values())
     return list(given[0]) if given and isinstance(given[0], Sequence) else given
 
 
-def _permuted(known: Map[S], func: Call, args: Any, kwargs: Any) -> Map[S]:
+def permuted(known: Map[S], func: Call, args: Any, kwargs: Any) -> Map[S]:
     """Return where rows and columns are after a permutation or a transposition."""
     if known.dims is None:
         return known
-    count = args[0].dim()
-    order = list(range(-count, 0))
-    if func in (torch.permute, Tensor.permute):
-        order = [int(d) % count - count for d in _sizes(args[1:], kwargs)]
-    else:
-        one, other = (int(d) % count for d in (list(args[1:]) or list(kwargs.values())))
-        order[one], order[other] = order[other], order[one]
+    order = permutation(func, args, kwargs)
+    count = len(order)
     rows, columns = (order.index(d) - count for d in known.dims)
     return Map(known.state, (rows, columns))
+
+
+def permutation(func: Call, args: Any, kwargs: Any) -> list[int]:
+    """Return the dimension, from the end, that each dimension of the result was."""
+    count = args[0].dim()
+    if func in (torch.permute, Tensor.permute):
+        return [int(d) % count - count for d in sizes_of(args[1:], kwargs)]
+    order = list(range(-count, 0))
+    one, other = (int(d) % count for d in (list(args[1:]) or list(kwargs.values())))
+    order[one], order[other] = order[other], order[one]
+    return order

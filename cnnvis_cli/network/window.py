@@ -14,8 +14,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.network.operations import WEIGHTED, Sliding
-from cnnvis_cli.network.walk import Call, Map, Walk, function_name, tensors
+from cnnvis_cli.network.operations import WEIGHTED, Role, Sliding
+from cnnvis_cli.network.walk import (
+    PERMUTING,
+    Call,
+    Map,
+    Walk,
+    function_name,
+    permuted,
+    stays_in_place,
+    tensors,
+)
 from cnnvis_cli.nouns import Box, Size
 
 
@@ -68,10 +77,13 @@ class Window(Walk[Patches]):
             raise NotWindowable("the window is smaller than the receptive field")
         return known.state[0].begin, known.state[1].begin
 
-    def slide(self, known: Map[Patches], tensor: Tensor, window: Sliding) -> Tensor:
+    def slide(
+        self, known: Map[Patches], window: Sliding, func: Call, args: tuple[Any, ...], kwargs: Any
+    ) -> Tensor:
         if not window.exact:
             raise NotWindowable("averages over a partly counted border need the whole input")
-        cuts = [_cut(patch, window, axis) for axis, patch in enumerate(known.state)]
+        tensor: Tensor = args[0]
+        cuts = [_cut_axis(patch, window, axis) for axis, patch in enumerate(known.state)]
         (top, bottom, rows), (left, right, columns) = cuts
         if rows.length and columns.length:
             margin = (left, right, top, bottom)
@@ -106,8 +118,20 @@ class Window(Walk[Patches]):
             self[result] = shared
         return out
 
-    def whole(self, maps: list[Map[Patches]], func: Call, args: Any, kwargs: Any) -> Any:
+    def mix(self, role: Role, maps: list[Map[Patches]], func: Call, args: Any, kwargs: Any) -> Any:
+        if func in PERMUTING and maps[0].dims is not None:
+            out = func(*args, **kwargs)
+            self[out] = permuted(maps[0], func, args, kwargs)
+            return out
+        if stays_in_place(role, func, args, kwargs, maps[0]):
+            return self.pointwise(maps, func, args, kwargs)
         raise NotWindowable(f"{function_name(func)} mixes all places of its map")
+
+    def unknown(self, maps: list[Map[Patches]], func: Call, out: Any) -> Any:
+        raise NotWindowable(f"{function_name(func)} is not an operation that cnnvis knows")
+
+    def unseen(self, tensor: Tensor) -> Map[Patches]:
+        raise NotWindowable("a part of the network cannot be followed")
 
     def _differs_by_place(self, values: Any, known: Map[Patches]) -> bool:
         """Return whether nested arguments contain a tensor of the network with rows or columns."""
@@ -129,7 +153,7 @@ class Window(Walk[Patches]):
         return values
 
 
-def _cut(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
+def _cut_axis(patch: Patch, window: Sliding, axis: int) -> tuple[int, int, Patch]:
     """Return the padding before and after a patch (negative: crop), and the resulting patch."""
     (before, _), stride = window.padding[axis], window.stride[axis]
     extent = window.dilation[axis] * (window.kernel[axis] - 1) + 1

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import json
 
-from cnnvis_cli.nouns import Layer, Size
+from cnnvis_cli.network.survey import Omission, said
+from cnnvis_cli.nouns import Layer, size_text
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.common.network_loading import outline
 from cnnvis_cli.store.run import Record
 
 HEADINGS = ("alias", "module", "kind", "channels", "map", "field", "stride")
 
 
-def layers(plan: Plan, report: Report, as_json: bool = False) -> None:
+def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
-    found = outline(plan, report.once).layers
+    network = outline(plan, report.once)
+    found = network.layers
+    left_out = said(network.omissions)
+    if left_out is not None:
+        report.once(f"{network.name}: {left_out}")
     if as_json:
-        report.result(json.dumps([_record(layer) for layer in found], indent=1))
+        listed = [_layer_record(layer) for layer in found]
+        left = [_omitted(each) for each in network.omissions]
+        report.result(json.dumps(listed + left, indent=1))
         return
-    rows = [HEADINGS, *(_row(layer) for layer in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        report.result("  ".join(cells).rstrip())
+    for line in aligned([HEADINGS, *map(_layer_row, found)]):
+        report.result(line)
 
 
-def _record(layer: Layer) -> Record:
+def _layer_record(layer: Layer) -> Record:
     """Return a layer as plain values: sizes are [height, width], with names as in topk.h5."""
     return {
         "alias": layer.alias,
@@ -36,13 +41,19 @@ def _record(layer: Layer) -> Record:
         "map": layer.map,
         "receptive_field": layer.field.size,
         "stride": layer.field.stride,
+        "local_field": layer.local.size,
+        "local_stride": layer.local.stride,
+        "apart": layer.apart,
     }
 
 
-def _row(layer: Layer) -> tuple[str, ...]:
-    sizes = (_times(size) for size in (layer.map, layer.field.size, layer.field.stride))
+def _omitted(omission: Omission) -> Record:
+    """Return a module with weights that is no layer, as plain values; its alias is null."""
+    unknown = dict.fromkeys(("kind", "channels", "map", "receptive_field", "stride"))
+    about = {"class": omission.kind, "left_out": omission.reason}
+    return {"alias": None, "module": omission.module, **unknown, **about}
+
+
+def _layer_row(layer: Layer) -> tuple[str, ...]:
+    sizes = map(size_text, (layer.map, layer.field.size, layer.field.stride))
     return layer.alias, layer.module, layer.kind, str(layer.channels), *sizes
-
-
-def _times(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -47,10 +47,10 @@ class ActivationsFile:
                 file.attrs[name] = record[name]
             file.attrs["preprocessing"] = json.dumps(record["preprocessing"], sort_keys=True)
             for order, (name, layer) in enumerate(layers.items()):
-                _write(file, name, layer).attrs["order"] = order
+                _write_layer(file, name, layer).attrs["order"] = order
 
 
-def _write(file: h5py.File, name: str, layer: LayerActivations) -> Any:
+def _write_layer(file: h5py.File, name: str, layer: LayerActivations) -> Any:
     column = ACTIVATIONS["vector" if layer.values.ndim == 1 else "map"]
     values = np.asarray(layer.values, column.dtype)
     made = file.create_dataset(name, data=values, **storage(values.shape, values.itemsize))

@@ -39,14 +39,14 @@ def write_rows(dataset: h5py.Dataset, rows: Iterable[tuple[int, NDArray[Any]]]) 
     going: deque[tuple[tuple[int, ...], Future[bytes]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for offset, values in _chunks(dataset, rows):
-            going.append((offset, pool.submit(_filtered, values)))
+            going.append((offset, pool.submit(_packed_chunk, values)))
             if len(going) > 2 * threads:
-                _put(dataset, *going.popleft())
+                _write_chunk(dataset, *going.popleft())
         while going:
-            _put(dataset, *going.popleft())
+            _write_chunk(dataset, *going.popleft())
 
 
-def _put(dataset: h5py.Dataset, offset: tuple[int, ...], done: Future[bytes]) -> None:
+def _write_chunk(dataset: h5py.Dataset, offset: tuple[int, ...], done: Future[bytes]) -> None:
     dataset.id.write_direct_chunk(offset, done.result())
 
 
@@ -76,7 +76,7 @@ def _chunks(dataset: h5py.Dataset, rows: Iterable[tuple[int, NDArray[Any]]]) -> 
             yield (number * height, *offset), part
 
 
-def _filtered(values: NDArray[Any]) -> bytes:
+def _packed_chunk(values: NDArray[Any]) -> bytes:
     """Return a chunk as HDF5's filters would store it."""
     flat = np.ascontiguousarray(values).reshape(-1)
     shuffled = flat.view(np.uint8).reshape(-1, flat.itemsize).T
@@ -97,7 +97,7 @@ def _folded(total: int) -> int:
     return (total - 1) % 65535 + 1 if total else 0
 
 
-def in_order(pieces: Iterable[Iterable[Any]]) -> Iterator[Any]:
+def merged_rows(pieces: Iterable[Iterable[Any]]) -> Iterator[Any]:
     """Return the rows of several sorted inputs in order of their first numbers, each once."""
     by_unit = groupby(merge(*pieces, key=itemgetter(0)), key=itemgetter(0))
     return (next(rows) for _, rows in by_unit)

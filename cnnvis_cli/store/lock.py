@@ -100,7 +100,9 @@ def _taken(path: Path, kind: int) -> IO[str]:
         handle.close()
         return _taken(path, kind)
     if kind == fcntl.LOCK_EX:  # one of several shards writes nothing here
-        _say(handle, f"process {os.getpid()} on {os.uname().nodename} since {_now()}\n")
+        _write_holder(
+            handle, f"process {os.getpid()} on {os.uname().nodename} since {local_time()}\n"
+        )
     return handle
 
 
@@ -124,11 +126,12 @@ def _is_at(path: Path, handle: IO[str]) -> bool:
         return False
 
 
-def _now() -> str:
+def local_time() -> str:
+    """Return the date and the time of day."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _say(handle: IO[str], text: str) -> None:
+def _write_holder(handle: IO[str], text: str) -> None:
     """Write who holds it; a full disk does not matter here."""
     with suppress(OSError):
         handle.truncate(0)
@@ -139,7 +142,7 @@ def _say(handle: IO[str], text: str) -> None:
 def _tidy(path: Path, handle: IO[str], kind: int) -> None:
     """Clear the lock file, and remove it with its folder if that is otherwise empty."""
     if kind == fcntl.LOCK_EX:
-        _say(handle, "")
+        _write_holder(handle, "")
     with suppress(OSError):
         if all(entry.name.startswith(NAME) for entry in path.parent.iterdir()):
             path.unlink()

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
-from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.store.hdf5 import Header, stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write
 from cnnvis_cli.store.validate import check_file
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.store.chunks import in_order, write_rows
+from cnnvis_cli.store.chunks import merged_rows, write_rows
 from cnnvis_cli.store.hdf5 import Array, Header, parse_record, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
@@ -32,7 +32,7 @@ class Optimized:
     @classmethod
     def joined(cls, pieces: Sequence[Optimized]) -> Optimized:
         """Return the units of several pieces of one plan, each once."""
-        rows = in_order(map(_rows, pieces))
+        rows = merged_rows(map(_unit_rows, pieces))
         blocks = ({n: v[i : i + 1] for n, v in block.items()} for _, block, i in rows)
         units = np.unique(np.concatenate([piece.units for piece in pieces]))
         return replace(pieces[0], units=units, blocks=blocks)
@@ -129,7 +129,7 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
 
     def images() -> Iterator[tuple[int, Array]]:
         nonlocal written
-        for row, (_, block, place) in enumerate(in_order(map(_rows, pieces))):
+        for row, (_, block, place) in enumerate(merged_rows(map(_unit_rows, pieces))):
             for name, values in small.items():
                 values[row] = block[name][place]
             yield row, block["image"][place]
@@ -142,7 +142,7 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
         columns[name][...] = values
 
 
-def _rows(piece: Optimized) -> Iterator[tuple[int, dict[str, Array], int]]:
+def _unit_rows(piece: Optimized) -> Iterator[tuple[int, dict[str, Array], int]]:
     """Yield each unit with its block and its row there."""
     for block in piece.blocks:
         yield from ((unit, block, row) for row, unit in enumerate(block["unit"].tolist()))

@@ -15,13 +15,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError
 from cnnvis_cli.store.lock import may_be_shared
 from cnnvis_cli.store.publish import intact, publish, publishing_hdf5
 from cnnvis_cli.store.schema import storage
 
-Arrays = dict[str, NDArray[Any]]
 Name = int | str
 
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.store.chunks import in_order, write_rows
+from cnnvis_cli.store.chunks import merged_rows, write_rows
 from cnnvis_cli.store.hdf5 import Array, Header, parse_record, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
@@ -29,7 +29,7 @@ class Projected:
     @classmethod
     def joined(cls, pieces: Sequence[Projected]) -> Projected:
         """Return the channels of several pieces of one plan, each once."""
-        return replace(pieces[0], channels=in_order(piece.channels for piece in pieces))
+        return replace(pieces[0], channels=merged_rows(piece.channels for piece in pieces))
 
 
 class ProjectedFile:
@@ -98,7 +98,7 @@ def _write_method(group: h5py.Group, pieces: list[Projected]) -> None:
     done = np.zeros(shape[0], np.bool_)
 
     def projections() -> Iterator[tuple[int, Array]]:
-        for channel, values, scale in in_order(piece.channels for piece in pieces):
+        for channel, values, scale in merged_rows(piece.channels for piece in pieces):
             scales[channel], done[channel] = scale, True
             yield channel, values
 

@@ -130,7 +130,7 @@ def publishing_hdf5(path: Path) -> Iterator[h5py.File]:
     with publishing(path) as file:
         guarded = _Guarded(file)
         try:
-            with h5py.File(guarded, "w", userblock_size=BLOCK) as hdf5:
+            with h5py.File(guarded, "w", userblock_size=USER_BLOCK) as hdf5:
                 yield hdf5
         except (OSError, RuntimeError, ValueError):
             if guarded.failure is None:
@@ -142,19 +142,19 @@ def publishing_hdf5(path: Path) -> Iterator[h5py.File]:
         file.write(seal)
 
 
-BLOCK = 512  # bytes before HDF5's first one, which it leaves to its users (the "user block")
+USER_BLOCK = 512  # bytes before HDF5's first one, which it leaves to its users (the "user block")
 
 
 def _seal(file: BinaryIO) -> bytes:
     """Return the user block's content: the SHA-256 of all bytes behind it."""
     file.flush()
-    file.seek(BLOCK)
+    file.seek(USER_BLOCK)
     found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    return f"cnnvis sha256 {found}\n".encode().ljust(BLOCK, b"\0")
+    return f"cnnvis sha256 {found}\n".encode().ljust(USER_BLOCK, b"\0")
 
 
 def intact(path: Path) -> bool:
     """Return whether a file is exactly what `publishing_hdf5` wrote; raise `OSError`."""
     with path.open("rb") as file:
-        written = file.read(BLOCK)
+        written = file.read(USER_BLOCK)
         return written == _seal(file)

@@ -19,10 +19,12 @@ Record = dict[str, Any]
 def differences(have: Record, want: Record) -> str:
     """Return the differences of two records, in words."""
     unequal = [k for k in want if have.get(k) != want[k]]
-    return "; ".join(f"{k} is {_short(have.get(k))} there, {_short(want[k])} here" for k in unequal)
+    return "; ".join(
+        f"{k} is {_short_value(have.get(k))} there, {_short_value(want[k])} here" for k in unequal
+    )
 
 
-def _short(value: Any) -> str:
+def _short_value(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
 
@@ -87,16 +89,16 @@ class Run:
 
     def read(self) -> Record:
         """Return the content of run.json; empty if there is none."""
-        return _read(self.manifest)
+        return _read_record(self.manifest)
 
     def noted(self) -> Record:
         """Return the notes made by `note`."""
-        return _read(self.notes)
+        return _read_record(self.notes)
 
     def all_notes(self) -> list[Record]:
         """What has been noted here by this run and by its shards."""
         files = [self.manifest, *sorted((self.path / "shards").glob("*.json"))]
-        return [_read(path) for path in files]
+        return [_read_record(path) for path in files]
 
     def claim(self, identity: Record, weights: str | None, ema: bool = False) -> None:
         """Make this directory the run of a network, or check that it is.
@@ -126,13 +128,13 @@ class Run:
         first = {"format": "cnnvis/run", "version": 1, **identity, "weights": weights}
         if ema:
             first["ema"] = True
-        _write(self.manifest, first)
+        _write_record(self.manifest, first)
 
     def note(self, section: str, record: Record) -> None:
         """Add a stage's note to run.json; nothing is written if it is unchanged."""
         known = self.noted() or {"format": "cnnvis/run", "version": 1}
         if known.get(section) != record:
-            _write(self.notes, {**known, section: record})
+            _write_record(self.notes, {**known, section: record})
 
     @contextmanager
     def lock(self, shard: str | None = None) -> Iterator[None]:
@@ -156,7 +158,7 @@ SECTIONS: dict[str, type] = {  # the sections of run.json, and their types
 }
 
 
-def _read(path: Path) -> Record:
+def _read_record(path: Path) -> Record:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -173,5 +175,5 @@ def _read(path: Path) -> Record:
     return dict(found)
 
 
-def _write(path: Path, record: Record) -> None:
+def _write_record(path: Path, record: Record) -> None:
     publish(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERSION = 1
+VERSION_WITH_LOCAL_FIELDS = 2  # of a topk.h5 with layers whose places are tokens or see by gates
 
 
 class Column(NamedTuple):
@@ -29,7 +30,7 @@ IMAGES: Table = {
     "crc": Column("u4", ("N",), "CRC-32 of the bytes that were read; 0 if none were"),
     "offset": Column("i8", ("N",), "its offset in its tar or zip; -1 for a plain file"),
 }
-BINS: Table = {
+HISTOGRAM_BINS: Table = {
     "edges": Column("f8", ("bins + 1",), "edges of the histogram bins"),
     "levels": Column("f8", ("Q",), "the levels of the quantiles"),
 }
@@ -38,6 +39,9 @@ PLACES: Table = {
     "image": Column("i8", ("C", "k"), "index into images; -1 in an empty slot"),
     "position": Column("i4", ("C", "k", "2"), "row and column in the layer's map"),
     "box": Column("i4", ("C", "k", "4"), "top, left, bottom, right in input pixels, half-open"),
+}
+LOCAL: Table = {
+    "local_box": Column("i4", ("C", "k", "4"), "the local field, as box"),
 }
 TOPK_LAYER: Table = {
     **PLACES,

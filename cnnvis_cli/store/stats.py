@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Arrays, Doubles
 from cnnvis_cli.histogram import BINS, quantiles
 from cnnvis_cli.store.topk import TopK
-
-Numbers = NDArray[np.float64]
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass
@@ -30,9 +27,9 @@ class Account:
     images: int = 0
     strongest: TopK = field(init=False)
     lowest: TopK | None = field(init=False)
-    sums: Numbers = field(init=False)  # (4, C): total, squares, positive, places above 0
+    sums: Doubles = field(init=False)  # (4, C): total, squares, positive, places above 0
     histogram: NDArray[np.int64] = field(init=False)  # (C, BINS)
-    classes: dict[int, tuple[int, Numbers]] = field(default_factory=dict)
+    classes: dict[int, tuple[int, Doubles]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         channels = self.last - self.first
@@ -45,9 +42,9 @@ class Account:
         """Add one part, with the arrays of `network.tally.Tally.arrays`."""
         mine = slice(self.first, self.last)
         self.images += int(part["images"][0])
-        self.strongest = self.strongest.merge(_places(part, "", mine))
+        self.strongest = self.strongest.merge(_part_places(part, "", mine))
         if self.lowest is not None:
-            self.lowest = self.lowest.merge(_places(part, "min.", mine))
+            self.lowest = self.lowest.merge(_part_places(part, "min.", mine))
         names = ("total", "squares", "positive", "active")
         self.sums += np.stack([part[name][mine] for name in names])
         bins = slice(*np.searchsorted(part["bin"], (self.first * BINS, self.last * BINS)))
@@ -86,7 +83,7 @@ class Account:
             "histogram": counts,
         }
 
-    def _selectivity(self, chosen: slice) -> tuple[NDArray[np.int32], Numbers]:
+    def _selectivity(self, chosen: slice) -> tuple[NDArray[np.int32], Doubles]:
         """Return the class that activates each channel most, and the class selectivity index.
 
         (a - b) / (a + b), where a is the channel's mean rectified activation over the images of
@@ -111,7 +108,7 @@ class Account:
         )
 
 
-def _places(part: Arrays, prefix: str, mine: slice) -> TopK:
+def _part_places(part: Arrays, prefix: str, mine: slice) -> TopK:
     """Return places by their number in the map; rows and columns follow when the layer is known."""
     activation, image, place = (part[prefix + n][mine] for n in ("activation", "image", "place"))
     return TopK(activation, image, place.astype(np.int64), np.zeros_like(image))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from cnnvis_cli.arrays import Floats, Int64s
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,9 @@ class TopK:
     """
 
     activation: Floats
-    image: Ints
-    row: Ints
-    column: Ints
+    image: Int64s
+    row: Int64s
+    column: Int64s
 
     @classmethod
     def empty(cls, channels: int, k: int) -> TopK:
@@ -31,7 +30,7 @@ class TopK:
         return cls(np.full((channels, k), np.nan, np.float32), nowhere, nowhere * 0, nowhere * 0)
 
     @classmethod
-    def of(cls, activation: Floats, image: Ints, row: Ints, column: Ints, k: int) -> TopK:
+    def of(cls, activation: Floats, image: Int64s, row: Int64s, column: Int64s, k: int) -> TopK:
         """Return the k strongest of candidate places, arrays of (C, n) each, in any order.
 
         Candidates with image -1 or a NaN activation are not places; a place given twice counts

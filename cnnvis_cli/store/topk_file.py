@@ -14,22 +14,24 @@ from numpy.typing import NDArray
 
 from cnnvis_cli import histogram
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.nouns import Box, Layer, ReceptiveField, Size
 from cnnvis_cli.store.hdf5 import Array, parse_record, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import (
-    BINS,
+    HISTOGRAM_BINS,
     IMAGES,
+    LOCAL,
     PLACES,
     TOPK_LAYER,
     VERSION,
+    VERSION_WITH_LOCAL_FIELDS,
     write,
 )
 from cnnvis_cli.store.topk import TopK
 
 STATS = [name.removeprefix("stats/") for name in TOPK_LAYER if name.startswith("stats/")]
-SIDE = 1 << 14  # pixels; the windows of the deepest networks are 2000 wide
+LARGEST_BOX = 1 << 14  # pixels; the windows of the deepest networks are 2000 wide
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class LayerTopK:
     box: NDArray[np.int32]  # (C, k, 4)
     stats: dict[str, Array]  # (C,) each, quantiles (C, Q)
     precision: str  # the arithmetic that the activations were computed in
+    local_box: NDArray[np.int32] | None = None  # (C, k, 4), where it is not `box`
+
+    @property
+    def is_local(self) -> bool:
+        """Whether what a place is about is less than all that it sees."""
+        return self.local_box is not None
+
+    def tile(self, unit: int, rank: int, size: Size) -> Box:
+        """Return the window of an input of `size` that figures show for a place."""
+        shown = self.box if self.local_box is None else self.local_box
+        return box_of(shown[unit, rank]).tile(size)
 
 
 @dataclass(frozen=True)
@@ -113,8 +126,10 @@ class TopKFile:
             )
             stats = {name: group[f"stats/{name}"][()] for name in STATS}
             box = group["box"][()]
-            _check_places(places, box, int(file.attrs["images"]))
-            return LayerTopK(places, box, stats, str(file.attrs["precision"]))
+            local = group["local_box"][()] if "local_box" in group else None
+            for windows in (box,) if local is None else (box, local):
+                _check_places(places, windows, int(file.attrs["images"]))
+            return LayerTopK(places, box, stats, str(file.attrs["precision"]), local)
 
     def histogram(self, alias: str) -> NDArray[np.int64]:
         """Return the number of a layer's places in each bin: (C, bins)."""
@@ -134,11 +149,13 @@ class TopKFile:
             file.attrs["plan"] = json.dumps(plan, sort_keys=True)
             write(file.create_group("images"), IMAGES, vars(images))
             bins = {"edges": histogram.edges(), "levels": np.array(histogram.LEVELS)}
-            write(file.create_group("bins"), BINS, bins)
+            write(file.create_group("bins"), HISTOGRAM_BINS, bins)
             for order, result in enumerate(layers):
                 group = file.create_group(f"layers/{result.layer.alias}")
-                _write_layer(group, result)
+                _write_topk_layer(group, result)
                 group.attrs["order"] = order
+                if _needs_local_fields(result.layer):
+                    file.attrs["version"] = VERSION_WITH_LOCAL_FIELDS
 
 
 def _check_places(places: TopK, box: NDArray[np.int32], images: int) -> None:
@@ -146,31 +163,40 @@ def _check_places(places: TopK, box: NDArray[np.int32], images: int) -> None:
     if places.image.min(initial=-1) < -1 or places.image.max(initial=-1) >= images:
         raise ValueError("speaks of images that it does not list")
     sides = box[..., 2:].astype(np.int64) - box[..., :2]
-    if sides.min(initial=0) < 0 or sides.max(initial=0) > SIDE:
+    if sides.min(initial=0) < 0 or sides.max(initial=0) > LARGEST_BOX:
         raise ValueError("speaks of windows that no network has")
 
 
-def _write_layer(group: h5py.Group, result: LayerResult) -> None:
+def _write_topk_layer(group: h5py.Group, result: LayerResult) -> None:
     layer = result.layer
     group.attrs.update(module=layer.module, kind=layer.kind, channels=layer.channels)
     group.attrs.update(map=layer.map, receptive_field=layer.field.size, stride=layer.field.stride)
-    write(group, TOPK_LAYER, _places(layer, result.strongest) | result.arrays)
+    write(group, TOPK_LAYER, _place_columns(layer, result.strongest) | result.arrays)
+    if _needs_local_fields(layer):
+        local = layer.local
+        group.attrs.update(local_field=local.size, local_stride=local.stride, apart=layer.apart)
+        write(group, LOCAL, {"local_box": boxes(local, result.strongest)})
     if result.lowest is not None:
-        write(group.create_group("min"), PLACES, _places(layer, result.lowest))
+        write(group.create_group("min"), PLACES, _place_columns(layer, result.lowest))
 
 
-def _places(layer: Layer, places: TopK) -> dict[str, Array]:
+def _needs_local_fields(layer: Layer) -> bool:
+    """Return whether a layer has tokens, or places that are about less than they see."""
+    return layer.kind == "token" or layer.narrow is not None
+
+
+def _place_columns(layer: Layer, places: TopK) -> dict[str, Array]:
     return {
         "activation": places.activation,
         "image": places.image,
         "position": np.stack([places.row, places.column], axis=-1),
-        "box": boxes(layer, places),
+        "box": boxes(layer.field, places),
     }
 
 
-def boxes(layer: Layer, places: TopK) -> NDArray[np.int32]:
-    """Return the receptive field of each place in the input, (C, k, 4); zeros in empty slots."""
-    rows, columns = layer.field.rows, layer.field.columns
+def boxes(field: ReceptiveField, places: TopK) -> NDArray[np.int32]:
+    """Return the field of each place in the input, (C, k, 4); zeros in empty slots."""
+    rows, columns = field.rows, field.columns
     top = rows.start + rows.stride * places.row
     left = columns.start + columns.stride * places.column
     found = np.stack([top, left, top + rows.size, left + columns.size], axis=-1)

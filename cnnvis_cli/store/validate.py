@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 
 from cnnvis_cli.store.schema import (
-    BINS,
+    HISTOGRAM_BINS,
     IMAGES,
+    LOCAL,
     OCCLUDED,
     OPTIMIZED_STYLE,
     PLACES,
@@ -32,8 +33,8 @@ from cnnvis_cli.store.schema import (
 GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     "topk": (
         ("images", IMAGES),
-        ("bins", BINS),
-        ("layers/*", TOPK_LAYER),
+        ("bins", HISTOGRAM_BINS),
+        ("layers/*", TOPK_LAYER | LOCAL),
         ("layers/*/min", PLACES),
     ),
     "optimized": (("*", OPTIMIZED_STYLE),),
@@ -42,7 +43,7 @@ GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     "occluded": (("", OCCLUDED),),
 }
 PACKED = 1100  # bytes that one stored byte may expand to: deflate reaches 1032
-SMALL = 1 << 20  # bytes that any array may have
+SMALL_ARRAY = 1 << 20  # bytes that any array may have
 PICTURES = 5  # axes of arrays that are read a few rows at a time, and may be partly written
 
 
@@ -60,7 +61,7 @@ def _check_once(path: Path, kind: str, _state: tuple[int, ...]) -> None:
     with h5py.File(path, "r") as file:
         if kind_of(file) == kind:
             for pattern, table in GROUPS.get(kind, ()):
-                for group in _groups(file, pattern.split("/")):
+                for group in _matching_groups(file, pattern.split("/")):
                     _check_group(group, table)
 
 
@@ -70,7 +71,7 @@ def kind_of(file: h5py.File) -> str:
     return text.removeprefix("cnnvis/") if isinstance(text, str) else ""
 
 
-def _groups(group: h5py.Group, names: list[str]) -> Iterator[h5py.Group]:
+def _matching_groups(group: h5py.Group, names: list[str]) -> Iterator[h5py.Group]:
     """Return the existing groups that match a pattern."""
     if not names:
         yield group
@@ -78,7 +79,7 @@ def _groups(group: h5py.Group, names: list[str]) -> Iterator[h5py.Group]:
     for name in list(group) if names[0] == "*" else names[:1]:
         child = _child(group, name)
         if isinstance(child, h5py.Group):
-            yield from _groups(child, names[1:])
+            yield from _matching_groups(child, names[1:])
 
 
 def _child(group: h5py.Group, name: str) -> Any:
@@ -116,5 +117,5 @@ def _check_array(array: Any, column: Column, lengths: dict[str, int]) -> None:
     if len(shape) != len(column.axes) or wanted != list(shape):
         raise ValueError(f"{array.name} has the shape {shape}, not ({', '.join(column.axes)})")
     stored = array.id.get_storage_size()
-    if len(shape) < PICTURES and array.nbytes > SMALL + PACKED * stored:
+    if len(shape) < PICTURES and array.nbytes > SMALL_ARRAY + PACKED * stored:
         raise ValueError(f"{array.name} is {array.nbytes} bytes, of which only {stored} are stored")

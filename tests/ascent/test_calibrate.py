@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from cnnvis_cli.ascent.calibrate import (
     ABOVE_NOISE,
+    ADDITION_TOLERANCE,
     CLIPPED,
     FAINTEST,
+    LARGEST_ADDITION,
     SLOWEST,
-    STRONGEST,
-    TOLERANCE,
     UNITS,
     Probe,
     calibrate,
     probe_channels,
     remaining_noise,
 )
-from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, Outcome, climb
+from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, Outcome, climb
 from cnnvis_cli.ascent.starts import noise, seed_of
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
@@ -62,7 +62,7 @@ def probe(scale: float, channels: list[int]) -> Probe:
 
     def ascend(style: Style) -> list[Ascent]:
         tasks = [[AscentSpec(i, c, style, start[i])] for i, c in enumerate(channels)]
-        found = climb(evaluate, tasks, Batch(len(channels), last=True), MEAN)
+        found = climb(evaluate, tasks, AscentBatch(len(channels), last=True), MEAN)
         return sorted(found, key=lambda ascent: int(str(ascent.key)))
 
     gradient = evaluate(start, torch.tensor(channels))[2]
@@ -105,8 +105,9 @@ def test_what_is_added_stands_out_as_stated(name: str, scale: float) -> None:
     clipped = float(((shown <= 0) | (shown >= 255)).double().mean())
     leading = sum(ascent.outcome is Outcome.LARGEST for ascent in found) / len(found)
     assert clipped <= CLIPPED
-    assert added > wanted / TOLERANCE / 1.1 or clipped > CLIPPED / 4  # the rate has two digits
-    assert leading == 1 or added >= STRONGEST / 1.1 or clipped > CLIPPED / 4
+    least = wanted / ADDITION_TOLERANCE / 1.1  # the rate has two digits
+    assert added > least or clipped > CLIPPED / 4
+    assert leading == 1 or added >= LARGEST_ADDITION / 1.1 or clipped > CLIPPED / 4
     if leading == 1:
         softer = probing.ascend(style.with_step(Constant(style.step.rate / 4)))
         less = float((images(softer) - still).flatten(1).std(dim=1).quantile(SLOWEST))

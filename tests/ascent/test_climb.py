@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import CHECK, Ascent, AscentSpec, Batch, Evaluate, Outcome, climb
+from cnnvis_cli.ascent.climb import CHECK, Ascent, AscentBatch, AscentSpec, Evaluate, Outcome, climb
 from cnnvis_cli.ascent.regularizers import Decay
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.steps import Constant
@@ -157,7 +157,10 @@ def made(score: Score, tasks: list[AscentSpec], size: int | None = None) -> list
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).to(tasks[0].start.dtype)
     found = list(
         climb(
-            looking(score), ([task] for task in tasks), Batch(size or len(tasks), last=True), mean
+            looking(score),
+            ([task] for task in tasks),
+            AscentBatch(size or len(tasks), last=True),
+            mean,
         )
     )
     assert len(found) == len(tasks)
@@ -357,7 +360,7 @@ def test_a_slot_without_a_gradient_is_given_to_another() -> None:
     start = [image.float() for image in starts(8)]
     tasks = [[AscentSpec(i, 5 if i < 4 else i % 4, style, start[i])] for i in range(8)]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    found = list(climb(counted, tasks, Batch(4), mean))
+    found = list(climb(counted, tasks, AscentBatch(4), mean))
     assert [ascent.outcome == 3 for ascent in found] == [True] * 4 + [False] * 4
     assert len(evaluations) == 11 * CHECK
     assert set(evaluations) == {4}  # always full batches: the last bits depend on their size
@@ -387,9 +390,9 @@ def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> No
     score = score_of(network.float())
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
     run_groups = [[task] for task in tasks]
-    usual = {a.key: a for a in climb(looking(score), run_groups, Batch(3), mean)}
+    usual = {a.key: a for a in climb(looking(score), run_groups, AscentBatch(3), mean)}
     replayed = Replayed()
-    steady = Batch(3, steady=True, run=replayed)
+    steady = AscentBatch(3, steady=True, run=replayed)
     found = {a.key: a for a in climb(looking(score), run_groups, steady, mean)}
     assert found.keys() == usual.keys()
     assert all(alike(found[key], usual[key]) for key in usual)
@@ -408,7 +411,7 @@ def test_an_ascent_has_the_same_slot_of_a_steady_batch_in_any_company(order: lis
     style = replace(STYLES["2"], iterations=3)
     run_groups = [[AscentSpec(i, i, style, starts(1)[0].float(), place=places[i])] for i in order]
     mean = torch.zeros(1, 3, 1, 1)
-    found = [int(str(a.key)) for a in climb(watched, run_groups, Batch(3, steady=True), mean)]
+    found = [int(str(a.key)) for a in climb(watched, run_groups, AscentBatch(3, steady=True), mean)]
     assert sorted(found) == sorted(order)
     for i in order:
         slots = {slot for row in seen for slot, target in enumerate(row) if target == i and i}
@@ -429,7 +432,7 @@ def test_teams_stay_side_by_side() -> None:
         [AscentSpec((u, r), u, style, start[3 * u + r]) for r in range(3)] for u in (1, 2, 5, 3, 4)
     ]
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
-    found = list(climb(watched, iter(run_groups), Batch(6), mean))
+    found = list(climb(watched, iter(run_groups), AscentBatch(6), mean))
     assert {ascent.key for ascent in found} == {
         task.key for run_group in run_groups for task in run_group
     }
@@ -448,17 +451,17 @@ def test_no_more_slots_are_used_than_there_is_room_for() -> None:
             given.append(task.target)
             yield [task]
 
-    found = climb(looking(score), run_groups(), Batch(8, max_active=2), mean)
+    found = climb(looking(score), run_groups(), AscentBatch(8, max_active=2), mean)
     next(found)
     assert len(given) == 2
     whole = made(score, tasks)
-    for ascent in [*climb(looking(score), run_groups(), Batch(8, max_active=2), mean)]:
+    for ascent in [*climb(looking(score), run_groups(), AscentBatch(8, max_active=2), mean)]:
         assert alike(ascent, next(a for a in whole if a.key == ascent.key))
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
     assert not list(
-        climb(looking(score_of(small_network())), [], Batch(4), torch.zeros(1, 3, 1, 1))
+        climb(looking(score_of(small_network())), [], AscentBatch(4), torch.zeros(1, 3, 1, 1))
     )
 
 

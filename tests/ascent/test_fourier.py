@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, climb
+from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, climb
 from cnnvis_cli.ascent.fourier import (
     FourierParameterization,
     FourierUpdater,
@@ -340,7 +340,7 @@ def ascents(style: Style, size: int = 4, channels: Sequence[int] = range(5)) -> 
     with torch.no_grad():
         return {
             int(str(a.key)): a
-            for a in climb(evaluate, run_groups, Batch(size, last=True), MEAN.float())
+            for a in climb(evaluate, run_groups, AscentBatch(size, last=True), MEAN.float())
         }
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from cnnvis_cli.ascent.scores import (
     SCORES,
     Scores,
-    clipped,
+    clipped_share,
     disturbances,
-    grey,
+    grey_share,
+    most_shift,
     order,
-    reach,
     rescale,
     robustness,
     score,
@@ -95,14 +95,16 @@ def test_rescaling_enlarges() -> None:
 
 @pytest.mark.parametrize(("side", "by"), [(1, 1), (8, 1), (15, 1), (16, 2), (32, 4), (227, 4)])
 def test_a_shift_suits_the_canvas(side: int, by: int) -> None:
-    assert reach(torch.zeros(1, 3, side, 300)) == reach(torch.zeros(1, 3, 300, side)) == by
+    assert (
+        most_shift(torch.zeros(1, 3, side, 300)) == most_shift(torch.zeros(1, 3, 300, side)) == by
+    )
 
 
 @given(seeds, sizes)
 @CASES
 def test_the_disturbances_are_what_they_are_called(seed: int, size: tuple[int, int, int]) -> None:
     x = images(seed, size)
-    by = reach(x)
+    by = most_shift(x)
     plain = x.numpy()
     right = moved(plain, 0, by)
     told = {
@@ -194,7 +196,7 @@ def test_variation_is_in_grey_levels() -> None:
 @CASES
 def test_grey_pixel_by_pixel(seed: int, size: tuple[int, int, int]) -> None:
     x = images(seed, size) ** 3 / 50
-    for image, found in zip(x.numpy(), grey(x), strict=True):
+    for image, found in zip(x.numpy(), grey_share(x), strict=True):
         pixels = np.abs(image).max(axis=0)
         threshold = max(pixels.max() / 10, 0.1)
         assert float(found) == pytest.approx((pixels < threshold).mean())
@@ -205,8 +207,8 @@ def test_grey_is_what_looks_grey() -> None:
     x[1] = 0.09  # too faint to be anything
     x[2, :, :5] = 50  # half a picture
     x[3, 1] = 40  # one channel is enough
-    assert grey(x).tolist() == pytest.approx([1, 1, 0.5, 0])
-    assert grey(x * 3)[2:].tolist() == pytest.approx([0.5, 0])
+    assert grey_share(x).tolist() == pytest.approx([1, 1, 0.5, 0])
+    assert grey_share(x * 3)[2:].tolist() == pytest.approx([0.5, 0])
 
 
 def test_clipped_counts_what_the_ascent_clips() -> None:
@@ -216,7 +218,7 @@ def test_clipped_counts_what_the_ascent_clips() -> None:
     x[0, :, :2] = 999
     x[1, :, :3] = -999
     x[2] = 100
-    found = clipped(x.clamp(updater.low, updater.high), MEAN)
+    found = clipped_share(x.clamp(updater.low, updater.high), MEAN)
     assert found.tolist() == pytest.approx([0.2, 0.3, 0])
 
 

@@ -21,9 +21,9 @@ from cnnvis_cli.ascent.search import (
     SWEPT,
     Ranges,
     Row,
-    draw,
+    draw_rows,
     every_sweep,
-    spread,
+    spread_values,
     sweep,
     toml,
 )
@@ -48,24 +48,24 @@ def test_the_example_in_the_docs() -> None:
 @given(st.integers(-5, 2**40), st.integers(0, 20), st.integers(0, 20))
 @CASES
 def test_a_longer_search_begins_with_a_shorter_one(seed: int, few: int, more: int) -> None:
-    rows = draw(Ranges(), few + more, seed)
-    assert rows[:few] == draw(Ranges(), few, seed)
+    rows = draw_rows(Ranges(), few + more, seed)
+    assert rows[:few] == draw_rows(Ranges(), few, seed)
     assert column(rows, "number") == list(range(few + more))
 
 
 def test_rows_and_seeds_differ() -> None:
-    rows = {replace(row, number=0) for seed in range(3) for row in draw(ALL_ON, 50, seed)}
+    rows = {replace(row, number=0) for seed in range(3) for row in draw_rows(ALL_ON, 50, seed)}
     assert len(rows) == 150
 
 
 def test_the_same_rows_on_every_machine() -> None:
-    assert draw(Ranges(), 9, 0)[8].label() == "decay 5e-05 · blur 0.52/2 · rate 0.5x"
+    assert draw_rows(Ranges(), 9, 0)[8].label() == "decay 5e-05 · blur 0.52/2 · rate 0.5x"
 
 
 @given(st.integers(0, 999))
 @CASES
 def test_drawn_values_lie_in_their_ranges_with_two_digits(seed: int) -> None:
-    for row in draw(ALL_ON, 5, seed):
+    for row in draw_rows(ALL_ON, 5, seed):
         for name in PARAMETERS:
             low, high = getattr(ALL_ON, name)
             value = getattr(row, name)
@@ -77,7 +77,7 @@ def test_drawn_values_lie_in_their_ranges_with_two_digits(seed: int) -> None:
 @pytest.mark.parametrize("name", ["decay", "tv", "rate"])
 def test_proportional_parameters_are_drawn_evenly_by_their_logarithm(name: str) -> None:
     low, high = getattr(ALL_ON, name)
-    values = np.log(column(draw(ALL_ON, 2000, 1), name))
+    values = np.log(column(draw_rows(ALL_ON, 2000, 1), name))
     share = (np.sort(values) - np.log(low)) / np.log(high / low)
     np.testing.assert_allclose(share, np.linspace(0, 1, 2000), atol=0.05)
 
@@ -85,19 +85,19 @@ def test_proportional_parameters_are_drawn_evenly_by_their_logarithm(name: str) 
 @pytest.mark.parametrize("name", ["blur_width", "norm", "contribution"])
 def test_the_others_are_drawn_evenly(name: str) -> None:
     low, high = getattr(ALL_ON, name)
-    share = (np.sort(column(draw(ALL_ON, 2000, 1), name)) - low) / (high - low)
+    share = (np.sort(column(draw_rows(ALL_ON, 2000, 1), name)) - low) / (high - low)
     np.testing.assert_allclose(share, np.linspace(0, 1, 2000), atol=0.08)  # two digits of 1.2
 
 
 def test_every_whole_number_comes_up_equally_often() -> None:
-    values, counts = np.unique(column(draw(ALL_ON, 4000, 1), "blur_every"), return_counts=True)
+    values, counts = np.unique(column(draw_rows(ALL_ON, 4000, 1), "blur_every"), return_counts=True)
     assert values.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     np.testing.assert_allclose(counts, 500, atol=80)
 
 
 @pytest.mark.parametrize("absent", [0.0, 0.2, 0.5, 1.0])
 def test_each_regularizer_is_absent_by_chance(absent: float) -> None:
-    rows = draw(Ranges(absent=absent, tv_absent=absent), 2000, 2)
+    rows = draw_rows(Ranges(absent=absent, tv_absent=absent), 2000, 2)
     gone = np.array([[not getattr(row, name) for name in PARTS] for row in rows])
     np.testing.assert_allclose(gone.mean(axis=0), absent, atol=0.04)
     none = gone.all(axis=1).mean()  # they are drawn independently
@@ -107,14 +107,14 @@ def test_each_regularizer_is_absent_by_chance(absent: float) -> None:
 
 
 def test_total_variation_stays_away_unless_asked_for() -> None:
-    assert not any(column(draw(Ranges(), 300, 0), "tv"))
+    assert not any(column(draw_rows(Ranges(), 300, 0), "tv"))
 
 
 def test_one_range_changes_no_other_parameter() -> None:
-    usual = draw(ALL_ON, 20, 0)
-    other = draw(replace(ALL_ON, decay=(0.1, 0.2), absent=0), 20, 0)
+    usual = draw_rows(ALL_ON, 20, 0)
+    other = draw_rows(replace(ALL_ON, decay=(0.1, 0.2), absent=0), 20, 0)
     assert [replace(row, decay=0) for row in usual] == [replace(row, decay=0) for row in other]
-    for row, fewer in zip(usual, draw(Ranges(tv_absent=0.3), 20, 0), strict=True):
+    for row, fewer in zip(usual, draw_rows(Ranges(tv_absent=0.3), 20, 0), strict=True):
         for name in PARAMETERS:
             assert getattr(fewer, name) in (0, getattr(row, name))
 
@@ -124,8 +124,8 @@ def test_a_range_may_be_one_value(name: str) -> None:
     one = (3, 3) if name == "blur_every" else (0.5, 0.5)
     change: dict[str, Any] = {name: one}
     ranges = replace(ALL_ON, **change)
-    assert set(column(draw(ranges, 5, 0), name)) == {one[0]}
-    assert spread(name, ranges, 4) == (one[0],)
+    assert set(column(draw_rows(ranges, 5, 0), name)) == {one[0]}
+    assert spread_values(name, ranges, 4) == (one[0],)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_labels_leave_out_what_is_absent() -> None:
 @CASES
 def test_what_a_label_says_is_what_is_used(seed: int) -> None:
     """The row can be read back from its label."""
-    (*_, row) = draw(ALL_ON, 3, seed)
+    (*_, row) = draw_rows(ALL_ON, 3, seed)
     words = dict(part.split() for part in row.label().split(" · "))
     width, every = words.pop("blur").split("/")
     rate = words.pop("rate", "1x").removesuffix("x")
@@ -212,7 +212,7 @@ def test_what_a_label_says_is_what_is_used(seed: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 def test_a_spread_goes_from_end_to_end_and_up(name: str, count: int) -> None:
     low, high = getattr(Ranges(), name)
-    found = spread(name, Ranges(), count)
+    found = spread_values(name, Ranges(), count)
     assert len(found) == count
     assert found[0] == low
     assert count == 1 or found[-1] == high
@@ -223,13 +223,13 @@ def test_a_spread_goes_from_end_to_end_and_up(name: str, count: int) -> None:
 
 
 def test_a_spread_over_whole_numbers_has_no_more_than_there_are() -> None:
-    assert spread("blur_every", Ranges(), 30) == tuple(range(1, 9))
+    assert spread_values("blur_every", Ranges(), 30) == tuple(range(1, 9))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_sweep_changes_one_parameter(name: str) -> None:
     base = Row(7, blur_width=0.5, norm=10)
-    values = spread(name, Ranges(), 4)
+    values = spread_values(name, Ranges(), 4)
     rows = sweep(name, values, base)
     assert column(rows, name) == list(values)
     assert column(rows, "number") == [7, 8, 9, 10]
@@ -241,7 +241,7 @@ def test_a_sweep_that_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="no parameter 'dekay'; did you mean 'decay'"):
         sweep("dekay", [0.1], Row())
     with pytest.raises(UsageError, match="no parameter 'dekay'; did you mean 'decay'"):
-        spread("dekay", Ranges(), 3)
+        spread_values("dekay", Ranges(), 3)
     with pytest.raises(UsageError, match="needs a base row with a blur_width"):
         sweep("blur_every", [1, 2], Row())
     with pytest.raises(ValidationError, match=r"norm\n.* less than or equal to 100"):
@@ -249,7 +249,7 @@ def test_a_sweep_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"blur_every\n.* valid integer"):
         sweep("blur_every", [1.5], Row(blur_width=1))
     with pytest.raises(UsageError, match="at least 1"):
-        spread("norm", Ranges(), 0)
+        spread_values("norm", Ranges(), 0)
     with pytest.raises(UsageError, match="at least 2"):
         every_sweep(Ranges(), 1)
     with pytest.raises(UsageError, match="range of norm is too narrow for 3"):
@@ -305,7 +305,7 @@ def test_a_plan_reads_back_the_style_that_it_keeps(name: str, style: Style) -> N
 @given(st.integers(0, 999))
 @CASES
 def test_a_plan_keeps_rows(seed: int) -> None:
-    for row in draw(Ranges(tv_absent=0.5), 5, seed):
+    for row in draw_rows(Ranges(tv_absent=0.5), 5, seed):
         style = row.style(250, 7.3)
         assert read_back(toml(style.name, style)) == style
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cnnvis_cli.bench.optimize import bench_optimize
+from cnnvis_cli.bench.optimize import measure_optimize
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import OptimizePlan, Plan
 
@@ -12,7 +12,7 @@ from cnnvis_cli.settings import OptimizePlan, Plan
 def test_the_table_and_the_record_say_the_same() -> None:
     settings = OptimizePlan(style=("3", "2"))
     plan = Plan(model="demo", layer=("conv1", "fc8"), workers=0, batch_size=8, optimize=settings)
-    found = bench_optimize(plan, Report(quiet=True), seconds=0.2, rounds=2)
+    found = measure_optimize(plan, Report(quiet=True), seconds=0.2, rounds=2)
     record = json.loads(json.dumps(found.record()))
     assert [row["layer"] for row in record["layers"]] == ["conv1", "fc8"]
     for row in record["layers"]:

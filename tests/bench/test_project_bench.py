@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cnnvis_cli.bench.project import bench_project
+from cnnvis_cli.bench.project import measure_project
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, ProjectPlan
 
@@ -12,7 +12,7 @@ from cnnvis_cli.settings import Plan, ProjectPlan
 def test_the_table_and_the_record_say_the_same() -> None:
     settings = ProjectPlan(method=("deconv", "guided"))
     plan = Plan(model="demo", layer=("conv1", "fc8"), units="0-5", project=settings)
-    found = bench_project(plan, Report(quiet=True), seconds=0.1, rounds=2)
+    found = measure_project(plan, Report(quiet=True), seconds=0.1, rounds=2)
     record = json.loads(json.dumps(found.record()))
     rows = record["layers"]
     assert [(row["layer"], row["group"]) for row in rows] == [
@@ -32,5 +32,5 @@ def test_the_table_and_the_record_say_the_same() -> None:
 def test_other_settings_are_named() -> None:
     settings = ProjectPlan(start="map", lrn="pass")
     plan = Plan(model="demo", layer=("conv2",), units="0", project=settings)
-    found = bench_project(plan, Report(quiet=True), seconds=0.01, rounds=1)
+    found = measure_project(plan, Report(quiet=True), seconds=0.01, rounds=1)
     assert found.rows[0].group == "deconv-map-lrn"

@@ -65,8 +65,8 @@ def test_paths_are_the_shell_s_own_affair(line: str, kind: str) -> None:
 
 def test_what_is_offered_is_what_there_is() -> None:
     """The names are written by hand, or read from a source: here they are compared."""
-    assert set(completing.OWN) == set(OWN)
-    assert set(completing.KINDS) == set(KINDS)
+    assert set(completing.OWN_MODELS) == set(OWN)
+    assert set(completing.MONTAGE_KINDS) == set(KINDS)
     assert set(completing._builders()) == set(models.list_models(module=models))
 
 

@@ -313,7 +313,7 @@ def test_an_honest_zip_is_read(tmp_path: Path) -> None:
 def test_a_bomb_is_never_unpacked_beyond_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(containers, "LARGEST", 1000)
+    monkeypatch.setattr(containers, "LARGEST_IMAGE", 1000)
     path = zipped(tmp_path / "a.zip", {"a.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(Unreadable, match="too large"):
         read(path)

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.decode import Unreadable, decode, prepare, write_png
 from cnnvis_cli.nouns import Interpolation, Preprocessing
 
-Pixels = NDArray[np.uint8]
 SMALL = Preprocessing(resize=16, crop=(16, 16))
 AS_IT_IS = Preprocessing(resize=(8, 8), crop=(8, 8))  # for files of 8 x 8 pixels
 

@@ -16,7 +16,7 @@ from cnnvis_cli.demo.synthetic import CLASSES, draw
 from cnnvis_cli.demo.training import (
     HELD_OUT,
     LAYERS,
-    Images,
+    DrawnImages,
     Recipe,
     drawn,
     examined,
@@ -41,11 +41,11 @@ def _deterministic() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def images() -> Images:
+def images() -> DrawnImages:
     return drawn(0, QUICK.per_class)
 
 
-def test_a_folded_network_answers_like_the_normalised_one(images: Images) -> None:
+def test_a_folded_network_answers_like_the_normalised_one(images: DrawnImages) -> None:
     network = DemoNet()
     normed = with_norms(network, 0.5)
     for start in (0, 24):
@@ -64,7 +64,7 @@ def test_a_folded_network_answers_like_the_normalised_one(images: Images) -> Non
         torch.testing.assert_close(normed(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_bits(images: Images) -> None:
+def test_the_same_seed_gives_the_same_bits(images: DrawnImages) -> None:
     found = []
     for _ in range(2):
         torch.manual_seed(QUICK.seed)
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_bits(images: Images) -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_images_come_class_by_class(images: Images) -> None:
+def test_images_come_class_by_class(images: DrawnImages) -> None:
     assert images.pixels.shape == (2 * len(CLASSES), 3, 112, 112)
     wanted = torch.from_numpy(draw(CLASSES[5], 1)).permute(2, 0, 1)
     assert torch.equal(wanted, images.pixels[11])
@@ -82,7 +82,7 @@ def test_images_come_class_by_class(images: Images) -> None:
     assert Recipe().per_class < HELD_OUT
 
 
-def test_variation_keeps_shape_and_range(images: Images) -> None:
+def test_variation_keeps_shape_and_range(images: DrawnImages) -> None:
     seen = varied(images.pixels[:8], torch.Generator().manual_seed(1))
     assert seen.shape == images.pixels[:8].shape
     assert float(seen.min()) >= 0
@@ -98,7 +98,7 @@ def test_softening_keeps_the_strength_and_removes_the_grain() -> None:
     assert float(filters.diff(dim=3).std()) < 0.8 * float(strength)
 
 
-def test_a_unit_that_never_fires_is_counted_as_dead(images: Images) -> None:
+def test_a_unit_that_never_fires_is_counted_as_dead(images: DrawnImages) -> None:
     network = DemoNet()
     with torch.no_grad():
         bias = list(network.parameters())[1]  # of conv1

@@ -129,7 +129,7 @@ def less() -> Iterator[None]:
         patch.setattr(calibrate, "ROUNDS", 1)
         patch.setattr(calibrate, "ITERATIONS", FEW)
         patch.setattr(saliency, "SAMPLES", 2)
-        patch.setattr(saliency, "STEPS", 2)
+        patch.setattr(saliency, "PATH_STEPS", 2)
         yield
 
 

@@ -165,7 +165,7 @@ def killing(stock: Stock, run: Path, pauses: Sequence[float]) -> Iterator[list[i
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="write it as tcp://host:port or tls://host:port"):
-        engine.reach(address, CPU, trusted=True)
+        engine.connect(address, CPU, trusted=True)
 
 
 @pytest.mark.parametrize(
@@ -189,17 +189,17 @@ def test_traffic_that_others_can_read_needs_trust(
     asked: list[str] = []
     monkeypatch.setattr(engine, "_client", asked.append)
     if fine:
-        assert engine.reach(address, CPU, trusted).address == address
+        assert engine.connect(address, CPU, trusted).address == address
     else:
         with pytest.raises(UsageError, match=r"use TLS .* or --trust-network"):
-            engine.reach(address, CPU, trusted)
+            engine.connect(address, CPU, trusted)
     assert asked == ([address] if fine else [])
 
 
 @pytest.mark.parametrize("port", ["99999", "x", "-1"])
 def test_a_port_that_is_none_is_refused(port: str) -> None:
     with pytest.raises(UsageError, match="write it as"):
-        engine.reach(f"tcp://127.0.0.1:{port}", CPU, trusted=False)
+        engine.connect(f"tcp://127.0.0.1:{port}", CPU, trusted=False)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the client that gives up

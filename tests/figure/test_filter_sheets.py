@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.filters import (
     FRAME,
     TONES,
     FilterSheet,
     Marks,
+    filter_scale,
     filter_sheets,
-    fitting_scale,
     toned_filters,
 )
 from cnnvis_cli.figure.lines import INKS
 from cnnvis_cli.figure.scatter import Band, Scatter, scatter
-from cnnvis_cli.figure.sheets import Caption, Pixels
+from cnnvis_cli.figure.sheets import Caption
 
 CAPTION = Caption("a title", "a note")
 
@@ -48,7 +49,7 @@ def test_the_tone_is_the_stated_one() -> None:
 
 @pytest.mark.parametrize(("size", "count"), [(3, 64), (7, 96), (11, 96), (5, 6), (1, 1), (16, 200)])
 def test_every_filter_is_in_both_sheets_and_nothing_overlaps(size: int, count: int) -> None:
-    scale = fitting_scale((size, size))
+    scale = filter_scale((size, size))
     assert 30 <= size * scale <= 60
     sheets = [FilterSheet(f"sheet {n}", tiles(count, size, n)) for n in range(2)]
     marks = Marks(np.ones(count, bool), np.zeros(count, bool))

@@ -11,25 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.lines import Plot, plots
 from cnnvis_cli.figure.sheets import (
     Caption,
     Cell,
+    CellRow,
     Pane,
-    Row,
     rows_of_cells,
     sheet,
     single,
     toolbox_montage,
 )
-from cnnvis_cli.figure.tone import RULES, toned
+from cnnvis_cli.figure.tone import TONE_RULES, toned
 
 GOLDEN = Path(__file__).parent / "golden"
-Pixels = NDArray[np.uint8]
 
 
 def waves(seed: int, count: int, side: int) -> Pixels:
@@ -44,7 +43,9 @@ def waves(seed: int, count: int, side: int) -> Pixels:
     return found
 
 
-CAPTION = Caption("demo conv5 (features.10) · 6 of 64 units", f"Preferred images. {RULES['tile']}.")
+CAPTION = Caption(
+    "demo conv5 (features.10) · 6 of 64 units", f"Preferred images. {TONE_RULES['tile']}."
+)
 
 
 def optimized() -> Canvas:
@@ -74,7 +75,7 @@ def styles() -> Canvas:
 def layers() -> Canvas:
     sizes = {"fc8": 60, "conv3": 30, "conv1": 7}
     rows = [
-        Row(name, tuple(Cell(f"{n} fish", (Pane(waves(n, 4, side), 2),)) for n in range(2)))
+        CellRow(name, tuple(Cell(f"{n} fish", (Pane(waves(n, 4, side), 2),)) for n in range(2)))
         for name, side in sizes.items()
     ]
     return rows_of_cells(rows, CAPTION)

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import Canvas, Text
+from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.figure.canvas import Canvas, TextLine
 from cnnvis_cli.figure.lines import Plot, plots
 from cnnvis_cli.figure.pdf import pdf, read_key
 from cnnvis_cli.figure.sheets import Caption, Cell, sheet
 
-Pixels = NDArray[np.uint8]
 KEY = "0123456789abcdef" * 4
 STREAM = rb"\bobj\s*<<((?:(?!endobj).)*?)>>\s*stream\r?\n"  # and its dictionary
 RECORD = {
@@ -137,7 +136,7 @@ def test_a_page_has_so_many_pixels_an_inch(dpi: int | None, inch: int) -> None:
 def test_text_is_text_in_a_font_that_is_in_the_file() -> None:
     content = pdf(drawn(), RECORD)
     assert b"/FontFile2" in content
-    texts = [mark for mark in drawn().marks if isinstance(mark, Text)]
+    texts = [mark for mark in drawn().marks if isinstance(mark, TextLine)]
     assert len(texts) > 7
     assert page_text(content).count(" Tj") == len(texts)
 

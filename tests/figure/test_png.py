@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.png import BAND, encode
-
-Pixels = NDArray[np.uint8]
 
 
 def picture(height: int, width: int, noise: int, seed: int = 0) -> Pixels:

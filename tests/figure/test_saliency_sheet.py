@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnvis_cli.figure.canvas import Text, Tile, text_size
+from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.figure.canvas import TextLine, Tile, text_size
 from cnnvis_cli.figure.heat import (
-    DIM,
     INFERNO,
     LUMA,
-    Pixels,
+    PHOTOGRAPH_BRIGHTNESS,
     capped,
     colour_bar,
     coloured,
-    grey,
+    in_grey,
     over,
     to_largest,
 )
-from cnnvis_cli.figure.saliency import NARROWEST, Explained, Subject, saliency_sheet
+from cnnvis_cli.figure.saliency import LEGEND_WIDTH, Explained, Subject, saliency_sheet
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.nouns import Box
 
@@ -54,10 +54,12 @@ def test_nothing_stays_nothing() -> None:
     nothing = np.zeros((5, 7), np.float32)
     for strength in (capped(nothing), to_largest(nothing)):
         assert not strength.any()
-        assert not grey(strength).any()
+        assert not in_grey(strength).any()
     photograph = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     shown = over(photograph, nothing)
-    assert (np.abs(shown - (photograph @ np.array(LUMA) * DIM)[..., None]) <= 0.5).all()
+    assert (
+        np.abs(shown - (photograph @ np.array(LUMA) * PHOTOGRAPH_BRIGHTNESS)[..., None]) <= 0.5
+    ).all()
 
 
 def test_full_strength_hides_the_photograph() -> None:
@@ -73,7 +75,7 @@ def test_everything_is_on_the_sheet(side: int, count: int) -> None:
     for mark in canvas.marks:
         if isinstance(mark, Tile):
             left, top, width, height = mark.box
-        elif isinstance(mark, Text):
+        elif isinstance(mark, TextLine):
             (left, top), (width, height) = mark.place, text_size(mark.text, mark.size)
         else:
             continue
@@ -90,8 +92,8 @@ def test_columns_do_not_run_into_each_other() -> None:
     columns = [Explained("integrated gradients", flat(1, 20), flat(2, 20))] * 2
     subject = Subject(flat(0, 20), GUESSES, Box(2, 3, 12, 15))
     canvas = saliency_sheet(subject, columns, Caption("title", "note"))
-    below = [m for m in canvas.marks if isinstance(m, Text) and m.place[1] > 40]
+    below = [m for m in canvas.marks if isinstance(m, TextLine) and m.place[1] > 40]
     for text in below:
-        assert text_size(text.text, text.size)[0] <= NARROWEST
+        assert text_size(text.text, text.size)[0] <= LEGEND_WIDTH
     assert any(text.text.endswith("...") for text in below)
     assert {"97.1%", "< 0.1%"} <= {text.text for text in below}

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.figure.canvas import Canvas, read_record, reduced, shortened, text_size
 from cnnvis_cli.figure.sheets import (
     Caption,
     Cell,
+    CellRow,
     Pane,
-    Row,
     block,
     fitting,
     per_page,
@@ -24,10 +25,8 @@ from cnnvis_cli.figure.sheets import (
     single,
     toolbox_montage,
 )
-from cnnvis_cli.figure.tone import RULES, about_grey, as_photograph, toned
+from cnnvis_cli.figure.tone import TONE_RULES, about_grey, as_photograph, toned
 
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 CAPTION = Caption("demo conv1 (features.0) · units 0 to 7 of 32", "Preferred images. " * 12)
 
 
@@ -88,8 +87,8 @@ def test_about_grey_uses_the_range_and_forgets_the_scale(seed: int, scale: float
 
 
 def test_every_rule_is_explained() -> None:
-    assert set(RULES) == {"tile", "unit", "sheet", "true"}
-    assert all(RULES.values())
+    assert set(TONE_RULES) == {"tile", "unit", "sheet", "true"}
+    assert all(TONE_RULES.values())
 
 
 @pytest.mark.parametrize(("count", "columns", "gap"), [(9, 3, 1), (7, 3, 2), (1, 3, 1), (4, 4, 0)])
@@ -310,7 +309,7 @@ def test_rows_of_cells_have_every_tile_at_true_size_and_titles_at_the_left(scale
     rows, first = [], 0
     for title, (count, runs, height, width) in sizes.items():
         tiles = [patterns(first + 10 * n, runs, height, width) for n in range(count)]
-        rows.append(Row(title, tuple(Cell(f"{n}", (Pane(t, 2),)) for n, t in enumerate(tiles))))
+        rows.append(CellRow(title, tuple(Cell(f"{n}", (Pane(t, 2),)) for n, t in enumerate(tiles))))
         first += 100
     paper = rows_of_cells(rows, CAPTION, scale).pixels
     ink, bottom = ink_of(paper), 0
@@ -341,7 +340,7 @@ def test_what_fits_in_a_row_fits(width: int) -> None:
     cell = Cell("123", (Pane(patterns(0, 4, 9, width), 2),))
     count = fitting(cell, 800, 1)
     paper = [
-        rows_of_cells([Row("", (cell,) * n)], Caption("", "")).width for n in (count, count + 1)
+        rows_of_cells([CellRow("", (cell,) * n)], Caption("", "")).width for n in (count, count + 1)
     ]
     assert paper[0] <= 800 + 42 < paper[1]  # two margins and the gutter of titles
 

@@ -497,7 +497,7 @@ def host(found: Findings) -> None:
 
 def topk(found: Findings) -> None:
     """Measure with ``bench topk``'s functions, so that worker processes start only once."""
-    from cnnvis_cli.bench.topk import bench_topk
+    from cnnvis_cli.bench.topk import measure_topk
     from cnnvis_cli.report import Report
     from cnnvis_cli.settings import Plan
 
@@ -508,7 +508,7 @@ def topk(found: Findings) -> None:
         with found.attempt(f"topk of {model}"):
             own: Any = {"batch_size": 8} if model == "demo" else {"weights": "random"}
             plan = Plan(model=model, dataset=str(folder), device=DEVICE, **own)
-            told = bench_topk(plan, Report(quiet=True), 0.7 if GPU else 0.1, rounds=1)
+            told = measure_topk(plan, Report(quiet=True), 0.7 if GPU else 0.1, rounds=1)
             _reached(found, model, told.record())
         if model == "alexnet":
             _decoded_on_the_gpu(found, folder)

@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 
-from cnnvis_cli.ascent.climb import Batch
+from cnnvis_cli.ascent.climb import AscentBatch
 from cnnvis_cli.engine import Aside, WorkerSlot, ahead
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -32,16 +32,16 @@ SIZE, STEPS, BATCHES = 128, 500, 4
 SECONDS = 2.0  # of a batch's steps on an H200
 
 
-def idle(size: int, **settings: Any) -> Batch:
+def idle(size: int, **settings: Any) -> AscentBatch:
     """Return a steady batch whose steps do nothing."""
-    return Batch(size, steady=True, run=lambda *_: None, **settings)
+    return AscentBatch(size, steady=True, run=lambda *_: None, **settings)
 
 
 @contextmanager
 def no_device() -> Iterator[None]:
     """Leave out the passes, and draw starts ahead as on a GPU."""
 
-    def batch_on(worker_slot: WorkerSlot, size: int, emit: Any, **settings: Any) -> Batch:
+    def batch_on(worker_slot: WorkerSlot, size: int, emit: Any, **settings: Any) -> AscentBatch:
         return idle(size, **settings)
 
     def drawn_ahead(items: Any, _count: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cnnvis_cli.errors import CnnvisError, UsageError
-from cnnvis_cli.network.backward import RULES, Deconv, rectify
+from cnnvis_cli.network.backward import RULES, Clamp, Deconv, check_rules, rectify
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Box, Preprocessing
@@ -391,9 +392,9 @@ def test_every_rectifier_of_a_known_network_is_seen(
     seen: list[Tensor] = []
     forward = Deconv.forward
 
-    def count(ctx: object, x: Tensor) -> Tensor:
+    def count(ctx: object, x: Tensor, out: Tensor, clamp: Clamp) -> Tensor:
         seen.append(x)
-        return forward(ctx, x)
+        return forward(ctx, x, out, clamp)
 
     monkeypatch.setattr(Deconv, "forward", staticmethod(count))
     with torch.device("meta"):
@@ -411,9 +412,9 @@ def test_every_rectifier_of_a_known_network_is_seen(
 @pytest.mark.parametrize(
     ("part", "name"),
     [
-        (nn.Hardswish(), "hardswish"),
-        (nn.ReLU6(), "hardtanh"),  # what torch's module calls
-        (Functional(nn.Sequential(nn.ReLU()), F.relu6), "relu6"),
+        (nn.Hardtanh(), "hardtanh"),
+        (Functional(nn.Sequential(nn.ReLU()), lambda x: x.clamp(-1, 6)), "clamp"),
+        (nn.Softmax(1), "softmax"),
         (nn.LeakyReLU(0.1), "leaky_relu"),
         (nn.Sigmoid(), "sigmoid"),
         (nn.GELU(), "gelu"),
@@ -431,10 +432,37 @@ def test_another_activation_function_is_refused_by_name(
     assert projected(network, photograph(), start, "gradient").any()
 
 
+@pytest.mark.parametrize(
+    ("function", "edges", "slope"),
+    [
+        (F.relu6, (0, 6), 1),
+        (nn.ReLU6(inplace=True), (0, 6), 1),
+        (lambda x: x.clamp(min=0), (0, 1e9), 1),
+        (lambda x: torch.clamp(x, 0, 2), (0, 2), 1),
+        (lambda x: x.clamp_min(0), (0, 1e9), 1),
+        (F.hardsigmoid, (-3, 3), 1 / 6),
+        (lambda x: F.hardtanh(x, 0.0, 1.0), (0, 1), 1),
+        (F.hardswish, (0, 1e9), 1),
+    ],
+)
+def test_a_rectifier_that_saturates_has_the_rectifiers_rule(
+    function: Callable[[Tensor], Tensor], edges: tuple[float, float], slope: float
+) -> None:
+    values = [-4.0, -2.0, -0.5, 0.0, 0.5, 1.5, 2.5, 4.0, 7.0]
+    above = torch.tensor([1.0, -1.0] * 9)
+    x = torch.tensor([v for v in values for _ in (0, 1)], requires_grad=True)
+    low, high = edges
+    inside = ((x > low) & (x < high)).float()
+    for method, on in (("deconv", 1), ("guided", inside)):
+        with rectify(method):
+            out = function(x * 1)
+        assert torch.equal(out, function(x.detach().clone()))
+        (found,) = torch.autograd.grad(out, x, above)
+        assert torch.allclose(found, slope * on * above.clamp(min=0))
+
+
 def test_a_layer_before_such_a_function_can_be_projected() -> None:
-    network = prepared(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Hardswish())
-    )
+    network = prepared(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.SiLU()))
     assert projected(network, photograph(), torch.ones(1, 2, 25, 29), "deconv").any()
 
 
@@ -454,3 +482,46 @@ def test_outside_the_block_the_gradient_is_the_plain_one_again() -> None:
         assert found.tolist() == expected
         (found,) = torch.autograd.grad(F.relu(x), x, above)
         assert found.tolist() == [0.0, 0.0, 3.0, -3.0]
+
+
+class Own(torch.autograd.Function):
+    """A rectifier with a way back of its own."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Unlisted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        entropy: Tensor = torch.special.entr(x)
+        return entropy
+
+
+class Hidden(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        rectified: Tensor = Own.apply(x)
+        return rectified
+
+
+@pytest.mark.parametrize("part", ["own", "scripted", "traced", "unlisted"])
+@pytest.mark.parametrize("method", ["deconv", "guided"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_what_may_hide_a_rectifier_is_refused(part: str, method: str) -> None:
+    parts: dict[str, Callable[[], Any]] = {
+        "own": Hidden,
+        "scripted": lambda: torch.jit.script(nn.ReLU()),
+        "traced": lambda: torch.jit.trace(nn.ReLU(), torch.zeros(1, 4, 9, 9)),  # type: ignore[no-untyped-call]
+        "unlisted": Unlisted,
+    }
+    network = prepared(nn.Sequential(nn.Conv2d(3, 4, 3), parts[part](), nn.Conv2d(4, 2, 3)))
+    names = {"own": "OwnBackward", "unlisted": "torch.special.entr"}
+    named = names.get(part, "code that cnnvis cannot look into")
+    with pytest.raises(UsageError, match=f"{method} cannot project conv2: .*{named}.*gradient"):
+        check_rules(network, network.layers, method)
+    check_rules(network, network.layers[:1], method)
+    check_rules(network, network.layers, "gradient")

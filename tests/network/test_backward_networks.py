@@ -109,10 +109,10 @@ def test_every_rectifier_takes_part(model: str, method: str, dress: Callable[...
 def test_a_known_network_without_rectifiers_is_refused_by_name(
     method: str, dress: Callable[..., Network]
 ) -> None:
-    network = dress("mobilenet_v2", (64, 64))
+    network = dress("efficientnet_b0", (64, 64))
     check_rules(network, [network.layer("conv1")], method)
     check_rules(network, network.layers, "gradient")
-    refusal = rf"mobilenet_v2: {method} cannot project conv2: .*hardtanh \(in features.0.2, ReLU6"
+    refusal = rf"efficientnet_b0: {method} cannot project conv2: .*silu \(in features.0.2, SiLU"
     with pytest.raises(UsageError, match=refusal):
         check_rules(network, network.layers[:5], method)
 

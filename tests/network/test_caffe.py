@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.caffe import read_caffemodel, read_mean
-from cnnvis_cli.network.fields import find_layers
+from cnnvis_cli.network.survey import find_layers
 from cnnvis_cli.network.weights import load
 from cnnvis_cli.network.zoo import Blueprint, CaffeNet, blueprint
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 
 import pytest
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlock
 
-from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.network.fields import find_layers
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.survey import find_layers, survey
 from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Box, Layer, Preprocessing, ReceptiveField, Size
 
@@ -290,7 +288,7 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "an average of the whole map": lambda x: x * F.avg_pool2d(x, (12, 9)),
     "an average of the whole map, not strided": lambda x: x * F.avg_pool2d(x, (12, 9), stride=1),
     "places of another stride": lambda x: x + F.pad(F.max_pool2d(x, 1, 2), (0, 4, 6, 0)),
-    "places picked": lambda x: x[:, :, 1:, ::2],
+    "places in another order": lambda x: x.flip(2),
     "places turned into channels": lambda x: x.view(len(x), 4, 6, 9),
     "a softmax over places": lambda x: torch.softmax(x.flatten(2), -1).view(x.shape),
     "a linear layer along the rows": lambda x: F.linear(x, torch.ones(9, 9).to(x)),
@@ -336,20 +334,89 @@ def test_a_layer_knows_its_map_and_kind_and_how_often_it_runs() -> None:
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        ("torch.cumsum", lambda x: torch.cumsum(x, 2)),
-        ("torch.Tensor.sort", lambda x: x.sort(-1).values),
-        ("torch.nn.functional.fold", lambda x: F.fold(x.flatten(2), x.shape[2:], 1)),
-        ("conv_transpose2d", lambda x: F.conv_transpose2d(x, torch.ones(2, 2, 2, 2))),
+        ("torch.renorm", lambda x: torch.renorm(x, 2, 0, 5.0)),
+        ("torch.special.i0", torch.special.i0),
+        ("torch.Tensor.__setitem__", lambda x: shifted(x)),  # noqa: PLW0108 - defined below
     ],
 )
-def test_an_unknown_operation_stops_the_run_by_name(
+def test_after_an_unknown_operation_every_place_sees_everything(
     name: str, function: Callable[[Tensor], Tensor]
 ) -> None:
     module = nn.Sequential(conv(3, 2, 3), Apply(function), conv(2, 2, 1))
-    with pytest.raises(CnnvisError, match=re.escape(name)) as caught:
-        Network.prepare("strange", module, Preprocessing(crop=(12, 12)))
-    assert str(caught.value).startswith("strange: the operation ")
-    assert "operations.py" in str(caught.value)
+    network = Network.prepare("strange", module, Preprocessing(crop=(12, 12)))
+    assert [found.split(" (")[0] for found in network.unknown] == [name]
+    before, after = network.layers
+    assert before.field.size == (3, 3)
+    assert after.field == ReceptiveField.whole((12, 12))
+    assert network.window(after, Box(0, 0, 5, 5)) == Box.whole((12, 12))
+
+
+def shifted(x: Tensor) -> Tensor:
+    """Write into a map, as a temporal shift does."""
+    moved = x * 1
+    moved[:, :, 1:] = x[:, :, :-1]
+    return moved
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_after_scripted_code_every_place_sees_everything() -> None:
+    scripted = torch.jit.script(Rectify())
+    module = nn.Sequential(conv(3, 2, 3), scripted, conv(2, 2, 1))
+    network = Network.prepare("strange", module, Preprocessing(crop=(12, 12)))
+    assert network.unknown[0].startswith("code that cnnvis cannot look into (")
+    assert network.layers[1].field == ReceptiveField.whole((12, 12))
+    gated = nn.Sequential(conv(3, 2, 3), Gated(torch.jit.script(Rectify())), conv(2, 2, 1))
+    network = Network.prepare("strange", gated, Preprocessing(crop=(12, 12)))
+    assert network.window(network.layers[1], Box(0, 0, 5, 5)) == Box.whole((12, 12))
+
+
+class Rectify(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
+class Gated(nn.Module):
+    """A gate of the whole map in code that nobody sees."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated: Tensor = x * self.gate(x)
+        return gated
+
+
+PICKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "every second column": lambda x: x[:, :, 1:, ::2],
+    "a part": lambda x: x[:, 1:, 2:-1, 3:],
+    "narrowed": lambda x: x.narrow(2, 1, 4),
+    "channels turned last and back": lambda x: x.permute(0, 2, 3, 1).contiguous().movedim(-1, 1),
+    "flattened and back": lambda x: x.flatten(2).view(x.shape),
+    "rolled there and back": lambda x: x.roll((1, 2), (2, 3)).relu().roll((-1, -2), (2, 3)),
+    "space to depth": lambda x: F.pixel_unshuffle(x[:, :, :8, :8], 2),
+    "space to depth by hand": lambda x: torch.cat(
+        [x[:, :, i:8:2, j:8:2] for i in (0, 1) for j in (0, 1)], 1
+    ),
+    "blocks": lambda x: x[:, :, :8, :9].reshape(-1, 2, 4, 2, 3, 3).mean((3, 5)),
+    "windows": lambda x: windows_and_back(x[:, :, :8, :8]),
+}
+
+
+def windows_and_back(x: Tensor) -> Tensor:
+    """Cut a map into windows of 4x4, as Swin does, and put it together again."""
+    b, c, h, w = x.shape
+    cut = x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+    back = (cut * 2).view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4)
+    return back.reshape(b, c, h, w)
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_places_are_followed_through_what_moves_them(name: str) -> None:
+    torch.manual_seed(0)
+    function = PICKED[name]
+    channels = function(torch.zeros(1, 2, 12, 12)).shape[1]
+    hold(nn.Sequential(conv(3, 2, 3), Apply(function), conv(channels, 2, (2, 1))), (14, 14))
 
 
 # Every network that torchvision has
@@ -372,23 +439,30 @@ def test_every_network_of_torchvision_can_be_followed(model: str) -> None:
     plan = blueprint(model)
     # regnet computes its widths from tensors, which needs numbers
     with torch.device("cpu" if model.startswith("regnet") else "meta"):
-        module = plan.build().to("meta").eval()
-    called: dict[str, nn.Module] = {}
-
-    def note(name: str, child: nn.Module, _inputs: object, output: Tensor) -> None:
-        if output.dim() == (4 if isinstance(child, nn.Conv2d) else 2):
-            called.setdefault(name, child)
-
-    for name, child in module.named_modules():
-        if isinstance(child, (nn.Conv2d, nn.Linear)):
-            child.register_forward_hook(partial(note, name))
-    module(torch.zeros(1, 3, *plan.preprocessing.crop, device="meta"))
-    expected = [
-        (f"{'conv' if isinstance(child, nn.Conv2d) else 'fc'}{number}", name)
-        for number, (name, child) in enumerate(called.items(), 1)
+        module = plan.build().to("meta").eval().requires_grad_(False)
+    found = survey(module, plan.preprocessing.crop)
+    listed = {layer.module for layer in found.layers}
+    left_out = {each.module for each in found.omissions}
+    weighted = {
+        name
+        for name, child in module.named_modules()
+        if any(True for _ in child.parameters(recurse=False))
+    }
+    assert listed | left_out == weighted
+    assert not listed & left_out
+    assert not found.unknown
+    units = {
+        name
+        for name, child in module.named_modules()
+        if isinstance(child, (nn.Conv2d, nn.Linear))
+        and "aux" not in name.lower()  # not run in evaluation
+        and "cpb_mlp" not in name  # of positions, not of the image
+    }
+    assert listed == units
+    assert [la.alias for la in found.layers] == [
+        f"{la.kind}{number}" for number, la in enumerate(found.layers, 1)
     ]
-    layers = find_layers(module, plan.preprocessing.crop)
-    assert [(layer.alias, layer.module) for layer in layers] == expected
-    assert layers[0].kind == "conv"
-    assert layers[0].field.size == called[layers[0].module].kernel_size
-    assert layers[-1].channels == 1000
+    first, last = found.layers[0], found.layers[-1]
+    assert first.kind == "conv"
+    assert last.channels == 1000
+    assert last.kind == ("conv" if model.startswith("squeezenet") else "fc")

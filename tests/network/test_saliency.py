@@ -24,7 +24,7 @@ from cnnvis_cli.network.saliency import (
     depends,
     enlarged,
     last_map,
-    probabilities,
+    question_probabilities,
 )
 from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Preprocessing
@@ -322,7 +322,7 @@ def test_a_network_that_gives_no_classes_says_so() -> None:
 
 def test_probabilities_are_of_all_classes(functional: Network) -> None:
     assert count_classes(functional) == CLASSES
-    found = probabilities(ask(functional, Target(), images(), 5))
+    found = question_probabilities(ask(functional, Target(), images(), 5))
     assert found.shape == (3, CLASSES)
     torch.testing.assert_close(found.sum(1), torch.ones(3))
 

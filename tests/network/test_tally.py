@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnvis_cli import histogram
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.network import tally
 from cnnvis_cli.network.tally import Slots, Summary, Tally
 from cnnvis_cli.nouns import Axis, Layer, ReceptiveField
@@ -35,7 +36,7 @@ def compiled(maps: Tensor) -> Summary:
 
 def tensors(maps: Tensor) -> Summary:
     """Return the reading in tensor operations, whatever else there is."""
-    return tally._read(tally.places_first(maps), torch.ones(len(maps), dtype=torch.bool))
+    return tally._summarize(tally.places_first(maps), torch.ones(len(maps), dtype=torch.bool))
 
 
 READERS = {"compiled": compiled, "tensors": tensors}
@@ -145,9 +146,11 @@ def test_a_bin_holds_its_values(drawn: list[float]) -> None:
     for value, number in zip(values.tolist(), histogram.bins(values).tolist(), strict=True):
         inside = min(max(value, np.nextafter(edges[0], 0)), np.nextafter(edges[-1], 0))
         if value >= 0:
-            assert edges[number] <= inside < edges[number + 1] or number == histogram.SIDE
+            assert edges[number] <= inside < edges[number + 1] or number == histogram.BINS_PER_SIGN
         else:
-            assert edges[number] < inside <= edges[number + 1] or number == histogram.SIDE - 1
+            assert (
+                edges[number] < inside <= edges[number + 1] or number == histogram.BINS_PER_SIGN - 1
+            )
 
 
 def test_the_histogram_counts_the_sampled_places(way: str) -> None:
@@ -164,7 +167,7 @@ def test_the_histogram_counts_the_sampled_places(way: str) -> None:
     wanted = np.zeros_like(counts)
     for b in (0, 1, 3):
         places = tally.sampled_places(np.array([10 + b]), 63)[0]
-        assert len(set(places.tolist())) == tally.SAMPLE
+        assert len(set(places.tolist())) == tally.HISTOGRAM_SAMPLE
         for c in range(5):
             sample = maps[b, c].flatten()[places].numpy()
             for number in histogram.bins(sample[~np.isnan(sample)]):
@@ -173,8 +176,8 @@ def test_the_histogram_counts_the_sampled_places(way: str) -> None:
 
 
 def test_small_maps_are_counted_whole() -> None:
-    places = tally.sampled_places(np.arange(50), tally.SAMPLE)
-    assert all(sorted(row) == list(range(tally.SAMPLE)) for row in places.tolist())
+    places = tally.sampled_places(np.arange(50), tally.HISTOGRAM_SAMPLE)
+    assert all(sorted(row) == list(range(tally.HISTOGRAM_SAMPLE)) for row in places.tolist())
 
 
 def test_every_place_has_its_turn() -> None:
@@ -206,7 +209,7 @@ def strongest(maps: NDArray[np.float32], used: NDArray[np.bool_], k: int, c: int
     return sorted(places, key=lambda p: (-p.activation, p.image))[:k]
 
 
-def told(arrays: tally.Arrays, prefix: str, c: int) -> list[Place]:
+def told(arrays: Arrays, prefix: str, c: int) -> list[Place]:
     columns = (arrays[prefix + name][c].tolist() for name in ("activation", "image", "place"))
     slots = [Place(*slot) for slot in zip(*columns, strict=True)]
     empty = [slot for slot in slots if slot.image < 0]

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnvis_cli.bench.activations import bench_activations
+from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.bench.activations import measure_activations
 from cnnvis_cli.dataset.decode import prepare
 from cnnvis_cli.dataset.video import Folder, Video
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
@@ -29,7 +30,6 @@ from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.single import video as films
 from cnnvis_cli.stages.single.activations import activations, check_activations
 
-Pixels = NDArray[np.uint8]
 SMALL = Preprocessing(resize=112, crop=(112, 112))
 
 
@@ -520,7 +520,7 @@ def test_a_video_without_one_frame_is_refused(show: Callable[..., Heard], tmp_pa
 
 def test_the_bench_measures_both() -> None:
     plan = Plan.make(None, {"model": "demo", "device": "cpu", "layer": ("conv5",)})
-    found = bench_activations(plan, Report(quiet=True), frames=20, rounds=1)
+    found = measure_activations(plan, Report(quiet=True), frames=20, rounds=1)
     assert found.ratio > 0
     assert found.record()["frames"] == 20
     assert "ratio" in found.table()

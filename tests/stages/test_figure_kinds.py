@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
 from cnnvis_cli.report import Report
@@ -26,7 +27,6 @@ from cnnvis_cli.store.topk_file import Images
 
 Do = Callable[..., None]
 Flags = dict[str, Any]
-Pixels = NDArray[np.uint8]
 CONV3, FC8 = (2, 9, 40), (3, 9, 10)
 
 

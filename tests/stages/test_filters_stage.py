@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cnnvis_cli.demo
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.cli import _code
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.zoo import CaffeNet
@@ -28,7 +29,6 @@ from cnnvis_cli.stages.figures.filters import filters
 DEMO = Path(cnnvis_cli.demo.__file__).parent / "demo.safetensors"
 RADIUS = 0.05
 IMAGES = 40
-Pixels = NDArray[np.uint8]
 Table = dict[str, list[str]]
 
 

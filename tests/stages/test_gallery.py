@@ -15,15 +15,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.figure import site
 from cnnvis_cli.histogram import BINS, edges
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.gallery.facts import bars, neighbours
+from cnnvis_cli.stages.gallery.facts import histogram_bars, neighbours
 
 Do = Callable[..., None]
 Flags = dict[str, Any]
-Pixels = NDArray[np.uint8]
 CHANNELS = {"conv1": 6, "conv2": 8, "fc3": 10}
 DEAD, CONSTANT = 4, 2  # channels of conv1
 HOSTILE = ["<img src=x onerror=alert(1)>", "a\nb\u2028\u202e'\"&amp;"]
@@ -404,7 +404,7 @@ def test_bars_hold_every_count_where_it_belongs() -> None:
     bins = edges()
     first, last = np.searchsorted(bins, (-2.0, 6.0)) - 1
     counts[first + 1], counts[last] = 100, 30
-    found = bars(counts, 6.0)
+    found = histogram_bars(counts, 6.0)
     assert found
     low, high, heights = found
     assert (low, high) == (-2.0, 6.0)
@@ -413,5 +413,5 @@ def test_bars_hold_every_count_where_it_belongs() -> None:
     assert sum(n for n, x in zip(heights, middle, strict=True) if x < 0) == pytest.approx(
         100, abs=4
     )
-    assert bars(np.zeros(BINS, np.int64), np.nan) is None
-    assert bars(counts, np.nan) is None
+    assert histogram_bars(np.zeros(BINS, np.int64), np.nan) is None
+    assert histogram_bars(counts, np.nan) is None

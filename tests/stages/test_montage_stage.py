@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import UsageError
 
-Pixels = NDArray[np.uint8]
 UNITS = (1, 4, 5)
 
 

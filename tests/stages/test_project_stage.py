@@ -207,7 +207,8 @@ def test_a_stopped_run_carries_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cnnvis_cli.stages.project.job._BLOCK", 4 * K * 7 * 7 * 3 * 2)  # four units
+    four_units = 4 * K * 7 * 7 * 3 * 2
+    monkeypatch.setattr("cnnvis_cli.stages.project.job._BLOCK_BYTES", four_units)
     scanned |= {"layer": ("conv1",)}
     do("project", **scanned)
     path = tmp_path / "run" / "projected" / "conv1.h5"
@@ -406,7 +407,7 @@ def test_a_stopped_map_carries_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cnnvis_cli.stages.project.job._BLOCK", 2 * K * 112 * 112 * 3 * 2)
+    monkeypatch.setattr("cnnvis_cli.stages.project.job._BLOCK_BYTES", 2 * K * 112 * 112 * 3 * 2)
     scanned |= {"layer": ("conv5",), "units": "0-5", "project__start": "map"}
     do("project", **scanned)
     path = tmp_path / "run" / "projected" / "conv5.h5"

@@ -18,7 +18,7 @@ from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, ProjectPlan
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.project.batching import StoredPlaces
 from cnnvis_cli.stages.project.job import Projections
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk import TopK
@@ -191,12 +191,12 @@ def top_of(network: Network, alias: str, told: list[Told]) -> LayerTopK:
         values = told[int(image[c, k])].maps[layer.module]
         activation[c, k] = float(values[c, row[c, k], column[c, k]])
     top = TopK(activation, image.astype(np.int64), row, column)
-    return LayerTopK(top, boxes(layer, top), {}, "float32")
+    return LayerTopK(top, boxes(layer.field, top), {}, "float32")
 
 
 def made(
     net: Traps, folder: Path, layer: str, method: str, settings: ProjectPlan, told: list[Told]
-) -> Iterator[tuple[Slots, NDArray[np.float32]]]:
+) -> Iterator[tuple[StoredPlaces, NDArray[np.float32]]]:
     """Yield what the stage makes before it is scaled and rounded, batch by batch."""
     preprocessing = Preprocessing(crop=SIZE, mean=MEAN, std=STD)
     network = Network.prepare("traps", net, preprocessing)
@@ -205,7 +205,7 @@ def made(
     found = network.layer(layer)
     top = top_of(network, layer, told)
     projections = Projections(session, found, method, top, "")
-    for slots, whole in projections.batching.batches(Slots.of(top, CHANNELS)):
+    for slots, whole in projections.batching.batches(StoredPlaces.of(top, CHANNELS)):
         yield slots, projections.backward.project(slots, whole, IMAGES.__getitem__)
 
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cnnvis_cli.ascent.search import Ranges, draw
+from cnnvis_cli.ascent.search import Ranges, draw_rows
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -48,7 +48,7 @@ def test_every_row_is_an_ascent_of_its_own_style(
     do_search(**flags | {"search__save": "kept", "search__row": 3})
     file = SearchFile(tmp_path / "run" / "search" / "conv1.h5")
     assert file.read("random", "image").shape == (5, 2, 7, 7, 3)
-    rows = draw(Ranges(), 5, 0)
+    rows = draw_rows(Ranges(), 5, 0)
     assert [row["rate"] for row in file.searches()["random"]["rows"]] == [r.rate for r in rows]
     again = {k: v for k, v in flags.items() if not k.startswith("search__")}
     do("optimize", **again | {"optimize__style": ("kept",), "optimize__step": "paper"})

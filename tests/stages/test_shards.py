@@ -27,7 +27,7 @@ STAGES = ("topk images", "optimize", "project")
 @pytest.fixture(autouse=True)
 def small(plans: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plans, and projections in blocks of a few channels, so that there are some to share."""
-    monkeypatch.setattr(project_job, "_BLOCK", 1 << 15)
+    monkeypatch.setattr(project_job, "_BLOCK_BYTES", 1 << 15)
 
 
 def whole(cnnvis: Call) -> Path:

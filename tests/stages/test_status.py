@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
-from cnnvis_cli.stages.run.status import Progress, _rate, _told
+from cnnvis_cli.stages.run.status import StageProgress, _last_note, _units_per_second
 from cnnvis_cli.stages.run.status import _MadePart as Part
 from cnnvis_cli.store.lock import alone
 
@@ -231,20 +231,20 @@ def test_the_speed_is_that_since_the_last_interruption() -> None:
     def made(*times: float) -> list[Part]:
         return [Part(at, (0, 1)) for at in times]
 
-    assert _rate(made(0, 2, 4, 6)) == 1  # two units every two seconds
-    assert _rate(made(6, 0, 4, 2)) == 1
-    assert _rate(made(0, 2, 4, 1004, 1005, 1006)) == 2
-    assert _rate(made(0, 2)) is None
-    assert _rate(made(0, 0, 0)) is None
-    assert _rate(made(0, 10, 20), size=5) == 0.5
+    assert _units_per_second(made(0, 2, 4, 6)) == 1  # two units every two seconds
+    assert _units_per_second(made(6, 0, 4, 2)) == 1
+    assert _units_per_second(made(0, 2, 4, 1004, 1005, 1006)) == 2
+    assert _units_per_second(made(0, 2)) is None
+    assert _units_per_second(made(0, 0, 0)) is None
+    assert _units_per_second(made(0, 10, 20), size=5) == 0.5
 
 
 def test_left_is_never_below_nothing() -> None:
-    assert Progress("topk", "images", "images", 12, 10).left == 0
+    assert StageProgress("topk", "images", "images", 12, 10).left == 0
 
 
 def test_until_when_is_said_while_somebody_is_at_work() -> None:
     told = {"line": "topk: 1/2", "at": "12:00", "until": time.time()}
-    assert _told(told, True).startswith("topk: 1/2 (at 12:00); about until ")
-    assert _told(told | {"until": None}, True) == "topk: 1/2 (at 12:00)"
-    assert _told(told, False) == "stopped unexpectedly after: topk: 1/2 (at 12:00)"
+    assert _last_note(told, True).startswith("topk: 1/2 (at 12:00); about until ")
+    assert _last_note(told | {"until": None}, True) == "topk: 1/2 (at 12:00)"
+    assert _last_note(told, False) == "stopped unexpectedly after: topk: 1/2 (at 12:00)"

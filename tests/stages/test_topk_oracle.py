@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.network import tally
 from cnnvis_cli.network.tally import Slots, Tally
 from cnnvis_cli.nouns import Axis, Layer, ReceptiveField
-from cnnvis_cli.stages.topk.assemble import _groups, _results
-from cnnvis_cli.stages.topk.job import Cut
-from cnnvis_cli.store.parts import Arrays
+from cnnvis_cli.stages.topk.assemble import _layer_groups, _results
+from cnnvis_cli.stages.topk.job import Partition
 from cnnvis_cli.store.topk import TopK
 from cnnvis_cli.store.topk_file import LayerResult
 
@@ -62,7 +62,7 @@ class Case(NamedTuple):
     used: NDArray[np.bool_]
     labels: NDArray[np.int32]
     k: int
-    cut: Cut
+    cut: Partition
 
 
 @st.composite
@@ -75,7 +75,7 @@ def cases(draw: st.DrawFn) -> Case:
     maps = {la.alias: rng.choice(values, (count, la.channels, *la.map)) for la in LAYERS}
     used = rng.random(count) < draw(st.sampled_from([0.0, 0.5, 1.0, 1.0]))
     labels = np.sort(rng.integers(-1, 3, count)).astype(np.int32)
-    return Case(maps, used, labels, k, Cut(count, size))
+    return Case(maps, used, labels, k, Partition(count, size))
 
 
 def part_of(case: Case, number: int) -> Arrays:
@@ -98,7 +98,7 @@ def part_of(case: Case, number: int) -> Arrays:
 
 def put_together(case: Case, sources: list[Shelf], room: int = 100) -> list[LayerResult]:
     identity = {"k": case.k, "min": True}
-    return list(_results(identity, case.cut, _groups(LAYERS, room), sources))  # type: ignore[arg-type]
+    return list(_results(identity, case.cut, _layer_groups(LAYERS, room), sources))  # type: ignore[arg-type]
 
 
 def sorted_places(case: Case, layer: Layer, channel: int, sign: int) -> list[Slot]:
@@ -220,7 +220,7 @@ def test_selectivity_is_that_of_morcos(case: Case) -> None:
 
 @given(st.integers(1, 200_000), st.integers(1, 300))
 def test_parts_cover_every_batch_once(images: int, size: int) -> None:
-    cut = Cut(images, size)
+    cut = Partition(images, size)
     assert [b for part in range(cut.count) for b in cut.batches_of(part)] == list(
         range(cut.batches)
     )
@@ -233,7 +233,7 @@ def test_tensors_and_compiled_loops_agree() -> None:
     """The tensor operations of a GPU, on the same maps."""
     maps, used = torch.randn(4, 6, 9, 8), np.array([True, True, False, True])
     compiled = tally.summarise(tally.places_first(maps), used)
-    plain = tally._read(tally.places_first(maps), torch.from_numpy(used))
+    plain = tally._summarize(tally.places_first(maps), torch.from_numpy(used))
     assert torch.equal(compiled.value, plain.value)
     assert torch.equal(compiled.place, plain.place)
     torch.testing.assert_close(compiled.sums, plain.sums, rtol=1e-5, atol=1e-5)

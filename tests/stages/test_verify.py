@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cnnvis_cli.store.publish import BLOCK, intact, publishing_hdf5
+from cnnvis_cli.store.publish import USER_BLOCK, intact, publishing_hdf5
 
 Call = Callable[..., Any]
 VERIFY = "verify --trust-code --device cpu"
@@ -78,8 +78,8 @@ PLACES = {
     "name": 0,
     "digest": 20,
     "padding": 200,
-    "last of the seal": BLOCK - 1,
-    "first": BLOCK,
+    "last of the seal": USER_BLOCK - 1,
+    "first": USER_BLOCK,
     "last": -1,
 }
 

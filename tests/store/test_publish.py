@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 import pytest
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.errors import Stopped, StorageError, UsageError
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.publish import publish, publishing, publishing_hdf5
 from cnnvis_cli.store.run import Run
 

@@ -24,13 +24,13 @@ from cnnvis_cli.demo.shapes import (
     convex,
     darker,
     disc,
+    edge_line,
     ellipse,
     lens,
     lighter,
     line,
     mixed,
     oklch,
-    outline,
     stripes,
 )
 
@@ -104,7 +104,7 @@ def cat(sheet: Sheet) -> None:
     sheet.paint(ellipse(both.at(0.17, 0.4), 0.22, 0.17), lighter(fur, 0.6), 0.3)
     iris = sheet.colour(sheet.pick([(95, 150), (60, 90), BLUES]), (0.1, 0.17), (0.65, 0.85))
     socket = lens(both.at(0.36, 0, -15), 0.24, sheet.between(0.12, 0.16))
-    sheet.paint(outline(socket, 0.03), darker(fur, 0.8), 0.0)
+    sheet.paint(edge_line(socket, 0.03), darker(fur, 0.8), 0.0)
     sheet.paint(socket, iris, 0.3)
     sheet.glaze(ellipse(both.at(0.36, 0), sheet.between(0.035, 0.08), 0.15), BLACK, 1.0, socket)
     sheet.paint(disc(plane.at(0.42, -0.05), 0.035), WHITE, 0.0)
@@ -143,7 +143,7 @@ def face(sheet: Sheet) -> None:
     sheet.paint(almond, WHITE, 0.2)
     sheet.glaze(disc(both.at(0.25 + glance, 0), 0.085), iris, 1.0, almond)
     sheet.glaze(disc(both.at(0.25 + glance, 0), 0.045), BLACK, 1.0, almond)
-    sheet.paint(outline(almond, 0.018), darker(skin, 0.8), 0.0)
+    sheet.paint(edge_line(almond, 0.018), darker(skin, 0.8), 0.0)
     brow = sheet.between(-0.24, -0.16)
     sheet.paint(
         line(both, (0.12, brow), (0.4, brow + 0.02), (0.035, 0.022)), darker(hair, 0.3), 0.0
@@ -152,7 +152,7 @@ def face(sheet: Sheet) -> None:
     lips = sheet.colour((5, 30), (0.1, 0.16), (0.4, 0.6))
     if sheet.chance(0.3):
         sheet.paint(ellipse(plane.at(0, 0.52), 0.15, 0.1), darker(lips, 0.5), 0.0)
-        sheet.paint(outline(ellipse(plane.at(0, 0.52), 0.15, 0.1), 0.03), lips, 0.0)
+        sheet.paint(edge_line(ellipse(plane.at(0, 0.52), 0.15, 0.1), 0.03), lips, 0.0)
     else:
         sheet.paint(arc(plane.at(0, 0.25), 0.28, 0.04, sheet.between(35, 65)), lips, 0.2)
 
@@ -179,7 +179,7 @@ def fish(sheet: Sheet) -> None:
     else:
         y, row = cell(plane.y, 0.14)
         x, _ = cell(plane.x + (row % 2) * np.float32(0.08), 0.16)
-        scale = outline(disc(Plane(x + 0.05, y, plane.pixel), 0.09), 0.018)
+        scale = edge_line(disc(Plane(x + 0.05, y, plane.pixel), 0.09), 0.018)
         sheet.glaze(scale, darker(skin, 0.5), 0.7, behind)
     sheet.glaze(arc(plane.at(0.36, 0, 90), 0.24, 0.03, 50), darker(skin, 0.55), 0.9, body)
     sheet.paint(lens(plane.at(0.1, 0.12, 20), 0.2, 0.08), darker(fin, 0.2), 0.6)

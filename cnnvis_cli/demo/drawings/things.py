@@ -22,11 +22,11 @@ from cnnvis_cli.demo.shapes import (
     convex,
     darker,
     disc,
+    edge_line,
     ellipse,
     lighter,
     line,
     oklch,
-    outline,
     stripes,
 )
 
@@ -43,14 +43,14 @@ def car(sheet: Sheet) -> None:
     cabin = convex(plane, (rear, roof), (front, roof), (front + 0.33, 0), (rear - 0.28, 0))
     sheet.paint(cabin, paint, 0.6)
     glass = sheet.colour((200, 250), (0.02, 0.06), sheet.pick([(0.3, 0.45), (0.75, 0.9)]))
-    pillar = outline(plane.x - (front + rear) / 2, 0.04)
+    pillar = edge_line(plane.x - (front + rear) / 2, 0.04)
     sheet.glaze(cabin + 0.09, glass, 1.0, np.maximum(plane.y + 0.06, -pillar))
     body = np.minimum(
         box(plane.at(0, 0.14), 0.97, 0.2, 0.12), box(plane.at(-0.1, 0.02), 0.8, 0.14, 0.1)
     )
     sheet.paint(body, paint, 0.9)
-    sheet.glaze(outline(plane.y - 0.08, 0.02), lighter(paint, 0.6), 0.7, body)
-    sheet.glaze(outline(pillar, 0.01), darker(paint, 0.5), 0.8, body)
+    sheet.glaze(edge_line(plane.y - 0.08, 0.02), lighter(paint, 0.6), 0.7, body)
+    sheet.glaze(edge_line(pillar, 0.01), darker(paint, 0.5), 0.8, body)
     sheet.paint(ellipse(plane.at(0.9, 0.05), 0.07, 0.08), oklch(0.93, 0.1, 100), 0.2)
     sheet.paint(box(plane.at(-0.92, 0.05), 0.05, 0.08, 0.03), oklch(0.55, 0.2, 27), 0.2)
     tyre, hub = sheet.between(0.22, 0.29), sheet.colour(METAL, (0.0, 0.02), (0.7, 0.9))
@@ -90,7 +90,7 @@ def cup(sheet: Sheet) -> None:
     plane, glaze = sheet.plane, sheet.colour(chroma=(0.02, 0.18))
     sheet.paint(ellipse(plane.at(0, 0.82), 0.88, 0.14), lighter(glaze, 0.3), 0.8)
     sheet.paint(ellipse(plane.at(0, 0.79), 0.5, 0.07), darker(glaze, 0.25), 0.2)
-    handle = outline(ellipse(plane.at(0.6, 0.18), 0.3, 0.27), 0.065)
+    handle = edge_line(ellipse(plane.at(0.6, 0.18), 0.3, 0.27), 0.065)
     sheet.paint(handle, glaze, 0.8)
     base, top = sheet.between(0.32, 0.52), sheet.between(0.6, 0.68)
     wall = convex(plane, (-top, -0.25), (top, -0.25), (base, 0.8), (-base, 0.8))
@@ -98,7 +98,7 @@ def cup(sheet: Sheet) -> None:
     sheet.paint(wall, glaze, 0.9)
     kind, mark = sheet.count(0, 3), sheet.colour(chroma=(0.05, 0.2))
     if kind == 1:
-        sheet.glaze(outline(plane.y - 0.2 + plane.x**2 * 0.2, 0.12), mark, 0.9, wall)
+        sheet.glaze(edge_line(plane.y - 0.2 + plane.x**2 * 0.2, 0.12), mark, 0.9, wall)
     elif kind == 2:
         x, _ = cell(plane.x, 0.28)
         y, _ = cell(plane.y, 0.28)
@@ -109,8 +109,8 @@ def cup(sheet: Sheet) -> None:
     steam = sheet.between(0.2, 0.6)
     for start in (-0.25, 0.0, 0.25):
         curl = plane.at(start, 0).x - 0.07 * np.sin(plane.y * 9 + 4 * start)
-        curl = outline(curl, 0.035)
-        sheet.glaze(curl, WHITE, steam, outline(plane.y + 0.68, 0.25))
+        curl = edge_line(curl, 0.035)
+        sheet.glaze(curl, WHITE, steam, edge_line(plane.y + 0.68, 0.25))
 
 
 @drawing("house", turn=8)
@@ -157,7 +157,7 @@ def star(sheet: Sheet) -> None:
     sheet.paint(shape, colour, 0.3)
     sheet.glaze(-point.y, darker(colour, sheet.between(0.3, 0.5)), 0.9, shape)
     if sheet.chance(0.5):
-        sheet.paint(outline(shape, 0.03), darker(colour, 0.6), 0.0)
+        sheet.paint(edge_line(shape, 0.03), darker(colour, 0.6), 0.0)
     if sheet.chance(0.3):
         sheet.paint(disc(plane, 0.15), lighter(colour, 0.6), 0.6)
 
@@ -179,7 +179,7 @@ def umbrella(sheet: Sheet) -> None:
     height = np.sqrt(np.clip(1 - ((plane.y - 0.05) / reach) ** 2, 0.01, 1))
     panel = stripes(plane.x / (0.96 * height) + 0.2, 0.8, 0.5) * 0.5
     sheet.glaze(panel, second, 0.95, dome)
-    sheet.glaze(outline(panel, 0.012), darker(first, 0.6), 0.7, dome)
+    sheet.glaze(edge_line(panel, 0.012), darker(first, 0.6), 0.7, dome)
 
 
 @drawing("wheel", turn=180)
@@ -191,8 +191,8 @@ def wheel(sheet: Sheet) -> None:
     thick, slim = sheet.between(0.1, 0.17), sheet.between(0.03, 0.3 / times + 0.03)
     if sheet.chance(0.3):
         tyre, metal = sheet.colour((40, 70), (0.05, 0.1), (0.35, 0.55)), oklch(0.6, 0.09, 60)
-    sheet.paint(outline(disc(plane, 0.96 - thick), thick), tyre, 1.0)
-    sheet.paint(outline(disc(plane, 0.92 - thick * 2), 0.05), metal, 0.6)
+    sheet.paint(edge_line(disc(plane, 0.96 - thick), thick), tyre, 1.0)
+    sheet.paint(edge_line(disc(plane, 0.92 - thick * 2), 0.05), metal, 0.6)
     reach = 0.9 - thick * 2
     sheet.paint(line(plane.folded(times), (0.1, 0), (reach, 0), (slim * 1.5, slim)), metal, 0.9)
     hub = sheet.between(0.16, 0.26)

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.digests import digest
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.stages.common.lists import in_groups
+from cnnvis_cli.store.parts import Parts
 
 Takes = Callable[[int], bool]  # whether a block of this number belongs to this shard
 
@@ -38,13 +40,12 @@ class Blocks:
     def missing(self, asked: Sequence[int], done: Collection[int], takes: Takes) -> list[Block]:
         """Return blocks for the units that are neither done nor in a part, where it takes them."""
         held = {*done, *self.units()}
-        cut = [asked[i : i + self.size] for i in range(0, len(asked), self.size)]
-        left = [
-            tuple(unit for unit in units if unit not in held)
-            for number, units in enumerate(cut)
-            if takes(number)
-        ]
-        return [Block(f"{units[0]:06d}-{digest(units)}", units) for units in left if units]
+        blocks = []
+        for number, units in enumerate(in_groups(asked, self.size)):
+            left = tuple(unit for unit in units if unit not in held)
+            if left and takes(number):
+                blocks.append(Block(f"{left[0]:06d}-{digest(left)}", left))
+        return blocks
 
     def units(self) -> list[int]:
         """Return the channels of all stored blocks, sorted."""

@@ -21,7 +21,7 @@ def class_names(images: Images, own: Sequence[str], file: str | None) -> list[st
     """
     folders = _folders(images)
     if file is not None:
-        return _read(Path(file), folders)
+        return _read_names(Path(file), folders)
     if len(own) == len(folders) and all(WORDNET.fullmatch(folder) for folder in folders):
         return list(own)
     return [folder.replace("_", " ") for folder in folders]
@@ -37,15 +37,15 @@ def _folders(images: Images) -> list[str]:
     return names
 
 
-def _read(path: Path, folders: list[str]) -> list[str]:
+def _read_names(path: Path, folders: list[str]) -> list[str]:
     """Return one name per line, in the folders' order; or folders with their names."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes {path}: cannot be read ({error})") from None
-    lines = [line for line in lines if line]
-    pairs = dict(_pair(line) for line in lines)
-    if all(folder in pairs for folder in folders):
+    lines = list(filter(None, map(str.strip, text.splitlines())))
+    pairs = dict(map(_folder_and_name, lines))
+    if pairs.keys() >= set(folders):
         return [pairs[folder] for folder in folders]
     if len(lines) != len(folders):
         raise UsageError(
@@ -55,6 +55,6 @@ def _read(path: Path, folders: list[str]) -> list[str]:
     return lines
 
 
-def _pair(line: str) -> tuple[str, str]:
+def _folder_and_name(line: str) -> tuple[str, str]:
     folder, _, name = line.replace("\t", " ").partition(" ")
     return folder, name.strip().split(",")[0]

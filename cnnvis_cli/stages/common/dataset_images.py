@@ -6,13 +6,15 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode, write_png
+from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.dataset.decode import Unreadable, decode, write_png
 from cnnvis_cli.dataset.decode_on_gpu import decode_on_gpu
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.demo.synthetic import CLASSES, draw
@@ -25,8 +27,8 @@ from cnnvis_cli.store.topk_file import TopKFile
 
 PER_CLASS = 25  # drawn images
 FIRST_SEED = 2_000_000  # images that the network was neither trained nor tested on
-KEPT = 1024  # decoded images; 150 kB each at 224 pixels
-Read = Callable[[int], Pixels]  # from an image's index to its preprocessed pixels
+CACHED_IMAGES = 1024  # decoded images; 150 kB each at 224 pixels
+ReadImage = Callable[[int], Pixels]  # from an image's index to its preprocessed pixels
 
 
 def dataset_path(session: Session) -> Path:
@@ -48,23 +50,23 @@ def dataset_path(session: Session) -> Path:
 
 def draw_images(folder: Path, report: Report) -> None:
     """Draw the missing images of ``demo`` in a folder."""
-    names = [(name, number) for name in CLASSES for number in range(PER_CLASS)]
+    names = list(product(CLASSES, range(PER_CLASS)))
     for name, number in report.track(names, "drawing", len(names), "images"):
         path = folder / name / f"{number:03d}.png"
         if not path.exists():
             write_png(path, draw(name, FIRST_SEED + number))
 
 
-def image_reader(session: Session) -> Read:
+def image_reader(session: Session) -> ReadImage:
     """Return a function from image index to preprocessed pixels, uint8 (height, width, 3).
 
     Raise `UsageError` before topk; the function raises `CnnvisError` for an image that is missing
     or has changed since.
     """
-    return lru_cache(maxsize=KEPT)(_reader(session))
+    return lru_cache(maxsize=CACHED_IMAGES)(_reader(session))
 
 
-def gather(session: Session, wanted: NDArray[np.int64]) -> Read:
+def gather(session: Session, wanted: NDArray[np.int64]) -> ReadImage:
     """Decode the wanted images (sorted indices) once each; return a function like `image_reader`.
 
     Decoded images are stored on disk. Raise like `image_reader` and its function, and
@@ -82,13 +84,15 @@ def gather(session: Session, wanted: NDArray[np.int64]) -> Read:
     return lambda index: kept[np.searchsorted(wanted, index)]
 
 
-def _reader(session: Session) -> Read:
+def _reader(session: Session) -> ReadImage:
     file = TopKFile(session.run.topk)
     plan = file.identity()
     if plan is None:
         raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
     images = file.images()
-    manifest = Manifest(_root(session), images.path, images.size, images.offset, images.label, ())
+    manifest = Manifest(
+        _images_root(session), images.path, images.size, images.offset, images.label, ()
+    )
     decoded = _decoder(str(plan["decode"]), session)
 
     def read(index: int) -> Pixels:
@@ -128,7 +132,7 @@ def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
     return on_gpu
 
 
-def _root(session: Session) -> Path:
+def _images_root(session: Session) -> Path:
     """Return the folder of the stored paths: the plan's, or that of topk."""
     dataset = session.plan.dataset
     if dataset and dataset != "demo":

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.digests import digest
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.store.parts import Arrays, Name, Parts
+from cnnvis_cli.store.parts import Name, Parts
 from cnnvis_cli.store.run import Record
 
 
@@ -115,5 +116,7 @@ class Portable:
 
     def __getstate__(self) -> dict[str, Any]:
         defaults = {f.name: f.default_factory for f in fields(self) if callable(f.default_factory)}  # type: ignore[arg-type]
-        left = {name: defaults[name]() if name in defaults else None for name in self.stays}
-        return {**vars(self), **left}
+        state = dict(vars(self))
+        for name in self.stays:
+            state[name] = defaults[name]() if name in defaults else None
+        return state

@@ -167,13 +167,17 @@ def bare_network(plan: Plan, run: Run) -> Network:
 
 def outlined(network: Network) -> Record:
     """What run.json keeps of a network: enough to draw what was made with it."""
-    layers = [plain(asdict(layer)) for layer in network.layers]
+    layers = [plain(asdict(replace(layer, arrangement=None))) for layer in network.layers]
     return {"classes": list(network.classes), "layers": layers}
 
 
 def _layer(record: Record) -> Layer:
-    field = ReceptiveField(*(Axis(**record["field"][axis]) for axis in ("rows", "columns")))
-    return Layer(**{**record, "map": tuple(record["map"]), "field": field})
+    fields = {name: _field(record[name]) for name in ("field", "narrow") if record.get(name)}
+    return Layer(**{**record, "map": tuple(record["map"]), **fields})
+
+
+def _field(record: Record) -> ReceptiveField:
+    return ReceptiveField(*(Axis(**record[axis]) for axis in ("rows", "columns")))
 
 
 def outline(plan: Plan, say: Say = silent) -> Network:

@@ -18,17 +18,18 @@ from cnnvis_cli.engine import (
     Pool,
     choose_device,
     choose_devices,
+    connect,
     describe_device,
     for_gradients,
     keep_memory,
     memory_explained,
-    reach,
     release_idle,
     remark_on_auto,
     worker_slots,
 )
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.self_check import checked, one_thread
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -96,7 +97,7 @@ class Session:
         """Return who does the work: slots of this machine, with `need` bytes each, or a cluster."""
         devices = choose_devices(self.plan.device)
         if self.plan.scheduler:
-            return reach(self.plan.scheduler, devices[0], self.plan.trust_network)
+            return connect(self.plan.scheduler, devices[0], self.plan.trust_network)
         found = worker_slots(devices, self.plan.workers, need)
         return for_gradients(found) if gradients else found
 
@@ -201,7 +202,7 @@ def open_session(
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
     with report.stoppable(), memory_explained(plan.device):
         bare = not weights and not plan_weights
-        network = bare_network(plan, run) if bare else load_network(plan, report.once)
+        network = bare_network(plan, run) if bare else _load_checked(plan, report)
         remark = None if bare else remark_on_auto(plan.device)
         if remark is not None:
             report.once(remark)
@@ -212,6 +213,15 @@ def open_session(
             if not bare:
                 run.note("network", outlined(network))
             yield session
+
+
+def _load_checked(plan: Plan, report: Report) -> Network:
+    """Load the plan's network, and check that it gives each image values of its own."""
+    with one_thread():
+        network, notes = checked(load_network(plan, report.once))
+    for note in notes:
+        report.once(note)
+    return network
 
 
 def _standing(dataset: str | None) -> str | None:

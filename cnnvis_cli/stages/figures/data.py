@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
-from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.tone import Floats
 from cnnvis_cli.nouns import Box, Layer, Size
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names
@@ -28,13 +27,8 @@ from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
-GREY = 128  # the colour outside the image
-SHOWN = 9
-
-
-def columns_of(count: int) -> int:
-    """Return the pictures per row of a nearly square block."""
-    return int(np.ceil(np.sqrt(count)))
+OUTSIDE = 128  # the colour outside the image
+STRONGEST_SHOWN = 9
 
 
 def unit_label(session: Session, layer: Layer, unit: int) -> str:
@@ -172,18 +166,28 @@ class TopImages:
         return np.flatnonzero(self.file.done(self.method))
 
     @cached_property
-    def size(self) -> Size:
-        """The height and width of a projection: a receptive field, or the whole input."""
+    def stored(self) -> Size:
+        """The height and width of a projection in the file: a receptive field, or the input."""
         return self.file.canvas(self.method)
+
+    @cached_property
+    def size(self) -> Size:
+        """The height and width of what is shown of a projection, and of a patch.
+
+        That is the local field, as far as it fits into the input; or the whole input, for
+        projections that start from a whole map.
+        """
+        start = self.file.methods()[self.method]["start"]
+        return self.stored if start == "map" else self.layer.tile_size(self.session.network.size)
 
     @property
     def shown(self) -> int:
-        return min(SHOWN, int(self.top.places.image.shape[1]))
+        return min(STRONGEST_SHOWN, int(self.top.places.image.shape[1]))
 
     @property
     def record(self) -> Record:
-        sources = [file_digest(path) for path in (self.session.run.topk, self.file.path)]
-        return {"method": self.method, "sources": sources, "classes": self._classes_key}
+        sources = map(file_digest, (self.session.run.topk, self.file.path))
+        return {"method": self.method, "sources": list(sources), "classes": self._classes_key}
 
     @property
     def _classes_key(self) -> str | None:
@@ -203,7 +207,13 @@ class TopImages:
         for i, unit in enumerate(units):
             values, scale = self.file.read(self.method, unit)
             factor = np.nan_to_num(scale[: self.shown])[:, None, None, None]
-            found[i] = values[: self.shown].astype(np.float32) * factor
+            shown = values[: self.shown].astype(np.float32) * factor
+            if self.size == self.stored:
+                found[i] = shown
+                continue
+            found[i] = 0
+            for rank in np.flatnonzero(self.top.places.image[unit, : self.shown] >= 0).tolist():
+                _paste(found[i, rank], self._box(unit, rank), shown[rank], self._held(unit, rank))
         return found
 
     def patches(self, unit: int) -> Pixels:
@@ -216,8 +226,14 @@ class TopImages:
         return found
 
     def _box(self, unit: int, rank: int) -> Box:
+        """Return the window of the input that is shown for a place."""
+        tile = self.top.tile(unit, rank, self.session.network.size)
+        return tile if tile.size == self.size else Box.whole(self.size)
+
+    def _held(self, unit: int, rank: int) -> Box:
+        """Return the window of the input that the file holds for a place."""
         box = box_of(self.top.box[unit, rank])
-        return box if box.size == self.size else Box.whole(self.size)
+        return box if box.size == self.stored else box.tile(self.session.network.size)
 
     @cached_property
     def _read(self) -> Callable[[int], Pixels]:
@@ -226,10 +242,7 @@ class TopImages:
     def names(self, unit: int) -> tuple[str, ...]:
         """Return the class of each image, empty if it has none."""
         images, names = self._images, self._class_names
-        labels = [
-            int(images.label[i]) if i >= 0 else -1
-            for i in self.top.places.image[unit, : self.shown].tolist()
-        ]
+        labels = labels_of(images, self.top.places.image[unit, : self.shown].tolist())
         return tuple(names[label] if label >= 0 else "" for label in labels)
 
     @cached_property
@@ -249,7 +262,7 @@ def projected_of(session: Session, layer: Layer) -> TopImages:
     """
     plan, file = session.plan, ProjectedFile(session.run.projected(layer.alias))
     held = file.methods()
-    planned = [group_of(method, plan.project) for method in plan.project.method]
+    planned = [group_of(method, plan.project) for method in plan.project.methods]
     method = _one_of("method", plan.montage.method, list(held), planned, layer)
     if held[method]["topk"] != file_digest(session.run.topk):
         raise UsageError(
@@ -258,9 +271,21 @@ def projected_of(session: Session, layer: Layer) -> TopImages:
     return TopImages(session, layer, method)
 
 
+def _paste(tile: Floats, shown: Box, frame: Floats, held: Box) -> None:
+    """Put the part of a stored frame that lies in a tile's window there."""
+    top, left = max(shown.top, held.top), max(shown.left, held.left)
+    bottom, right = min(shown.bottom, held.bottom), min(shown.right, held.right)
+    if top < bottom and left < right:
+        both = Box(top, left, bottom, right)
+        there, here = both.within(shown), both.within(held)
+        tile[there.top : there.bottom, there.left : there.right] = frame[
+            here.top : here.bottom, here.left : here.right
+        ]
+
+
 def crop(image: Pixels, box: Box) -> Pixels:
     """Return a window of an image, (h, w, 3); grey outside the image."""
-    patch = np.full((*box.size, 3), GREY, np.uint8)
+    patch = np.full((*box.size, 3), OUTSIDE, np.uint8)
     inside = box.clip((image.shape[0], image.shape[1]))
     top, left = inside.top - box.top, inside.left - box.left
     height, width = inside.size
@@ -282,3 +307,11 @@ def _one_of(
     if asked not in held:
         raise unknown(kind, asked, held, place=layer.alias)
     return asked
+
+
+def labels_of(images: Images, indices: Iterable[int]) -> list[int]:
+    """Return the class of each image, -1 without a class or an image."""
+    labels = []
+    for index in indices:
+        labels.append(int(images.label[index]) if index >= 0 else -1)
+    return labels

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnvis_cli.arrays import Doubles, Floats
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Canvas
@@ -20,14 +21,13 @@ from cnnvis_cli.figure.filters import (
     TONES,
     FilterSheet,
     Marks,
+    filter_scale,
     filter_sheets,
-    fitting_scale,
     toned_filters,
 )
 from cnnvis_cli.figure.lines import INKS
 from cnnvis_cli.figure.scatter import Band, Scatter, scatter
 from cnnvis_cli.figure.sheets import Caption
-from cnnvis_cli.figure.tone import Floats
 from cnnvis_cli.histogram import rectified_mean
 from cnnvis_cli.network import filters as bank
 from cnnvis_cli.nouns import Layer
@@ -36,16 +36,15 @@ from cnnvis_cli.stages.figures.render import Figure, draw_figure
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.topk_file import TopKFile
 
-Numbers = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 EXTREMES = 5  # "the five {highest, lowest} frequencies": Yosinski et al. 2015, supplement S1
-COLUMNS = {  # of the table, from topk.h5
+ACTIVITY_COLUMNS = {  # of the table, from topk.h5
     "dead": "dead",
     "active": "active",
     "mean_activation": "mean",
     "rectified_activation": "rectified",
 }
-NAMED = 16  # filters that a line lists by number
+LISTED_FILTERS = 16  # filters that a line lists by number
 NEEDS = "the run has no topk.h5 with this layer; cnnvis topk makes it"
 
 
@@ -82,9 +81,9 @@ class Activity:
 
     images: int
     dead: Mask  # never above 0
-    active: Numbers  # share of places above 0
-    mean: Numbers  # of the layer's own output, before any rectifier
-    rectified: Numbers  # mean of max(x, 0), from the histogram
+    active: Doubles  # share of places above 0
+    mean: Doubles  # of the layer's own output, before any rectifier
+    rectified: Doubles  # mean of max(x, 0), from the histogram
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Activity | None:
@@ -112,7 +111,7 @@ class Filters:
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Filters:
         """Return a layer's filters; raise `UsageError` if it does not take the image."""
-        weights = bank.filters(session.network, layer)
+        weights = bank.rgb_filters(session.network, layer)
         return cls(session, layer, weights, Activity.of(session, layer))
 
     @property
@@ -124,7 +123,7 @@ class Filters:
         return bank.clipped(self.weights, self.radius)
 
     @cached_property
-    def rms(self) -> Numbers:
+    def rms(self) -> Doubles:
         return np.asarray(bank.rms(self.weights))
 
     @property
@@ -132,7 +131,7 @@ class Filters:
         return self.rms > self.radius
 
     @cached_property
-    def frequency(self) -> Numbers:
+    def frequency(self) -> Doubles:
         return np.asarray(bank.spatial_frequency(self.weights))
 
     @property
@@ -163,7 +162,7 @@ class Filters:
         yield f"{self.layer.alias} ({self.layer.module}): {count} filters of {height}x{width}"
         largest = int(self.rms.argmax())
         yield (
-            f"RMS above {self.radius:g}: {_listed(self.exceeds)}; median "
+            f"RMS above {self.radius:g}: {_counted(self.exceeds)}; median "
             f"{np.median(self.rms):.3g}, largest {self.rms[largest]:.3g} (filter {largest})"
         )
         yield self._deaths()
@@ -172,7 +171,7 @@ class Filters:
     def _deaths(self) -> str:
         if self.activity is None:
             return f"dead: not known, {NEEDS}"
-        return f"dead: {_listed(self.dead)}, in {self.activity.images} images"
+        return f"dead: {_counted(self.dead)}, in {self.activity.images} images"
 
     def draw(self) -> list[Path]:
         """Draw the missing figures; return all files."""
@@ -190,7 +189,7 @@ class Filters:
             "frequency": self.frequency,
         }
         unknown = np.full(len(self.rms), np.nan)
-        for column, name in COLUMNS.items():
+        for column, name in ACTIVITY_COLUMNS.items():
             table[column] = getattr(self.activity, name) if self.activity else unknown
         lines = ["\t".join(table)]
         lines += ["\t".join(map(_cell, row)) for row in zip(*table.values(), strict=True)]
@@ -208,16 +207,16 @@ def _cell(value: Any) -> str:
     return str(int(value))
 
 
-def _listed(mask: Mask) -> str:
+def _counted(mask: Mask) -> str:
     """Return how many, and which if they are few: ``3 of 32 (0, 7, 12)``."""
     chosen, count = np.flatnonzero(mask).tolist(), len(mask)
     if len(chosen) in (0, count):
         return f"{'all' if chosen else 'none'} of {count}"
-    more = ", ..." if len(chosen) > NAMED else ""
-    return f"{len(chosen)} of {count} ({', '.join(map(str, chosen[:NAMED]))}{more})"
+    more = ", ..." if len(chosen) > LISTED_FILTERS else ""
+    return f"{len(chosen)} of {count} ({', '.join(map(str, chosen[:LISTED_FILTERS]))}{more})"
 
 
-def _range(values: Numbers) -> str:
+def _range_text(values: Doubles) -> str:
     """Return the smallest and the largest, as text."""
     return f"{values.min():.2g} to {values.max():.2g}"
 
@@ -225,9 +224,9 @@ def _range(values: Numbers) -> str:
 def _sheets(found: Filters) -> Figure:
     """Return the raw and the clipped filters: Zeiler & Fergus 2013, Fig. 6 (a) and (b)."""
     plan, alias = found.session.plan.filters, found.layer.alias
-    scale = plan.scale or fitting_scale(found.size)
+    scale = plan.scale or filter_scale(found.size)
     states = [_picture(found, found.weights), _picture(found, found.clipped)]
-    caption = Caption(found.title(f"{len(found.rms)} filters"), _note(found, states, scale))
+    caption = Caption(found.title(f"{len(found.rms)} filters"), _sheet_note(found, states, scale))
 
     def draw() -> Canvas:
         titles = ("as they are", f"clipped to an RMS of {plan.radius:g}")
@@ -242,7 +241,7 @@ def _sheets(found: Filters) -> Figure:
         "weights_sha256": found.session.network.digest,
         "radius": plan.radius,
         "tone": TONES[plan.tone],
-        "largest": [float(np.abs(state).max()) for state in states],
+        "largest": _largest_sizes(states),
         "scale": scale,
         "exceeding": np.flatnonzero(found.exceeds).tolist(),
         "dead": None if found.activity is None else np.flatnonzero(found.dead).tolist(),
@@ -257,19 +256,23 @@ def _picture(found: Filters, weights: Tensor) -> Floats:
     return pictures
 
 
-def _note(found: Filters, states: Sequence[Floats], scale: int) -> str:
+def _largest_sizes(states: Sequence[Floats]) -> list[float]:
+    return [float(np.abs(state).max()) for state in states]
+
+
+def _sheet_note(found: Filters, states: Sequence[Floats], scale: int) -> str:
     """Return how to read the sheets."""
     plan, (height, width) = found.session.plan.filters, found.size
-    before, after = (float(np.abs(state).max()) for state in states)
+    before, after = _largest_sizes(states)
     deaths = (
         f"Which are dead is not known: {NEEDS}."
         if found.activity is None
-        else f"Crossed out: never active in {found.activity.images} images, {_listed(found.dead)}."
+        else f"Crossed out: never active in {found.activity.images} images, {_counted(found.dead)}."
     )
     return (
         f"{height}x{width} weights in RGB, each {scale}x{scale} pixels. Right: those with an RMS "
         f"above {plan.radius:g} scaled down to it (Zeiler & Fergus 2013, section 3). Framed: the "
-        f"RMS exceeds it, {_listed(found.exceeds)}. "
+        f"RMS exceeds it, {_counted(found.exceeds)}. "
         f"{deaths} Tone: {TONES[plan.tone]}; max |x| is {before:.3g} left, {after:.3g} right."
     )
 
@@ -315,14 +318,14 @@ class Spectrum:
     @property
     def text(self) -> str:
         low, high = self.averages
-        slow, fast = (_range(self.found.frequency[chosen]) for chosen in self.extremes)
+        slow, fast = (_range_text(self.found.frequency[chosen]) for chosen in self.extremes)
         return (
             f"mean rectified activation: {low:.3g} over the {len(self.extremes[0])} lowest "
             f"frequencies ({slow} cycles per pixel), {high:.3g} over the highest ({fast}); "
             f"correlation {self.correlation:.2f}"
         )
 
-    def trend(self) -> tuple[Numbers, Numbers]:
+    def trend(self) -> tuple[Doubles, Doubles]:
         """Running means of frequency and activation."""
         weights = np.full(self.window, 1 / self.window)
         x, y = self.found.frequency[self.order], self.activity.rectified[self.order]

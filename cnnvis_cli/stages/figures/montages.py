@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnnvis_cli.arrays import Floats, Pixels, Units
 from cnnvis_cli.figure.canvas import Canvas, reduced, scaled
+from cnnvis_cli.figure.grid import columns_of
 from cnnvis_cli.figure.lines import Plot, plots, plots_on_a_page
 from cnnvis_cli.figure.sheets import (
     Caption,
     Cell,
+    CellRow,
     Pane,
-    Pixels,
-    Row,
     fitting,
     per_page,
     rows_of_cells,
@@ -25,14 +26,14 @@ from cnnvis_cli.figure.sheets import (
     single,
     toolbox_montage,
 )
-from cnnvis_cli.figure.tone import RULES, Floats, largest, toned, toned_together
+from cnnvis_cli.figure.tone import TONE_RULES, largest, toned, toned_together
 from cnnvis_cli.nouns import Layer, Size, Unit
 from cnnvis_cli.registry import Registry
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,
-    columns_of,
     projected_of,
     style_of,
     styles_of,
@@ -43,7 +44,6 @@ from cnnvis_cli.stages.figures.selection import Held, choose, sample
 from cnnvis_cli.store.run import Record, Run
 
 Pages = list[Figure]  # pages of one figure, the first without a number
-Units = Sequence[int]
 Make = Callable[[Session, Sequence[Layer]], list[Pages]]
 File = Callable[[Run, str], Path]
 
@@ -58,7 +58,7 @@ class MontageKind:
 
 
 KINDS: Registry[MontageKind] = Registry("kind of montage")
-ALL = "all"  # the file of a figure of several layers
+ALL_LAYERS = "all"  # the file of a figure of several layers
 SQUARE = 9  # pictures of a 3x3 block
 
 
@@ -87,7 +87,7 @@ class UnitSheet:
     def pages(self, session: Session) -> Pages:
         pages = -(-len(self.units) // self.room)
         size = -(-len(self.units) // max(1, pages))  # equal pages, so that they are done together
-        chunks = [self.units[i : i + size] for i in range(0, len(self.units), size or 1)]
+        chunks = in_groups(self.units, size or 1)
         return [self._page(session, n, chunk) for n, chunk in enumerate(chunks, 1)]
 
     def _page(self, session: Session, number: int, units: Units) -> Figure:
@@ -102,10 +102,10 @@ def _title(session: Session, layer: Layer, units: Units) -> str:
     name = f"{session.network.name} {layer.alias}"
     if layer.module != layer.alias:
         name += f" ({layer.module})"
-    return f"{name} · {_units_text(units, layer.channels)}"
+    return f"{name} · {_units_shown(units, layer.channels)}"
 
 
-def _units_text(units: Units, channels: int) -> str:
+def _units_shown(units: Units, channels: int) -> str:
     if len(units) == channels:
         return f"all {channels} units"
     if len(units) == 1:
@@ -129,14 +129,14 @@ def _tone(session: Session, values: Floats) -> Pixels:
 @kind("optimized", Run.optimized, asked=False)
 def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return one tile per channel at its true size: Yosinski et al. 2015, Fig. S1."""
-    return [_optimized(session, style_of(session, layer)).pages(session) for layer in layers]
+    return [_optimized_sheet(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
-def _optimized(session: Session, images: OptimizedImages) -> UnitSheet:
+def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"{images.what}, style {images.style}, {_pixels(images.size, plan.scale)}. "
-        f"Tone: {RULES[plan.tone]}. Crossed out: no gradient reached the image."
+        f"Tone: {TONE_RULES[plan.tone]}. Crossed out: no gradient reached the image."
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
@@ -149,13 +149,13 @@ def _optimized(session: Session, images: OptimizedImages) -> UnitSheet:
     return UnitSheet("optimized", images.layer, units, note, images.record, page, room)
 
 
-FEW = 32  # units that are read at once
+UNITS_AT_ONCE = 32  # units that are read at once
 
 
 def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iterator[Pixels]:
     """Yield the best run of each unit, toned, and reduced if the plan's scale is below 1."""
     plan, mean = session.plan.figure, session.network.preprocessing.mean
-    some = [units[i : i + FEW] for i in range(0, len(units), FEW)]
+    some = in_groups(units, UNITS_AT_ONCE)
     top = max(largest(images.best(few)) for few in some) if plan.tone == "sheet" else None
     for few in some:
         for tile in toned(images.best(few), plan.tone, mean, top)[:, 0]:
@@ -175,8 +175,8 @@ def _top(session: Session, images: TopImages) -> UnitSheet:
     plan = session.plan.figure
     note = (
         f"The {images.shown} strongest places: {images.method} projections (left), image patches "
-        f"(right), {_pixels(images.size, plan.scale)}. Tone of projections: {RULES[plan.tone]}; "
-        "patches as photographed, grey outside the image."
+        f"(right), {_pixels(images.size, plan.scale)}. Tone of projections: "
+        f"{TONE_RULES[plan.tone]}; patches as photographed, grey outside the image."
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
@@ -213,36 +213,35 @@ def _blank_top(images: TopImages) -> Cell:
 def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
     """Return a few units of each layer in one figure, as in print."""
     tone = session.plan.figure.tone
-    chosen = [_few(session, each.layer, each.held, _blank_top(each)) for each in sources]
+    chosen = _units_in_rows(session, sources, _blank_top)
     note = (
         f"The strongest places of some units of each layer: {sources[0].method} projections "
         f"(left) beside image patches (right), all at one scale. Tone of projections: "
-        f"{RULES[tone]}; patches as photographed, grey outside the image."
+        f"{TONE_RULES[tone]}; patches as photographed, grey outside the image."
     )
 
-    def rows() -> list[Row]:
+    def rows() -> list[CellRow]:
         values = [images.projections(units) for images, units in _pairs(sources, chosen)]
         rows = []
         for images, units, tiles in zip(sources, chosen, toned_together(values, tone), strict=True):
-            rows.append(Row(images.layer.alias, tuple(_top_cells(images, units, tiles))))
+            rows.append(CellRow(images.layer.alias, tuple(_top_cells(images, units, tiles))))
         return rows
 
-    records = [_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)]
-    return [_of_layers("top", session, note, records, rows)]
+    return [_of_layers("top", session, note, _sheet_records(sources, chosen), rows)]
 
 
 @kind("layers", Run.optimized)
 def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return all layers at true size, the last on top, four runs per channel: Yosinski, Fig. 5."""
     sources = [style_of(session, layer) for layer in reversed(layers)]
-    chosen = [_few(session, each.layer, each.held, _blank_runs(each)) for each in sources]
+    chosen = _units_in_rows(session, sources, _blank_runs)
     note = (
         f"{sources[0].what}, style {sources[0].style}, up to {RUNS} runs per unit. All layers "
         "are at one scale, so sizes are those of the features. "
-        f"Tone: {RULES[session.plan.figure.tone]}."
+        f"Tone: {TONE_RULES[session.plan.figure.tone]}."
     )
 
-    def rows() -> list[Row]:
+    def rows() -> list[CellRow]:
         tone, mean = session.plan.figure.tone, session.network.preprocessing.mean
         values = [images.runs(units, RUNS) for images, units in _pairs(sources, chosen)]
         rows = []
@@ -250,11 +249,10 @@ def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
             sources, chosen, toned_together(values, tone, mean), strict=True
         ):
             cells = map(_runs_cell, map(images.label, units), tiles)
-            rows.append(Row(images.layer.alias, tuple(cells)))
+            rows.append(CellRow(images.layer.alias, tuple(cells)))
         return rows
 
-    records = [_record(each.layer, units, each.record) for each, units in _pairs(sources, chosen)]
-    return [[_of_layers("layers", session, note, records, rows)]]
+    return [[_of_layers("layers", session, note, _sheet_records(sources, chosen), rows)]]
 
 
 RUNS = 4
@@ -264,7 +262,25 @@ def _pairs(sources: Sequence[Any], chosen: Sequence[Units]) -> list[tuple[Any, U
     return list(zip(sources, chosen, strict=True))
 
 
-def _record(layer: Layer, units: Units, record: Record) -> Record:
+def _units_in_rows(
+    session: Session, sources: Sequence[Any], blank: Callable[[Any], Cell]
+) -> list[Units]:
+    """Return the units of each layer that fit in its row."""
+    chosen = []
+    for each in sources:
+        chosen.append(_few(session, each.layer, each.held, blank(each)))
+    return chosen
+
+
+def _sheet_records(sources: Sequence[Any], chosen: Sequence[Units]) -> list[Record]:
+    """Return what is shown of each layer."""
+    records = []
+    for each, units in _pairs(sources, chosen):
+        records.append(_sheet_record(each.layer, units, each.record))
+    return records
+
+
+def _sheet_record(layer: Layer, units: Units, record: Record) -> Record:
     return {"layer": layer.alias, "units": list(units), **record}
 
 
@@ -283,7 +299,7 @@ def _of_layers(
     session: Session,
     note: str,
     records: list[Record],
-    rows: Callable[[], list[Row]],
+    rows: Callable[[], list[CellRow]],
 ) -> Figure:
     """Return one figure with a row of units for each layer."""
     names = ", ".join(record["layer"] for record in records)
@@ -292,16 +308,16 @@ def _of_layers(
     def draw() -> Canvas:
         return rows_of_cells(rows(), caption, session.plan.figure.scale)
 
-    return Figure(name, ALL, caption.title, {"layers": records}, draw)
+    return Figure(name, ALL_LAYERS, caption.title, {"layers": records}, draw)
 
 
-LINE = 1900  # width in pixels of a row of units; or
-LEAST = 4  # units
+LINE_WIDTH = 1900  # width in pixels of a row of units; or
+LEAST_UNITS = 4  # units
 
 
 def _few(session: Session, layer: Layer, held: Held, like: Cell) -> Units:
     """Return as many units as fit in a row: the first of those requested, or a random sample."""
-    room = max(LEAST, fitting(like, LINE, session.plan.figure.scale))
+    room = max(LEAST_UNITS, fitting(like, LINE_WIDTH, session.plan.figure.scale))
     units, plan = choose(session, layer, held), session.plan.montage
     if session.plan.units or plan.random or plan.best or plan.sort:
         return units[:room]
@@ -319,14 +335,15 @@ class Cells(NamedTuple):
 
 def _unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]) -> list[Pages]:
     """Return a figure per unit, or a sheet per layer."""
-    note = f"{note} Tone: {RULES[session.plan.figure.tone]}."
+    note = f"{note} Tone: {TONE_RULES[session.plan.figure.tone]}."
     pages: list[Pages] = []
     for each in cells:
         units = choose(session, each.layer, each.held)
         if session.plan.montage.together:
             pages.append(_unit_sheet(name, note, session, each, units))
         else:
-            pages += [[_unit_figure(name, note, session, each, unit)] for unit in units]
+            for unit in units:
+                pages.append([_unit_figure(name, note, session, each, unit)])
     return pages
 
 
@@ -348,7 +365,7 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
     def draw() -> Canvas:
         return single(cells.make(unit), Caption(title, note), session.plan.figure.scale)
 
-    record = _record(cells.layer, [unit], cells.record)
+    record = _sheet_record(cells.layer, [unit], cells.record)
     return Figure(name, f"{alias}_{unit:04d}", title, record, draw)
 
 
@@ -410,13 +427,13 @@ def toolbox(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     Set its ``caffevis_unit_jpg_dir`` to ``figures/toolbox``; see its
     caffevis/jpg_vis_loading_thread.py.
     """
-    found: list[Pages] = []
+    found: list[Figure] = []
     for layer in layers:
         if session.run.optimized(layer.alias).is_file():
-            found += [[each] for each in _toolbox_optimized(session, layer)]
+            found += _toolbox_optimized(session, layer)
         if session.run.projected(layer.alias).is_file():
-            found += [[each] for each in _toolbox_top(session, layer)]
-    return found
+            found += _toolbox_top(session, layer)
+    return [[each] for each in found]
 
 
 def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:
@@ -459,7 +476,7 @@ def _jpeg(
     alias = cells.layer.alias
     name = f"{what}/{alias}/{alias}_{unit:04d}{suffix}"
     title = f"{session.network.name} {Unit(alias, unit)}"
-    record = _record(cells.layer, [unit], cells.record)
+    record = _sheet_record(cells.layer, [unit], cells.record)
     return Figure("toolbox", name, title, record, draw, ("jpg",))
 
 

@@ -12,7 +12,7 @@ import torch
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, available_memory, cores, run_tasks
 from cnnvis_cli.figure.canvas import Canvas, read_record
-from cnnvis_cli.figure.tone import RULES
+from cnnvis_cli.figure.tone import TONE_RULES
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
@@ -34,15 +34,15 @@ class Figure:
 
 def draw_figure(session: Session, figure: Figure) -> list[Path]:
     """Draw a figure's missing files, the PNG first."""
-    record = _record(session, figure)
+    record = _figure_record(session, figure)
     key = digest(record)
-    paths = files(session, figure)
-    missing = [path for path in paths if stored_key(path) != key]
+    paths = figure_files(session, figure)
+    missing = [path for path in paths if figure_key(path) != key]
     if missing:
         canvas = figure.draw()
         text = {"Title": figure.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
         for path in missing:
-            content = _content(canvas, path.suffix, text | {"cnnvis-key": key}, session)
+            content = _encoded_figure(canvas, path.suffix, text | {"cnnvis-key": key}, session)
             publish(path, content)
     return paths
 
@@ -66,10 +66,10 @@ def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
         run_tasks(work, drawing_slots(session, len(todo)), range(len(todo)), on_event)
         meter.end()
     for figure in figures:
-        yield from files(session, figure)
+        yield from figure_files(session, figure)
 
 
-def files(session: Session, figure: Figure) -> list[Path]:
+def figure_files(session: Session, figure: Figure) -> list[Path]:
     """Return the files of a figure: the PNG, and on request the PDF."""
     also = ("pdf",) if session.plan.figure.pdf and "png" in figure.formats else ()
     name = session.run.figure(figure.kind, figure.name)
@@ -85,23 +85,23 @@ def drawing_slots(session: Session, count: int) -> list[WorkerSlot]:
 
 
 def is_there(session: Session, figure: Figure) -> bool:
-    key = digest(_record(session, figure))
-    return all(stored_key(path) == key for path in files(session, figure))
+    key = digest(_figure_record(session, figure))
+    return all(figure_key(path) == key for path in figure_files(session, figure))
 
 
-def _record(session: Session, figure: Figure) -> Record:
+def _figure_record(session: Session, figure: Figure) -> Record:
     plan = session.plan.figure
     return {
         "kind": figure.kind,
         "model": session.network.name,
-        "tone": RULES[plan.tone],
+        "tone": TONE_RULES[plan.tone],
         "scale": plan.scale,
         "dpi": plan.dpi,
         **figure.record,
     }
 
 
-def _content(canvas: Canvas, suffix: str, text: dict[str, str], session: Session) -> bytes:
+def _encoded_figure(canvas: Canvas, suffix: str, text: dict[str, str], session: Session) -> bytes:
     dpi = session.plan.figure.dpi
     if suffix == ".pdf":
         from cnnvis_cli.figure.pdf import pdf
@@ -110,7 +110,7 @@ def _content(canvas: Canvas, suffix: str, text: dict[str, str], session: Session
     return canvas.jpeg(text) if suffix == ".jpg" else canvas.png(text, dpi)
 
 
-def stored_key(path: Path) -> str | None:
+def figure_key(path: Path) -> str | None:
     """Return the key in a figure's file; None if it is absent or damaged."""
     if path.suffix == ".pdf":
         from cnnvis_cli.figure.pdf import read_key

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Units
 from cnnvis_cli.ascent.starts import seed_of
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.topk_file import TopKFile
 
-Units = tuple[int, ...]
 Held = NDArray[np.integer[Any]]
 
 
-def choose(session: Session, layer: Layer, held: Held) -> Units:
+def choose(session: Session, layer: Layer, held: Held) -> tuple[int, ...]:
     """Return the plan's units, of those with results.
 
     These are ``--units`` (or all), reduced to a ``--random`` sample, in the order of ``--sort``,
@@ -41,7 +40,7 @@ def choose(session: Session, layer: Layer, held: Held) -> Units:
     return units[: plan.best]
 
 
-def sample(session: Session, layer: Layer, units: Sequence[int], count: int) -> Units:
+def sample(session: Session, layer: Layer, units: Units, count: int) -> tuple[int, ...]:
     """Return a random sample of the units, in their order, from the seed and the layer."""
     if count >= len(units):
         return tuple(units)
@@ -49,7 +48,7 @@ def sample(session: Session, layer: Layer, units: Sequence[int], count: int) -> 
     return tuple(units[i] for i in sorted(draw.choice(len(units), count, replace=False).tolist()))
 
 
-def _sorted(session: Session, layer: Layer, units: Sequence[int]) -> Units:
+def _sorted(session: Session, layer: Layer, units: Units) -> tuple[int, ...]:
     """Return the units, highest first by a statistic of topk.h5; unknown ones by number."""
     by = session.plan.montage.sort or "max"
     if not session.run.topk.is_file():

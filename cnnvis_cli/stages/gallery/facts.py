@@ -18,7 +18,7 @@ BARS = 48
 NEIGHBOURS = 8
 
 
-def plain(values: NDArray[Any]) -> list[float | None]:
+def plain_numbers(values: NDArray[Any]) -> list[float | None]:
     """Return numbers with four digits; None for non-finite ones."""
     return [digits(v) if np.isfinite(v) else None for v in values.tolist()]
 
@@ -27,7 +27,7 @@ def digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
+def histogram_bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
     """Return one channel's counts (bins,) in bars of one width; None if there are none."""
     edges, filled = histogram.edges(), np.flatnonzero(counts)
     if not len(filled) or not np.isfinite(largest):

@@ -12,19 +12,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Pixels, Units
 from cnnvis_cli.ascent.climb import Outcome
-from cnnvis_cli.dataset.decode import Pixels
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.figure import sprites
 from cnnvis_cli.histogram import LEVELS
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.data import SHOWN, OptimizedImages, TopImages, unit_label
-from cnnvis_cli.stages.gallery.facts import bars, class_counts, digits, neighbours, plain
+from cnnvis_cli.stages.figures.data import (
+    STRONGEST_SHOWN,
+    OptimizedImages,
+    TopImages,
+    labels_of,
+    unit_label,
+)
+from cnnvis_cli.stages.gallery.facts import (
+    class_counts,
+    digits,
+    histogram_bars,
+    neighbours,
+    plain_numbers,
+)
 from cnnvis_cli.stages.gallery.panes import (
     Photographs,
     PicturePane,
-    Units,
     best_first,
     methods_held,
     optimized_pane,
@@ -39,11 +50,11 @@ from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile
 THUMB, SMALL = 112, 80  # side in pixels of a picture in the grid, in the strip
 SHARP = 32  # side in pixels up to which those are lossless
 STRIP = 14  # units in a layer's strip
-ROOM = 2_000_000  # pixels of a unit's pictures: well below a megabyte, even if noisy
+UNIT_PIXELS = 2_000_000  # pixels of a unit's pictures: well below a megabyte, even if noisy
 CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
-FORM = (1, THUMB, SMALL, SHARP, STRIP, ROOM, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+FORM = (1, THUMB, SMALL, SHARP, STRIP, UNIT_PIXELS, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -62,7 +73,7 @@ class Dataset:
 
     def labels(self, indices: Sequence[int]) -> list[int]:
         """Return the class of each image, -1 without a class or an image."""
-        return [int(self.images.label[i]) if i >= 0 else -1 for i in indices]
+        return labels_of(self.images, indices)
 
 
 class Face(NamedTuple):
@@ -84,7 +95,7 @@ class Face(NamedTuple):
             "name": self.pane.name,
             "suffix": self.suffix,
             "tile": self.size,
-            "cell": sprites.cell(self.size),
+            "cell": sprites.padded(self.size),
         }
 
 
@@ -135,8 +146,10 @@ class ShownLayer:
     @cached_property
     def labels(self) -> list[str]:
         """The names of the units besides their numbers: classes, for the last layer."""
-        texts = [unit_label(self.session, self.layer, unit) for unit in self.units]
-        return [text.partition(" ")[2] for text in texts]
+        names = []
+        for unit in self.units:
+            names.append(unit_label(self.session, self.layer, unit).partition(" ")[2])
+        return names
 
     @cached_property
     def faces(self) -> list[Face]:
@@ -152,7 +165,7 @@ class ShownLayer:
     def sizes(self) -> list[Size]:
         """The stored size of each pane's pictures: their own, as far as there is room."""
         pixels = sum(pane.count * math.prod(pane.size) for pane in self.panes)
-        share = min(1, math.sqrt(ROOM / pixels)) if pixels else 1
+        share = min(1, math.sqrt(UNIT_PIXELS / pixels)) if pixels else 1
         return [sprites.within(pane.size, share * max(pane.size)) for pane in self.panes]
 
     @property
@@ -197,7 +210,7 @@ class ShownLayer:
         """The places of pictures in the file of a unit."""
         panes, below, width = [], 0, 0
         for pane, size in zip(self.panes, self.sizes, strict=True):
-            cell = sprites.cell(size)
+            cell = sprites.padded(size)
             panes.append(
                 {
                     "kind": pane.kind,
@@ -262,13 +275,13 @@ class ShownLayer:
         columns: Record = {"outcome": self._outcomes()}
         if self.top and self.dataset:
             for name in ("max", "selectivity", "active"):
-                columns[name] = plain(self.top.stats[name][self.units])
+                columns[name] = plain_numbers(self.top.stats[name][self.units])
             columns["dead"] = np.flatnonzero(self.top.stats["dead"][self.units]).tolist()
             images = self.top.places.image[self.units]
             columns["classes"] = []
             for row in images.tolist():
                 known = set(self.dataset.labels(row))
-                columns["classes"].append(sorted(label for label in known if label >= 0))
+                columns["classes"].append(sorted(known - {-1}))
         return columns
 
     def _outcomes(self) -> list[int]:
@@ -279,7 +292,7 @@ class ShownLayer:
             best = images.file.read(images.style, "activation").argmax(axis=1)
             ends = images.file.read(images.style, "outcome")
             found[images.held] = ends[np.arange(len(best)), best]
-        return [int(end) for end in found[self.units]]
+        return list(found[self.units].tolist())
 
 
 @dataclass(frozen=True)
@@ -293,16 +306,16 @@ class Facts:
         chunk = self.shown.chunk(self.number)
         records: list[Record] = [{} for _ in chunk]
         for images in self.shown.styles:
-            for record, runs in zip(records, _runs(images, chunk), strict=True):
+            for record, runs in zip(records, _run_facts(images, chunk), strict=True):
                 record.setdefault("runs", {})[images.style] = runs
         if self.shown.top and self.shown.dataset:
             found = self._near(self.shown.top)
             counts = self.shown.counts
             for record, unit, near in zip(records, chunk, found, strict=True):
-                record.update(_strongest(self.shown.top, self.shown.dataset, unit))
+                record.update(_strongest_places(self.shown.top, self.shown.dataset, unit))
                 record.update(_statistics(self.shown.top, unit))
                 largest = float(self.shown.top.stats["max"][unit])
-                record.update(near=near, bars=bars(counts[unit], largest))
+                record.update(near=near, bars=histogram_bars(counts[unit], largest))
         return records
 
     def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
@@ -314,36 +327,37 @@ class Facts:
         return found
 
 
-def _runs(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
+def _run_facts(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
     """Return each unit's runs, as shown: number, activation, first one, step, outcome."""
     names = ("activation", "start", "best_step", "outcome")
     columns = [images.file.read(images.style, name) for name in names]
     rows = {unit: row for row, unit in enumerate(images.held.tolist())}
     found = []
     for unit in chunk:
-        own = [column[rows[unit]] for column in columns] if unit in rows else []
-        found.append(_runs_of(own) if own else [])
+        known = unit in rows
+        found.append(_runs_of([column[rows[unit]] for column in columns]) if known else [])
     return found
 
 
 def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
     """Return one unit's runs, in the order of their pictures."""
     order = best_first(columns[0])
-    rows = zip(order, *(plain(column[order]) for column in columns), strict=True)
-    return [list(row) for row in rows]
+    rows = zip(order, *(plain_numbers(column[order]) for column in columns), strict=True)
+    return list(map(list, rows))
 
 
-def _strongest(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
+def _strongest_places(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
     """Return the unit's strongest places (activation, class and file), and all their classes."""
-    images = [index for index in top.places.image[unit].tolist() if index >= 0]
-    labels, values = dataset.labels(images), plain(top.places.activation[unit])
+    row = top.places.image[unit]
+    images = row[row >= 0].tolist()
+    labels, values = dataset.labels(images), plain_numbers(top.places.activation[unit])
     shown = zip(values[: len(images)], labels, map(dataset.name, images), strict=True)
-    return {"top": [list(row) for row in shown][:SHOWN], "classes": class_counts(labels)}
+    return {"top": list(map(list, shown))[:STRONGEST_SHOWN], "classes": class_counts(labels)}
 
 
 def _statistics(top: LayerTopK, unit: int) -> Record:
     names = ("max", "mean", "std", "active", "selectivity")
-    stats: Record = {name: plain(top.stats[name][[unit]])[0] for name in names}
+    stats: Record = {name: plain_numbers(top.stats[name][[unit]])[0] for name in names}
     stats["class"] = int(top.stats["class"][unit])
     stats["dead"] = bool(top.stats["dead"][unit])
     return {"stats": stats, "quantiles": _quantiles(top, unit)}
@@ -352,5 +366,9 @@ def _statistics(top: LayerTopK, unit: int) -> Record:
 def _quantiles(top: LayerTopK, unit: int) -> list[tuple[float, float]]:
     """Return quantile levels, and the quantiles."""
     values = top.stats["quantiles"][unit]
-    found = [(share, float(values[LEVELS.index(share)])) for share in SHARES]
-    return [(share, digits(value)) for share, value in found if math.isfinite(value)]
+    found = []
+    for share in SHARES:
+        value = float(values[LEVELS.index(share)])
+        if math.isfinite(value):
+            found.append((share, digits(value)))
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -10,22 +10,28 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.arrays import Floats, Pixels, Units
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError, StorageError
-from cnnvis_cli.figure.tone import Floats, largest, toned
-from cnnvis_cli.nouns import Box, Layer, Size
+from cnnvis_cli.figure.tone import largest, toned
+from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.dataset_images import image_reader
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.data import GREY, SHOWN, OptimizedImages, TopImages, crop
-from cnnvis_cli.stages.figures.montages import FEW, SQUARE
+from cnnvis_cli.stages.figures.data import (
+    OUTSIDE,
+    STRONGEST_SHOWN,
+    OptimizedImages,
+    TopImages,
+    crop,
+)
+from cnnvis_cli.stages.figures.montages import SQUARE, UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.projected import ProjectedFile
-from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
+from cnnvis_cli.store.topk_file import LayerTopK, TopKFile
 
-Units = Sequence[int]
-PROBES = 16  # images that are tried before patches are given up
+TRIED_IMAGES = 16  # images that are tried before patches are given up
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,10 @@ class PicturePane:
 
     def pictures(self, units: Units) -> Pixels:
         """Return the units' pictures (n, count, h, w, 3), grey if a unit has none."""
-        found = np.full((len(units), self.count, *self.size, 3), GREY, np.uint8)
+        found = np.full((len(units), self.count, *self.size, 3), OUTSIDE, np.uint8)
         held = np.isin(units, self.held)
         if held.any():
-            found[held] = self.draw([u for u, has in zip(units, held, strict=True) if has])
+            found[held] = self.draw(np.asarray(units)[held].tolist())
         return found
 
 
@@ -56,16 +62,15 @@ def optimized_pane(images: OptimizedImages) -> PicturePane:
     def draw(units: Units) -> Pixels:
         if plan.tone == "sheet" and not tops:
             tops.append(_largest(images))
-        return toned(_runs(images, units), plan.tone, mean, *tops)
+        return toned(_run_pictures(images, units), plan.tone, mean, *tops)
 
     count = min(images.count, SQUARE)
     return PicturePane("optimized", images.style, images.size, count, images.held, draw)
 
 
 def _largest(images: OptimizedImages) -> float:
-    units = images.held.tolist()
-    some = (units[i : i + FEW] for i in range(0, len(units), FEW))
-    return max(largest(_runs(images, few)) for few in some)
+    some = in_groups(images.held.tolist(), UNITS_AT_ONCE)
+    return max(largest(_run_pictures(images, few)) for few in some)
 
 
 def best_first(activation: NDArray[np.float32]) -> list[int]:
@@ -74,19 +79,17 @@ def best_first(activation: NDArray[np.float32]) -> list[int]:
     return [best, *(run for run in range(len(activation)) if run != best)][:SQUARE]
 
 
-def _runs(images: OptimizedImages, units: Units) -> Floats:
+def _run_pictures(images: OptimizedImages, units: Units) -> Floats:
     """Return the runs of some units (n, count, h, w, 3); neighbouring units are read together."""
     rows = np.searchsorted(images.held, units)
     first, last = int(rows.min()), int(rows.max())
     if last - first > 2 * len(rows):
-        return np.concatenate([_runs(images, [unit]) for unit in units])
+        return np.concatenate([_run_pictures(images, [unit]) for unit in units])
     read = slice(first, last + 1)
-    pictures, values = (images.file.read(images.style, name, read) for name in _READ)
+    pictures = images.file.read(images.style, "image", read)
+    values = images.file.read(images.style, "activation", read)
     found = [pictures[row][best_first(values[row])] for row in rows - first]
     return np.stack(found).astype(np.float32)
-
-
-_READ = ("image", "activation")
 
 
 def projections_pane(images: TopImages) -> PicturePane:
@@ -107,27 +110,20 @@ def projections_pane(images: TopImages) -> PicturePane:
 
 def patches_pane(layer: Layer, top: LayerTopK, photographs: Photographs) -> PicturePane:
     """Return a pane of the image patches of the strongest places."""
-    size = _patch_size(layer, photographs.size)
-    count = min(SHOWN, top.places.image.shape[1])
+    size = layer.tile_size(photographs.size)
+    count = min(STRONGEST_SHOWN, top.places.image.shape[1])
 
     def draw(units: Units) -> Pixels:
-        found = np.full((len(units), count, *size, 3), GREY, np.uint8)
+        found = np.full((len(units), count, *size, 3), OUTSIDE, np.uint8)
         for i, unit in enumerate(units):
             for rank in np.flatnonzero(top.places.image[unit, :count] >= 0).tolist():
                 image = photographs.read(int(top.places.image[unit, rank]))
                 if image is not None:
-                    box = box_of(top.box[unit, rank])
-                    found[i, rank] = crop(image, box if box.size == size else Box.whole(size))
+                    found[i, rank] = crop(image, top.tile(unit, rank, photographs.size))
         return found
 
     held = np.flatnonzero((top.places.image >= 0).any(axis=1))
     return PicturePane("patches", "", size, count, held, draw)
-
-
-def _patch_size(layer: Layer, whole: Size) -> Size:
-    """Return a receptive field, or the whole input if the field does not fit inside it."""
-    height, width = layer.field.size
-    return (height, width) if height <= whole[0] and width <= whole[1] else whole
 
 
 @dataclass(frozen=True)
@@ -159,7 +155,7 @@ class Photographs:
 
     def are_there(self, wanted: Held) -> bool:
         """Return whether any of a few of the wanted images can be read."""
-        step = max(1, len(wanted) // PROBES)
+        step = max(1, len(wanted) // TRIED_IMAGES)
         return any(self.read(index) is not None for index in wanted[::step].tolist())
 
 

@@ -12,14 +12,16 @@ from typing import Protocol
 
 import numpy as np
 
+from cnnvis_cli.arrays import Pixels, Units
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.montages import FEW
+from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.render import drawing_slots
 from cnnvis_cli.stages.gallery.layers import (
     COLUMNS,
@@ -29,12 +31,12 @@ from cnnvis_cli.stages.gallery.layers import (
     ShownLayer,
     gallery_folder,
 )
-from cnnvis_cli.stages.gallery.panes import Photographs, Units
+from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
-OWN = re.compile(  # the names of a gallery's files, and of their temporary files
+GALLERY_FILE = re.compile(  # the names of a gallery's files, and of their temporary files
     r"\d{4,}\.(jpg|png)|(grid\d+|units)_\d+\.(jpg|png|js)|layer\.js|strip\.(jpg|png)|\..*\.tmp"
 )
 LAYER = re.compile(r"(conv|fc)\d+")
@@ -55,23 +57,25 @@ def gallery(session: Session) -> None:
 
 def _shown(session: Session) -> list[ShownLayer]:
     """Return the layers to show: the requested ones, or all with any results."""
-    dataset, photographs = _dataset(session), Photographs(session, set())
-    every = [ShownLayer(session, layer, dataset, photographs) for layer in session.layers]
-    found = [shown for shown in every if shown.units]
-    for shown in every:
-        if session.plan.layer and not shown.units:
+    dataset, photographs = _topk_dataset(session), Photographs(session, set())
+    found = []
+    for layer in session.layers:
+        shown = ShownLayer(session, layer, dataset, photographs)
+        if shown.units:
+            found.append(shown)
+        elif session.plan.layer:
             raise UsageError(
-                f"{shown.layer.alias}: nothing to show yet; run cnnvis topk or optimize first"
+                f"{layer.alias}: nothing to show yet; run cnnvis topk or optimize first"
             )
     if not found:
         raise UsageError(
             f"{session.run.path} holds nothing to show yet; run cnnvis topk, optimize or project "
             "first"
         )
-    return found if _are_there(photographs, found) else [_without_patches(s) for s in found]
+    return found if _are_there(photographs, found) else list(map(_without_patches, found))
 
 
-def _dataset(session: Session) -> Dataset | None:
+def _topk_dataset(session: Session) -> Dataset | None:
     """Return the images of topk.h5; None without one."""
     file = TopKFile(session.run.topk)
     if file.identity() is None:
@@ -108,10 +112,10 @@ class Piece(Protocol):
 
 def _is_done(piece: Piece) -> bool:
     """Return whether the files exist, made from the present sources."""
-    *others, last = (piece.shown.folder / name for name in piece.files())
+    *others, last = map(piece.shown.folder.joinpath, piece.files())
     with suppress(OSError):
         known = site.key_of(last.read_bytes())
-        return known == piece.shown.key and all(path.is_file() for path in others)
+        return known == piece.shown.key and all(map(Path.is_file, others))
     return False
 
 
@@ -141,8 +145,8 @@ class Pictures:
     def make(self) -> Iterator[int]:
         """Draw and publish; yield the number of drawn units, in groups."""
         shown, units = self.shown, self.units
-        firsts: list[list[sprites.Pixels]] = [[] for _ in shown.panes]
-        for few in (units[i : i + FEW] for i in range(0, len(units), FEW)):
+        firsts: list[list[Pixels]] = [[] for _ in shown.panes]
+        for few in in_groups(units, UNITS_AT_ONCE):
             drawn = [pane.pictures(few) for pane in shown.panes]
             for i, unit in enumerate(few if drawn else ()):
                 content = shown.sheet([pictures[i] for pictures in drawn])
@@ -179,8 +183,8 @@ class LayerSummary:
         shown = self.shown
         face, units = shown.best()
         if face:
-            few = (units[i : i + FEW] for i in range(0, len(units), FEW))
-            pictures = np.concatenate([face.pane.pictures(some)[:, 0] for some in few])
+            firsts = [face.pane.pictures(few)[:, 0] for few in in_groups(units, UNITS_AT_ONCE)]
+            pictures = np.concatenate(firsts)
             sheet = sprites.mosaic(pictures, face.size, STRIP)
             publish(shown.folder / f"strip.{face.suffix}", sprites.encoded(sheet, face.suffix))
         yield len(units)
@@ -260,7 +264,7 @@ def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
 def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:
     """Return the facts of the first page."""
     usable = int((~shown[0].dataset.images.skipped).sum()) if shown[0].dataset else 0
-    layers = [_layer_facts(each) for each in shown]
+    layers = list(map(_layer_facts, shown))
     held = [layer["holds"] for layer in layers]
     return {
         "title": session.plan.gallery.title or session.network.name,
@@ -288,7 +292,7 @@ def _layer_facts(shown: ShownLayer) -> Record:
         "holds": [_holds(shown, pane.kind, pane.name, len(pane.held)) for pane in shown.panes],
         "strip": f"{layer.alias}/strip.{face.suffix}" if face else "",
         "tile": size,
-        "cell": sprites.cell(size),
+        "cell": sprites.padded(size),
         "best": [
             (f"{layer.alias}/{unit:04d}", shown.labels[shown.units.index(unit)]) for unit in units
         ],
@@ -320,12 +324,12 @@ def _drop_others(session: Session, shown: Sequence[ShownLayer]) -> None:
     kept = set[Path]()
     for layer in shown:
         for piece in pieces(layer):
-            kept.update(layer.folder / name for name in piece.files())
+            kept.update(map(layer.folder.joinpath, piece.files()))
     folder = gallery_folder(session)
     for place in sorted(folder.iterdir()):
         if place.is_dir() and LAYER.fullmatch(place.name):
             for path in session.report.each(sorted(place.iterdir())):
-                if path not in kept and OWN.fullmatch(path.name):
+                if path not in kept and GALLERY_FILE.fullmatch(path.name):
                     path.unlink()
             with suppress(OSError):  # if other files are left
                 place.rmdir()

@@ -23,40 +23,43 @@ from cnnvis_cli.store.parts import Parts
 
 
 def calibrate_all(session: Session, climbs: Sequence[LayerOptimization]) -> list[LayerOptimization]:
-    """The climbs with the steps that suit their layers; those that were found before are kept."""
-    found = {number: each.settled for number, each in enumerate(climbs)}
-    kept = {number: each.kept_steps for number, each in enumerate(climbs)}
+    """Return the climbs with the steps that suit their layers; known steps are kept."""
+    found: dict[int, Style | None] = {}
+    kept: dict[int, Parts] = {}
     for number, each in enumerate(climbs):
+        found[number], kept[number] = each.settled, each.kept_steps
         if found[number] is None and "rate" in kept[number]:
             rate = float(kept[number]["rate"]["rate"][0])
             found[number] = each.style.with_step(Constant(rate))
     open_ones = [number for number, style in found.items() if style is None]
     open_ones.sort(key=lambda number: -math.prod(climbs[number].setup.box.size))  # longest first
     if open_ones:
-        _find(session, climbs, open_ones, found, kept)
-    return [
-        replace(each, style=style)
-        for each, style in zip(climbs, found.values(), strict=True)
-        if style is not None
-    ]
+        _run_calibrations(session, climbs, open_ones, found, kept)
+    ready = []
+    for each, style in zip(climbs, found.values(), strict=True):
+        if style is not None:
+            ready.append(replace(each, style=style))
+    return ready
 
 
-def _find(
+def _run_calibrations(
     session: Session,
     climbs: Sequence[LayerOptimization],
     numbers: Sequence[int],
     found: dict[int, Style | None],
     kept: dict[int, Parts],
 ) -> None:
-    probes: dict[str, OptimizeJob] = {}  # one a layer: styles share its pass
+    probes: dict[str, OptimizeJob] = {}  # one per layer: styles share its pass
+    works, styles, titles = [], [], []
     for number in session.report.each(numbers):
-        setup = climbs[number].setup
-        if setup.layer.alias not in probes:
-            probes[setup.layer.alias] = probing(
-                OptimizeJob(session.portable_plan, setup, session.network)
-            )
-    works = tuple(probes[climbs[number].setup.layer.alias] for number in numbers)
-    pieces = Calibrations(works, tuple(climbs[n].style for n in numbers))
+        each, alias = climbs[number], climbs[number].layer.alias
+        if alias not in probes:
+            job = OptimizeJob(session.portable_plan, each.setup, session.network)
+            probes[alias] = probing(job)
+        works.append(probes[alias])
+        styles.append(each.style)
+        titles.append(f"the step of {alias} {each.group}")
+    pieces = Calibrations(tuple(works), tuple(styles))
     done = steps = 0
 
     def on_event(message: Any) -> None:
@@ -73,11 +76,8 @@ def _find(
                 kept[number]["rate"] = {"rate": np.array([style.step.rate])}
             done += 1
 
-    describe = [f"the step of {climbs[n].layer.alias} {climbs[n].group}" for n in numbers]
     pool = session.pool(MEMORY, gradients=True)
-    run_tasks(
-        partial(find_steps, pieces), pool, range(len(numbers)), on_event, describe.__getitem__
-    )
+    run_tasks(partial(find_steps, pieces), pool, range(len(numbers)), on_event, titles.__getitem__)
     session.report.clear()
 
 
@@ -99,7 +99,7 @@ class Found(NamedTuple):
     style: Style
 
 
-PROBES = 8  # ascents a batch of a probe
+PROBES = 8  # ascents per batch of a probe
 
 
 def find_steps(
@@ -112,7 +112,7 @@ def find_steps(
 
 
 def probing(work: OptimizeJob) -> OptimizeJob:
-    """The work of a probe: each ascent by itself."""
+    """Return the work of a probe: each ascent by itself."""
     objective = replace(work.setup.objective, diversity=0.0, run_group=1)
     return replace(
         work, setup=replace(work.setup, objective=objective), evaluations={}, checked=set()
@@ -120,7 +120,7 @@ def probing(work: OptimizeJob) -> OptimizeJob:
 
 
 def calibrated(work: OptimizeJob, style: Style, worker_slot: WorkerSlot, emit: Emit) -> Style:
-    """The style with the step that suits the layer; see `ascent.calibrate`."""
+    """Return the style with the step that suits the layer; see `ascent.calibrate`."""
     network, setup = work.on(worker_slot.device), work.setup
     evaluate = work.evaluate(network, PROBES)
     chosen = [work.ascents(network, style, target)[0] for target in probe_channels(setup.targets)]

@@ -20,7 +20,7 @@ from cnnvis_cli.stages.optimize.setup import LayerSetup
 def evaluate_window(
     network: Network, setup: LayerSetup, box: Box, x: Tensor, targets: Tensor
 ) -> Any:
-    """One pass, followed as the network runs: values (B,), leads (B,), gradient (B, 3, h, w)."""
+    """Run one pass and follow it: values (B,), leads (B,), gradient (B, 3, h, w)."""
     x = x.detach().requires_grad_()
     maps, (top, left) = network.values(setup.layer, box, x)
     row, column = setup.layer.centre
@@ -32,7 +32,7 @@ def evaluate_window(
 def traced_evaluate(
     network: Network, setup: LayerSetup, size: int, precision: Precision
 ) -> Evaluate:
-    """The pass of a batch without the network's modules and autograd."""
+    """Return the pass of a batch without the network's modules and autograd."""
     x = torch.zeros(size, 3, *setup.box.size, device=network.device)
     x = x.contiguous(memory_format=torch.channels_last)
     targets = torch.zeros(size, dtype=torch.long, device=network.device)
@@ -47,7 +47,7 @@ def traced_evaluate(
 
 
 class Tolerance(NamedTuple):
-    """How far a traced pass may be from the whole network's: shares of the largest."""
+    """Return how far a traced pass may be from the whole network's: shares of the largest."""
 
     value: float
     gradient: float

@@ -40,12 +40,12 @@ class LayerOptimization(LayerJob):
 
     @property
     def group(self) -> str:
-        """Where the file keeps it."""
+        """Return where the file keeps it."""
         return self.style.name + variant(self.session.plan.optimize)
 
     @property
     def record(self) -> Record:
-        """What decides the pictures of a unit; a style that was made otherwise is refused."""
+        """Return what decides a unit's pictures; a style that was made otherwise is refused."""
         settings = self.session.plan.optimize
         return {
             **self.style.parameters(),
@@ -68,14 +68,14 @@ class LayerOptimization(LayerJob):
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The targets that the plan asks for."""
+        """Return the targets that the plan asks for."""
         if self.setup.names:
             return tuple(range(self.setup.targets))
         return super().asked
 
     @property
     def done(self) -> list[int]:
-        """Targets that are in the file; raises `UsageError` if it is of another plan."""
+        """Return the targets in the file; raise `UsageError` if it is of another plan."""
         held = self.file.styles().get(self.group)
         if held is None:
             return []
@@ -93,7 +93,7 @@ class LayerOptimization(LayerJob):
 
     @property
     def settled(self) -> Style | None:
-        """The style with its step, where none has to be found (any more)."""
+        """Return the style with its step, where none has to be found (any more)."""
         held = self.file.styles().get(self.group, {}).get("policy", {})
         calibrates = self.style.calibrates and self.session.plan.optimize.step == "calibrated"
         if not calibrates or self.session.plan.optimize.softmax:
@@ -102,7 +102,7 @@ class LayerOptimization(LayerJob):
 
     @property
     def kept_steps(self) -> Parts:
-        """Where a calibrated step is kept until the layer's first units are published."""
+        """Return where a calibrated step is kept until the layer's first units are published."""
         about = {**self.session.identity, **_asked_for(self.record), "layer": self.layer.alias}
         return self.parts_for(f"{self.group}-step", about)
 
@@ -112,7 +112,7 @@ class LayerOptimization(LayerJob):
         self.kept_steps.clear()
 
     def summary(self) -> str:
-        """What was found, and why some images are grey."""
+        """Return what was found, and why some images are grey."""
         outcomes = self.file.read(self.group, "outcome")
         counts = Counter(outcomes.ravel().tolist())
         text = (
@@ -131,7 +131,7 @@ class LayerOptimization(LayerJob):
 
 
 def _asked_for(record: Record) -> Record:
-    """A record without what calibration finds."""
+    """Return a record without what calibration finds."""
     asked = dict(record)
     if asked.get("step") == "calibrated":
         asked.pop("policy", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.ascent.calibrate import probe_channels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.scores import SCORES, Scores, score
-from cnnvis_cli.ascent.search import PARAMETERS, Ranges, Row, draw, every_sweep, spread, sweep, toml
+from cnnvis_cli.ascent.search import (
+    PARAMETERS,
+    Ranges,
+    Row,
+    draw_rows,
+    every_sweep,
+    spread_values,
+    sweep,
+    toml,
+)
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, check_name
 from cnnvis_cli.digests import file_digest
@@ -22,9 +33,10 @@ from cnnvis_cli.engine import run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.contact import Card, cards_on_a_page, contact_sheet, rows_sheet
 from cnnvis_cli.figure.sheets import Caption
-from cnnvis_cli.figure.tone import RULES, toned
+from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.stages.common.layer_job import LayerJob, LayerTask, announce
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
 from cnnvis_cli.stages.optimize.calibration import MEMORY, calibrate_all
@@ -32,15 +44,15 @@ from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.optimize.styles import known_styles
 from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, optimize_blocks
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.validation import read_settings
 
-SAMPLE = 4  # units, if none are chosen
+SAMPLE_UNITS = 4  # units, if none are chosen
 BASE = "3"  # the style whose calibrated step the rows multiply
-KEPT = ("image", "activation", "outcome")  # of an ascent's results
+KEPT_COLUMNS = ("image", "activation", "outcome")  # of an ascent's results
 
 
 def search(session: Session) -> None:
@@ -90,14 +102,14 @@ class Search(LayerJob):
         style = replace(STYLES[BASE], iterations=settings.iterations)
         rate = session.plan.optimize.step
         if rate != "calibrated":
-            style = style.with_step(Constant(_rate(rate)))
+            style = style.with_step(Constant(_step_rate(rate)))
         units = (
             parse_units(session.plan.units, layer.channels, layer.alias)
             if session.plan.units
-            else tuple(probe_channels(layer.channels, SAMPLE))
+            else tuple(probe_channels(layer.channels, SAMPLE_UNITS))
         )
         climbs = LayerOptimization.of(session, layer, style)
-        return cls(session, layer, climbs, _rows(session), units)
+        return cls(session, layer, climbs, _planned_rows(session), units)
 
     @property
     def file(self) -> SearchFile:
@@ -111,7 +123,7 @@ class Search(LayerJob):
     @property
     def record(self) -> Record:
         base = {k: v for k, v in self.climbs.record.items() if k not in ("policy", "runs")}
-        rows = [asdict(row) for row in self.rows]
+        rows = list(map(asdict, self.rows))
         return {**base, "rows": rows, "units": list(self.units)}
 
     @property
@@ -120,12 +132,12 @@ class Search(LayerJob):
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The rows."""
+        """Return the numbers of the rows."""
         return tuple(range(len(self.rows)))
 
     @property
     def done(self) -> tuple[int, ...]:
-        """All rows or none; raise `UsageError` for another search of this name."""
+        """Return all rows or none; raise `UsageError` for another search of this name."""
         held = self.file.searches().get(self.group)
         if held is None:
             return ()
@@ -150,10 +162,10 @@ class Search(LayerJob):
         parts, setup = self.parts, self.climbs.setup
         parts.describe(self.described)
         announce("search", [self])
-        self._climb(_work(self.session, setup), parts)
+        self._climb(_search_job(self.session, setup), parts)
         if self.session.plan.shard is not None:
             return
-        arrays = self._scored(_work(self.session.here(), setup), parts)
+        arrays = self._scored(_search_job(self.session.here(), setup), parts)
         record = {**self.record, "rate": self.rate}
         self.file.publish(self.session.header(self.layer), self.group, record, arrays)
         parts.clear()
@@ -162,11 +174,10 @@ class Search(LayerJob):
         session, iterations = self.session, self.session.plan.search.iterations
         assert self.rate is not None
         styles = tuple(row.style(iterations, self.rate) for row in self.rows)
-        tasks = tuple(
-            LayerTask(number, parts, number, self.units)
-            for number in range(len(self.rows))
-            if session.plan.takes(0)(number) and number not in parts
-        )
+        takes, tasks = session.plan.takes(0), []
+        for number in self.asked:
+            if takes(number) and number not in parts:
+                tasks.append(LayerTask(number, parts, number, self.units))
         total = len(tasks) * len(self.units) * iterations
         meter = session.report.meter(f"search {self.layer.alias}", total, "steps")
 
@@ -177,7 +188,7 @@ class Search(LayerJob):
 
         pool = session.pool(MEMORY, gradients=True)
         max_active = min(work.setup.size, -(-len(tasks) * len(self.units) // len(pool)) or 1)
-        ready = replace(work, styles=styles, tasks=tasks, max_active=max_active)
+        ready = replace(work, styles=styles, tasks=tuple(tasks), max_active=max_active)
         run_tasks(
             partial(optimize_blocks, ready), pool, range(len(tasks)), on_event, ready.describe
         )
@@ -185,15 +196,21 @@ class Search(LayerJob):
 
     def _scored(self, work: OptimizeJob, parts: Parts) -> Arrays:
         """Return all rows' images with their scores, (N, U, ...)."""
-        blocks = [parts[number] for number in range(len(self.rows))]
-        stacked = {name: np.stack([block[name][:, 0] for block in blocks]) for name in KEPT}
-        scores = [_scores(work, stacked, column, unit) for column, unit in enumerate(self.units)]
-        columns = {
-            name: np.stack([getattr(each, name).numpy() for each in scores], axis=1)
-            for name in ("robustness", "variation", "grey", "clipped", "deviation")
-        }
-        rows = np.array([row.number for row in self.rows], np.int32)
-        return {**stacked, **columns, "row": rows, "unit": np.array(self.units, np.int32)}
+        blocks = list(map(parts.__getitem__, self.asked))
+        columns: Arrays = {}
+        for name in KEPT_COLUMNS:
+            columns[name] = np.stack([block[name][:, 0] for block in blocks])
+        scores = [_scores(work, columns, column, unit) for column, unit in enumerate(self.units)]
+        for name in ("robustness", "variation", "grey", "clipped", "deviation"):
+            columns[name] = np.stack([getattr(each, name).numpy() for each in scores], axis=1)
+        columns["row"] = np.array(self._numbers, np.int32)
+        columns["unit"] = np.array(self.units, np.int32)
+        return columns
+
+    @property
+    def _numbers(self) -> list[int]:
+        """Return the number of each row in the search."""
+        return [row.number for row in self.rows]
 
     def ranked(self) -> list[int]:
         """Return the rows' places in the file from the best to the worst.
@@ -201,12 +218,11 @@ class Search(LayerJob):
         By the mean of their ranks over the units, since activations of different units cannot be
         compared.
         """
-        ranks = [
-            SCORES[self.session.plan.search.score](self._stored(column)).double()
-            for column in range(len(self.units))
-        ]
-        places = torch.stack([_ranks(column) for column in ranks])
-        return torch.argsort(places.mean(dim=0), descending=True, stable=True).tolist()
+        score_of, ranks = SCORES[self.session.plan.search.score], []
+        for column in range(len(self.units)):
+            ranks.append(_ranks(score_of(self._stored(column)).double()))
+        means = torch.stack(ranks).mean(dim=0)
+        return torch.argsort(means, descending=True, stable=True).tolist()
 
     def _stored(self, column: int) -> Scores:
         names = Scores.__dataclass_fields__
@@ -227,7 +243,7 @@ class Search(LayerJob):
         return f"saved row {self.rows[place].number} as style {name} in {path}:\n{lines}"
 
     def _place(self, number: int) -> int:
-        numbers = [row.number for row in self.rows]
+        numbers = self._numbers
         if number not in numbers:
             raise UsageError(f"--row {number}: there are rows {numbers[0]} to {numbers[-1]}")
         return numbers.index(number)
@@ -238,28 +254,28 @@ class Search(LayerJob):
         return drawn.sweeps() if self.session.plan.search.sweep else drawn.pages()
 
 
-def _rate(text: str) -> float:
+def _step_rate(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise UsageError(f"--step {text!r}: use calibrated or a number above 0") from None
 
 
-def _rows(session: Session) -> tuple[Row, ...]:
+def _planned_rows(session: Session) -> tuple[Row, ...]:
     """Return the rows of parameters of the plan."""
     settings = session.plan.search
     ranges = read_settings(Ranges, settings.ranges, "[search.ranges]")
     if settings.sweep is None:
-        return draw(ranges, settings.trials, session.plan.seed)
+        return draw_rows(ranges, settings.trials, session.plan.seed)
     if settings.sweep == "all":
-        return tuple(row for rows in every_sweep(ranges, settings.values).values() for row in rows)
+        return tuple(chain.from_iterable(every_sweep(ranges, settings.values).values()))
     PARAMETERS[settings.sweep]  # raises for an unknown one
     base = Row(blur_width=1.0) if settings.sweep == "blur_every" else Row()
-    values = spread(settings.sweep, ranges, settings.values)
+    values = spread_values(settings.sweep, ranges, settings.values)
     return sweep(settings.sweep, values, base)
 
 
-def _work(session: Session, setup: LayerSetup) -> OptimizeJob:
+def _search_job(session: Session, setup: LayerSetup) -> OptimizeJob:
     plan = replace(session.plan, optimize=replace(session.plan.optimize, runs=1))
     return OptimizeJob(replace(plan, run=session.portable_plan.run), setup, session.network)
 
@@ -308,13 +324,11 @@ class _Sheets:
         """Return all rows, best first, as pages of cards."""
         cards = [self._card(place) for place in self._search.ranked()]
         size = cards_on_a_page(cards, self._plan.figure.scale)
-        chunks = [cards[i : i + size] for i in range(0, len(cards), size)]
-        alias = self._search.layer.alias
-        names = [alias + (f"_page{n}" if n > 1 else "") for n in range(1, len(chunks) + 1)]
-        return [
-            self._publish(name, partial(contact_sheet, chunk))
-            for name, chunk in zip(names, chunks, strict=True)
-        ]
+        found = []
+        for number, chunk in enumerate(in_groups(cards, size), 1):
+            name = self._search.layer.alias + (f"_page{number}" if number > 1 else "")
+            found.append(self._publish(name, partial(contact_sheet, chunk)))
+        return found
 
     def sweeps(self) -> list[Path]:
         """Return one line of cards per swept parameter."""
@@ -322,13 +336,12 @@ class _Sheets:
         names = [self._plan.search.sweep or ""]
         if names == ["all"]:
             names = ["decay", "blur width", "norm percentile", "contribution percentile", "tv"]
-            lines = [range(i, i + count) for i in range(0, len(rows), count)]
         else:
-            lines = [range(len(rows))]
-        sheet = [
-            (name.replace("_", " "), [self._card(place, heading=False) for place in line])
-            for name, line in zip(names, lines, strict=True)
-        ]
+            count = len(rows)
+        sheet = []
+        for name, line in zip(names, in_groups(range(len(rows)), count), strict=True):
+            cards = [self._card(place, heading=False) for place in line]
+            sheet.append((name.replace("_", " "), cards))
         name = f"{self._search.layer.alias}_{self._name}"
         return [self._publish(name, partial(rows_sheet, sheet))]
 
@@ -355,7 +368,7 @@ class _Sheets:
             "parameters (absent ones are left out; the rate is a multiple of the layer's "
             "calibrated step), the share of disturbances after which the units still lead their "
             "layer, how many lead it undisturbed, and the standard deviation in grey levels. "
-            f"Tone: {RULES[self._plan.figure.tone]}."
+            f"Tone: {TONE_RULES[self._plan.figure.tone]}."
         )
         return Caption(title, note)
 

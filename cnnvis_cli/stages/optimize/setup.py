@@ -29,13 +29,13 @@ class LayerSetup:
 
     @property
     def targets(self) -> int:
-        """How many targets there are: the layer's channels, or directions."""
+        """Return how many targets there are: the layer's channels, or directions."""
         directions = self.objective.directions
         return self.layer.channels if directions is None else len(directions)
 
 
 def setup_of(session: Session, layer: Layer) -> LayerSetup:
-    """What the ascents of a layer share."""
+    """Return what the ascents of a layer share."""
     settings, network = session.plan.optimize, session.network
     box = Box.whole(network.size) if settings.mean else network.canvas(layer)
     directions, names = directions_of(settings, layer)
@@ -54,7 +54,7 @@ def setup_of(session: Session, layer: Layer) -> LayerSetup:
 
 
 def suitable_batch(network: Network, layer: Layer, box: Box, device: torch.device) -> int:
-    """Ascents at a time for a canvas: the largest batch that still gains, a power of two.
+    """Return the ascents at a time for a canvas: the largest power of two that still gains.
 
     On one core that is about 260,000 pixels, 8 to 128 ascents (docs/measurements.md), and no more
     than half of the layer's channels, so that two processes have something to do. A GPU takes 8
@@ -71,5 +71,5 @@ def suitable_batch(network: Network, layer: Layer, box: Box, device: torch.devic
 
 
 def _power_of_two(number: int) -> int:
-    """The next one from here on."""
+    """Return the least power of two that is no smaller."""
     return 1 << (number - 1).bit_length()

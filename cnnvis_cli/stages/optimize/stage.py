@@ -27,9 +27,10 @@ def optimize(session: Session) -> None:
     session.plan.optimize.check(session.plan)
     resolve_precision(session.plan.optimize.precision, session.device)
     styles = asked_styles(session.plan)
-    climbs = [
-        LayerOptimization.of(session, layer, style) for layer in session.layers for style in styles
-    ]
+    climbs = []
+    for layer in session.layers:
+        for style in styles:
+            climbs.append(LayerOptimization.of(session, layer, style))
     pending = [each for each in climbs if each.pending]
     lost: TasksFailed | None = None
     if pending:
@@ -50,7 +51,7 @@ def optimize(session: Session) -> None:
 
 
 def _optimize_layers(session: Session, climbs: Sequence[LayerOptimization]) -> TasksFailed | None:
-    """Layer after layer, also where some blocks of one had to be set aside: the first of those."""
+    """Optimize layer after layer; return the first that had to set blocks aside."""
     lost: list[TasksFailed] = []
     with Aside() as publisher:
         for layer in dict.fromkeys(each.layer for each in climbs):
@@ -73,7 +74,7 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
     if not climbs:
         return
     pool = session.pool(MEMORY, gradients=True)
-    blocks = [_blocks(each, isinstance(pool, Cluster)) for each in climbs]
+    blocks = [_half_batches(each, isinstance(pool, Cluster)) for each in climbs]
     styles, tasks = tuple(each.style for each in climbs), tasks_of(climbs, blocks)
     plan, setup = session.portable_plan, climbs[0].setup
     work = OptimizeJob(plan, setup, session.network, styles, tasks)
@@ -92,8 +93,8 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
         raise lost
 
 
-def _blocks(climbs: LayerOptimization, alone: bool) -> Blocks:
-    """Half batches, which two processes can share evenly; whole ones where each is on its own."""
+def _half_batches(climbs: LayerOptimization, alone: bool) -> Blocks:
+    """Return half batches, for two processes to share evenly; whole ones for lone processes."""
     runs = climbs.session.plan.optimize.runs
     return Blocks(climbs.parts, max(1, climbs.setup.size // (runs if alone else runs * 2)))
 
@@ -101,7 +102,7 @@ def _blocks(climbs: LayerOptimization, alone: bool) -> Blocks:
 def _climb(
     session: Session, climbs: Sequence[LayerOptimization], work: OptimizeJob, pool: Pool
 ) -> None:
-    """Have the pool do the tasks of a layer."""
+    """Let the pool do the tasks of a layer."""
     for each in climbs:
         each.parts.describe(each.described)
     tasks, run_group, size = work.tasks, work.setup.objective.run_group, work.setup.size
@@ -110,7 +111,7 @@ def _climb(
         ascents = sum(len(task.units) for task in tasks) * session.plan.optimize.runs
         share = -(-ascents // len(pool))  # so that one process does not take what is there for two
         work = replace(work, max_active=min(size, -(-share // run_group) * run_group))
-    on_event = _Progress(session, climbs, tasks)
+    on_event = _OptimizeProgress(session, climbs, tasks)
     run_tasks(partial(optimize_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.meter.end()
 
@@ -127,8 +128,8 @@ def _check_all_there(
         )
 
 
-class _Progress:
-    """Hears what the processes tell, and says how far the layer is."""
+class _OptimizeProgress:
+    """Hear what the processes tell, and say how far the layer is."""
 
     def __init__(
         self, session: Session, climbs: Sequence[LayerOptimization], tasks: Sequence[LayerTask]

@@ -20,13 +20,13 @@ STARTS = ("noise", "uniform", "mean")
 
 
 def start_record(start: str) -> str:
-    """The start by name, an image by its content."""
+    """Return the start by name, an image by its content."""
     path = Path(start)
     return file_digest(path) if start not in STARTS and path.is_file() else start
 
 
 def given_start(session: Session, box: Box) -> Tensor | None:
-    """The start image that the plan names, mean-subtracted: (3, h, w); None for drawn ones."""
+    """Return the start image that the plan names, mean-subtracted: (3, h, w); None if drawn."""
     start, network = session.plan.optimize.start, session.network
     if start in ("noise", "uniform"):
         return None
@@ -51,13 +51,13 @@ def directions_of(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, 
     if settings.direction is None:
         return None, ()
     path = Path(settings.direction)
-    found = check_directions(_numbers(path), layer.channels, f"--direction {path}")
+    found = check_directions(_read_numbers(path), layer.channels, f"--direction {path}")
     name = f"{path.name}:{file_digest(path)[:16]}"
     return found, tuple(f"{name}:{row}" for row in range(len(found)))
 
 
-def _numbers(path: Path) -> Tensor:
-    """The numbers of an .npy file; raises `UsageError` for anything else."""
+def _read_numbers(path: Path) -> Tensor:
+    """Return the numbers of an .npy file; raise `UsageError` for anything else."""
     try:
         found = np.load(path, allow_pickle=False)
     except OSError as error:

@@ -15,12 +15,12 @@ from cnnvis_cli.settings import OptimizePlan, Plan
 
 
 def asked_styles(plan: Plan) -> list[Style]:
-    """The styles of the plan; raises `UsageError` for one that does not exist."""
-    return [_asked(name, plan) for name in plan.optimize.style]
+    """Return the styles of the plan; raise `UsageError` for one that does not exist."""
+    return [_asked_style(name, plan) for name in plan.optimize.style]
 
 
 def known_styles(plan: Plan) -> dict[str, Style]:
-    """All styles by name: the built-in ones, the run directory's own, and the plan's."""
+    """Return all styles by name: the built-in ones, the run directory's own, and the plan's."""
     kept = Path(plan.folder) / "styles.toml"
     own = {**(_read_kept(kept) if kept.is_file() else {}), **plan.styles}
     for name in own:
@@ -29,12 +29,12 @@ def known_styles(plan: Plan) -> dict[str, Style]:
 
 
 def _read_kept(path: Path) -> dict[str, Any]:
-    """The styles that a search has kept in the run directory."""
+    """Return the styles that a search has kept in the run directory."""
     return dict(Plan.make(path, {}).styles)
 
 
-def _asked(name: str, plan: Plan) -> Style:
-    """The style as the plan wants it, its step not yet calibrated."""
+def _asked_style(name: str, plan: Plan) -> Style:
+    """Return the style as the plan wants it, its step not yet calibrated."""
     settings, known = plan.optimize, known_styles(plan)
     if name not in known:
         raise unknown("style", name, known)
@@ -60,7 +60,7 @@ SOFTMAX_STEP = Progress01(max_rate=1e8, early=0.03, late=0.1)  # probabilities e
 
 
 def variant(settings: OptimizePlan) -> str:
-    """What is added to a style's name where something else than a unit's value is climbed."""
+    """Return what is added to a style's name where another value than a unit's is climbed."""
     asked = (
         settings.mean,
         settings.softmax,

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnvis_cli.ascent.climb import Ascent, AscentSpec, Batch, Evaluate, climb
+from cnnvis_cli.arrays import Arrays
+from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, Evaluate, climb
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import (
@@ -35,9 +36,8 @@ from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.optimize.evaluation import TOLERANCES, evaluate_window, traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup
-from cnnvis_cli.store.parts import Arrays
 
-BEAT = 8  # steps of a batch from one message about them to the next, or
+STEPS_PER_MESSAGE = 8  # steps of a batch from one message about them to the next, or
 PAUSE = 1.0  # seconds
 
 
@@ -103,7 +103,7 @@ class OptimizeJob(Portable):
 
     @property
     def _name(self) -> str:
-        """Directions have seeds of their own."""
+        """Return the name that seeds are drawn for: directions have seeds of their own."""
         alias = self.setup.layer.alias
         return alias if self.setup.objective.directions is None else f"{alias} directions"
 
@@ -157,7 +157,7 @@ def optimize_blocks(
     """Make the ascents of the jobs of these numbers, and keep them as parts."""
     network = work.on(worker_slot.device)
     check_pass(work, network)
-    desk = _Desk(work)
+    desk = _OpenBlocks(work)
 
     def run_groups() -> Iterator[Sequence[AscentSpec]]:
         for number in numbers:
@@ -182,17 +182,17 @@ def optimize_blocks(
         desk.emit_kept(emit)
 
 
-def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> Batch:
-    """A batch of ascents on a worker slot's device, whose steps are one launch each on a GPU."""
+def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> AscentBatch:
+    """Return a batch of ascents on a worker slot's device; on a GPU each step is one launch."""
     run = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
     pulse = _Pulse(settings.get("max_active") or size, emit)
     steady = worker_slot.device.type == "cuda"
-    return Batch(size, steady=steady, run=run, on_step=pulse, **settings)
+    return AscentBatch(size, steady=steady, run=run, on_step=pulse, **settings)
 
 
 @dataclass
 class _Pulse:
-    """Tells now and then how many steps have been made."""
+    """Tell now and then how many steps have been made."""
 
     busy: int
     emit: Emit
@@ -202,13 +202,13 @@ class _Pulse:
     def __call__(self) -> None:
         self.steps += 1
         now = time.monotonic()
-        if self.steps == BEAT or now - self.spoken > PAUSE:
+        if self.steps == STEPS_PER_MESSAGE or now - self.spoken > PAUSE:
             self.emit(Steps(self.steps * self.busy))
             self.steps, self.spoken = 0, now
 
 
 @dataclass
-class _Desk:
+class _OpenBlocks:
     """Blocks whose ascents are under way."""
 
     work: OptimizeJob
@@ -229,7 +229,7 @@ class _Desk:
         return len(self.open_blocks[number]) == whole
 
     def close(self, number: int) -> dict[tuple[int, int], Ascent]:
-        """A block's ascents, which are to be kept now."""
+        """Return a block's ascents, which are to be kept now."""
         self.kept.append(number)
         return self.open_blocks.pop(number)
 
@@ -245,34 +245,34 @@ class _Desk:
 
 
 def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], Ascent]) -> Arrays:
-    """The arrays of a task's ascents, by the names of the schema."""
+    """Return the arrays of a task's ascents, by the names of the schema."""
     targets = work.tasks[number].units
     settings, sign = work.plan.optimize, work.setup.objective.sign
-    rows = [[found[target, run] for run in range(settings.runs)] for target in targets]
+    shape = len(targets), settings.runs
+    ascents = [found[target, run] for target in targets for run in range(settings.runs)]
 
     def numbers(name: str, dtype: str) -> Any:
-        return np.array([[getattr(ascent, name) for ascent in row] for row in rows], dtype)
+        return np.array([getattr(ascent, name) for ascent in ascents], dtype).reshape(shape)
 
     steps = history_length(work.style_of(number), settings.history)
-    history = np.full((len(rows), settings.runs, steps), np.nan, np.float32)
-    for i, row in enumerate(rows):
-        for run, ascent in enumerate(row):
-            values = ascent.history[:: settings.history]
-            history[i, run, : len(values)] = sign * values
-    images = torch.stack([torch.stack([ascent.image for ascent in row]) for row in rows])
+    history = np.full((len(ascents), steps), np.nan, np.float32)
+    for row, ascent in zip(history, ascents, strict=True):
+        values = ascent.history[:: settings.history]
+        row[: len(values)] = sign * values
+    images = torch.stack([ascent.image for ascent in ascents])
     if work.setup.grey:  # the network has seen no more of the colours than their mean
-        images = images.mean(2, keepdim=True).expand_as(images)
+        images = images.mean(1, keepdim=True).expand_as(images).contiguous()
     return {
-        "image": images.permute(0, 1, 3, 4, 2).half().numpy(),
+        "image": images.view(*shape, *images.shape[1:]).permute(0, 1, 3, 4, 2).half().numpy(),
         "activation": sign * numbers("activation", "f4"),
         "start": sign * numbers("start", "f4"),
         "best_step": numbers("best_step", "i4"),
         "outcome": numbers("outcome", "i1"),
-        "history": history,
+        "history": history.reshape(*shape, steps),
         "unit": np.array(targets, np.int32),
     }
 
 
 def history_length(style: Style, every: int) -> int:
-    """How many values of an ascent are kept."""
+    """Return how many values of an ascent are kept."""
     return math.ceil(style.iterations / every)

@@ -15,8 +15,8 @@ from cnnvis_cli.network.backward import rectify
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.settings import ProjectPlan
-from cnnvis_cli.stages.common.dataset_images import Read
-from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.common.dataset_images import ReadImage
+from cnnvis_cli.stages.project.batching import StoredPlaces
 from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
 
 # Tolerance of a recomputed activation, relative to the largest of its layer, by the arithmetic of
@@ -35,7 +35,7 @@ class BackwardPass:
     top: LayerTopK
     topk: Path  # the file, for the images' names
 
-    def project(self, slots: Slots, whole: bool, read: Read) -> NDArray[np.float32]:
+    def project(self, slots: StoredPlaces, whole: bool, read: ReadImage) -> NDArray[np.float32]:
         """Project a batch of places: (n, h, w, 3), 0 outside the image.
 
         Raise `CnnvisError` if the network does not reproduce the stored activations.
@@ -52,14 +52,14 @@ class BackwardPass:
         pixels = gradient.permute(0, 2, 3, 1).cpu().numpy()
         if self.settings.start == "map":
             return np.array(pixels)
-        frames = np.zeros((len(slots), *self.layer.field.size, 3), np.float32)
-        boxes = map(box_of, slots.box)
-        for frame, part, box, window in zip(frames, pixels, boxes, windows, strict=True):
-            seen = box.clip(size)
-            frame[_inside(_within(seen, box))] = part[_inside(_within(seen, window))]
+        tiles = [box_of(box).tile(size) for box in slots.box]
+        frames = np.zeros((len(slots), *tiles[0].size, 3), np.float32)
+        for frame, part, tile, window in zip(frames, pixels, tiles, windows, strict=True):
+            seen = tile.clip(size)
+            frame[_inside(seen.within(tile))] = part[_inside(seen.within(window))]
         return frames
 
-    def _signal(self, output: Tensor, slots: Slots, origin: Size, whole: bool) -> Tensor:
+    def _signal(self, output: Tensor, slots: StoredPlaces, origin: Size, whole: bool) -> Tensor:
         """Return the signal at the layer's output: (B, C, h, w), 0 but in each slot's channel."""
         places = slots.place if whole else slots.place[:1]
         rows, columns = np.broadcast_to(places - np.array(origin), (len(slots), 2)).T
@@ -74,7 +74,7 @@ class BackwardPass:
             signal[at] = 1
         return signal
 
-    def compare(self, value: NDArray[np.float32], slots: Slots) -> None:
+    def compare(self, value: NDArray[np.float32], slots: StoredPlaces) -> None:
         scale = float(np.nanmax(np.abs(self.top.places.activation)))
         allowed = TOLERANCE[self.top.precision] * scale
         wrong = ~(np.abs(value - slots.activation) <= allowed)  # NaN is wrong too
@@ -91,10 +91,3 @@ class BackwardPass:
 
 def _inside(box: Box) -> tuple[slice, slice]:
     return slice(box.top, box.bottom), slice(box.left, box.right)
-
-
-def _within(box: Box, frame: Box) -> Box:
-    """Return a box in coordinates of another one."""
-    return Box(
-        box.top - frame.top, box.left - frame.left, box.bottom - frame.top, box.right - frame.left
-    )

@@ -25,7 +25,7 @@ PASS = 0.5
 
 
 @dataclass(frozen=True)
-class Slots:
+class StoredPlaces:
     """Stored places, (n,) or (n, ...) of each."""
 
     channel: NDArray[Any]
@@ -36,7 +36,7 @@ class Slots:
     box: NDArray[Any]  # the receptive field
 
     @classmethod
-    def of(cls, top: LayerTopK, channels: Sequence[int]) -> Slots:
+    def of(cls, top: LayerTopK, channels: Sequence[int]) -> StoredPlaces:
         """Return the slots of these channels that are not empty."""
         channels = list(channels)
         row, rank = np.nonzero(top.places.image[channels] >= 0)
@@ -47,8 +47,8 @@ class Slots:
     def __len__(self) -> int:
         return len(self.channel)
 
-    def __getitem__(self, chosen: Any) -> Slots:
-        return Slots(*(values[chosen] for values in vars(self).values()))
+    def __getitem__(self, chosen: Any) -> StoredPlaces:
+        return StoredPlaces(*(values[chosen] for values in vars(self).values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Batching:
     def size(self) -> Size:
         return self.network.size
 
-    def batches(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
+    def batches(self, slots: StoredPlaces) -> Iterator[tuple[StoredPlaces, bool]]:
         """Yield the slots in batches of one pass each, and whether that is on the whole input."""
         for group, whole in self._alike(slots):
             size = self.batch_size or self._batch(group.box[0], whole)
@@ -74,13 +74,13 @@ class Batching:
                 yield group[first : first + size], whole
 
     def _batch(self, box: NDArray[np.int32], whole: bool) -> int:
-        """How many windows like this one share a pass."""
+        """Return how many windows like this one share a pass."""
         network, device = self.network, self.device
         height, width = self.size if whole else box_of(box).clip(self.size).size
         each = network.map_bytes(self.layer) * height * width // (self.size[0] * self.size[1])
         return limit_to_memory(max(1, PIXELS[device.type] // (height * width)), each, device)
 
-    def _alike(self, slots: Slots) -> Iterator[tuple[Slots, bool]]:
+    def _alike(self, slots: StoredPlaces) -> Iterator[tuple[StoredPlaces, bool]]:
         """Yield the slots in groups that can share a pass, and whether it is on the whole input.
 
         Windows that meet the image's border alike share one: the same pixels are padding. If

@@ -10,21 +10,21 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.engine import Emit
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.settings import ProjectPlan
 from cnnvis_cli.stages.common.blocks import Blocks
-from cnnvis_cli.stages.common.dataset_images import Read
+from cnnvis_cli.stages.common.dataset_images import ReadImage
 from cnnvis_cli.stages.common.layer_job import LayerJob
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import BackwardPass
-from cnnvis_cli.stages.project.batching import PASS, PIXELS, Batching, Slots
-from cnnvis_cli.store.parts import Arrays
+from cnnvis_cli.stages.project.batching import PASS, PIXELS, Batching, StoredPlaces
 from cnnvis_cli.store.projected import Projected, ProjectedFile
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.topk_file import LayerTopK
 
-_BLOCK = 1 << 28  # bytes of projections that are computed, stored and lost together
+_BLOCK_BYTES = 1 << 28  # bytes of projections that are computed, stored and lost together
 
 
 def group_of(method: str, settings: ProjectPlan) -> str:
@@ -37,7 +37,7 @@ def memory_need(session: Session) -> int:
     """Return a process's approximate memory on a CPU: all maps of a batch, twice, and a block."""
     height, width = session.network.size
     maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
-    return 2 * 4 * maps * max(1, PIXELS["cpu"] // (height * width)) + 2 * _BLOCK
+    return 2 * 4 * maps * max(1, PIXELS["cpu"] // (height * width)) + 2 * _BLOCK_BYTES
 
 
 class Made(NamedTuple):
@@ -57,14 +57,14 @@ class Projections(LayerJob):
 
     @cached_property
     def batching(self) -> Batching:
-        """How its places are divided into passes."""
+        """Return how its places are divided into passes."""
         plan, network = self.session.plan, self.session.network
         whole = self.settings.start == "map"
         return Batching(network, self.layer, self.session.device, plan.batch_size, whole)
 
     @property
     def backward(self) -> BackwardPass:
-        """The way back from its places."""
+        """Return the way back from its places."""
         network, topk = self.session.network, self.session.run.topk
         return BackwardPass(network, self.layer, self.method, self.settings, self.top, topk)
 
@@ -92,18 +92,19 @@ class Projections(LayerJob):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """The shape of the layer's projections: C, k, h, w."""
-        canvas = self.batching.size if self.batching.whole else self.layer.field.size
+        """Return the shape of the layer's projections: C, k, h, w."""
+        size = self.batching.size
+        canvas = size if self.batching.whole else self.layer.field.box(0, 0).tile(size).size
         return self.layer.channels, self.top.places.image.shape[1], *canvas
 
     @property
     def block(self) -> int:
-        """The number of channels that are computed together."""
-        return max(1, _BLOCK // (int(np.prod(self.shape[1:])) * 3 * 2))
+        """Return the number of channels that are computed together."""
+        return max(1, _BLOCK_BYTES // (int(np.prod(self.shape[1:])) * 3 * 2))
 
     @property
     def done(self) -> list[int]:
-        """The channels in the file; raise `UsageError` if it is of another plan."""
+        """Return the channels in the file; raise `UsageError` if it is of another plan."""
         groups = self.file.methods()
         for group, held in groups.items():
             wanted = self.record if group == self.group else {"topk": self.source}
@@ -128,12 +129,12 @@ class Projections(LayerJob):
         self.file.publish(self.session.header(self.layer), added)
         parts.clear()
 
-    def compute(self, units: Sequence[int], read: Read, emit: Emit) -> Arrays:
+    def compute(self, units: Sequence[int], read: ReadImage, emit: Emit) -> Arrays:
         """Return a block of channels: projection (n, k, h, w, 3) scaled to 1, and scale (n, k)."""
         channels = list(units)
         projection = np.zeros((len(channels), *self.shape[1:], 3), np.float16)
         scale = np.where(self.top.places.image[channels] < 0, np.nan, 0).astype(np.float32)
-        for slots, whole in self.batching.batches(Slots.of(self.top, channels)):
+        for slots, whole in self.batching.batches(StoredPlaces.of(self.top, channels)):
             frames = self.backward.project(slots, whole, read)
             largest = np.abs(frames).max(axis=(1, 2, 3))
             frames /= np.where(largest > 0, largest, 1)[:, None, None, None]

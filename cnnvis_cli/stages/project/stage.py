@@ -11,31 +11,44 @@ from typing import Any
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.engine import Cluster, TaskDone, run_tasks
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.network.backward import check_rules
+from cnnvis_cli.network.backward import way_back
+from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.dataset_images import gather
 from cnnvis_cli.stages.common.layer_job import announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.project.batching import Slots
+from cnnvis_cli.stages.project.batching import StoredPlaces
 from cnnvis_cli.stages.project.job import Made, Projections, memory_need
 from cnnvis_cli.stages.project.worker import ProjectJob, project_blocks
 from cnnvis_cli.store.topk_file import TopKFile
 
 
-def check_ways_back(session: Session) -> None:
-    """Raise `UsageError` if a method has no rule for a function of the network."""
-    for method in session.plan.project.method:
-        check_rules(session.network, session.layers, method)
+def with_ways_back(session: Session, layers: Sequence[Layer] | None = None) -> Session:
+    """Return the session with projection methods that have a rule for the network.
+
+    The default gives way to the gradient. Raise `UsageError` if a method that was asked for by name
+    has no rule for a function before one of the layers (those of the plan).
+    """
+    chosen = session.layers if layers is None else tuple(layers)
+    methods = []
+    for method in session.plan.project.methods if chosen else ():
+        found, note = way_back(session.network, chosen, method, bool(session.plan.project.method))
+        if note is not None:
+            session.report.once(note)
+        methods.append(found)
+    return session.with_project(session.plan.batch_size, method=tuple(methods))
 
 
 def project(session: Session) -> None:
     """Project the stored places of the chosen units, for every chosen layer and method."""
-    asked = _asked(session)
+    top = TopKFile(session.run.topk)
+    if top.identity() is None:
+        raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
+    held = top.layers()
+    layers = [la for la in session.layers if session.plan.layer or la.alias in held]
+    session = with_ways_back(session, layers)
+    asked = _asked_projections(session, layers)
     todo = [projections for projections in asked if projections.pending]
-    for method in session.plan.project.method:
-        layers = [projections.layer for projections in todo if projections.method == method]
-        if layers:
-            check_rules(session.network, layers, method)
     if todo:
         announce("project", todo)
         with session.timed("project"):
@@ -61,18 +74,18 @@ def _do(session: Session, todo: Sequence[Projections]) -> None:
         work = replace(work, read=gather(session, work.images(tasks)))
     for each in todo:
         each.parts.describe(each.described)
-    on_event = _Progress(session, todo, work)
+    on_event = _ProjectProgress(session, todo, work)
     run_tasks(partial(project_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.settle()
 
 
-class _Progress:
-    """Receives the processes' messages, and publishes a layer's projections when all are done."""
+class _ProjectProgress:
+    """Receive the processes' messages, and publish a layer's projections when all are done."""
 
     def __init__(self, session: Session, todo: Sequence[Projections], work: ProjectJob) -> None:
         self._session, self._todo, self._work = session, todo, work
         self._left = Counter(task.job for task in work.tasks)
-        count = sum(len(Slots.of(todo[task.job].top, task.units)) for task in work.tasks)
+        count = sum(len(StoredPlaces.of(todo[task.job].top, task.units)) for task in work.tasks)
         self._meter = session.report.meter("project", count, "places")
 
     def __call__(self, message: Any) -> None:
@@ -97,16 +110,9 @@ class _Progress:
             self._todo[piece].publish()
 
 
-def _asked(session: Session) -> list[Projections]:
-    """Return the plan's projections; without --layer those of the layers in topk.h5.
-
-    Raise `UsageError` if there are none.
-    """
-    file = TopKFile(session.run.topk)
-    if file.identity() is None:
-        raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
-    held, source = file.layers(), file_digest(session.run.topk)
-    layers = [la for la in session.layers if session.plan.layer or la.alias in held]
+def _asked_projections(session: Session, layers: Sequence[Layer]) -> list[Projections]:
+    """Return the plan's projections of some layers."""
+    file, source = TopKFile(session.run.topk), file_digest(session.run.topk)
     tops = {layer.alias: file.layer(layer.alias) for layer in layers}
     return [
         Projections(session, layer, method, tops[layer.alias], source)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, ahead
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.dataset_images import Read, gather
+from cnnvis_cli.stages.common.dataset_images import ReadImage, gather
 from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.common.session import Session
@@ -33,7 +33,7 @@ class ProjectJob(Portable):
     tops: dict[str, LayerTopK]  # by layer
     source: str  # digest of topk.h5
     session: Session | None
-    read: Read | None = None  # for images that are already decoded
+    read: ReadImage | None = None  # for images that are already decoded
 
     def describe(self, number: int) -> str:
         """Return a task's name for messages."""
@@ -55,8 +55,10 @@ class ProjectJob(Portable):
 
     def images(self, tasks: Sequence[LayerTask]) -> NDArray[np.int64]:
         """Return the images that some tasks need, sorted."""
-        tops = [(self.tops[self.pieces[task.job][0]], list(task.units)) for task in tasks]
-        found = [top.places.image[units].ravel() for top, units in tops] or [np.empty(0, np.int64)]
+        found = [np.empty(0, np.int64)]
+        for task in tasks:
+            alias, _ = self.pieces[task.job]
+            found.append(self.tops[alias].places.image[list(task.units)].ravel())
         images = np.unique(np.concatenate(found))
         return images[images >= 0]
 
@@ -67,7 +69,7 @@ def project_blocks(
     """Make the blocks of these numbers, and store them as parts."""
     pieces = work.on(worker_slot.device)
 
-    def readers() -> Iterator[tuple[int, Read]]:
+    def readers() -> Iterator[tuple[int, ReadImage]]:
         for number in numbers:
             images = work.images([work.tasks[number]])
             yield number, work.read or gather(pieces[0].session, images)

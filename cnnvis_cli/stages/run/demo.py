@@ -14,7 +14,7 @@ from cnnvis_cli.stages.gallery.stage import gallery
 from cnnvis_cli.stages.run.pipeline import run_all
 
 
-def demo(plan: Plan, report: Report) -> None:
+def run_demo(plan: Plan, report: Report) -> None:
     """Run all stages on all layers, and name the pictures to open."""
     folder = plan.folder
     start = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.network import Network
@@ -22,15 +23,15 @@ from cnnvis_cli.stages.common.network_loading import outline, outlined
 from cnnvis_cli.stages.common.session import header_of
 from cnnvis_cli.stages.project.job import by_channel
 from cnnvis_cli.stages.topk.assemble import (
-    COLUMNS,
     MANIFEST,
+    MANIFEST_COLUMNS,
     announce_result,
     finish,
     is_done,
 )
 from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.store.optimized import Optimized, OptimizedFile
-from cnnvis_cli.store.parts import Arrays, Parts, described
+from cnnvis_cli.store.parts import Parts, described
 from cnnvis_cli.store.projected import Projected, ProjectedFile
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
@@ -45,8 +46,8 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     The bytes are those of an undivided run. Shards may overlap. Raise `UsageError` for runs of
     different plans and `CnnvisError` for a missing part of the top-k.
     """
-    sources = [Run(path) for path in runs]
-    identity = _identity(sources)
+    sources = list(map(Run, runs))
+    identity = _common_identity(sources)
     target = Run(replace(plan, model=identity["model"]).folder)
     network = outline(replace(Plan(run=str(sources[0].path)), trust_code=plan.trust_code))
     network = replace(network, digest=identity["weights_sha256"])
@@ -56,16 +57,16 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
         target.note("network", outlined(network))
         _tell_arithmetic(sources, report)
         joining = _Joining(sources, target, network, report)
-        done = [*map(joining.units, _KINDS), joining.searched()]
+        done = [*map(joining.units, _MERGED_KINDS), joining.searched()]
         shards = list(chain.from_iterable(map(_shards, sources)))
         if not shards and not any(done) and not joining.joined:
-            where = ", ".join(str(path) for path in runs)
+            where = ", ".join(map(str, runs))
             raise UsageError(f"{where}: holds no shard; make one with --shard i/n")
         if shards:
             _join_topk(shards, target, network, plan, report)
 
 
-def _identity(sources: Sequence[Run]) -> Record:
+def _common_identity(sources: Sequence[Run]) -> Record:
     """Return the identity of all runs; raise `UsageError` if they differ."""
     identities = []
     for source in sources:
@@ -193,13 +194,13 @@ class _Joining:
         return header_of(self.network, self.network.aliased((alias,))[0])
 
 
-def _optimized(record: Record, _: Layer, blocks: Blocks, first: Arrays) -> Optimized:
+def _merged_optimized(record: Record, _: Layer, blocks: Blocks, first: Arrays) -> Optimized:
     units = np.array(blocks.units(), np.int32)
     shape, steps = first["image"].shape[1:4], first["history"].shape[2]
     return Optimized(record, units, shape, steps, blocks)
 
 
-def _projected(record: Record, layer: Layer, blocks: Blocks, first: Arrays) -> Projected:
+def _merged_projected(record: Record, layer: Layer, blocks: Blocks, first: Arrays) -> Projected:
     shape = (layer.channels, *first["projection"].shape[1:4])
     return Projected(record, shape, by_channel(blocks))
 
@@ -215,13 +216,13 @@ class _Kind(NamedTuple):
     joined: Callable[[Sequence[Any]], Any]
 
 
-_KINDS = (
+_MERGED_KINDS = (
     _Kind(
         "optimized",
         lambda run, alias: OptimizedFile(run.optimized(alias)),
         OptimizedFile.styles,
         lambda file, style: len(file.units(style)),
-        _optimized,
+        _merged_optimized,
         Optimized.joined,
     ),
     _Kind(
@@ -229,7 +230,7 @@ _KINDS = (
         lambda run, alias: ProjectedFile(run.projected(alias)),
         ProjectedFile.methods,
         lambda file, method: int(file.done(method).sum()),
-        _projected,
+        _merged_projected,
         Projected.joined,
     ),
 )
@@ -284,17 +285,17 @@ def _shards(run: Run) -> Iterator[_Shard]:
     if len(folders) > 1:
         raise UsageError(f"{run.path}: holds shards of several plans; remove those of old ones")
     for folder in folders:
-        yield _shard(run, folder)
+        yield _read_shard(run, folder)
 
 
-def _shard(run: Run, folder: Path) -> _Shard:
+def _read_shard(run: Run, folder: Path) -> _Shard:
     parts = Parts(folder, folder.name)
     try:
         about = parts[MANIFEST]
     except KeyError:
         raise CnnvisError(f"{folder}: is damaged; run its cnnvis topk --shard again") from None
     classes = tuple(name.decode("utf-8", "surrogateescape") for name in about["classes"].tolist())
-    columns: dict[str, Any] = {name: about[name] for name in COLUMNS}
+    columns: dict[str, Any] = {name: about[name] for name in MANIFEST_COLUMNS}
     root = Path(about["root"].tolist()[0].decode("utf-8", "surrogateescape"))
     manifest = Manifest(root, **columns, classes=classes)
     return _Shard(run, json.loads(about["plan"].tolist()[0]), parts, manifest)

@@ -11,7 +11,7 @@ from cnnvis_cli.stages.gallery.stage import gallery
 from cnnvis_cli.stages.optimize.search import search
 from cnnvis_cli.stages.optimize.stage import optimize
 from cnnvis_cli.stages.optimize.styles import asked_styles
-from cnnvis_cli.stages.project.stage import check_ways_back, project
+from cnnvis_cli.stages.project.stage import project, with_ways_back
 from cnnvis_cli.stages.topk.stage import topk
 
 STAGES: dict[str, Callable[[Session], None]] = {
@@ -32,7 +32,7 @@ def check(session: Session) -> None:
     for layer in session.layers:
         session.units(layer)
     if "project" in session.plan.stages:
-        check_ways_back(session)
+        with_ways_back(session)
 
 
 ALONE = ("topk", "search", "optimize")  # stages that need no other stage's results

@@ -21,9 +21,10 @@ from typing import Any
 from cnnvis_cli import __version__
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError, TooManyUnreadable, UsageError
+from cnnvis_cli.folders import open_folder
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.store.lock import alone, file_name
+from cnnvis_cli.store.lock import alone, file_name, local_time
 from cnnvis_cli.store.publish import publish
 
 Work = Callable[[Plan, Report], None]
@@ -65,11 +66,11 @@ def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
     Failing to write them is not an error.
     """
     shard = f"-{file_name(plan.shard)}" if plan.shard else ""
-    progress, failure = (plan.folder / f"{name}{shard}" for name in (PROGRESS, FAILURE))
+    progress, failure = plan.folder / f"{PROGRESS}{shard}", plan.folder / f"{FAILURE}{shard}"
 
     def beat(line: str, left: float | None) -> None:
         until = None if left is None else time.time() + left
-        _note(progress, {"line": line, "at": _now(), "until": until})
+        _write_note(progress, {"line": line, "at": local_time(), "until": until})
 
     report.beat = beat
     try:
@@ -78,7 +79,7 @@ def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
         worth_it = not isinstance(error, (UsageError, TooManyUnreadable))
         if worth_it and (plan.folder / "run.json").exists():
             message = " ".join(str(error).split()) or type(error).__name__
-            _note(failure, {"command": command, "at": _now(), "message": message})
+            _write_note(failure, {"command": command, "at": local_time(), "message": message})
         raise
     else:
         with suppress(OSError):
@@ -89,11 +90,7 @@ def _watched(command: str, plan: Plan, report: Report) -> Iterator[None]:
             progress.unlink(missing_ok=True)
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _note(path: Path, record: dict[str, Any]) -> None:
+def _write_note(path: Path, record: dict[str, Any]) -> None:
     with suppress(StorageError):
         publish(path, json.dumps(record).encode())
 
@@ -139,7 +136,7 @@ class Receipt:
 
     def write(self, inputs: Stamps, said: list[str], unreadable: str | None) -> None:
         """Store the results, and the message about too many unreadable images."""
-        outputs = dict(_files(self._run))
+        outputs = dict(_result_files(self._run))
         record = {"inputs": inputs, "outputs": outputs, "said": said, "unreadable": unreadable}
         content = json.dumps(record, indent=1, sort_keys=True).encode()
         if not self.path.is_file() or self.path.read_bytes() != content:
@@ -160,10 +157,10 @@ def _stamp(path: Path) -> list[int] | None:
         found = path.stat()
     except (OSError, ValueError):
         return None
-    return _listed(path) if stat.S_ISDIR(found.st_mode) else [found.st_size, found.st_mtime_ns]
+    return _listing(path) if stat.S_ISDIR(found.st_mode) else [found.st_size, found.st_mtime_ns]
 
 
-def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
+def _result_files(run: Path) -> Iterator[tuple[str, list[int]]]:
     """Yield the results in a run directory."""
     for folder, folders, names in os.walk(run):
         inside = Path(folder).relative_to(run)
@@ -178,7 +175,7 @@ def _files(run: Path) -> Iterator[tuple[str, list[int]]]:
 
 def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
     """Yield the files named by the settings, and the dataset."""
-    known = _known(plan)
+    known = _known_run(plan)
     texts = [*_texts(settings), str(known.get("weights", ""))]
     if plan.dataset == "demo":
         texts.append(f"{plan.folder}-images")
@@ -189,7 +186,7 @@ def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[in
         yield from _of_input(text)
 
 
-def _known(plan: Plan) -> dict[str, Any]:
+def _known_run(plan: Plan) -> dict[str, Any]:
     try:
         record = json.loads((plan.folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -215,7 +212,7 @@ def _of_input(text: str) -> Iterator[tuple[str, list[int]]]:
         yield str(path), stamp
 
 
-def _listed(root: Path) -> list[int]:
+def _listing(root: Path) -> list[int]:
     """Return the number of files below a folder, and a digest of their names, sizes and times.
 
     Every file is looked at: overwriting one in place leaves its folder's time alone. Linked folders
@@ -224,7 +221,7 @@ def _listed(root: Path) -> list[int]:
     files, listing, seen, pending = 0, hashlib.sha256(), set[tuple[int, int]](), [root]
     while pending:
         folder = pending.pop()
-        with suppress(OSError), _opened(folder) as number:
+        with suppress(OSError), open_folder(folder) as number:
             status = os.fstat(number)
             if (status.st_dev, status.st_ino) in seen:
                 continue
@@ -255,13 +252,3 @@ def _entries(folder: int) -> tuple[list[str], dict[str, str]]:
             else:
                 files[entry.name] = f"{found.st_size} {found.st_mtime_ns}"
     return folders, files
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    """Open a folder: looking up names from there is faster than whole paths."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield number
-    finally:
-        os.close(number)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
 from cnnvis_cli.store.lock import NAME, holder
 from cnnvis_cli.store.optimized import OptimizedFile
@@ -21,11 +22,11 @@ from cnnvis_cli.store.run import Record, Run
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.store.topk_file import TopKFile
 
-STAGES = ("topk", "optimize", "search", "project")
+TRACKED_STAGES = ("topk", "optimize", "search", "project")
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageProgress:
     """The progress of one piece of a stage; `rate` is units per second, from its parts."""
 
     stage: str
@@ -49,7 +50,7 @@ class Status:
     model: str
     weights_sha256: str
     device: str | None
-    rows: tuple[Progress, ...]
+    rows: tuple[StageProgress, ...]
     figures: int
     not_begun: tuple[str, ...]  # stages that cnnvis run will do
     damaged: int  # parts that were set aside
@@ -65,10 +66,11 @@ class Status:
         """Return the table as text."""
         lines = [f"{self.run}: {self.model}, weights {self.weights_sha256[:12]}"]
         lines += [f"  worked on by {who}" for who in self.at_work]
-        lines += [f"  {_told(told, bool(self.at_work))}" for told in self.told]
+        lines += [f"  {_last_note(told, bool(self.at_work))}" for told in self.told]
         if self.failed:
             lines.append("  the last {command} ended at {at}: {message}".format(**self.failed))
-        lines += _columns(self.rows)
+        for line in aligned(_cells(self.rows)):
+            lines.append(f"  {line}")
         lines.append(f"  figures: {self.figures} files")
         if self.not_begun:
             lines.append(f"  not begun: {', '.join(self.not_begun)}")
@@ -85,27 +87,27 @@ def status(folder: Path) -> Status:
         raise UsageError(f"{folder}: holds no run; begin one with cnnvis topk or optimize")
     shards = map(_json, sorted((folder / "shards").glob("*.json")))
     notes = [known, *filter(None, shards)]
-    asked = _asked(notes)
-    told = (_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
+    asked = _asked_jobs(notes)
+    told = (_read_note(path, ("line", "at")) for path in sorted(folder.glob(f"{PROGRESS}*")))
     return Status(
         run=str(folder),
         model=str(known["model"]),
         weights_sha256=str(known["weights_sha256"]),
         device=_device(notes),
-        rows=tuple(_rows(run, asked, notes)),
+        rows=tuple(_progress_rows(run, asked, notes)),
         figures=sum(path.is_file() for path in (folder / "figures").rglob("*.*")),
         not_begun=tuple(_not_begun(run, asked, notes)),
         damaged=sum(1 for _ in (folder / "parts").rglob("*.damaged")),
         at_work=tuple(filter(None, map(holder, sorted(folder.glob(f"{NAME}*"))))),
         told=tuple(filter(None, told)),
-        failed=_note(folder / FAILURE, ("command", "at", "message")),
+        failed=_read_note(folder / FAILURE, ("command", "at", "message")),
     )
 
 
 def _device(notes: Iterable[Record]) -> str | None:
     """Return the first device that a stage notes."""
     for note in notes:
-        for stage in STAGES:
+        for stage in TRACKED_STAGES:
             if device := _of(note, stage).get("device"):
                 return str(device)
     return None
@@ -116,11 +118,11 @@ def _of(note: Record, section: str) -> Record:
     return found if isinstance(found, dict) else {}
 
 
-def _asked(notes: Iterable[Record]) -> Record:
+def _asked_jobs(notes: Iterable[Record]) -> Record:
     """Return the requested work of the stages, by stage and subject."""
-    asked: Record = {stage: {} for stage in STAGES}
+    asked: Record = {stage: {} for stage in TRACKED_STAGES}
     for note in notes:
-        for stage in STAGES:
+        for stage in TRACKED_STAGES:
             jobs = _of(_of(note, "asked"), stage).items()
             asked[stage] |= {what: job for what, job in jobs if _is_job(stage, job)}
     return asked
@@ -152,42 +154,54 @@ def _json(path: Path) -> Record | None:
     return None
 
 
-def _note(path: Path, words: Iterable[str]) -> Record | None:
+def _read_note(path: Path, words: Iterable[str]) -> Record | None:
     """Return a process's note; None unless it has these keys."""
     found = _json(path) or {}
     return found if all(isinstance(found.get(word), str) for word in words) else None
 
 
-def _rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Progress]:
+def _progress_rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[StageProgress]:
     yield from _of_topk(run, asked["topk"], notes)
-    for stage, read in (("optimize", _optimized), ("search", _searched), ("project", _projected)):
+    for stage, read in (
+        ("optimize", _optimized_units),
+        ("search", _searched_units),
+        ("project", _projected_units),
+    ):
         for what, job in asked[stage].items():
             have = read(run, job)
-            parts = list(_parts(run, stage, job))
+            parts = list(_finished_parts(run, stage, job))
             have = have.union(*(part.units for part in parts))
-            yield Progress(stage, what, job["unit"], len(have), job["total"], rate=_rate(parts))
+            yield StageProgress(
+                stage, what, job["unit"], len(have), job["total"], rate=_units_per_second(parts)
+            )
 
 
-def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[Progress]:
+def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[StageProgress]:
     rate = next(filter(None, (_of(n, "topk").get("images_a_second") for n in notes)), None)
     for what, job in asked.items():
         if run.topk.exists():
             images, skipped = TopKFile(run.topk).summary()
-            yield Progress("topk", what, "images", images, images, skipped, rate)
+            yield StageProgress("topk", what, "images", images, images, skipped, rate)
             return
-        parts = list(_parts(run, "topk", job))
+        parts = list(_finished_parts(run, "topk", job))
         done = min(job["total"], len(parts) * job["size"])
-        yield Progress(
-            "topk", what, "images", done, job["total"], 0, _rate(parts, job["size"]) or rate
+        yield StageProgress(
+            "topk",
+            what,
+            "images",
+            done,
+            job["total"],
+            0,
+            _units_per_second(parts, job["size"]) or rate,
         )
 
 
-def _optimized(run: Run, job: Record) -> set[int]:
+def _optimized_units(run: Run, job: Record) -> set[int]:
     file = OptimizedFile(run.optimized(job["layer"]))
     return set(file.units(job["group"]).tolist())
 
 
-def _projected(run: Run, job: Record) -> set[int]:
+def _projected_units(run: Run, job: Record) -> set[int]:
     file = ProjectedFile(run.projected(job["layer"]))
     return (
         set(file.done(job["group"]).nonzero()[0].tolist())
@@ -196,7 +210,7 @@ def _projected(run: Run, job: Record) -> set[int]:
     )
 
 
-def _searched(run: Run, job: Record) -> set[int]:
+def _searched_units(run: Run, job: Record) -> set[int]:
     found = SearchFile(run.searched(job["layer"]))
     return set(range(job["total"])) if job["group"] in found.searches() else set()
 
@@ -210,7 +224,7 @@ class _MadePart:
 FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project": "projected"}
 
 
-def _parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
+def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
     """Yield the finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
@@ -219,11 +233,11 @@ def _parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
             for name in parts.names():
                 with suppress(OSError, CnnvisError):
                     path = folder / f"{name}.h5"
-                    units = () if stage == "topk" else _units(parts, name, stage)
+                    units = () if stage == "topk" else _part_units(parts, name, stage)
                     yield _MadePart(path.stat().st_mtime, units)
 
 
-def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
+def _part_units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
     if stage == "search":
         return (int(name),)
     with suppress(KeyError):
@@ -231,7 +245,7 @@ def _units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
     return ()
 
 
-def _rate(parts: Iterable[_MadePart], size: int | None = None) -> float | None:
+def _units_per_second(parts: Iterable[_MadePart], size: int | None = None) -> float | None:
     """Return units per second since the last interruption: a pause of ten times the usual one."""
     made = sorted(parts, key=lambda part: part.made)
     pauses = sorted(b.made - a.made for a, b in itertools.pairwise(made))
@@ -247,7 +261,7 @@ def _rate(parts: Iterable[_MadePart], size: int | None = None) -> float | None:
     return units / seconds if seconds > 0 else None
 
 
-def _told(told: Record, at_work: bool) -> str:
+def _last_note(told: Record, at_work: bool) -> str:
     """Return the last note of a process, and its estimated end."""
     line = f"{told['line']} (at {told['at']})"
     if not at_work:
@@ -263,8 +277,9 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
 
 
-def _columns(rows: Iterable[Progress]) -> list[str]:
-    cells = [("stage", "what", "done", "left", "speed")]
+def _cells(rows: Iterable[StageProgress]) -> list[tuple[str, ...]]:
+    """Return the table of the pieces' progress, under its headings."""
+    cells: list[tuple[str, ...]] = [("stage", "what", "done", "left", "speed")]
     for row in rows:
         done = f"{row.done}/{row.total} {row.unit}"
         if row.skipped:
@@ -273,12 +288,7 @@ def _columns(rows: Iterable[Progress]) -> list[str]:
         if row.rate and row.left:
             speed += f", {_span(row.left / row.rate)}"
         cells.append((row.stage, row.what, done, str(row.left or "-"), speed))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for cell in cells:
-        padded = map(str.ljust, cell, widths)
-        lines.append("  " + "  ".join(padded).rstrip())
-    return lines
+    return cells
 
 
 def _span(seconds: float) -> str:

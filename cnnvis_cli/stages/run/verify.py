@@ -39,7 +39,7 @@ from cnnvis_cli.store.topk_file import TopKFile
 
 # Of an optimized image's value, relative to the largest of its layer: images have 11 bits.
 ROUNDED = 0.02
-APART = 0.01  # of a projection's values, of which the largest is 1
+PROJECTION_TOLERANCE = 0.01  # of a projection's values, of which the largest is 1
 CHANNELS = 2  # of a layer and method whose projections are recomputed
 
 
@@ -69,8 +69,10 @@ class Findings:
         """Return the lines of text."""
         counts = ", ".join(f"{count} {what}" for what, count in self.looked_at.items())
         yield f"checked: {counts or 'nothing'}"
-        yield from (f"not checked: {text}" for text in self.untold)
-        yield from (f"wrong: {text}" for text in self.wrong)
+        for text in self.untold:
+            yield f"not checked: {text}"
+        for text in self.wrong:
+            yield f"wrong: {text}"
 
 
 def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Findings:
@@ -85,7 +87,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
         raise UsageError(f"{plan.folder}: holds no run; begin one with cnnvis topk or optimize")
     findings = Findings()
     with report.stoppable():
-        _files(run, findings, report)
+        _check_files(run, findings, report)
         if findings.wrong:  # numbers of damaged files are meaningless
             findings.untold.append("values and images, until the damaged files are made again")
             return findings
@@ -93,7 +95,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
         session = Session(plan, load_network(plan, report.once), run, report).here()
         checks = _checks(session, findings, sample, whole_dataset)
         for what, check in checks:
-            with _told(findings, what):
+            with _failures_found(findings, what):
                 check()
     return findings
 
@@ -108,20 +110,22 @@ def _checks(
     findings.check("networks", not apart, f"{run.manifest}: is of another network: {apart}")
     checks: list[tuple[str, Callable[[], None]]] = []
     if run.topk.exists():
-        checks.append(("the dataset", lambda: _dataset(session, findings, sample, whole_dataset)))
+        checks.append(
+            ("the dataset", lambda: _check_dataset(session, findings, sample, whole_dataset))
+        )
     if apart:
         findings.untold.append("values, until the network is the run's own")
         return checks
     if run.topk.exists():
         checks += [
-            ("places", lambda: _places(session, findings, generator, sample)),
+            ("places", lambda: _recompute_places(session, findings, generator, sample)),
             ("projections", lambda: _projections(session, findings, generator)),
         ]
     return [*checks, ("images", lambda: _optimized_images(session, findings, generator, sample))]
 
 
 @contextmanager
-def _told(findings: Findings, what: str) -> Iterator[None]:
+def _failures_found(findings: Findings, what: str) -> Iterator[None]:
     """Turn any failure of one check into a finding; the others continue."""
     try:
         yield
@@ -131,7 +135,7 @@ def _told(findings: Findings, what: str) -> Iterator[None]:
         findings.check(what, False, f"{what}: cannot be computed again ({error})")
 
 
-def _files(run: Run, findings: Findings, report: Report) -> None:
+def _check_files(run: Run, findings: Findings, report: Report) -> None:
     """Check every sealed file and every picture."""
     paths = sorted(path for path in run.path.rglob("*") if path.is_file())
     for path in report.track(paths, "verify", len(paths), "files"):
@@ -152,17 +156,19 @@ def _files(run: Run, findings: Findings, report: Report) -> None:
         findings.check("files", False, f"{path}: a damaged part, set aside; it is made again")
 
 
-def _dataset(session: Session, findings: Findings, sample: int, everything: bool) -> None:
+def _check_dataset(session: Session, findings: Findings, sample: int, everything: bool) -> None:
     """Check the list of images, and the bytes of some or all."""
     images = TopKFile(session.run.topk).images()
-    manifest = Manifest.scan(_root(session))
+    manifest = Manifest.scan(_dataset_root(session))
     known, here = images.path.tolist(), manifest.paths.tolist()
     gone, new = sorted(set(known) - set(here)), sorted(set(here) - set(known))
-    place = {path: index for index, path in enumerate(here)}
-    both = [(index, place[path]) for index, path in enumerate(known) if path in place]
-    for index, there in both:
-        same = int(images.size[index]) == int(manifest.sizes[there])
-        findings.check("images in the list", same, f"{images.name(index)}: has another size now")
+    place, both = dict(zip(here, range(len(here)), strict=True)), []
+    for index, path in enumerate(known):
+        if path in place:
+            both.append((index, place[path]))
+            same = int(images.size[index]) == int(manifest.sizes[place[path]])
+            what = f"{images.name(index)}: has another size now"
+            findings.check("images in the list", same, what)
     for paths, what in ((gone, "is gone from the dataset"), (new, "is new in the dataset")):
         for path in paths:
             name = path.decode("utf-8", "replace")
@@ -177,7 +183,7 @@ def _dataset(session: Session, findings: Findings, sample: int, everything: bool
         findings.check("images read", fine, f"{images.name(index)}: {what}")
 
 
-def _root(session: Session) -> Path:
+def _dataset_root(session: Session) -> Path:
     """Return the dataset: the plan's, or where it was."""
     if session.plan.dataset:
         return dataset_path(session)
@@ -194,7 +200,7 @@ def _crc(manifest: Manifest, index: int) -> int | None:
         return None
 
 
-def _places(
+def _recompute_places(
     session: Session, findings: Findings, generator: np.random.Generator, sample: int
 ) -> None:
     """Recompute some stored places from their images."""
@@ -204,7 +210,7 @@ def _places(
         top = file.layer(layer.alias)
         places, scale = top.places, float(np.nanmax(np.abs(top.places.activation), initial=0))
         slots = np.argwhere(places.image >= 0)
-        for channel, rank in _some(slots, max(1, sample // len(chosen)), generator):
+        for channel, rank in _sampled_rows(slots, max(1, sample // len(chosen)), generator):
             session.report.check_stop()
             at = channel, rank
             x = session.network.centre(torch.from_numpy(read(int(places.image[at])).copy())[None])
@@ -219,7 +225,7 @@ def _places(
             findings.check("places", fine, f"{name}: is {stored:.6g}, computed again {value:.6g}")
 
 
-def _some(
+def _sampled_rows(
     rows: NDArray[Any], count: int, generator: np.random.Generator
 ) -> Iterable[tuple[int, ...]]:
     chosen = generator.choice(len(rows), min(count, len(rows)), replace=False)
@@ -239,7 +245,7 @@ def _optimized_images(
             findings.untold.append(f"{file.path}: {group}, since its targets are not single units")
             continue
         rows = np.argwhere(np.isfinite(file.read(group, "activation")))
-        for row, run in _some(rows, max(1, sample // len(groups)), generator):
+        for row, run in _sampled_rows(rows, max(1, sample // len(groups)), generator):
             session.report.check_stop()
             _image(session, findings, (layer, file, group), (row, run))
 
@@ -285,11 +291,13 @@ def _projections(session: Session, findings: Findings, generator: np.random.Gene
             source = str(made["topk"])
             found = Projections(again, layer, made["method"], top.layer(layer.alias), source)
             done = np.argwhere(file.done(group))
-            channels = sorted(channel for (channel,) in _some(done, CHANNELS, generator))
+            channels = sorted(channel for (channel,) in _sampled_rows(done, CHANNELS, generator))
             fresh = found.compute(channels, read, _breathing(session.report))
             for row, channel in enumerate(channels):
                 stored, scale = file.read(group, channel)
-                same = np.allclose(stored, fresh["projection"][row], rtol=0, atol=APART)
+                same = np.allclose(
+                    stored, fresh["projection"][row], rtol=0, atol=PROJECTION_TOLERANCE
+                )
                 same &= np.allclose(scale, fresh["scale"][row], rtol=0.01, equal_nan=True)
                 name = f"{file.path}: {group}, unit {channel}"
                 findings.check("projections", bool(same), f"{name}: gives another result now")

@@ -11,25 +11,27 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnvis_cli.arrays import Floats
 from cnnvis_cli.dataset.video import Folder, Video, is_moving
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.figure import activations as figures
 from cnnvis_cli.figure.activations import Heading, OverImage, Panel, Stop, Values
 from cnnvis_cli.figure.canvas import Canvas
-from cnnvis_cli.figure.grid import Floats, Grid, Scale, finite, grid_of, in_colour, over_image
+from cnnvis_cli.figure.grid import Grid, Scale, finite, grid_of, in_colour, over_image
 from cnnvis_cli.network.outputs import Output
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.lists import names_of
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.render import Figure, draw_figures, files, is_there
+from cnnvis_cli.stages.figures.render import Figure, draw_figures, figure_files, is_there
 from cnnvis_cli.stages.single.inputs import InputImage, file_names, in_batches, photographs
 from cnnvis_cli.stages.single.recorder import Outputs, Recorded, Recorder, guesses, title_of
 from cnnvis_cli.stages.single.video import film
 from cnnvis_cli.store.activations import ActivationsFile, LayerActivations
 from cnnvis_cli.store.run import Record
 
-BATCH = {"cpu": 4, "cuda": 16}  # images; the maps of all layers of a batch are kept at once
+IMAGES_PER_BATCH = {"cpu": 4, "cuda": 16}  # the maps of all layers are kept at once
 COMPARED = 6  # most images side by side
-NAMED = 11  # strongest channels of a vector that are named
+NAMED_CHANNELS = 11  # strongest channels of a vector that are named
 ALL = "all"
 KIND = "activations"
 
@@ -50,9 +52,12 @@ def activations(session: Session) -> None:
     """
     session = session.here()
     asked, outputs = session.plan.activations, Outputs(session)
-    places = [Path(place) for place in asked.image]
-    moving = [p for p in places if (asked.frames if p.is_dir() else is_moving(p))]
-    stills = [str(place) for place in places if place not in moving]
+    moving, stills = [], []
+    for place in map(Path, asked.image):
+        if asked.frames if place.is_dir() else is_moving(place):
+            moving.append(place)
+        else:
+            stills.append(str(place))
     if asked.compare and moving:
         raise UsageError(f"--compare is for images; {moving[0]} is a video")
     late: TooManyUnreadable | None = None
@@ -61,7 +66,7 @@ def activations(session: Session) -> None:
             session.report.result(str(path))
     except TooManyUnreadable as error:
         late = error
-    names = file_names([str(place) for place in moving])
+    names = file_names(list(map(str, moving)))
     for name, place in zip(names, moving, strict=True):
         frames = (Folder if place.is_dir() else Video)(place, asked.every)
         for path in film(session, outputs, frames, name):
@@ -85,8 +90,11 @@ class ShownImages:
 
     def values(self, output: Output) -> list[Floats]:
         """Return each image's values, as maps (C, h, w)."""
-        found = [finite(seen.values[output.name])[0] for seen in self.seen]
-        return [each if each.ndim == 3 else each[:, None, None] for each in found]
+        found = []
+        for seen in self.seen:
+            values = finite(seen.values[output.name])[0]
+            found.append(values if values.ndim == 3 else values[:, None, None])
+        return found
 
     def odd(self, output: Output) -> int:
         """The number of non-finite values."""
@@ -95,29 +103,29 @@ class ShownImages:
 
 def _images(session: Session, outputs: Outputs, places: Sequence[str]) -> Iterator[Path]:
     """Yield the files of all images, in batches, or of their comparison."""
-    size = session.plan.batch_size or BATCH[session.device.type]
+    size = session.plan.batch_size or IMAGES_PER_BATCH[session.device.type]
     found = photographs(session, places)
     with Recorder(session.network, outputs.needed, size) as eye:
         if session.plan.activations.compare:
             for batch in in_batches(found, COMPARED + 1):
-                yield from _drawn(session, outputs, eye, [_compared(tuple(batch))])
+                yield from _draw_missing(session, outputs, eye, [_compared(tuple(batch))])
             return
         for batch in in_batches(found, size):
             subjects = [ShownImages(image.name, (image,)) for image in batch]
-            yield from _drawn(session, outputs, eye, subjects)
+            yield from _draw_missing(session, outputs, eye, subjects)
 
 
 def _compared(images: tuple[InputImage, ...]) -> ShownImages:
     if not 2 <= len(images) <= COMPARED:
         many = f"more than {COMPARED}" if len(images) > COMPARED else f"{len(images)}"
         raise UsageError(f"--compare: takes 2 to {COMPARED} images, and these are {many}")
-    name = "_vs_".join(image.name for image in images)
+    name = "_vs_".join(names_of(images))
     if len(name) > 120:  # file systems allow 255 bytes per name
         name = f"{name[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return ShownImages(name, images)
 
 
-def _drawn(
+def _draw_missing(
     session: Session, outputs: Outputs, eye: Recorder, subjects: Sequence[ShownImages]
 ) -> Iterator[Path]:
     """Yield the files of some subjects; the network runs only if one of them is missing."""
@@ -133,10 +141,10 @@ def _drawn(
         yield from draw_figures(session, planned)
     else:
         for figure in planned:
-            yield from files(session, figure)
+            yield from figure_files(session, figure)
     for file, record, seen in kept:
         if not file.is_of(record):
-            file.publish(record, _numbers(outputs, seen))
+            file.publish(record, _recorded(outputs, seen))
         yield file.path
 
 
@@ -147,7 +155,7 @@ def _looked_at(eye: Recorder, subjects: Sequence[ShownImages]) -> list[ShownImag
     for first in range(0, len(images), eye.size):
         some = images[first : first + eye.size]
         found = eye.see([image.pixels for image in some])
-        seen += [found.of(slot) for slot in range(len(some))]
+        seen += map(found.of, range(len(some)))
     looked = iter(seen)
     return [replace(each, seen=tuple(islice(looked, len(each.images)))) for each in subjects]
 
@@ -160,7 +168,7 @@ def _figures(session: Session, outputs: Outputs, subjects: Sequence[ShownImages]
     figures = []
     for subject in subjects:
         for output in outputs.shown:
-            figures.append(_layer(session, outputs, subject, output))
+            figures.append(_layer_figure(session, outputs, subject, output))
         for output, channel in outputs.units:
             figures.append(_unit(session, subject, output, channel))
         if len(outputs.shown) > 1 and len(subject.images) == 1:
@@ -180,9 +188,9 @@ def _figure(
     asked = session.plan.activations
     common: Record = {
         "images": subject.digests,
-        "names": [image.name for image in subject.images],
+        "names": names_of(subject.images),
         "weights_sha256": session.network.digest,
-        "batch": session.plan.batch_size or BATCH[session.device.type],
+        "batch": session.plan.batch_size or IMAGES_PER_BATCH[session.device.type],
         "tone": asked.tone,
         "scale": asked.scale,
     }
@@ -192,7 +200,7 @@ def _figure(
 
 def _heading(session: Session, subject: ShownImages, what: str, note: str) -> Heading:
     """Return the heading: image and layer, and the predicted classes of each image."""
-    names = " and ".join(image.name for image in subject.images)
+    names = " and ".join(names_of(subject.images))
     many = len(subject.images) > 1
     lines = []
     for image, seen in zip(subject.images, subject.seen, strict=False):
@@ -203,7 +211,9 @@ def _heading(session: Session, subject: ShownImages, what: str, note: str) -> He
     return Heading(f"{names} · {what}", tuple(lines), note)
 
 
-def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Output) -> Figure:
+def _layer_figure(
+    session: Session, outputs: Outputs, subject: ShownImages, output: Output
+) -> Figure:
     """Return one layer's channels: a square of tiles, or bars."""
     asked = session.plan.activations
     what = f"{title_of(session.network, output)} · {output.kind}, {output.size}"
@@ -212,7 +222,7 @@ def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Out
     def bars() -> Canvas:
         names = [image.name if len(subject.images) > 1 else "" for image in subject.images]
         return figures.bars(
-            list(map(partial(_named, outputs, output), names, subject.values(output))),
+            list(map(partial(_with_strongest, outputs, output), names, subject.values(output))),
             replace(heading, note=_bars_note(subject, output)),
             asked.scale or 1,
         )
@@ -234,10 +244,10 @@ def _layer(session: Session, outputs: Outputs, subject: ShownImages, output: Out
     return _figure(session, subject, output.name, heading, {"layer": output.name}, draw)
 
 
-def _named(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
+def _with_strongest(outputs: Outputs, output: Output, name: str, maps: Floats) -> Values:
     """Return a vector with the labels of its strongest channels; ties by number."""
     values = maps[:, 0, 0]
-    order = np.argsort(-values, kind="stable")[:NAMED].tolist()
+    order = np.argsort(-values, kind="stable")[:NAMED_CHANNELS].tolist()
     return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
 
 
@@ -260,7 +270,7 @@ def _unit(session: Session, subject: ShownImages, output: Output, channel: int) 
     record = {"layer": output.name, "channel": channel}
     name = f"{output.name}_{channel:04d}"
     asked, size = session.plan.activations, session.network.size
-    fitting = max(1, round(figures.SHOWN / size[1]))
+    fitting = max(1, round(figures.IMAGE_WIDTH / size[1]))
 
     def draw() -> Canvas:
         maps = [each[channel] for each in subject.values(output)]
@@ -303,21 +313,20 @@ def _overview(session: Session, outputs: Outputs, subject: ShownImages) -> Figur
     )
     what = f"{session.network.name}, {len(outputs.shown)} layers"
     heading = _heading(session, subject, what, note)
-    record = {"layers": [output.name for output in outputs.shown]}
+    record = {"layers": names_of(outputs.shown)}
 
     def draw() -> Canvas:
         image = subject.images[0].pixels
         side = figures.stop_side(len(outputs.shown) + 1)
-        first = Stop("input", f"{image.shape[0]}x{image.shape[1]} pixels", image)
-        return figures.walk(
-            [first, *(_stop(subject, output, asked.tone, side) for output in outputs.shown)],
-            heading,
-        )
+        stops = [Stop("input", f"{image.shape[0]}x{image.shape[1]} pixels", image)]
+        for output in outputs.shown:
+            stops.append(_timeline_stop(subject, output, asked.tone, side))
+        return figures.walk(stops, heading)
 
     return _figure(session, subject, ALL, heading, record, draw)
 
 
-def _stop(subject: ShownImages, output: Output, tone: str, side: int) -> Stop:
+def _timeline_stop(subject: ShownImages, output: Output, tone: str, side: int) -> Stop:
     (maps,) = subject.values(output)
     detail = f"{output.kind}, {output.size.replace(' channels of ', ' of ')}"
     if output.flat:
@@ -347,14 +356,14 @@ def _kept(
                 "name": image.name,
                 "image": subject.digests[number],
                 "batch": size,
-                "layers": [output.name for output in outputs.needed],
+                "layers": names_of(outputs.needed),
             }
             seen = subject.seen[number] if subject.seen else None
             found.append((ActivationsFile(path), record, seen))
     return found
 
 
-def _numbers(outputs: Outputs, seen: Recorded | None) -> dict[str, LayerActivations]:
+def _recorded(outputs: Outputs, seen: Recorded | None) -> dict[str, LayerActivations]:
     assert seen is not None, "a missing file has the network look"
     return {
         each.name: LayerActivations(each.module, each.call, each.kind, seen.values[each.name])

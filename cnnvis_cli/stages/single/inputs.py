@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.containers import read_file
-from cnnvis_cli.dataset.decode import Pixels, Unreadable, decode
+from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
@@ -72,7 +73,7 @@ def photographs(
     `TooManyUnreadable` (exit code 3) if too large a share was skipped.
     """
     album, unusable = InputImages(places), 0
-    chosen = [number for number in range(len(album)) if takes(number)]
+    chosen = list(filter(takes, range(len(album))))
     for number in chosen:
         session.report.check_stop()
         try:
@@ -138,17 +139,16 @@ def file_names(paths: Sequence[str]) -> list[str]:
         for i, end in enumerate(ends):
             if not names[i] and count[end] == 1:
                 names[i] = end
-    return [
-        _short(name or f"{'_'.join(part)}_{i}")
-        for i, (name, part) in enumerate(zip(names, parts, strict=True))
-    ]
+    for i, part in enumerate(parts):
+        names[i] = _short_name(names[i] or f"{'_'.join(part)}_{i}")
+    return names
 
 
-LONGEST = 120  # characters of a name: file systems take 255, and more is appended
+LONGEST_NAME = 120  # characters of a name: file systems take 255, and more is appended
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 17]}-{digest(name)}"
+def _short_name(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{digest(name)}"
 
 
 def _plain(part: str) -> str:

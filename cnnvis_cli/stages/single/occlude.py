@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from cnnvis_cli.arrays import Arrays, Floats, Pixels
 from cnnvis_cli.dataset.decode import Unreadable
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, Pool, TaskDone, WorkerSlot, run_tasks
@@ -23,9 +24,8 @@ from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlusion_sheet
 from cnnvis_cli.figure.sheets import Caption, Pane
-from cnnvis_cli.figure.tone import RULES as TONES
-from cnnvis_cli.figure.tone import Floats, Pixels, as_photograph, toned
-from cnnvis_cli.network.backward import check_rules, rectify
+from cnnvis_cli.figure.tone import TONE_RULES, as_photograph, toned
+from cnnvis_cli.network.backward import rectify, way_back
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
@@ -43,14 +43,14 @@ from cnnvis_cli.stages.single.inputs import (
     find_class,
     photographs,
 )
-from cnnvis_cli.store.occluded import Arrays, OccludedFile
+from cnnvis_cli.store.occluded import OccludedFile
 from cnnvis_cli.store.run import Record, Run
 
 # Of an input's side. The paper does not give the size and distance of its squares; a fifth
 # covers an eye or a wheel in most photographs, and 20 positions per side show where.
 SIZE, STRIDE = 1 / 5, 1 / 20
-BATCH = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
-SHOWN = 9  # number of the unit's strongest images
+POSITIONS_PER_PASS = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
+SHOWN_IMAGES = 9  # number of the unit's strongest images
 LARGE = 224  # preferred side of a panel in pixels
 
 
@@ -58,10 +58,7 @@ def occlude(session: Session) -> None:
     """Cover every image, place after place; existing results are left as they are."""
     plan = session.plan
     takes = plan.takes(0)
-    _share(
-        session,
-        [number for number in range(len(InputImages(plan.occlude.images))) if takes(number)],
-    )
+    _share(session, list(filter(takes, range(len(InputImages(plan.occlude.images))))))
     session = session.here()
     studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
     for image in photographs(session, plan.occlude.images, takes):
@@ -74,7 +71,7 @@ def _share(session: Session, numbers: Sequence[int]) -> None:
     """Let several processes compute the numbers, if there are several images."""
     if len(numbers) < 2:
         return
-    pool: Pool = session.pool(_need(session), gradients=True)
+    pool: Pool = session.pool(_occlude_memory(session), gradients=True)
     if len(pool) < 2:
         return
     meter = session.report.meter("occlude", len(numbers), "images")
@@ -96,10 +93,10 @@ def _there(session: Session) -> Plan:
     return replace(session.portable_plan, occlude=replace(settings, images=images))
 
 
-def _need(session: Session) -> int:
+def _occlude_memory(session: Session) -> int:
     """Return a process's approximate memory on a CPU: the maps of a batch, twice, and itself."""
     maps = sum(layer.channels * layer.map[0] * layer.map[1] for layer in session.network.layers)
-    return 2 * 4 * maps * BATCH["cpu"] + (300 << 20)
+    return 2 * 4 * maps * POSITIONS_PER_PASS["cpu"] + (300 << 20)
 
 
 @dataclass(frozen=True)
@@ -167,6 +164,7 @@ class OcclusionJob:
     layer: Layer
     squares: Squares
     target: int | None  # the class; None: each image's predicted class
+    method: str = "deconv"  # of the projection of the layer's map
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> OcclusionJob:
@@ -176,14 +174,19 @@ class OcclusionJob:
         study = cls(session, layer, squares, None)
         target = plan.occlude.target
         label = None if target is None else find_class(network, study.classes, target)
-        check_rules(network, [layer], plan.occlude.method)
-        return cls(session, layer, squares, label)
+        asked = plan.occlude.method
+        method, note = way_back(network, [layer], asked or "deconv", asked is not None)
+        if note is not None:
+            session.report.once(note)
+        return cls(session, layer, squares, label, method)
 
     @property
     def size(self) -> int:
         """The number of positions per pass."""
         device = self.session.device.type
-        return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
+        return self.session.plan.batch_size or POSITIONS_PER_PASS.get(
+            device, POSITIONS_PER_PASS["cpu"]
+        )
 
     @cached_property
     def occluder(self) -> Occluder:
@@ -209,7 +212,7 @@ class OcclusionJob:
             "target": self.target,
             "size": self.squares.size,
             "stride": self.squares.stride,
-            "method": self.session.plan.occlude.method,
+            "method": self.method,
         }
 
     def files(self, image: InputImage) -> Iterator[Path]:
@@ -261,7 +264,7 @@ class OcclusionJob:
             "class_name": class_name(network, label),
             "size": self.squares.size,
             "stride": self.squares.stride,
-            "method": self.session.plan.occlude.method,
+            "method": self.method,
             "whole_total": totals[channel],
             "whole_probability": chances[label],
             "whole_predicted": predicted,
@@ -282,7 +285,7 @@ class OcclusionJob:
 
         Zeiler & Fergus 2013, section 2.1: all other activations of the layer are set to zero.
         """
-        network, method = self.session.network, self.session.plan.occlude.method
+        network, method = self.session.network, self.method
         pixels = centred.clone().requires_grad_()
         with rectify(method):
             output, _ = network.values(self.layer, Box.whole(network.size), pixels)
@@ -417,8 +420,8 @@ class Occlusion:
             f"other, {grid} of them {squares.stride} pixels apart; panels (b), (d) and (e) show "
             "at each place the result with the square centred there.",
             f"(b) and (c): of {self.study.layer.alias}, the channel whose rectified map has the "
-            f"largest sum for the whole image; (b) that sum, (c) the map by {plan.occlude.method}"
-            f", {TONES[plan.figure.tone]}.",
+            f"largest sum for the whole image; (b) that sum, (c) the map by {self.record['method']}"
+            f", {TONE_RULES[plan.figure.tone]}.",
             "Colours go from black at 0 to pale yellow at a panel's largest value.",
         ]
         return " ".join(said)

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnvis_cli.dataset.decode import Pixels
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.grid import Floats
 from cnnvis_cli.figure.live import Guess
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.outputs import PROB, Output, choose_outputs, find_outputs, watching
 from cnnvis_cli.nouns import Unit
+from cnnvis_cli.stages.common.lists import names_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.single.inputs import class_name
 
@@ -116,7 +116,7 @@ class Outputs:
     @cached_property
     def needed(self) -> tuple[Output, ...]:
         """All outputs that are drawn or saved, in the network's order."""
-        names = {output.name for output in self.shown}
+        names = set(names_of(self.shown))
         names.update(output.name for output, _ in self.units)
         if self.session.plan.activations.save:
             names.add(PROB)
@@ -134,7 +134,7 @@ class Outputs:
         """The last layer and everything after it."""
         last = self.session.network.layers[-1].module
         begin = next(i for i, each in enumerate(self.all) if each.module == last)
-        return frozenset(each.name for each in self.all[begin:])
+        return frozenset(names_of(self.all[begin:]))
 
 
 def guesses(network: Network, prob: NDArray[Any] | None, slot: int = 0) -> tuple[Guess, ...]:

@@ -14,18 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import arithmetic
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
-from cnnvis_cli.figure.heat import CAP, capped, coloured, grey, over, to_largest
+from cnnvis_cli.figure.heat import CAP, capped, coloured, in_grey, over, to_largest
 from cnnvis_cli.figure.saliency import Explained, Subject, saliency_sheet
 from cnnvis_cli.figure.sheets import Caption
-from cnnvis_cli.figure.tone import RULES, Floats, Pixels, toned
+from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.network.backward import RULES as RULES_OF_BACKWARD
 from cnnvis_cli.network.saliency import (
     METHODS,
-    Method,
+    Explainer,
     Question,
     Shown,
     Target,
@@ -35,11 +36,11 @@ from cnnvis_cli.network.saliency import (
     depends,
     enlarged,
     last_map,
-    probabilities,
+    question_probabilities,
 )
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.render import Figure, draw_figure, files, is_there
+from cnnvis_cli.stages.figures.render import Figure, draw_figure, figure_files, is_there
 from cnnvis_cli.stages.single.inputs import (
     InputImage,
     batch_of,
@@ -51,7 +52,7 @@ from cnnvis_cli.stages.single.inputs import (
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.saliency import SaliencyFile
 
-BATCH = {"cpu": 4, "cuda": 32}  # images per pass: more gain little there, and cost single images
+IMAGES_PER_PASS = {"cpu": 4, "cuda": 32}  # more gain little there, and cost single images
 GUESSES = 5  # classes named in a figure
 
 
@@ -67,6 +68,9 @@ def saliency(session: Session) -> None:
         for photograph in chosen:
             for path in study.files(photograph):
                 session.report.result(str(path))
+
+
+DEFAULT_METHODS = ("gradient", "guided", "deconv", "gradcam")
 
 
 class Explanation(NamedTuple):
@@ -86,7 +90,7 @@ class SaliencyJob:
 
     session: Session
     target: Target
-    methods: dict[str, Method]
+    methods: dict[str, Explainer]
     at: Layer | None  # Grad-CAM's layer
     classes: int
 
@@ -96,10 +100,18 @@ class SaliencyJob:
         plan, network = session.plan.saliency, session.network
         classes = count_classes(network)
         target = _target(session, plan.target, classes)
-        methods: dict[str, Method] = {name: METHODS[name] for name in plan.method}
-        for name in methods:
-            if name in RULES_OF_BACKWARD:
-                check_way(network, target, name)
+        methods: dict[str, Explainer] = {
+            name: METHODS[name] for name in plan.method or DEFAULT_METHODS
+        }
+        for name in list(methods):
+            try:
+                if name in RULES_OF_BACKWARD:
+                    check_way(network, target, name)
+            except UsageError as error:
+                if plan.method:
+                    raise
+                session.report.once(f"{error}; left out")
+                del methods[name]
         at = _map_layer(session, target) if "gradcam" in methods else None
         return cls(session, target, methods, at, classes)
 
@@ -107,7 +119,7 @@ class SaliencyJob:
     def size(self) -> int:
         """The number of images per pass."""
         device = self.session.device.type
-        return self.session.plan.batch_size or BATCH.get(device, BATCH["cpu"])
+        return self.session.plan.batch_size or IMAGES_PER_PASS.get(device, IMAGES_PER_PASS["cpu"])
 
     @property
     def parameters(self) -> dict[str, Record]:
@@ -126,7 +138,7 @@ class SaliencyJob:
         """Return what decides an image's maps."""
         return {
             "image": image.name,
-            "pixels": _content(image),
+            "pixels": _image_digest(image),
             "model": self.session.network.name,
             "weights_sha256": self.session.network.digest,
             "target": str(self.target),
@@ -149,7 +161,7 @@ class SaliencyJob:
 
     def files(self, image: InputImage) -> list[Path]:
         kept = self.numbers(image)
-        return [*files(self.session, self.figure(image)), *([kept.path] if kept else [])]
+        return [*figure_files(self.session, self.figure(image)), *([kept.path] if kept else [])]
 
     def is_done(self, image: InputImage) -> bool:
         kept = self.numbers(image)
@@ -175,7 +187,7 @@ class SaliencyJob:
         found = {name: self._by(name, question) for name in self.methods}
         with torch.no_grad():
             values = question.value(question.images, question.all).tolist()
-        guesses = probabilities(question).cpu().numpy() if self.classes else None
+        guesses = question_probabilities(question).cpu().numpy() if self.classes else None
         channels, places = question.channel.tolist(), question.place.tolist()
         answers = []
         for i in range(len(images)):
@@ -191,7 +203,7 @@ class SaliencyJob:
         self.session.report.check_stop()
         method = self.methods[name]
         found = method.explain(question)
-        return _array(found, method.shown), _strengths(found, method.shown, question)
+        return _stored_maps(found, method.shown), _strengths(found, method.shown, question)
 
     def _row_and_column(self, place: int) -> tuple[int, int]:
         columns = self.target.layer.map[1] if self.target.layer else 1
@@ -217,15 +229,13 @@ class SaliencyJob:
 
     def draw(self, image: InputImage, answer: Explanation, title: str) -> Canvas:
         """Return the image, and each method's map alone and over it."""
-        shown = {
-            name: Explained(self._titled(name, answer), raw, over(image.pixels, answer.heats[name]))
-            for name, raw in self._raw(answer).items()
-        }
+        shown = []
+        for name, raw in self._raw(answer).items():
+            overlaid = over(image.pixels, answer.heats[name])
+            shown.append(Explained(self._titled(name, answer), raw, overlaid))
         subject = Subject(image.pixels, self._guesses(answer), self._seen(answer))
         caption = Caption(title, self.note())
-        return saliency_sheet(
-            subject, list(shown.values()), caption, self.session.plan.figure.scale
-        )
+        return saliency_sheet(subject, shown, caption, self.session.plan.figure.scale)
 
     def _raw(self, answer: Explanation) -> dict[str, Pixels]:
         """Return each method's map in its tone."""
@@ -235,11 +245,12 @@ class SaliencyJob:
         if signed:
             tiles = np.stack([answer.maps[name] for name in signed])
             grounds = dict(zip(signed, toned(tiles[None], plan.tone, mean)[0], strict=True))
-        drawn = {"magnitude": grey, "map": coloured}
-        return {
-            name: grounds[name] if name in grounds else drawn[method.shown](answer.heats[name])
-            for name, method in self.methods.items()
-        }
+        drawn = {"magnitude": in_grey, "map": coloured}
+        raw = {}
+        for name, method in self.methods.items():
+            known = name in grounds
+            raw[name] = grounds[name] if known else drawn[method.shown](answer.heats[name])
+        return raw
 
     def _titled(self, name: str, answer: Explanation) -> str:
         title = self.methods[name].title
@@ -258,12 +269,12 @@ class SaliencyJob:
         network = self.session.network
         if self.target.layer is None:
             return None
-        box = self.target.layer.field.box(*answer.place).clip(network.size)
+        box = self.target.layer.local.box(*answer.place).clip(network.size)
         return None if box == Box.whole(network.size) else box
 
     def note(self) -> str:
         """Return how to read the figure: what each method is, and how it is drawn."""
-        rules = {"signed": f"Tone: {RULES[self.session.plan.figure.tone]}.", **SHOWN}
+        rules = {"signed": f"Tone: {TONE_RULES[self.session.plan.figure.tone]}.", **LEGENDS}
         shown, said = set(), []
         for method in self.methods.values():
             title = method.title[0].upper() + method.title[1:]
@@ -289,7 +300,7 @@ class SaliencyJob:
         )
 
 
-SHOWN: dict[Shown, str] = {
+LEGENDS: dict[Shown, str] = {
     "magnitude": f"Grey: the largest of the three colours' magnitudes, white from the {CAP}th "
     "percentile of those that are not 0.",
     "map": "Grad-CAM: black at 0, pale yellow at its largest.",
@@ -332,7 +343,7 @@ def _map_layer(session: Session, target: Target) -> Layer:
     if asked is None:
         return last_map(network, target)
     layer = network.layer(asked)
-    if layer.kind != "conv" or not depends(network, target, layer):
+    if layer.kind == "fc" or not depends(network, target, layer):
         raise UsageError(
             f"--at {asked}: {target.spoken} is not computed from a map of {layer.alias}; choose a "
             f"convolution before it, such as {last_map(network, target).alias}"
@@ -340,18 +351,18 @@ def _map_layer(session: Session, target: Target) -> Layer:
     return layer
 
 
-def _content(image: InputImage) -> str:
+def _image_digest(image: InputImage) -> str:
     """Return the SHA-256 of an image as the network sees it."""
     return hashlib.sha256(f"{image.pixels.shape}".encode() + image.pixels.tobytes()).hexdigest()
 
 
 def _seed(seed: int, image: InputImage) -> int:
     """Return the seed of random numbers for an image, from its pixels alone."""
-    drawn = hashlib.sha256(f"{seed} {_content(image)}".encode()).digest()
+    drawn = hashlib.sha256(f"{seed} {_image_digest(image)}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") >> 1
 
 
-def _array(found: Tensor, shown: Shown) -> Floats:
+def _stored_maps(found: Tensor, shown: Shown) -> Floats:
     """Return maps as they are stored: (B, h, w, 3), or (B, rows, columns)."""
     ordered = found if shown == "map" else found.permute(0, 2, 3, 1)
     array: NDArray[Any] = ordered.cpu().float().contiguous().numpy()

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Floats
 from cnnvis_cli.dataset.video import Folder, Frame, Frames
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.engine import Aside, ahead, cores, in_order
@@ -19,17 +20,18 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.activations import Heading
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.film import Film, read_comment
-from cnnvis_cli.figure.grid import RULES, Floats, Grid, Scale, finite
+from cnnvis_cli.figure.grid import SCALE_RULES, Grid, Scale, finite
 from cnnvis_cli.figure.live import Screen
 from cnnvis_cli.figure.timeline import Lead, timeline
 from cnnvis_cli.network.outputs import Output
+from cnnvis_cli.stages.common.lists import names_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure, is_there
 from cnnvis_cli.stages.single.recorder import Outputs, Recorded, Recorder, guesses, title_of
 from cnnvis_cli.store.publish import publishing
 from cnnvis_cli.store.run import Record
 
-BATCH = {"cpu": 16, "cuda": 64}  # frames; four batches and one per core are held at once
+FRAMES_PER_BATCH = {"cpu": 16, "cuda": 64}  # frames; four batches and one per core are held at once
 STRONGEST = "strongest"
 
 
@@ -41,7 +43,7 @@ def film(session: Session, outputs: Outputs, source: Frames, name: str) -> Itera
     reel = VideoJob(session, outputs, source, name)
     if not reel.is_there():
         reel.make()
-    yield from (reel.path(output) for output in outputs.filmed)
+    yield from map(reel.path, outputs.filmed)
     yield reel.table
     yield from draw_figure(session, reel.plot())
 
@@ -66,7 +68,7 @@ class VideoJob:
     @property
     def size(self) -> int:
         """The number of frames per batch."""
-        return self.session.plan.batch_size or BATCH[self.session.device.type]
+        return self.session.plan.batch_size or FRAMES_PER_BATCH[self.session.device.type]
 
     @property
     def record(self) -> Record:
@@ -80,7 +82,7 @@ class VideoJob:
             "height": asked.size,
             "tone": asked.tone,
             "batch": self.size,
-            "layers": [output.name for output in self.outputs.filmed],
+            "layers": names_of(self.outputs.filmed),
         }
 
     def key(self, output: Output) -> str:
@@ -113,7 +115,7 @@ class VideoJob:
             count = 0
             looked = in_order(look, ahead(batches), self._threads)
             for frames, seen in session.report.each(looked):
-                aside.begin(_cut, cutters, frames, seen)
+                aside.begin(_cut_frames, cutters, frames, seen)
                 count += len(frames)
                 meter.add(len(frames))
             aside.settle()
@@ -210,7 +212,7 @@ class FrameSink:
         raise NotImplementedError
 
 
-def _cut(cutters: Sequence[FrameSink], frames: Sequence[Frame], seen: Recorded) -> None:
+def _cut_frames(cutters: Sequence[FrameSink], frames: Sequence[Frame], seen: Recorded) -> None:
     for cutter in cutters:
         cutter.cut(frames, seen)
 
@@ -244,7 +246,7 @@ class LayerFilm(FrameSink):
     def _tone(self) -> str:
         rule = self.session.plan.activations.tone
         if self.scale is None or rule == "tile":
-            return RULES[rule]
+            return SCALE_RULES[rule]
         low, high = float(self.scale.low.min()), float(self.scale.high.max())
         if not self.scale.signed:
             return f"black 0, white {high:.4g}"

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report, printable
-from cnnvis_cli.stages.topk.job import Cut, TopKJob
-from cnnvis_cli.store.parts import Arrays, Parts
+from cnnvis_cli.stages.topk.job import Partition, TopKJob
+from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.store.stats import Account
 from cnnvis_cli.store.topk_file import Images, LayerResult, TopKFile
 
 CLASS_SUMS = 1 << 28  # bytes for the sums by class while a file is assembled
-COLUMNS = ("paths", "sizes", "offsets", "labels")
+MANIFEST_COLUMNS = ("paths", "sizes", "offsets", "labels")
 MANIFEST = "manifest"
 
 
@@ -45,15 +46,15 @@ def leave_for_merge(job: TopKJob) -> None:
     manifest, parts = job.manifest, job.parts
     if MANIFEST in parts:
         return
-    names = [_encoded(name) for name in manifest.classes]
-    about = {"classes": names, "root": [_encoded(str(manifest.root.resolve()))]}
+    names = list(map(_text_bytes, manifest.classes))
+    about = {"classes": names, "root": [_text_bytes(str(manifest.root.resolve()))]}
     texts = {name: np.array(values, "S") for name, values in about.items()}
-    columns = {name: getattr(manifest, name) for name in COLUMNS}
+    columns = {name: getattr(manifest, name) for name in MANIFEST_COLUMNS}
     record = np.array([json.dumps(job.identity, sort_keys=True).encode()])
     parts[MANIFEST] = {**columns, **texts, "plan": record}
 
 
-def _encoded(text: str) -> bytes:
+def _text_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -73,7 +74,7 @@ def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> 
             images = cut.images_of(number)
             crcs[images.start : images.stop] = part["crc"][: len(images)]
             skipped[part["failures"]] = True
-            texts = (text.decode() for text in part["reasons"].tolist())
+            texts = map(bytes.decode, part["reasons"].tolist())
             reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
         lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
         publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
@@ -81,7 +82,7 @@ def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> 
             manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
         )
         room = CLASS_SUMS // (8 * max(1, len(manifest.classes)))
-        results = _results(job.identity, cut, _groups(job.layers, room), sources)
+        results = _results(job.identity, cut, _layer_groups(job.layers, room), sources)
         TopKFile(run.topk).publish(job.identity, listed, report.each(results))
 
 
@@ -96,7 +97,7 @@ def _unless_published(run: Run, identity: Record) -> Iterator[None]:
 
 
 def _results(
-    identity: Record, cut: Cut, groups: Iterable[list[Layer]], sources: Sequence[Parts]
+    identity: Record, cut: Partition, groups: Iterable[list[Layer]], sources: Sequence[Parts]
 ) -> Iterator[LayerResult]:
     """Yield the results layer by layer; the parts are read once per group of layers."""
     first = 0
@@ -110,7 +111,7 @@ def _results(
             first += layer.channels
 
 
-def _groups(layers: Sequence[Layer], room: int) -> Iterator[list[Layer]]:
+def _layer_groups(layers: Sequence[Layer], room: int) -> Iterator[list[Layer]]:
     """Yield groups of neighbouring layers with up to `room` channels, at least one layer each."""
     group: list[Layer] = []
     for layer in layers:
@@ -128,12 +129,14 @@ def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
     return LayerResult(layer, strongest.on_map(width), negated, arrays)
 
 
-def _all_parts(cut: Cut, sources: Sequence[Parts], names: Sequence[str] = ()) -> Iterator[Arrays]:
+def _all_parts(
+    cut: Partition, sources: Sequence[Parts], names: Sequence[str] = ()
+) -> Iterator[Arrays]:
     """Yield the (named) arrays of each part, from the first source that has it intact."""
-    return (_find(number, cut.count, sources, names) for number in range(cut.count))
+    return (_find_part(number, cut.count, sources, names) for number in range(cut.count))
 
 
-def _find(number: int, count: int, sources: Iterable[Parts], names: Sequence[str]) -> Arrays:
+def _find_part(number: int, count: int, sources: Iterable[Parts], names: Sequence[str]) -> Arrays:
     for parts in sources:
         try:
             return parts.read(number, names)

@@ -19,7 +19,7 @@ from cnnvis_cli.store.run import Record, Run
 
 
 @dataclass(frozen=True)
-class Cut:
+class Partition:
     """How images are cut into batches and these into parts; it follows from the plan alone.
 
     Some 500 parts, but parts of up to four batches where there are few: a part costs a file and
@@ -27,7 +27,7 @@ class Cut:
     """
 
     images: int
-    size: int  # images a batch
+    size: int  # images per batch
 
     @property
     def batches(self) -> int:
@@ -35,12 +35,12 @@ class Cut:
 
     @property
     def length(self) -> int:
-        """Batches a part."""
+        """Return the batches per part."""
         return max(-(-self.batches // 512), min(4, -(-self.batches // 8)))
 
     @property
     def count(self) -> int:
-        """Parts in all."""
+        """Return the number of parts."""
         return -(-self.batches // self.length)
 
     def batches_of(self, part: int) -> range:
@@ -74,15 +74,15 @@ class TopKJob(Portable):
         return cls(identity, manifest, layers, Parts(run.parts("topk", key), key), plan, network)
 
     @property
-    def cut(self) -> Cut:
-        return Cut(len(self.manifest), self.identity["batch_size"])
+    def cut(self) -> Partition:
+        return Partition(len(self.manifest), self.identity["batch_size"])
 
     def describe(self, part: int) -> str:
-        """A part's name for a person: its first and last image."""
+        """Return a part's name for a person: its first and last image."""
         images = self.cut.images_of(part)
         first, last = self.manifest.path(images.start), self.manifest.path(images.stop - 1)
         return f"images {images.start} to {images.stop - 1} ({first} to {last})"
 
     def on(self, device: torch.device) -> Network:
-        """The network on a worker slot's device."""
+        """Return the network on a worker slot's device."""
         return network_on(device, self.plan, self.network)

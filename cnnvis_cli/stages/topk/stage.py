@@ -18,7 +18,7 @@ from cnnvis_cli.stages.topk.worker import Step, scan
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
-BATCH = {"cpu": 32, "cuda": 128}  # images; the defaults
+BATCH_SIZES = {"cpu": 32, "cuda": 128}  # images; the defaults
 
 
 def topk(session: Session) -> None:
@@ -35,7 +35,7 @@ def topk(session: Session) -> None:
     manifest = Manifest.scan(dataset)
     file = TopKFile(session.run.topk)
     have = file.identity()
-    identity = _identity(session, manifest, devices[0].type, have or {})
+    identity = _topk_identity(session, manifest, devices[0].type, have or {})
     job = TopKJob.of(session.run, identity, manifest, session.portable_plan, session.network)
     if not is_done(file.path, have, identity):
         _scan(session, job)
@@ -53,13 +53,13 @@ def topk(session: Session) -> None:
     announce_result(file, session.run, session.plan.topk.max_unreadable, session.report)
 
 
-def _identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
-    """All that decides what topk.h5 holds; batch size and device decide the last bits of values.
+def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
+    """Return all that decides what topk.h5 holds; batch size and device decide the last bits.
 
     A batch size that nobody asks for is that of the file that there may be.
     """
     settings = session.plan.topk
-    size = session.plan.batch_size or have.get("batch_size") or BATCH[kind]
+    size = session.plan.batch_size or have.get("batch_size") or BATCH_SIZES[kind]
     return {
         **session.identity,
         "dataset": manifest.digest,
@@ -73,8 +73,8 @@ def _identity(session: Session, manifest: Manifest, kind: str, have: Record) -> 
     }
 
 
-def _need(session: Session, size: int) -> int:
-    """About how much memory a process needs on a CPU: the largest maps, thrice, and itself."""
+def _topk_memory(session: Session, size: int) -> int:
+    """Return a process's approximate memory on a CPU: the largest maps, thrice, and itself."""
     largest = max(la.channels * la.map[0] * la.map[1] for la in session.network.layers)
     return 4 * size * 3 * largest + (300 << 20)
 
@@ -99,7 +99,7 @@ class Pace:
         return self.waited / self.seconds if self.seconds else 0.0
 
     def record(self) -> Record:
-        """For run.json; nothing where nothing was to do."""
+        """Return what run.json says of it; nothing where nothing was to do."""
         if not self.seconds:
             return {}
         speed = self.images / self.seconds * self.processes
@@ -115,7 +115,7 @@ def _scan(session: Session, job: TopKJob) -> None:
     pending = [n for n in session.plan.share(job.cut.count) if n not in job.parts]
     if not pending:
         return
-    pool = session.pool(_need(session, job.cut.size))
+    pool = session.pool(_topk_memory(session, job.cut.size))
     meter = session.report.meter("topk", sum(len(job.cut.images_of(n)) for n in pending), "images")
     pace = Pace(min(len(pool), len(pending)))
 

@@ -117,7 +117,7 @@ class _Part:
         self._crcs.append(batch.crcs)
 
     def arrays(self) -> dict[str, Any]:
-        """The tally's arrays and, of the part's images, the CRCs and what could not be used."""
+        """Return the tally's arrays and, of the part's images, the CRCs and the unusable ones."""
         indices = np.array(sorted(self._failures), np.int64)
         reasons = np.array([self._failures[i].encode() for i in indices.tolist()], "S")
         about = {"crc": np.concatenate(self._crcs), "failures": indices, "reasons": reasons}
@@ -126,7 +126,7 @@ class _Part:
 
 @dataclass
 class _Keeper:
-    """Writes parts aside, one at a time."""
+    """Write parts aside, one at a time."""
 
     parts: Parts
     writer: Aside
@@ -155,7 +155,7 @@ class _Clock:
     waited: float = 0.0
 
     def lap(self) -> tuple[float, float]:
-        """Seconds and seconds waited since the last time."""
+        """Return the seconds, and those waited, since the last time."""
         now = time.perf_counter()
         found = now - self.start, self.waited
         self.start, self.waited = now, 0.0
@@ -163,7 +163,7 @@ class _Clock:
 
 
 def _feed(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Tensor, _Clock]]:
-    """Batches with their pixels, on a GPU copied there while it still works on the last batch."""
+    """Yield batches with their pixels, copied to a GPU while it works on the last batch."""
     clock = _Clock()
     events: deque[Any] = deque()  # torch.cuda's classes are not typed
     copies: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -97,7 +97,7 @@ def note(
 
 
 class CUDAGraph:
-    """Stands in for `torch.cuda.CUDAGraph`."""
+    """Stand in for `torch.cuda.CUDAGraph`."""
 
     def __init__(self, keep_graph: bool = False) -> None:
         self._capture: Capture | None = None
@@ -150,7 +150,7 @@ def _again(noted: Noted) -> None:
 
 
 class graph:  # noqa: N801 - torch's name
-    """Stands in for `torch.cuda.graph`: the stream decides on which device is captured."""
+    """Stand in for `torch.cuda.graph`: the stream decides on which device is captured."""
 
     default_capture_stream: Any = None  # torch, too, keeps the first one for all devices
 

@@ -58,20 +58,20 @@ class Call(NamedTuple):
 
     @property
     def indices(self) -> list[Tensor]:
-        """The index tensors of ``x[...]``."""
+        """Return the index tensors of ``x[...]``."""
         asked = self.args[1] if self.name in INDEXING else ()
         return [index for index in asked if index is not None]
 
     @property
     def is_view(self) -> bool:
-        """Whether it only looks at a storage in another way."""
+        """Return whether it only looks at a storage in another way."""
         returns = self.function._schema.returns
         alias = returns[0].alias_info if returns else None
         return alias is not None and not alias.is_write
 
     @property
     def written(self) -> list[Tensor]:
-        """The tensors that it writes to."""
+        """Return the tensors that it writes to."""
         arguments = self.function._schema.arguments
         given = {a.name: v for a, v in zip(arguments, self.args, strict=False)} | self.kwargs
         writes = (a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)

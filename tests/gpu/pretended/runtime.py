@@ -39,7 +39,7 @@ def set_device(device: Any) -> None:
 
 
 class DeviceContext:
-    """Stands in for `torch.cuda.device`."""
+    """Stand in for `torch.cuda.device`."""
 
     def __init__(self, device: Any) -> None:
         self._index = (
@@ -146,7 +146,7 @@ def current_stream(device: Any = None) -> Stream:
 
 
 class StreamContext:
-    """Stands in for `torch.cuda.stream`: its device becomes the current one as well."""
+    """Stand in for `torch.cuda.stream`: its device becomes the current one as well."""
 
     def __init__(self, stream: Stream | None) -> None:
         self._stream = stream
@@ -269,7 +269,7 @@ def install() -> None:
 
 
 def _install_autocast() -> None:
-    """What CUDA would compute in bfloat16, the CPU does: by the CPU's list of operations."""
+    """Compute in bfloat16 what CUDA would, by the CPU's list of operations."""
     real = torch.autocast
 
     def autocast(
@@ -282,7 +282,7 @@ def _install_autocast() -> None:
 
 
 def _install_threads() -> None:
-    """Modes are each thread's own: every thread enters them."""
+    """Let every thread enter the modes, which are each thread's own."""
     begin: Any = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
 
     def begun(thread: threading.Thread) -> None:
