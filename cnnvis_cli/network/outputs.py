@@ -19,9 +19,9 @@ from cnnvis_cli.network.fields import Fields
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.observe import hookable
 from cnnvis_cli.network.probability import ending_of, probabilities
-from cnnvis_cli.network.survey import IMAGES, Layout, layout_of, mapped
+from cnnvis_cli.network.survey import IMAGES, Layout, layout_of, mapped, reading
 from cnnvis_cli.network.walk import tensors
-from cnnvis_cli.nouns import Arrangement, ReceptiveField, Size
+from cnnvis_cli.nouns import Arrangement, Layer, ReceptiveField, Size
 from cnnvis_cli.registry import unknown
 
 PROB = "prob"
@@ -66,9 +66,15 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
     found: list[Output] = []
     calls: Counter[str] = Counter()
     aliases = {layer.module: layer.alias for layer in network.layers}
+    hidden = {layer.module for layer in network.layers if layer.reads != "module"}
     walk = Fields(network.size)
 
+    def note_layer(layer: Layer, output: Any) -> None:
+        note(layer.module, nn.Identity(), None, output)
+
     def note(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            path = f"{path}.out_proj"  # which computes its output, and is not called as a module
         calls[path] += 1
         first = first_of(output)
         layout = None if first is None else _layout(walk, first, network.size)
@@ -76,11 +82,12 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
             return
         name = aliases.get(path, path) + (f"#{calls[path]}" if calls[path] > 1 else "")
         usual = not any(True for _ in module.children()) and not isinstance(module, IDLE)
-        usual = usual or isinstance(module, nn.MultiheadAttention)
+        usual = usual or path in hidden
         size = None if layout.kind == "fc" else layout.map
+        kind = "Linear" if path in hidden else type(module).__name__
         found.append(
             Output(
-                *(name, path, calls[path], type(module).__name__, layout.channels, size),
+                *(name, path, calls[path], kind, layout.channels, size),
                 *(layout.local, usual, layout.arrangement),
             )
         )
@@ -89,7 +96,7 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
     try:
         with torch.enable_grad():
             image = walk.begin(torch.zeros(IMAGES, 3, *network.size, device=network.device))
-            with walk:
+            with walk, reading(network.module, _called(network), note_layer):
                 output = network.module(image)
     finally:
         for handle in handles:
@@ -99,6 +106,11 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
         size = int(output.shape[1])
         found.append(Output(PROB, "", 1, "softmax of the output", size, None, whole, True))
     return tuple(found)
+
+
+def _called(network: Network) -> list[Layer]:
+    """Return the layers that are no module's output, but a function's."""
+    return [layer for layer in network.layers if layer.reads == "function"]
 
 
 def first_of(output: Any) -> Tensor | None:
@@ -175,7 +187,12 @@ def watching(
     wanted = {(each.module, each.call): each for each in outputs}
     passes = local()  # several threads may run the network at once
 
-    def on_event(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def on_layer(layer: Layer, output: Any) -> None:
+        on_event(layer.module, None, None, output)
+
+    def on_event(path: str, module: nn.Module | None, _inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            path = f"{path}.out_proj"
         passes.calls[path] += 1
         if (found := wanted.get((path, passes.calls[path]))) is not None:
             first = next(tensors(output))
@@ -185,7 +202,8 @@ def watching(
 
     def run(pixels: Tensor) -> Tensor | None:
         passes.calls = Counter()
-        output = network.module(pixels)
+        with reading(network.module, _called(network), on_layer):
+            output = network.module(pixels)
         calls = passes.calls
         missed = [each.name for each in wanted.values() if calls[each.module] < each.call]
         if missed and missed != [PROB]:

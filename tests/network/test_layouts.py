@@ -13,6 +13,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.network.outputs import Output, choose_outputs, find_outputs, watching
 from cnnvis_cli.nouns import Layer, Preprocessing
 
 SIZE = (64, 64)
@@ -258,3 +259,21 @@ def test_gates_normalisation_and_attention_leave_the_local_field() -> None:
         assert last.local.size == (5, 5)
         assert last.local.stride == (1, 1)
         assert network.canvas(last).size == (20, 20)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext"])
+def test_every_layer_is_an_output_that_can_be_watched(name: str) -> None:
+    network = prepared(name)
+    outputs = choose_outputs(network, find_outputs(network), [la.alias for la in network.layers])
+    assert [each.name for each in outputs] == [la.alias for la in network.layers]
+    x = torch.randn(2, 3, *SIZE)
+    seen: dict[str, Tensor] = {}
+
+    def read(output: Output, value: Tensor) -> None:
+        seen[output.name] = value.detach().clone()
+
+    with torch.no_grad(), watching(network, outputs, read) as run:
+        run(x)
+        found = maps_of(network, x)
+    for alias, value in found.items():
+        torch.testing.assert_close(seen[alias].reshape(value.shape), value)
