@@ -56,7 +56,7 @@ def first_rgb(network: Network) -> Layer:
 
 def why_not_rgb(network: Network, layer: Layer) -> str:
     """Return why a layer's filters are not RGB pictures; empty if they are."""
-    module = network.module.get_submodule(layer.module)
+    module = dict(network.module.named_modules()).get(layer.module)
     if not isinstance(module, nn.Conv2d):
         return "it is not a convolution; the first one is the default"
     grey = network.preprocessing.grey and module.in_channels == 1

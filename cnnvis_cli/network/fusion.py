@@ -45,9 +45,12 @@ def rectifiers(module: nn.Module, layers: Iterable[Layer], inputs: Tensor) -> di
     relus = [
         m for m in module.modules() if type(m) is nn.ReLU and m.inplace and "forward" not in vars(m)
     ]
+    modules = dict(module.named_modules())
     with ExitStack() as hooks:
         for layer in layers:
-            child = module.get_submodule(layer.module)
+            child = modules.get(layer.module)
+            if child is None:  # a weight that no module of its own reads
+                continue
             hooks.callback(child.register_forward_hook(after(layer.alias)).remove)
         for relu in relus:
             hooks.callback(relu.register_forward_pre_hook(before).remove)
