@@ -147,7 +147,7 @@ def _bars(canvas: Canvas, plot: Values, ticks: list[float], box: tuple[int, int,
     low, span, count = ticks[0], ticks[-1] - ticks[0], len(plot.values)
 
     def up(value: float) -> float:
-        return (height - 1) * (1 - (value - low) / span)
+        return (height - 1) * (1 - (value - low) / (span or 1))
 
     def across(channel: float) -> float:
         return (channel + 0.5) * width / count

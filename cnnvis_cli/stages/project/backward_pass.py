@@ -52,10 +52,10 @@ class BackwardPass:
         pixels = gradient.permute(0, 2, 3, 1).cpu().numpy()
         if self.settings.start == "map":
             return np.array(pixels)
-        tiles = [box_of(box).tile(size) for box in slots.box]
-        frames = np.zeros((len(slots), *tiles[0].size, 3), np.float32)
-        for frame, part, tile, window in zip(frames, pixels, tiles, windows, strict=True):
-            seen = tile.clip(size)
+        boxes = [box_of(box) for box in slots.box]
+        frames = np.zeros((len(slots), *boxes[0].tile(size).size, 3), np.float32)
+        for frame, part, box, window in zip(frames, pixels, boxes, windows, strict=True):
+            seen, tile = box.clip(size), box.tile(size)
             frame[_inside(seen.within(tile))] = part[_inside(seen.within(window))]
         return frames
 
