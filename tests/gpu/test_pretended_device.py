@@ -277,6 +277,8 @@ def check_near(here: Any, there: Any, apart: float, name: str) -> None:
         assert share == 1 if not apart else share > 0.8, f"{name}: {share:.0%} are equal"
         return
     assert np.array_equal(np.isnan(here), np.isnan(there)), name
+    if here.dtype == np.float16:
+        apart = max(apart, 2.0**-11)  # where a number lies between two that can be stored
     largest = float(np.nanmax(np.abs(there), initial=0)) or 1.0
     found = float(np.nanmax(np.abs(here.astype("f8") - there), initial=0)) / largest
     assert found <= apart, f"{name}: {found:.1e} of the largest apart"

@@ -15,7 +15,7 @@ from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Box, Layer, Size
+from cnnvis_cli.nouns import Box, Layer, Size, size_text
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.dataset_images import image_reader
@@ -216,6 +216,20 @@ class TopImages:
                 _paste(found[i, rank], self._box(unit, rank), shown[rank], self._held(unit, rank))
         return found
 
+    @property
+    def windows(self) -> str:
+        """Return what a caption says of the windows that are cut, where they are not the fields."""
+        said = ""
+        if self.top.is_local:
+            said += (
+                " Windows show the local field: without what reaches a place only through gates, "
+                "statistics of a normalisation, or attention."
+            )
+        field, size = self.layer.local.size, self.session.network.size
+        if field[0] > size[0] or field[1] > size[1]:
+            said += f" Windows are clipped to the input; the field is {size_text(field)} pixels."
+        return said
+
     def patches(self, unit: int) -> Pixels:
         """Return the image patches of the strongest places, (shown, h, w, 3); white for none."""
         found = np.full((self.shown, *self.size, 3), 255, np.uint8)
@@ -253,6 +267,11 @@ class TopImages:
     def _class_names(self) -> list[str]:
         plan, network = self.session.plan.figure, self.session.network
         return class_names(self._images, network.classes, plan.classes)
+
+
+def windows_of(sources: Sequence[TopImages]) -> str:
+    """Return what a caption of several layers says of their windows, each thing once."""
+    return max((images.windows for images in sources), key=len, default="")
 
 
 def projected_of(session: Session, layer: Layer) -> TopImages:

@@ -35,6 +35,7 @@ from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,
     projected_of,
+    windows_of,
     style_of,
     styles_of,
     unit_label,
@@ -177,6 +178,7 @@ def _top(session: Session, images: TopImages) -> UnitSheet:
         f"The {images.shown} strongest places: {images.method} projections (left), image patches "
         f"(right), {_pixels(images.size, plan.scale)}. Tone of projections: "
         f"{TONE_RULES[plan.tone]}; patches as photographed, grey outside the image."
+        f"{images.windows}"
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
@@ -218,6 +220,7 @@ def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
         f"The strongest places of some units of each layer: {sources[0].method} projections "
         f"(left) beside image patches (right), all at one scale. Tone of projections: "
         f"{TONE_RULES[tone]}; patches as photographed, grey outside the image."
+        f"{windows_of(sources)}"
     )
 
     def rows() -> list[CellRow]:
@@ -396,6 +399,7 @@ def _style_cells(session: Session, layer: Layer) -> Cells:
 def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
     note = "Preferred images, the strongest image patches, and what in them caused it."
+    note += windows_of([projected_of(session, layer) for layer in layers])
     return _unit_figures("unit", note, session, [_unit_cells(session, la) for la in layers])
 
 
