@@ -214,7 +214,7 @@ class Fields(Walk[Sight]):
         return [_settled(sight, each, size) for each in tensors(moved)]
 
     def _last(self, func: Call, args: Any, kwargs: Any, out: Any) -> list[Followed] | None:
-        mixed = range(-mixed_last(args, kwargs), 0)
+        mixed = range(-mixed_last(func, args, kwargs), 0)
         return self._blocked(args[0], list(mixed), out, self._gated(args, kwargs))
 
     def _reduced(self, func: Call, args: Any, kwargs: Any, out: Any) -> list[Followed] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own abbreviation
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
@@ -142,7 +143,7 @@ def stays_in_place(role: Role, func: Call, args: Any, kwargs: Any, known: Map[An
         return False
     first = next(tensors([args, kwargs]))
     if role is Role.LAST:
-        return max(known.dims) < -mixed_last(args, kwargs)
+        return max(known.dims) < -mixed_last(func, args, kwargs)
     if func in ALONG:
         position = 1 if func in JOINING else 2
         dim = kwargs.get("dim", args[position] if len(args) > position else 0)
@@ -155,10 +156,12 @@ def stays_in_place(role: Role, func: Call, args: Any, kwargs: Any, known: Map[An
     return False
 
 
-def mixed_last(args: Any, kwargs: Any) -> int:
+def mixed_last(func: Call, args: Any, kwargs: Any) -> int:
     """Return how many of the trailing dimensions a linear layer or a normalisation mixes."""
+    if func is F.linear:
+        return 1
     shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
-    return 1 if isinstance(shape, (Tensor, int)) else len(shape)
+    return 1 if isinstance(shape, int) else len(shape)
 
 
 def reduced_dims(first: Tensor, func: Call, args: Any, kwargs: Any) -> set[int] | None:

@@ -35,10 +35,10 @@ from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,
     projected_of,
-    windows_of,
     style_of,
     styles_of,
     unit_label,
+    windows_of,
 )
 from cnnvis_cli.stages.figures.render import Figure
 from cnnvis_cli.stages.figures.selection import Held, choose, sample
