@@ -30,6 +30,11 @@ def _put(place: Any, name: str) -> Kept:
     return (lambda: getattr(place, name)), (lambda value: setattr(place, name, value))
 
 
+def _set_default_device(device: torch.device) -> None:
+    """Set torch's default device; the processor by none at all, which leaves nothing in the way."""
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
 def usual_precision() -> None:
     """Give torch's convolutions the precision that a new process has.
 
@@ -41,19 +46,22 @@ def usual_precision() -> None:
 
 
 def _precisions() -> Iterator[Kept]:
-    """Yield torch's settings of how exactly a GPU multiplies, by its newer names or its older."""
+    """Yield torch's settings of how exactly it multiplies, by their newer names or their older."""
     cuda: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     if hasattr(cuda, "fp32_precision"):
-        yield from (_put(part, "fp32_precision") for part in (cuda, cudnn.conv, cudnn.rnn))
+        onednn: Any = torch.backends.mkldnn
+        parts = (cuda, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn)
+        yield from (_put(part, "fp32_precision") for part in parts)
     else:
         yield from (_put(part, "allow_tf32") for part in (cuda, cudnn))
+        yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
 
 
 _KEPT: tuple[Kept, ...] = (  # what code may change for the whole process: how to read and set it
     _put(sys, "argv"),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, torch.set_default_device),
+    (torch.get_default_device, _set_default_device),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
     _put(torch.backends.cudnn, "benchmark"),

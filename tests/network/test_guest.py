@@ -116,6 +116,7 @@ def process_wide() -> tuple[Any, ...]:
         torch.get_default_device(),
         torch.backends.cudnn.benchmark,
         getattr(torch.backends.cuda.matmul, "fp32_precision", None),
+        getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None),
         sys.stdout,
     )
 

@@ -35,7 +35,9 @@ def test_every_unit_is_a_layer_or_left_out_with_the_reason(name: str) -> None:
     with torch.device("meta"):
         module: nn.Module = timm.create_model(name, pretrained=False)
     module.eval().requires_grad_(False)
-    found = survey(module, module.pretrained_cfg["input_size"][1:])  # type: ignore[index]
+    config: Any = module.pretrained_cfg
+    size = config["input_size"][1:]
+    found = survey(module, size)
     units = [n for n, m in module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     listed = {layer.module for layer in found.layers}
     assert set(units) <= listed | {each.module for each in found.omissions}
@@ -47,4 +49,4 @@ def test_every_unit_is_a_layer_or_left_out_with_the_reason(name: str) -> None:
     for layer in tokens:
         rows, columns = layer.map
         assert rows == columns
-        assert layer.local.stride[0] * rows == module.pretrained_cfg["input_size"][1]  # type: ignore[index]
+        assert layer.local.stride[0] * rows == size[0]
