@@ -63,44 +63,18 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
     softmax of the network's output, if that is one value per class. Runs two black images.
     Functional rectifiers are not modules and are not included.
     """
-    found: list[Output] = []
-    calls: Counter[str] = Counter()
-    aliases = {layer.module: layer.alias for layer in network.layers}
-    hidden = {layer.module for layer in network.layers if layer.reads != "module"}
-    walk = Fields(network.size)
-
-    def note_layer(layer: Layer, output: Any) -> None:
-        note(layer.module, nn.Identity(), None, output)
-
-    def note(path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(module, nn.MultiheadAttention):
-            path = f"{path}.out_proj"  # which computes its output, and is not called as a module
-        calls[path] += 1
-        first = first_of(output)
-        layout = None if first is None else _layout(walk, first, network.size)
-        if layout is None:
-            return
-        name = aliases.get(path, path) + (f"#{calls[path]}" if calls[path] > 1 else "")
-        usual = not any(True for _ in module.children()) and not isinstance(module, IDLE)
-        usual = usual or path in hidden
-        size = None if layout.kind == "fc" else layout.map
-        kind = "Linear" if path in hidden else type(module).__name__
-        found.append(
-            Output(
-                *(name, path, calls[path], kind, layout.channels, size),
-                *(layout.local, usual, layout.arrangement),
-            )
-        )
-
-    handles = _hooks(network, note)
+    finder = _Finder(network)
+    handles = _hooks(network, finder.note)
     try:
         with torch.enable_grad():
-            image = walk.begin(torch.zeros(IMAGES, 3, *network.size, device=network.device))
-            with walk, reading(network.module, _called(network), note_layer):
+            blank = torch.zeros(IMAGES, 3, *network.size, device=network.device)
+            image = finder.walk.begin(blank)
+            with finder.walk, reading(network.module, _called(network), finder.note_layer):
                 output = network.module(image)
     finally:
         for handle in handles:
             handle.remove()
+    found = finder.found
     if _is_vector(output) and all(each.name != PROB for each in found):
         whole = ReceptiveField.whole(network.size)
         size = int(output.shape[1])
@@ -108,14 +82,53 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
     return tuple(found)
 
 
+class _Finder:
+    """Notes each output of one pass when it is computed."""
+
+    def __init__(self, network: Network) -> None:
+        self.found: list[Output] = []
+        self.walk = Fields(network.size)
+        self._size, self._calls = network.size, Counter[str]()
+        self._aliases = {layer.module: layer.alias for layer in network.layers}
+        self._hidden = {layer.module for layer in network.layers if layer.reads != "module"}
+
+    def note_layer(self, layer: Layer, output: Any) -> None:
+        """Note the output of a layer whose module is not called."""
+        self.note(layer.module, nn.Identity(), None, output)
+
+    def note(self, path: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        """Note the output of a module."""
+        path = _path_of_output(path, module)
+        self._calls[path] += 1
+        first = next(tensors(output), None)
+        layout = None if first is None else _layout(self.walk, first, self._size)
+        if layout is None:
+            return
+        call = self._calls[path]
+        name = self._aliases.get(path, path) + (f"#{call}" if call > 1 else "")
+        leaf = not any(True for _ in module.children()) and not isinstance(module, IDLE)
+        kind = "Linear" if path in self._hidden else type(module).__name__
+        size = None if layout.kind == "fc" else layout.map
+        self.found.append(
+            Output(
+                *(name, path, call, kind, layout.channels, size, layout.local),
+                usual=leaf or path in self._hidden,
+                arrangement=layout.arrangement,
+            )
+        )
+
+
+def _path_of_output(path: str, module: nn.Module | None) -> str:
+    """Return the path of the module that a module's output is of.
+
+    That of an attention is of its last linear layer, which is not called as a module.
+    """
+    return f"{path}.out_proj" if isinstance(module, nn.MultiheadAttention) else path
+
+
 def _called(network: Network) -> list[Layer]:
     """Return the layers that are no module's output, but a function's."""
     return [layer for layer in network.layers if layer.reads == "function"]
-
-
-def first_of(output: Any) -> Tensor | None:
-    """Return the tensor that a module gives, or the first of several; None if there is none."""
-    return next(tensors(output), None)
 
 
 def _layout(walk: Fields, output: Tensor, size: Size) -> Layout | None:
@@ -171,6 +184,19 @@ def _names(output: Output, aliases: dict[str, str]) -> set[str]:
     return own - {"", "module:"}
 
 
+def _as_module(on_event: Callable[..., None], layer: Layer, output: Any) -> None:
+    """Tell of a layer whose module is not called as of a module."""
+    on_event(layer.module, None, None, output)
+
+
+def _value(output: Output, raw: Any) -> Tensor:
+    """Return what a module gave as a map (B, C, h, w) or a vector (B, C)."""
+    first = next(tensors(raw))
+    if output.arrangement is None or output.map is None:
+        return first
+    return mapped(first, output.arrangement, output.map)
+
+
 Read = Callable[[Output, Tensor], None]
 
 
@@ -187,22 +213,15 @@ def watching(
     wanted = {(each.module, each.call): each for each in outputs}
     passes = local()  # several threads may run the network at once
 
-    def on_layer(layer: Layer, output: Any) -> None:
-        on_event(layer.module, None, None, output)
-
     def on_event(path: str, module: nn.Module | None, _inputs: Any, output: Any) -> None:
-        if isinstance(module, nn.MultiheadAttention):
-            path = f"{path}.out_proj"
+        path = _path_of_output(path, module)
         passes.calls[path] += 1
         if (found := wanted.get((path, passes.calls[path]))) is not None:
-            first = next(tensors(output))
-            if found.arrangement is not None and found.map is not None:
-                first = mapped(first, found.arrangement, found.map)
-            read(found, first)
+            read(found, _value(found, output))
 
     def run(pixels: Tensor) -> Tensor | None:
         passes.calls = Counter()
-        with reading(network.module, _called(network), on_layer):
+        with reading(network.module, _called(network), partial(_as_module, on_event)):
             output = network.module(pixels)
         calls = passes.calls
         missed = [each.name for each in wanted.values() if calls[each.module] < each.call]

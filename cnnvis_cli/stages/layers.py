@@ -23,9 +23,8 @@ def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     if left_out is not None:
         report.once(f"{network.name}: {left_out}")
     if as_json:
-        listed = [_layer_record(layer) for layer in found]
-        left = [_omitted(each) for each in network.omissions]
-        report.result(json.dumps(listed + left, indent=1))
+        records = [*map(_layer_record, found), *map(_omitted, network.omissions)]
+        report.result(json.dumps(records, indent=1))
         return
     for line in aligned([HEADINGS, *map(_layer_row, found)]):
         report.result(line)

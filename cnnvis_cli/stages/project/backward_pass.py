@@ -52,7 +52,7 @@ class BackwardPass:
         pixels = gradient.permute(0, 2, 3, 1).cpu().numpy()
         if self.settings.start == "map":
             return np.array(pixels)
-        boxes = [box_of(box) for box in slots.box]
+        boxes = list(map(box_of, slots.box))
         frames = np.zeros((len(slots), *boxes[0].tile(size).size, 3), np.float32)
         for frame, part, box, window in zip(frames, pixels, boxes, windows, strict=True):
             seen, tile = box.clip(size), box.tile(size)
