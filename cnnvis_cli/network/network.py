@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.fusion import left_out, rectifiers
+from cnnvis_cli.network.observe import in_evaluation
 from cnnvis_cli.network.survey import Omission, canonical, reading, survey
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Box, Layer, Preprocessing, Size
@@ -57,9 +58,7 @@ class Network:
         In-place rectifiers would overwrite the inspected outputs; without them the values are the
         same.
         """
-        module.eval()  # a `train` of the user's own may return nothing, or change nothing
-        for child in module.modules():
-            child.training = False
+        in_evaluation(module)
         module.requires_grad_(False)
         inplace = tuple(n for n, m in module.named_modules() if getattr(m, "inplace", False))
         for child in inplace:

@@ -43,3 +43,13 @@ def hookable(module: nn.Module) -> list[tuple[str, nn.Module]]:
         for name, child in module.named_modules()
         if not isinstance(child, torch.jit.ScriptModule)
     ]
+
+
+def in_evaluation(module: nn.Module) -> None:
+    """Put a network into evaluation, also where its own `train` returns or changes something else.
+
+    A pass before that would move the statistics that normalisations keep.
+    """
+    module.eval()
+    for child in module.modules():
+        child.training = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.network.observe import in_evaluation
 from cnnvis_cli.nouns import Size
 
 _WRAPPERS = {  # classes that hold the network itself, and under which name
@@ -145,7 +146,7 @@ def channels_taken(name: str, module: nn.Module, size: Size, run: Run) -> int:
     `run` passes a black image through the module. Raise `UsageError` for other numbers, and
     whatever `run` raises for a network that takes no image of `size` (height, width).
     """
-    module.eval()
+    in_evaluation(module)
     wanted: list[int] = []
     handles = [
         child.register_forward_pre_hook(_noticing(wanted))

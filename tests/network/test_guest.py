@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.network.guest import Guest, functions_of
+from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.ordinary import channels_taken, ordinary, takes_grey, type_remark
+from cnnvis_cli.network.weights import load
 from cnnvis_cli.network.zoo import blueprint
+from cnnvis_cli.nouns import Preprocessing
 
 NET = "nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())"
 
@@ -356,3 +359,25 @@ def test_a_grey_network_takes_the_mean_of_three_channels() -> None:
     (whole,) = torch.autograd.grad(wanted.sum(), grey)
     torch.testing.assert_close(apart.sum(1, keepdim=True), whole)
     torch.testing.assert_close(apart[:, 0], apart[:, 2])
+
+
+STUCK = """
+class Stuck(nn.Sequential):
+    def train(self, mode=True):
+        return super().train(True)
+def net():
+    torch.manual_seed(0)
+    return Stuck(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+"""
+
+
+def test_statistics_stay_as_they_were_whatever_train_does() -> None:
+    Path("stuck.py").write_text(f"import torch\nfrom torch import nn\n{STUCK}")
+    found = blueprint("stuck:net", trust_code=True)
+    module, _ = load(found, None)
+    assert channels_taken("stuck", module, (16, 16), lambda m, x: m(x)) == 3
+    network = Network.prepare("stuck", module, Preprocessing(crop=(16, 16)))
+    kept = dict(network.module.named_buffers())
+    assert not kept["1.running_mean"].any()
+    assert bool((kept["1.running_var"] == 1).all())
+    assert int(kept["1.num_batches_tracked"]) == 0
