@@ -37,7 +37,7 @@ from cnnvis_cli.engine.slots import (
     shared_memory,
     worker_slots,
 )
-from cnnvis_cli.engine.threads import Aside, ahead, in_order, in_threads
+from cnnvis_cli.engine.threads import Aside, ahead, in_order, in_threads, one_thread
 
 __all__ = [
     "ATTEMPTS",
@@ -66,6 +66,7 @@ __all__ = [
     "keep_memory",
     "limit_to_memory",
     "memory_explained",
+    "one_thread",
     "release_idle",
     "remark_on_auto",
     "resolve_precision",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -71,18 +72,27 @@ def in_order(action: Callable[[T], R], items: Iterable[T], count: int) -> Genera
     At most `count` + 1 items are held. With several threads each computes with one of torch's: that
     is faster than one item after the other on all of them.
     """
-    before, going, pool = torch.get_num_threads(), deque[Future[R]](), ThreadPoolExecutor(count)
-    if count > 1:
-        torch.set_num_threads(1)
-    try:
-        for item in items:
-            going.append(pool.submit(action, item))
-            if len(going) > count:
+    going, pool = deque[Future[R]](), ThreadPoolExecutor(count)
+    with one_thread() if count > 1 else nullcontext():
+        try:
+            for item in items:
+                going.append(pool.submit(action, item))
+                if len(going) > count:
+                    yield going.popleft().result()
+            while going:
                 yield going.popleft().result()
-        while going:
-            yield going.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread in this block; processes can be forked after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
 
 

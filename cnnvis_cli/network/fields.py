@@ -215,7 +215,7 @@ class Fields(Walk[Sight]):
 
     def _last(self, func: Call, args: Any, kwargs: Any, out: Any) -> list[Followed] | None:
         mixed = range(-mixed_last(func, args, kwargs), 0)
-        return self._blocked(args[0], list(mixed), out, self._gated(args, kwargs))
+        return self._blocked(args[0], list(mixed), out, self._gated([args, kwargs]))
 
     def _reduced(self, func: Call, args: Any, kwargs: Any, out: Any) -> list[Followed] | None:
         first = next(tensors([args, kwargs]))
@@ -229,7 +229,7 @@ class Fields(Walk[Sight]):
         known = self[args[0]]
         if not isinstance(known, Followed) or not known.placed:
             return None
-        sight = Sight(self._input, known.state.local)
+        sight = self._seen_by_all(known.state)
         return [Followed(sight, known.dims, known.ids, known.size)]
 
     def _product(self, func: Call, args: Any, kwargs: Any, out: Any) -> list[Followed] | None:
@@ -237,7 +237,7 @@ class Fields(Walk[Sight]):
         if func is torch.functional.einsum:
             return self._summed(args, out)
         one, other = args[0], args[1]
-        both = self[one] is not None and self[other] is not None
+        both = self._gated([one, other])
         for tensor, dim in ((one, -1), (other, -2)):
             if self[tensor] is not None and tensor.dim() == out.dim():
                 found = self._blocked(tensor, [dim], out, both)
@@ -251,7 +251,7 @@ class Fields(Walk[Sight]):
         factors = args[1:] if isinstance(args[1], Tensor) else args[1]
         if not arrow or "." in terms:
             return None
-        gated = sum(self[tensor] is not None for tensor in factors) > 1
+        gated = self._gated(factors)
         for tensor, letters in zip(factors, terms.split(","), strict=True):
             found, known = self.places(tensor), self[tensor]
             mixed = [i - len(letters) for i, each in enumerate(letters) if each not in kept]
@@ -263,7 +263,7 @@ class Fields(Walk[Sight]):
             ids = ids.permute([left.index(each) for each in kept if each in left])
             at = iter(ids.shape)
             ids = ids.reshape([next(at) if each in left else 1 for each in kept])
-            sight = Sight(self._input, known.state.local) if gated else known.state
+            sight = self._seen_by_all(known.state) if gated else known.state
             return [_settled(sight, ids.expand(out.shape), found[1])]
         return None
 
@@ -271,9 +271,13 @@ class Fields(Walk[Sight]):
         query = args[0] if args else kwargs["query"]
         return self._blocked(query, [-1], next(tensors(out)), gated=True)
 
-    def _gated(self, args: Any, kwargs: Any) -> bool:
-        """Return whether weights that are maps themselves take part."""
-        return sum(self[tensor] is not None for tensor in tensors([args, kwargs])) > 1
+    def _gated(self, values: Any) -> bool:
+        """Return whether several maps meet in nested arguments: one may be weights of another."""
+        return sum(self[tensor] is not None for tensor in tensors(values)) > 1
+
+    def _seen_by_all(self, sight: Sight) -> Sight:
+        """Return the sight of a place that all others reach by a gate or an attention."""
+        return Sight(self._input, sight.local)
 
     def _blocked(
         self, tensor: Tensor, dims: list[int], out: Tensor, gated: bool = False
@@ -284,7 +288,7 @@ class Fields(Walk[Sight]):
         if found is None or known is None or block is None:
             return [self._lost(out)]
         ids, (height, width) = block
-        sight = Sight(self._input, known.state.local) if gated else known.state
+        sight = self._seen_by_all(known.state) if gated else known.state
         if out.dim() < ids.dim():
             ids = _squeezed(tensor, ids, dims)
         if ids.dim() != out.dim():

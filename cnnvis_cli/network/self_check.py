@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -114,14 +113,3 @@ def _apart(one: Tensor, other: Tensor) -> float:
 def finite(values: Tensor) -> Tensor:
     """Return values with 0 for those that are not finite numbers, or about to overflow."""
     return torch.where(values.abs() < HUGE, values, 0)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread in this block, so that processes can be forked after it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -23,13 +23,14 @@ from cnnvis_cli.engine import (
     for_gradients,
     keep_memory,
     memory_explained,
+    one_thread,
     release_idle,
     remark_on_auto,
     worker_slots,
 )
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.network.self_check import checked, one_thread
+from cnnvis_cli.network.self_check import checked
 from cnnvis_cli.network.survey import said
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.report import Report
