@@ -211,8 +211,9 @@ class _Slots:
     @property
     def _state(self) -> list[Tensor]:
         """All that a step changes, except the updaters' own tensors."""
-        about = (self.best_value, self.age, self.best_age, self.lived, self.leads, self.alive)
-        return [self.x, self.best, self._values, self._next, *about]
+        about = (self.best_value, self.age, self.best_age, self.lived)
+        flags = (self.leads, self.alive, self.moved)
+        return [self.x, self.best, self._values, self._next, *about, *flags]
 
     def place(self, run_group: Sequence[AscentSpec]) -> int:
         """Return the first slot of a run group in a steady batch."""
@@ -252,7 +253,7 @@ class _Slots:
         self.targets[index] = torch.tensor([task.target for task in tasks], device=self.device)
         self.best_value[index] = float("-inf")
         self.age[index], self.best_age[index], self.lived[index] = 0, 0, 0
-        self.leads[index], self.alive[index] = False, True
+        self.leads[index], self.moved[index], self.alive[index] = False, False, True
         if self.steady:
             updater = self._again(style, updater)
         cohort = _Cohort(tasks, rows, self.now, updater, alone, None if whole else index)
@@ -296,7 +297,6 @@ class _Slots:
             if cohort.born == self.now:
                 rows = _cohort_rows(cohort)
                 self.first[rows] = self._values[self._written][rows]
-                self.moved[rows] = self.alive[rows]
         self._written += 1
         self.now += 1
 
@@ -332,13 +332,18 @@ class _Slots:
     def _keep(self, value: Tensor, leads: Tensor, gradient: Tensor) -> None:
         better = self.alive & (value > self.best_value)
         lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
+        moved = self.alive & ~lost
         for cohort in self.cohorts:
+            rows = _cohort_rows(cohort)
             if not self.steady and not cohort.updater.plain(self.now - cohort.born):
-                better[_cohort_rows(cohort)] = lost[_cohort_rows(cohort)] = False
+                better[rows] = moved[rows] = lost[rows] = False
+            if cohort.updater.wanders:
+                lost[rows] = False
         torch.where(better[:, None, None, None], self.x, self.best, out=self.best)
         torch.where(better, value, self.best_value, out=self.best_value)
         torch.where(better, self.age, self.best_age, out=self.best_age)
         torch.where(better, leads, self.leads, out=self.leads)
+        self.moved |= moved
         self.alive &= ~lost
 
     def _ended_step(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -44,6 +44,10 @@ class FourierParameterization:
     of the style's regularizers r, where x is the picture in grey levels; r gets the gradient before
     the division. The sum goes back through the sigmoid, the colours and the irfft2 to the spectrum,
     where Adam makes a step along it. The style's step policy is not used.
+
+    With `grain`, each moved picture is shown under normal noise: one image per ascent that each
+    step rolls elsewhere, of a deviation drawn uniformly from 0 to `grain` grey levels. An ascent
+    without a gradient then follows the grain, a random walk, until it finds one.
     """
 
     rate: float = 0.05  # Adam's: lucid/optvis/render.py
@@ -54,19 +58,37 @@ class FourierParameterization:
     rotate: float = 10.0  # degrees either way, as lucid's random_rotate
     every: int = 16  # not in lucid, which shows the picture itself only at the end
 
+    @property
+    def grain(self) -> float:
+        """Return the largest deviation of the grain, in grey levels."""
+        return 0.0
+
+    def statistics(self, canvas: tuple[int, int]) -> PictureStatistics:
+        """Return what colours and spectrum the pictures begin with: lucid's."""
+        colour = np.array(COLOUR)
+        colour /= np.linalg.norm(colour, axis=0).max()  # as lucid's max_norm_svd_sqrt
+        scale = frequency_scale(canvas, self.decay)[None]
+        return PictureStatistics(scale, colour, np.zeros(3))
+
     def begin(
         self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
     ) -> tuple[Tensor, Updater]:
         """Return the seeds' first pictures and their updater; of `start` only the size matters."""
         canvas = (start.shape[2], start.shape[3])
         drawn = [self._drawn(seed, style.iterations, canvas) for seed in seeds]
-        spectra, moves = (torch.stack(part).to(mean) for part in zip(*drawn, strict=True))
-        model = PictureModel(canvas, self.decay, mean)
-        updater = FourierUpdater.begun(style, self, model, moves, spectra)
+        spectra, moves, grain = (torch.stack(part).to(mean) for part in zip(*drawn, strict=True))
+        model = PictureModel(canvas, self.statistics(canvas), mean)
+        updater = FourierUpdater.begun(style, self, model, moves, grain, spectra)
         return updater.shown(0), updater
 
-    def _drawn(self, seed: int, steps: int, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return an ascent's first spectrum (3, h, w // 2 + 1, 2) and all its moves (steps, 5)."""
+    def _drawn(
+        self, seed: int, steps: int, canvas: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return an ascent's first spectrum (3, h, w // 2 + 1, 2), all its moves, and its grain.
+
+        The moves are (steps, 5), see `Motion.of`, or with grain (steps, 8): then they end with how
+        far it is rolled down and right, and its deviation. Without grain it is (0,).
+        """
         generator = torch.Generator().manual_seed(seed)
         h, w = canvas
         size = (3, h, w // 2 + 1, 2)
@@ -80,18 +102,38 @@ class FourierParameterization:
             torch.tan(angle / 2),
             torch.sin(angle),
         )
-        return spectrum, torch.stack(moves, dim=1)
+        if not self.grain:
+            return spectrum, torch.stack(moves, dim=1), torch.empty(0)
+        grain = torch.randn(3, h, w, generator=generator, dtype=torch.float64)
+        v = torch.rand(steps, 3, generator=generator, dtype=torch.float64)
+        rolls = ((v[:, 0] * h).floor(), (v[:, 1] * w).floor(), v[:, 2] * self.grain)
+        return spectrum, torch.stack(moves + rolls, dim=1), grain
+
+
+class PictureStatistics(NamedTuple):
+    """The colours and the spectrum that pictures begin with.
+
+    scale : (1 or 3, h, w // 2 + 1) the height of each frequency, of all or each of the three
+        uncorrelated colour components.
+    colour : (3, 3) the map from these components (columns) to red, green and blue (rows).
+    offset : (3,) added before the sigmoid, for red, green and blue.
+    """
+
+    scale: NDArray[np.float64]
+    colour: NDArray[np.float64]
+    offset: NDArray[np.float64]
 
 
 class PictureModel:
-    """The map from spectra to pictures: 1 / frequency, colour correlation, sigmoid."""
+    """The map from spectra to pictures: heights of frequencies, colour correlation, sigmoid."""
 
-    def __init__(self, canvas: tuple[int, int], decay: float, mean: Tensor) -> None:
+    def __init__(
+        self, canvas: tuple[int, int], statistics: PictureStatistics, mean: Tensor
+    ) -> None:
         self.canvas, self.mean = canvas, mean
-        self.scale = torch.from_numpy(frequency_scale(canvas, decay)).to(mean)[..., None]
-        colour = np.array(COLOUR)
-        colour /= np.linalg.norm(colour, axis=0).max()  # as lucid's max_norm_svd_sqrt
-        self.colour = torch.from_numpy(colour).to(mean)
+        scale, colour, offset = (torch.from_numpy(part).to(mean) for part in statistics)
+        self.scale, self.colour = scale[..., None], colour
+        self.offset = offset[:, None, None] if bool(offset.any()) else None
 
     def __call__(self, spectra: Tensor) -> Tensor:
         """(N, 3, h, w // 2 + 1, real and imaginary) -> (N, 3, h, w) mean-subtracted grey levels."""
@@ -99,7 +141,8 @@ class PictureModel:
         plain = irfft2(scaled, self.canvas)
         columns = self.colour.T[:, :, None, None]  # elementwise: matmul may use TF32
         first, second, third = (plain[:, k : k + 1] * columns[k] for k in range(3))
-        return grey(first.add_(second).add_(third), self.mean)
+        mixed = first.add_(second).add_(third)
+        return grey(mixed if self.offset is None else mixed.add_(self.offset), self.mean)
 
     def back(self, picture: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient with respect to the spectra, given that to their picture.
@@ -170,7 +213,8 @@ class FourierUpdater:
     style: Style
     image: FourierParameterization
     model: PictureModel
-    moves: Tensor  # (N, steps, 5): see `Motion.of`
+    moves: Tensor  # (N, steps, 5 or 8): see `FourierParameterization`
+    grain: Tensor  # (N, 3, h, w), or (N, 0) without it
     spectra: Tensor  # (N, 3, h, w // 2 + 1, 2)
     first: Tensor  # Adam's moments, of the same shape
     second: Tensor
@@ -185,6 +229,7 @@ class FourierUpdater:
         image: FourierParameterization,
         model: PictureModel,
         moves: Tensor,
+        grain: Tensor,
         spectra: Tensor,
     ) -> FourierUpdater:
         """Return the updater of ascents that begin."""
@@ -192,23 +237,42 @@ class FourierUpdater:
         step = torch.zeros(1, dtype=torch.long, device=spectra.device)
         rates = adam_rates(image.rate, style.iterations).to(spectra)
         picture = model(spectra)
-        return cls(style, image, model, moves, spectra, first, second, picture, step, rates)
+        moments = first, second
+        return cls(style, image, model, moves, grain, spectra, *moments, picture, step, rates)
 
     @property
     def state(self) -> Sequence[Tensor]:
-        return self.moves, self.spectra, self.first, self.second, self.picture, self.step
+        moments = self.first, self.second
+        return self.moves, self.grain, self.spectra, *moments, self.picture, self.step
+
+    @property
+    def wanders(self) -> bool:
+        return self.grain.dim() == 4
 
     def phase(self, age: int) -> Hashable:
         return self.plain(age), self.plain(age + 1), phase_of(self.style.regularizers, age)
 
     def shown(self, age: int) -> Tensor:
         """Return the pictures as this step shows them."""
-        shown = self.picture if self.plain(age) else self.motion().forth(self.picture)
+        shown = self.picture
+        if not self.plain(age):
+            shown = self.motion().forth(shown)
+            if self.wanders:
+                deviation = self._moves()[:, 7]
+                shown = shown.addcmul_(self.rolled_grain(), deviation[:, None, None, None])
         return shown.contiguous(memory_format=torch.channels_last)
 
     def motion(self) -> Motion:
         """Return how this step moves the pictures."""
-        return Motion.of(self.moves.index_select(1, self.step)[:, 0], self.model.canvas)
+        return Motion.of(self._moves()[:, :5], self.model.canvas)
+
+    def rolled_grain(self) -> Tensor:
+        """Return the grain as this step has it, (N, 3, h, w), of deviation 1."""
+        down, right = (column[:, None, None, None] for column in self._moves()[:, 5:7].T)
+        return rolled(rolled(self.grain, down, 2), right, 3)
+
+    def _moves(self) -> Tensor:
+        return self.moves.index_select(1, self.step)[:, 0]
 
     def plain(self, age: int) -> bool:
         return age % self.image.every == 0 or age == self.style.iterations - 1
@@ -225,6 +289,9 @@ class FourierUpdater:
         if not self.plain(age):
             gradient = self.motion().back(gradient)
         pull = unit_rms(gradient)
+        if self.wanders:
+            lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
+            pull = torch.where(lost[:, None, None, None], self.rolled_grain(), pull)
         for regularizer in self.style.regularizers:
             pull = pull + (regularizer(self.picture, gradient, age) - self.picture)
         return pull
@@ -240,10 +307,9 @@ class FourierUpdater:
 
     def keep(self, which: Sequence[int]) -> Updater:
         rows = torch.tensor(which, device=self.spectra.device)
-        moves, spectra, first, second, picture = (part[rows] for part in self.state[:-1])
+        kept = [part[rows] for part in self.state[:-1]]
         about = self.style, self.image, self.model
-        kept = (moves, spectra, first, second, picture, self.step.clone(), self.rates)
-        return FourierUpdater(*about, *kept)
+        return FourierUpdater(*about, *kept, self.step.clone(), self.rates)
 
 
 def adam_rates(rate: float, steps: int) -> Tensor:
@@ -328,12 +394,17 @@ def shifted(x: Tensor, far: Tensor, dim: int) -> Tensor:
 
     Both neighbours are permutations of the line: a gather, and that rolled on by one.
     """
-    size = x.shape[dim]
     whole = far.floor()
+    near = rolled(x, whole, dim)
+    return (near.roll(1, dim) - near).mul_(far - whole).add_(near)
+
+
+def rolled(x: Tensor, far: Tensor, dim: int) -> Tensor:
+    """Return each line moved along `dim` by `far` whole pixels, periodic."""
+    size = x.shape[dim]
     shape = [1] * x.dim()
     shape[dim] = size
     here = torch.arange(size, device=x.device).view(shape)
-    source = here - whole.long().remainder(size)
+    source = here - far.long().remainder(size)
     source = torch.where(source < 0, source + size, source)
-    near = x.gather(dim, source.expand_as(x))
-    return (near.roll(1, dim) - near).mul_(far - whole).add_(near)
+    return x.gather(dim, source.expand_as(x))

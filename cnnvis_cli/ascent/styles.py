@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.fourier import FourierParameterization
+from cnnvis_cli.ascent.natural import NaturalParameterization
 from cnnvis_cli.ascent.regularizers import (
     REGULARIZERS,
     Blur,
@@ -18,6 +19,7 @@ from cnnvis_cli.ascent.regularizers import (
     ClipNorm,
     Decay,
     Regularizer,
+    TotalVariation,
     phase_of,
 )
 from cnnvis_cli.ascent.steps import STEPS, Constant, Progress, StepPolicy
@@ -35,6 +37,10 @@ class Updater(Protocol):
     @property
     def state(self) -> Sequence[Tensor]:
         """The tensors that it changes, in place."""
+
+    @property
+    def wanders(self) -> bool:
+        """Whether an ascent goes on without a gradient, until it may find one."""
 
     def phase(self, age: int) -> Hashable:
         """Return all that `advance` uses of the step's number: in equal phases it does the same."""
@@ -88,6 +94,10 @@ class PixelUpdater:
     @property
     def state(self) -> Sequence[Tensor]:
         return ()
+
+    @property
+    def wanders(self) -> bool:
+        return False
 
     def phase(self, age: int) -> Hashable:
         return phase_of(self.style.regularizers, age)
@@ -180,6 +190,17 @@ STYLES.register("fourier")(
         512,
         "the modern reference: Olah et al. 2017",
         FourierParameterization(),
+    )
+)
+
+STYLES.register("natural")(
+    Style(
+        "natural",
+        (TotalVariation(0.1),),
+        Constant(0),
+        256,
+        "colours and spectrum of photographs, robust to moves and grain",
+        NaturalParameterization(),
     )
 )
 

@@ -255,6 +255,8 @@ class Network:
     def window(self, layer: Layer, box: Box) -> Box:
         """Return the smallest window over `box` that gives `layer` its exact values there."""
         clipped = box.clip(self.size)
+        if min(clipped.size) <= 0:  # it sees nothing but padding
+            return Box.whole(self.size)
         try:
             with torch.enable_grad():  # shows results of code that cannot be followed
                 blank = next(self.module.parameters()).new_zeros(1, 3, *clipped.size)

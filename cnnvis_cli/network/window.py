@@ -102,7 +102,23 @@ class Window(Walk[Patches]):
         mode: str = "constant",
         value: float | None = None,
     ) -> Tensor:
-        raise NotWindowable("an explicit padding needs the whole input")
+        if mode != "constant" or known.dims is None:
+            raise NotWindowable(f"a {mode} padding needs the whole input")
+        inner, patches = list(pad), []
+        for dim, patch in zip(known.dims, known.state, strict=True):
+            place = 2 * (-1 - dim)
+            before, after = inner[place : place + 2] or [0, 0]
+            if min(before, after) < 0:
+                raise NotWindowable("a negative padding needs the whole input")
+            first, last = patch.begin == 0, patch.end == patch.full
+            begin = 0 if first else patch.begin + before
+            end = patch.end + before + (after if last else 0)
+            if place < len(inner):
+                inner[place : place + 2] = [before * first, after * last]
+            patches.append(Patch(begin, end, patch.full + before + after))
+        out = nn.functional.pad(tensor, inner, value=value)
+        self[out] = Map((patches[0], patches[1]), known.dims)
+        return out
 
     def pointwise(self, maps: list[Map[Patches]], func: Call, args: Any, kwargs: Any) -> Any:
         if len({(known.dims, *(patch.full for patch in known.state)) for known in maps}) > 1:

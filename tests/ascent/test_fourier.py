@@ -75,7 +75,9 @@ def slow_picture(spectrum: NDArray[np.float64], w: int, decay: float) -> NDArray
 def test_the_picture_is_a_sum_of_waves(canvas: tuple[int, int], decay: float) -> None:
     h, w = canvas
     spectra = drawn(2, 3, h, w // 2 + 1, 2)
-    pictures = PictureModel(canvas, decay, MEAN)(spectra).numpy()
+    pictures = PictureModel(canvas, FourierParameterization(decay=decay).statistics(canvas), MEAN)(
+        spectra
+    ).numpy()
     for spectrum, picture in zip(spectra.numpy(), pictures, strict=True):
         np.testing.assert_allclose(picture, slow_picture(spectrum, w, decay), atol=1e-9)
 

@@ -176,6 +176,15 @@ EXACT: dict[str, Callable[[], list[nn.Module]]] = {
         nn.ReLU(),
         nn.Conv2d(4, 4, (1, 3), stride=(1, 2), padding=(0, 1), groups=2),
     ],
+    "explicit paddings, of another size on each side": lambda: [
+        nn.ZeroPad2d((0, 1, 2, 0)),
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.ReLU6(),
+        nn.ConstantPad2d((1, 1, 0, 2), 0.5),
+        nn.Conv2d(4, 4, 3, padding=1),
+        Apply(lambda x: F.pad(x, (1, 0))),
+        nn.Conv2d(4, 4, 2),
+    ],
     "pooling that rounds up": lambda: [
         nn.Conv2d(3, 4, 3),
         nn.MaxPool2d(3, 2, 1, ceil_mode=True),
@@ -261,7 +270,8 @@ MIXED: dict[str, Callable[[], list[nn.Module]]] = {
         nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.Conv2d(3, 4, 3),
     ],
-    "an explicit padding": lambda: [nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3)],
+    "a reflecting padding": lambda: [nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3)],
+    "a negative padding": lambda: [nn.ZeroPad2d((-1, 0, 0, 2)), nn.Conv2d(3, 4, 3)],
     "a mean image": lambda: [
         Apply(lambda x: x - torch.linspace(0, 1, 19 * 24).view(19, 24)),
         nn.Conv2d(3, 4, 3),
