@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
 from itertools import chain, groupby, islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ from cnnvis_cli.ascent.styles import Style, Updater
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """From images (B, 3, h, w), mean-subtracted, and targets (B,): each image's value (B,), whether its
 target is the largest of its layer (B,), and the gradient to follow (B, 3, h, w)."""
+
+
+UnderWay = Callable[[], list[tuple[Hashable, "AscentState"]]]
+"""Returns the ascents under way, with their keys."""
 
 
 class StepRunner(Protocol):
@@ -58,6 +62,27 @@ class Outcome(IntEnum):
 
 
 @dataclass(frozen=True)
+class AscentState:
+    """An ascent under way, between two steps: another process goes on with it, to the same bits.
+
+    `image` is the one to evaluate next, `best` the best so far, both (3, h, w); `updater` holds
+    what the updater calls its progress.
+    """
+
+    age: int  # steps made
+    image: Tensor
+    best: Tensor
+    best_value: float
+    first: float  # the value for the first image
+    best_step: int
+    lived: int
+    leads: bool
+    moved: bool  # whether there has been a gradient
+    history: NDArray[np.float32]  # (age,)
+    updater: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class AscentSpec:
     """One ascent to make, which maximises `target`; `seed` decides all that is random in it."""
 
@@ -67,6 +92,11 @@ class AscentSpec:
     start: Tensor  # (3, h, w) mean-subtracted
     seed: int = 0
     place: int = 0  # its slot in a steady batch, modulo the batch's size
+    state: AscentState | None = None  # where to go on; None: from the start
+
+    @property
+    def age(self) -> int:
+        return self.state.age if self.state else 0
 
 
 @dataclass(frozen=True)
@@ -89,15 +119,17 @@ class AscentBatch:
 
     `size` is the number of slots, of which at most `max_active` are used if there are fewer ascents
     than slots. In a `steady` batch all slots begin and end together and no tensor moves, so that
-    `run` can make a step one launch on a GPU. With `half` the best images are returned in half
-    precision, as files store them; with `last` the last ones are returned too.
+    `run` can make a step one launch on a GPU. Before each step `on_step` is called with a function
+    that returns the ascents under way; what it raises ends the work at a safe moment. With `half`
+    the best images are returned in half precision, as files store them; with `last` the last ones
+    are returned too.
     """
 
     size: int
     max_active: int | None = None
     steady: bool = False
     run: StepRunner = directly
-    on_step: Callable[[], None] = lambda: None  # called before each step
+    on_step: Callable[[UnderWay], None] = lambda _: None
     half: bool = False
     last: bool = False
 
@@ -143,12 +175,12 @@ def _one_after_another(
 def _climb_together(
     evaluate: Evaluate, run_groups: Iterator[Sequence[AscentSpec]], slots: _Slots, length: int
 ) -> Iterator[Ascent]:
-    """Yield ascents of one style at a time; others begin when all of them have ended.
+    """Yield ascents of one style and age at a time; others begin when all of them have ended.
 
     An ascent whose slot is taken waits for the next batch.
     """
     max_active = slots.batch.used // length
-    for _, alike in groupby(run_groups, key=lambda run_group: run_group[0].style):
+    for _, alike in groupby(run_groups, key=_alike):
         waiting: list[Sequence[AscentSpec]] = []
         while waiting := [*waiting, *islice(alike, max_active - len(waiting))]:
             chosen: dict[int, Sequence[AscentSpec]] = {}
@@ -162,13 +194,19 @@ def _climb_together(
             waiting = [run_group for run_group in waiting if id(run_group) not in begun]
 
 
+def _alike(run_group: Sequence[AscentSpec]) -> tuple[Style, int]:
+    """Return what slots must share to make their steps together."""
+    return run_group[0].style, run_group[0].age
+
+
 @dataclass(eq=False)
 class _Cohort:
-    """Slots that began together in one style."""
+    """Slots of one style and age."""
 
     tasks: list[AscentSpec]
     rows: list[int]
-    born: int  # the step of the batch at which they began
+    born: int  # the step of the batch at which they began, or would have
+    filled: int  # the step of the batch from which on they are here
     updater: Updater
     alone: bool  # each may leave by itself: run groups of one
     index: Tensor | None  # the same rows, on the device; None for the whole batch
@@ -225,14 +263,16 @@ class _Slots:
     ) -> None:
         """Begin each run group at its place, or in free slots."""
         length = len(run_groups[0]) if run_groups else 1
-        begun: dict[Style, tuple[list[AscentSpec], list[int]]] = {}
+        begun: dict[tuple[Style, int], tuple[list[AscentSpec], list[int]]] = {}
         for run_group, place in zip(run_groups, places or self._free(length), strict=False):
             for row, task in enumerate(run_group, start=place):
-                tasks, rows = begun.setdefault(task.style, ([], []))
+                tasks, rows = begun.setdefault((task.style, task.age), ([], []))
                 tasks.append(task)
                 rows.append(row)
-        for style, (tasks, rows) in begun.items():
+        for (style, age), (tasks, rows) in begun.items():
             self._begin(style, tasks, rows, length == 1)
+            if age:
+                self._resume(self.cohorts[-1], age)
 
     def _free(self, length: int) -> Iterator[int]:
         """Yield the places where `length` neighbouring slots are free."""
@@ -256,8 +296,65 @@ class _Slots:
         self.leads[index], self.moved[index], self.alive[index] = False, False, True
         if self.steady:
             updater = self._again(style, updater)
-        cohort = _Cohort(tasks, rows, self.now, updater, alone, None if whole else index)
-        self.cohorts.append(cohort)
+        row_index = None if whole else index
+        self.cohorts.append(_Cohort(tasks, rows, self.now, self.now, updater, alone, row_index))
+
+    def _resume(self, cohort: _Cohort, age: int) -> None:
+        """Put slots that have just begun where their ascents were after `age` steps."""
+        drawn = self._padded(cohort.tasks, cohort.rows) if self.steady else cohort.tasks
+        states = [task.state for task in drawn if task.state]
+        cohort.born = self.now - age
+        cohort.updater.resume(age)
+        for tensor, parts in zip(
+            cohort.updater.progress, zip(*(s.updater for s in states), strict=True), strict=True
+        ):
+            tensor.copy_(torch.stack(parts))
+        rows = _cohort_rows(cohort)
+        for tensor, name in self._columns:
+            values = [getattr(state, name) for state in states]
+            like = values if isinstance(values[0], Tensor) else list(map(torch.tensor, values))
+            tensor[rows] = torch.stack(like).to(tensor)
+        self.age[rows] = age
+        self.alive[torch.tensor(cohort.rows, device=self.device)] = True
+
+    @property
+    def _columns(self) -> tuple[tuple[Tensor, str], ...]:
+        """Return the tensors that hold the slots' states, by the names of `AscentState`."""
+        return (
+            (self.x, "image"),
+            (self.best, "best"),
+            (self.best_value, "best_value"),
+            (self.first, "first"),
+            (self.best_age, "best_step"),
+            (self.lived, "lived"),
+            (self.leads, "leads"),
+            (self.moved, "moved"),
+        )
+
+    def under_way(self) -> list[tuple[Hashable, AscentState]]:
+        """Return the state of every ascent that has a gradient to follow, or may find one."""
+        alive = self._fetch()
+        found: list[tuple[Hashable, AscentState]] = []
+        columns = {name: tensor.cpu() for tensor, name in self._columns}
+        for cohort in self.cohorts:
+            age = self.now - cohort.born
+            progress = [tensor.cpu() for tensor in cohort.updater.progress]
+            for i, row in enumerate(cohort.rows):
+                if age and alive[row]:
+                    own = row if self.steady else i  # of the updater
+                    values = {name: column[row].clone() for name, column in columns.items()}
+                    numbers = {n: v.item() for n, v in values.items() if not v.dim()}
+                    history = self._history_of(cohort, i)
+                    updater = tuple(tensor[own].clone() for tensor in progress)
+                    about: Any = {**values, **numbers, "history": history, "updater": updater}
+                    found.append((cohort.tasks[i].key, AscentState(age, **about)))
+        return found
+
+    def _history_of(self, cohort: _Cohort, i: int) -> NDArray[np.float32]:
+        """Return the values that an ascent has shown, up to the last that was fetched."""
+        here = self._history[cohort.filled - self._since :, cohort.rows[i]]
+        state = cohort.tasks[i].state
+        return here.copy() if state is None else np.concatenate([state.history, here])
 
     def _padded(self, tasks: list[AscentSpec], rows: list[int]) -> list[AscentSpec]:
         """Return a full batch, so that all steps have one shape; the added ones are not alive."""
@@ -285,7 +382,7 @@ class _Slots:
 
     def step(self, evaluate: Evaluate) -> None:
         """Evaluate every image, keep those better than before, and make the next ones."""
-        self.batch.on_step()
+        self.batch.on_step(self.under_way)
         if self.steady:
             self._replayed(evaluate)
         else:
@@ -407,8 +504,7 @@ class _Slots:
         columns = (self.best_value, self.first, self.best_age, outcome, self.lived)
         about = torch.stack([column.double() for column in columns])[:, index].tolist()
         values, firsts, ages, outcomes, lived = about
-        steps = self._history[cohort.born - self._since :]
-        for i, row in enumerate(rows):
+        for i in range(len(rows)):
             yield Ascent(
                 cohort.tasks[which[i]].key,
                 images[i],
@@ -417,7 +513,7 @@ class _Slots:
                 int(ages[i]),
                 Outcome(int(outcomes[i])),
                 last[i],
-                steps[: int(lived[i]), row].copy(),
+                self._history_of(cohort, which[i])[: int(lived[i])],
             )
 
     def _fetch(self) -> list[bool]:
@@ -430,7 +526,7 @@ class _Slots:
         self._history = np.concatenate([self._history, fresh[: self._written].numpy()])
         self._next.zero_()
         self._written = 0
-        oldest = min((cohort.born for cohort in self.cohorts), default=self._since)
+        oldest = min((cohort.filled for cohort in self.cohorts), default=self._since)
         self._history = self._history[oldest - self._since :]
         self._since = oldest
         return fresh[CHECK].bool().tolist()

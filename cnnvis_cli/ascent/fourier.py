@@ -8,7 +8,7 @@ optvis/transform.py. All random numbers are drawn beforehand, from each ascent's
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -307,9 +307,16 @@ class FourierUpdater:
 
     def keep(self, which: Sequence[int]) -> Updater:
         rows = torch.tensor(which, device=self.spectra.device)
-        kept = [part[rows] for part in self.state[:-1]]
-        about = self.style, self.image, self.model
-        return FourierUpdater(*about, *kept, self.step.clone(), self.rates)
+        parts = ("moves", "grain", "spectra", "first", "second", "picture")
+        kept = {name: getattr(self, name)[rows] for name in parts}
+        return replace(self, **kept, step=self.step.clone())
+
+    @property
+    def progress(self) -> Sequence[Tensor]:
+        return self.spectra, self.first, self.second, self.picture
+
+    def resume(self, age: int) -> None:
+        self.step.fill_(age)
 
 
 def adam_rates(rate: float, steps: int) -> Tensor:

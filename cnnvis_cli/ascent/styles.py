@@ -57,6 +57,13 @@ class Updater(Protocol):
     def keep(self, which: Sequence[int]) -> Updater:
         """Return the updater of some of the ascents."""
 
+    @property
+    def progress(self) -> Sequence[Tensor]:
+        """The tensors (N, ...) that its steps have changed: all that a later process needs."""
+
+    def resume(self, age: int) -> None:
+        """Go on after `age` steps, from the tensors of `progress` as they are now."""
+
 
 class Parameterization(Protocol):
     """What an image is made of while it is optimized."""
@@ -113,6 +120,13 @@ class PixelUpdater:
 
     def keep(self, which: Sequence[int]) -> Updater:
         return self
+
+    @property
+    def progress(self) -> Sequence[Tensor]:
+        return ()
+
+    def resume(self, age: int) -> None:
+        pass
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class Parts:
                 kept = storage(data.shape, data.dtype.itemsize, lasting=False)
                 file.create_dataset(array, data=data, **kept)
 
+    def remove(self, name: Name) -> None:
+        """Remove a piece that is no longer of use, if it is there."""
+        self._path(name).unlink(missing_ok=True)
+
     def __contains__(self, name: Name) -> bool:
         try:
             with self._opened(name):

@@ -22,7 +22,7 @@ from cnnvis_cli.settings import Plan, Precision
 from cnnvis_cli.stages.common.network_loading import load_network
 from cnnvis_cli.stages.optimize.evaluation import traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup, suitable_batch
-from cnnvis_cli.stages.optimize.worker import batch_on
+from cnnvis_cli.stages.optimize.worker import Pulse, batch_on
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Stand:
     def ascend(self, tasks: Sequence[AscentSpec]) -> Iterator[Ascent]:
         """Yield the ascents as they end."""
         worker_slot = WorkerSlot(self.network.device, 1, 0)
-        batch = batch_on(worker_slot, self.setup.size, self.told.append)
+        batch = batch_on(worker_slot, self.setup.size, Pulse(self.setup.size, self.told.append))
         yield from climb(self.evaluate, [[task] for task in tasks], batch, self.network.mean)
 
     def bare(self, x: Any, targets: Any) -> Any:

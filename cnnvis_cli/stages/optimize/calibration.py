@@ -18,7 +18,7 @@ from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, run_tasks
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.job import LayerOptimization
-from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, batch_on
+from cnnvis_cli.stages.optimize.worker import OptimizeJob, Pulse, Steps, batch_on
 from cnnvis_cli.store.parts import Parts
 
 
@@ -128,7 +128,7 @@ def calibrated(work: OptimizeJob, style: Style, worker_slot: WorkerSlot, emit: E
 
     def ascend(probe: Style) -> list[Ascent]:
         tasks = [[replace(task, style=probe)] for task in chosen]
-        batch = batch_on(worker_slot, PROBES, emit, last=True)
+        batch = batch_on(worker_slot, PROBES, Pulse(PROBES, emit), last=True)
         found = {ascent.key: ascent for ascent in climb(evaluate, tasks, batch, network.mean)}
         return [found[task.key] for task in chosen]
 

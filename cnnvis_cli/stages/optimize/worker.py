@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.arrays import Arrays
-from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, Evaluate, climb
+from cnnvis_cli.ascent.climb import (
+    Ascent,
+    AscentBatch,
+    AscentSpec,
+    AscentState,
+    Evaluate,
+    UnderWay,
+    climb,
+)
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import (
@@ -28,17 +36,25 @@ from cnnvis_cli.engine import (
     arithmetic,
     resolve_precision,
 )
-from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.errors import CnnvisError, Stopped
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Unit
 from cnnvis_cli.settings import Plan, Precision
 from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
 from cnnvis_cli.stages.optimize.evaluation import TOLERANCES, evaluate_window, traced_evaluate
+from cnnvis_cli.stages.optimize.resuming import (
+    AscentKey,
+    KeptAscents,
+    forget,
+    keep_ascents,
+    kept_ascents,
+)
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 
 STEPS_PER_MESSAGE = 8  # steps of a batch from one message about them to the next, or
 PAUSE = 1.0  # seconds
+SECONDS_AT_RISK = 240.0  # the longest work of ascents under way that a killed process loses
 
 
 class Steps(NamedTuple):
@@ -154,69 +170,121 @@ def check_pass(work: OptimizeJob, network: Network) -> None:
 def optimize_blocks(
     work: OptimizeJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit
 ) -> None:
-    """Make the ascents of the jobs of these numbers, and keep them as parts."""
+    """Make the ascents of the jobs of these numbers, and keep them as parts.
+
+    Those under way are kept every few minutes, and when the work is stopped: see `resuming`.
+    """
     network = work.on(worker_slot.device)
     check_pass(work, network)
-    desk = _OpenBlocks(work)
+    desk, pulse = OpenBlocks(work), Pulse(work.max_active or work.setup.size, emit)
+    pulse.keep = desk.keep_under_way
 
     def run_groups() -> Iterator[Sequence[AscentSpec]]:
         for number in numbers:
-            desk.open(number)
+            held = desk.open(number)
             for target in work.tasks[number].units:
-                runs = work.ascents(network, work.style_of(number), target, number)
-                yield from [runs] if work.setup.objective.run_group > 1 else [[run] for run in runs]
+                runs = []
+                for spec in work.ascents(network, work.style_of(number), target, number):
+                    runs += held.going_on(spec)
+                pulse.emit(Steps(sum(spec.age for spec in runs)))
+                if runs:
+                    yield from [runs] if work.setup.objective.run_group > 1 else [[r] for r in runs]
 
     evaluate = work.evaluate(network, work.setup.size)
-    batch = batch_on(worker_slot, work.setup.size, emit, max_active=work.max_active, half=True)
+    batch = batch_on(worker_slot, work.setup.size, pulse, max_active=work.max_active, half=True)
     drawn = ahead(run_groups(), batch.used if worker_slot.device.type == "cuda" else 0)
-    with Aside() as writer, closing(drawn):
+    with Aside() as writer, closing(drawn), pulse.keeping():
         for ascent in climb(evaluate, drawn, batch, network.mean):
             number = desk.put(ascent)
             iterations = work.style_of(number).iterations
-            emit(Steps(iterations - len(ascent.history), 1))
+            pulse.emit(Steps(iterations - len(ascent.history), 1))
             if desk.complete(number):
-                writer.settle()
-                desk.emit_kept(emit)
-                writer.begin(desk.keep, number, desk.close(number))
+                desk.write(number, writer, pulse.emit)
+        for number in desk.complete_ones():  # kept from an earlier process, each of its ascents
+            desk.write(number, writer, pulse.emit)
         writer.settle()
-        desk.emit_kept(emit)
+        desk.emit_kept(pulse.emit)
+    pulse.check()
 
 
-def batch_on(worker_slot: WorkerSlot, size: int, emit: Emit, **settings: Any) -> AscentBatch:
+def batch_on(worker_slot: WorkerSlot, size: int, pulse: Pulse, **settings: Any) -> AscentBatch:
     """Return a batch of ascents on a worker slot's device; on a GPU each step is one launch."""
-    run = Graphs(worker_slot.device, lambda text: emit(Notice(text)))
-    pulse = _Pulse(settings.get("max_active") or size, emit)
+    run = Graphs(worker_slot.device, lambda text: pulse.emit(Notice(text)))
     steady = worker_slot.device.type == "cuda"
     return AscentBatch(size, steady=steady, run=run, on_step=pulse, **settings)
 
 
+STOPS = (Stopped, EOFError, BrokenPipeError, ConnectionResetError)
+"""What ends a worker's work: a signal, in the command's own process; elsewhere its pipe closes."""
+
+
 @dataclass
-class _Pulse:
-    """Tell now and then how many steps have been made."""
+class Pulse:
+    """Tell now and then how many steps have been made, and see that what is under way is kept.
+
+    A message that finds the work stopped is the last one; `Stopped` is raised before the next
+    step, where all ascents are whole.
+    """
 
     busy: int
-    emit: Emit
+    tell: Emit
+    keep: Callable[[UnderWay], None] | None = None  # called every few minutes and at the end
     steps: int = 0
     spoken: float = field(default_factory=time.monotonic)
+    kept: float = field(default_factory=time.monotonic)
+    stop: BaseException | None = None
+    under_way: UnderWay | None = None
 
-    def __call__(self) -> None:
+    def emit(self, message: Any) -> None:
+        """Tell a message."""
+        if self.stop is None:
+            try:
+                self.tell(message)
+            except STOPS as error:
+                self.stop = error
+
+    def check(self) -> None:
+        """Raise what has stopped the work."""
+        if self.stop is not None:
+            raise self.stop
+
+    def __call__(self, under_way: UnderWay) -> None:
+        self.under_way = under_way
+        self.check()
         self.steps += 1
         now = time.monotonic()
         if self.steps == STEPS_PER_MESSAGE or now - self.spoken > PAUSE:
             self.emit(Steps(self.steps * self.busy))
             self.steps, self.spoken = 0, now
+            self.check()
+        if self.keep and now - self.kept > SECONDS_AT_RISK:
+            self.keep(under_way)
+            self.kept = now
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep what is under way when the work in the block is stopped."""
+        try:
+            yield
+        except STOPS:
+            if self.keep and self.under_way:
+                self.keep(self.under_way)
+            raise
 
 
 @dataclass
-class _OpenBlocks:
+class OpenBlocks:
     """Blocks whose ascents are under way."""
 
     work: OptimizeJob
-    open_blocks: dict[int, dict[tuple[int, int], Ascent]] = field(default_factory=dict)
+    open_blocks: dict[int, dict[AscentKey, Ascent]] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
 
-    def open(self, number: int) -> None:
-        self.open_blocks[number] = {}
+    def open(self, number: int) -> KeptAscents:
+        """Begin a block; return what is kept of its ascents from an earlier process."""
+        held = kept_ascents(self.work.tasks[number])
+        self.open_blocks[number] = held.ended
+        return held
 
     def put(self, ascent: Ascent) -> int:
         """Keep an ascent that has ended; gives the number of its block."""
@@ -228,14 +296,21 @@ class _OpenBlocks:
         whole = len(self.work.tasks[number].units) * self.work.plan.optimize.runs
         return len(self.open_blocks[number]) == whole
 
-    def close(self, number: int) -> dict[tuple[int, int], Ascent]:
-        """Return a block's ascents, which are to be kept now."""
-        self.kept.append(number)
-        return self.open_blocks.pop(number)
+    def complete_ones(self) -> list[int]:
+        """Return the open blocks that have all their ascents."""
+        return list(filter(self.complete, self.open_blocks))
 
-    def keep(self, number: int, found: dict[tuple[int, int], Ascent]) -> None:
-        """Write a block's arrays as its part."""
-        self.work.tasks[number].keep(block_arrays(self.work, number, found))
+    def write(self, number: int, writer: Aside, emit: Emit) -> None:
+        """Begin to keep a block that is complete as its part."""
+        writer.settle()
+        self.emit_kept(emit)
+        self.kept.append(number)
+        writer.begin(self._write, number, self.open_blocks.pop(number))
+
+    def _write(self, number: int, found: dict[AscentKey, Ascent]) -> None:
+        task = self.work.tasks[number]
+        task.keep(block_arrays(self.work, number, found))
+        forget(task)
 
     def emit_kept(self, emit: Emit) -> None:
         """Say which blocks are safe: those whose writing has been waited for."""
@@ -243,8 +318,18 @@ class _OpenBlocks:
             emit(TaskDone(number))
         self.kept.clear()
 
+    def keep_under_way(self, under_way: UnderWay) -> None:
+        """Keep the ascents of all open blocks, those that have ended and those under way."""
+        states: dict[int, dict[AscentKey, AscentState]] = {}
+        key: Any
+        for key, state in under_way():
+            states.setdefault(key[0], {})[key[1:]] = state
+        for number, ended in self.open_blocks.items():
+            if ended or number in states:
+                keep_ascents(self.work.tasks[number], ended, states.get(number, {}))
 
-def block_arrays(work: OptimizeJob, number: int, found: dict[tuple[int, int], Ascent]) -> Arrays:
+
+def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent]) -> Arrays:
     """Return the arrays of a task's ascents, by the names of the schema."""
     targets = work.tasks[number].units
     settings, sign = work.plan.optimize, work.setup.objective.sign

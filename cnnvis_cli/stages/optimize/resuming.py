@@ -1,0 +1,152 @@
+"""Ascents of blocks that are not complete, kept so that a later process goes on with them.
+
+One piece per block, beside the parts: the ascents that have ended and the states of those under
+way. A process that opens a block takes from all pieces what is of its units, so another selection
+of units finds it too. The bytes of the results are as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnnvis_cli.arrays import Arrays
+from cnnvis_cli.ascent.climb import Ascent, AscentSpec, AscentState, Outcome
+from cnnvis_cli.stages.common.layer_job import LayerTask
+from cnnvis_cli.store.parts import Parts
+
+AscentKey = tuple[int, int]  # target, run
+
+
+@dataclass
+class KeptAscents:
+    """What is kept of a block's ascents."""
+
+    ended: dict[AscentKey, Ascent] = field(default_factory=dict)
+    states: dict[AscentKey, AscentState] = field(default_factory=dict)
+
+    def going_on(self, spec: AscentSpec) -> list[AscentSpec]:
+        """Return the ascent from where it was; none if it has ended."""
+        key: Any = spec.key
+        key = key[1:]
+        return [] if key in self.ended else [replace(spec, state=self.states.get(key))]
+
+
+def kept_ascents(task: LayerTask) -> KeptAscents:
+    """Return what is kept of a task's ascents; a damaged piece counts as not there."""
+    pieces, found = _pieces(task), KeptAscents()
+    for name in pieces.names():
+        with suppress(KeyError):
+            arrays = pieces[name]
+            wanted = np.isin(arrays["target"], task.units)
+            for row in np.flatnonzero(wanted).tolist():
+                _take(found, task, {column: values[row] for column, values in arrays.items()})
+    return found
+
+
+def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
+    """Add one ascent."""
+    key = int(row["target"]), int(row["run"])
+    history = row["history"][: int(row["shown"])].copy()
+    if int(row["age"]):
+        parts = sorted(name for name in row if name.startswith("updater"))
+        found.states[key] = AscentState(
+            age=int(row["age"]),
+            image=torch.from_numpy(row["image"]),
+            best=torch.from_numpy(row["best"]),
+            best_value=float(row["best_value"]),
+            first=float(row["first"]),
+            best_step=int(row["best_step"]),
+            lived=int(row["lived"]),
+            leads=bool(row["leads"]),
+            moved=bool(row["moved"]),
+            history=history,
+            updater=tuple(torch.from_numpy(row[name]) for name in parts),
+        )
+        return
+    found.ended[key] = Ascent(
+        key=(task.job, *key),
+        image=torch.from_numpy(row["best"]),
+        activation=float(row["best_value"]),
+        start=float(row["first"]),
+        best_step=int(row["best_step"]),
+        outcome=Outcome(int(row["outcome"])),
+        last=torch.empty(0),
+        history=history,
+    )
+
+
+def keep_ascents(
+    task: LayerTask, ended: Mapping[AscentKey, Ascent], states: Mapping[AscentKey, AscentState]
+) -> None:
+    """Keep a block's ascents, in place of what was kept of them before."""
+    rows = [_row_ended(key, ascent) for key, ascent in ended.items()]
+    rows += [_row_under_way(key, state) for key, state in states.items()]
+    _pieces(task)[task.part] = _stacked(rows)
+
+
+def forget(task: LayerTask) -> None:
+    """Remove what was kept of a block that is complete."""
+    _pieces(task).remove(task.part)
+
+
+def _pieces(task: LayerTask) -> Parts:
+    return Parts(task.parts.folder / "under_way", task.parts.key)
+
+
+def _row_ended(key: AscentKey, ascent: Ascent) -> dict[str, Any]:
+    return {
+        "target": key[0],
+        "run": key[1],
+        "age": 0,
+        "best": ascent.image.float(),
+        "best_value": ascent.activation,
+        "first": ascent.start,
+        "best_step": ascent.best_step,
+        "outcome": int(ascent.outcome),
+        "history": ascent.history,
+        "shown": len(ascent.history),
+    }
+
+
+def _row_under_way(key: AscentKey, state: AscentState) -> dict[str, Any]:
+    updater = {f"updater{i:02d}": part for i, part in enumerate(state.updater)}
+    return {
+        "target": key[0],
+        "run": key[1],
+        "age": state.age,
+        "image": state.image,
+        "best": state.best,
+        "best_value": state.best_value,
+        "first": state.first,
+        "best_step": state.best_step,
+        "lived": state.lived,
+        "leads": state.leads,
+        "moved": state.moved,
+        "history": state.history,
+        "shown": len(state.history),
+        **updater,
+    }
+
+
+def _stacked(rows: Iterable[dict[str, Any]]) -> Arrays:
+    """Return columns of rows; what a row does not have is 0."""
+    rows = list(rows)
+    columns: Arrays = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [np.asarray(row[name]) if name in row else None for row in rows]
+        known = next(value for value in values if value is not None)
+        shape = known.shape
+        if name == "history":
+            shape = (max(len(value) for value in values if value is not None),)
+        column = np.zeros((len(rows), *shape), known.dtype)
+        for place, value in zip(column, values, strict=True):
+            if value is not None:
+                place[tuple(map(slice, value.shape))] = value
+        columns[name] = column
+    return columns
