@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import VERSION
-from cnnvis_cli.store.validate import check_file, kind_of
+from cnnvis_cli.store.validate import check_file, kind_of, open_hdf5
 
 Array = NDArray[Any]
 DAMAGED = (  # exceptions of h5py, and of reading arrays that are not ours
@@ -47,7 +47,7 @@ def reading(path: Path, kind: str) -> Iterator[h5py.File]:
     """
     try:
         check_file(path, kind)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             if kind_of(file) != kind:
                 raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
             yield file
@@ -69,7 +69,7 @@ def stored_key(path: Path, kind: str) -> str | None:
     """Return the key of one image's file; None if absent, damaged or not ours."""
     try:
         check_file(path, kind)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return str(file.attrs["key"]) if kind_of(file) == kind else None
     except DAMAGED:
         return None

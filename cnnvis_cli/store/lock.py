@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from cnnvis_cli.errors import Stopped, StorageError
+from cnnvis_cli.store.inside import check_inside, open_regular, read_regular
 
 NAME = ".lock"
 _open: dict[Path, IO[str]] = {}  # of this process, which may enter its own directory again
@@ -84,9 +85,11 @@ def _taken(path: Path, kind: int) -> IO[str]:
     """Return the lock file, locked; raise `Stopped` if another process has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+", encoding="utf-8")
+        check_inside(path.parent)
+        number = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     except OSError as error:
         raise StorageError(f"cannot use {path.parent}: {error.strerror}") from None
+    handle = os.fdopen(number, "a+", encoding="utf-8")
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -109,11 +112,11 @@ def _taken(path: Path, kind: int) -> IO[str]:
 def holder(path: Path) -> str | None:
     """Return the holder of a lock file; None if there is none."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as handle:
+        with os.fdopen(open_regular(path), encoding="utf-8", errors="replace") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         with suppress(OSError):
-            return path.read_text(encoding="utf-8", errors="replace").strip() or None
+            return read_regular(path).decode("utf-8", "replace").strip() or None
     except OSError:
         pass
     return None
@@ -121,7 +124,7 @@ def holder(path: Path) -> str | None:
 
 def _is_at(path: Path, handle: IO[str]) -> bool:
     try:
-        return path.stat().st_ino == os.fstat(handle.fileno()).st_ino
+        return path.lstat().st_ino == os.fstat(handle.fileno()).st_ino
     except OSError:
         return False
 
@@ -132,8 +135,13 @@ def local_time() -> str:
 
 
 def _write_holder(handle: IO[str], text: str) -> None:
-    """Write who holds it; a full disk does not matter here."""
+    """Write who holds it; a full disk does not matter here.
+
+    A file that has another name as well, elsewhere, is left as it is.
+    """
     with suppress(OSError):
+        if os.fstat(handle.fileno()).st_nlink > 1:
+            return
         handle.truncate(0)
         handle.write(text)
         handle.flush()

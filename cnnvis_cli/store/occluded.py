@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-
 from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.store.hdf5 import Header, stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write
-from cnnvis_cli.store.validate import check_file
+from cnnvis_cli.store.validate import check_file, open_hdf5
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class OccludedFile:
         """Return its attributes, and its arrays by their names in the schema."""
         try:
             check_file(self.path, "occluded")
-            with h5py.File(self.path, "r") as file:
+            with open_hdf5(self.path) as file:
                 return dict(file.attrs), {name: file[name][()] for name in OCCLUDED}
         except (OSError, ValueError, KeyError) as error:
             raise CnnvisError(

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError
+from cnnvis_cli.store.inside import check_regular, read_regular
 from cnnvis_cli.store.lock import may_be_shared
 from cnnvis_cli.store.publish import intact, publish, publishing_hdf5
 from cnnvis_cli.store.schema import storage
+from cnnvis_cli.store.validate import open_hdf5
 
 Name = int | str
 
@@ -102,7 +104,7 @@ class Parts:
                 with suppress(OSError):
                     path.replace(path.with_suffix(".damaged"))
                 raise KeyError(name)
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 if file.attrs["plan"] != self.key:
                     raise KeyError(name)
                 yield file
@@ -121,7 +123,7 @@ _ABOUT = "plan.json"
 def described(folder: Path) -> dict[str, Any] | None:
     """Return the description of a folder's pieces; None unless it matches their key."""
     try:
-        record = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        record = json.loads(read_regular(folder / _ABOUT))
     except (OSError, ValueError):
         return None
     return record if folder.name.endswith(digest(record)) else None
@@ -129,7 +131,7 @@ def described(folder: Path) -> dict[str, Any] | None:
 
 def _intact(path: Path) -> bool:
     """Return whether the seal is unbroken; cached while the file is unchanged."""
-    known = path.stat()
+    known = check_regular(path)
     return _sealed(path, known.st_ino, known.st_size, known.st_mtime_ns)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnvis_cli.errors import StorageError, UsageError
+from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.lock import alone, file_name, is_alone
 from cnnvis_cli.store.publish import publish, remove_remains
 
@@ -160,7 +161,7 @@ SECTIONS: dict[str, type] = {  # the sections of run.json, and their types
 
 def _read_record(path: Path) -> Record:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path))
     except FileNotFoundError:
         return {}
     except OSError as error:

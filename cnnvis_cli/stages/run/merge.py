@@ -30,6 +30,7 @@ from cnnvis_cli.stages.topk.assemble import (
     is_done,
 )
 from cnnvis_cli.stages.topk.job import TopKJob
+from cnnvis_cli.store.inside import check_inside, read_regular
 from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts, described
 from cnnvis_cli.store.projected import Projected, ProjectedFile
@@ -46,6 +47,8 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     The bytes are those of an undivided run. Shards may overlap. Raise `UsageError` for runs of
     different plans and `CnnvisError` for a missing part of the top-k.
     """
+    for run in runs:
+        check_inside(run)
     sources = list(map(Run, runs))
     identity = _common_identity(sources)
     target = Run(replace(plan, model=identity["model"]).folder)
@@ -145,7 +148,7 @@ class _Joining:
             names.add(folder.name)
             for path in [] if kept == folder else sorted(folder.iterdir()):
                 if not (kept / path.name).exists():
-                    publish(kept / path.name, path.read_bytes())
+                    publish(kept / path.name, read_regular(path))
         for name in sorted(names):
             self.report.result(
                 f"{self.target.path}: rows of search {name.rsplit('-', 1)[0]} are complete; run "

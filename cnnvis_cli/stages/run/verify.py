@@ -31,6 +31,7 @@ from cnnvis_cli.stages.common.network_loading import load_network, planned_for
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
 from cnnvis_cli.stages.project.job import Made, Projections, group_of
+from cnnvis_cli.store.inside import check_inside, read_regular
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.publish import intact
@@ -83,6 +84,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
     images of the dataset. Raise `UsageError` if there is no run.
     """
     run = Run(plan.folder)
+    check_inside(run.path)
     if not run.read():
         raise UsageError(f"{plan.folder}: holds no run; begin one with cnnvis topk or optimize")
     findings = Findings()
@@ -145,7 +147,7 @@ def _check_files(run: Run, findings: Findings, report: Report) -> None:
             if path.suffix == ".h5":
                 fine = intact(path)
             elif path.suffix == ".png":
-                fine = is_whole(path.read_bytes())
+                fine = is_whole(read_regular(path))
             else:
                 continue
         except OSError as error:
