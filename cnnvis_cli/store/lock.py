@@ -6,10 +6,11 @@ here, so that a second start is refused at once.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,7 @@ from cnnvis_cli.errors import Stopped, StorageError
 from cnnvis_cli.store.inside import check_inside, open_regular, read_regular
 
 NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _open: dict[Path, IO[str]] = {}  # of this process, which may enter its own directory again
 _without: set[Path] = set()  # those among them without a working lock
 
@@ -34,20 +36,34 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 @contextmanager
-def alone(folder: Path, shard: str | None = None) -> Iterator[None]:
+def alone(
+    folder: Path, shard: str | None = None, say: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Work alone in a run directory; raise `Stopped` (exit code 75) if another process does.
 
     Shards work side by side, each alone on its own part. A directory that is still empty at the end
-    is removed.
+    is removed. A file system without locks is no obstacle; a line about it is passed to `say`.
+
+    Raise `UsageError` for a directory with links or the like in it (see `store.inside`).
     """
     folder = folder.absolute()
     if shard is None:
         with _held(folder / NAME, fcntl.LOCK_EX):
+            _tell(folder, say)
             yield
         return
     own = folder / f"{NAME}-{file_name(shard)}"
     with _held(folder / NAME, fcntl.LOCK_SH), _held(own, fcntl.LOCK_EX):
+        _tell(folder, say)
         yield
+
+
+def _tell(folder: Path, say: Callable[[str], None] | None) -> None:
+    if say is not None and folder / NAME in _without:
+        say(
+            f"{folder}: its file system has no locks, so nothing stops a second start from doing "
+            "the same work at the same time"
+        )
 
 
 def file_name(shard: str) -> str:
@@ -97,7 +113,10 @@ def _taken(path: Path, kind: int) -> IO[str]:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
         raise Stopped(f"{path.parent} is in use by {holder}; try again when it has ended") from None
-    except OSError:  # a file system without locks: work without one
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            handle.close()
+            raise StorageError(f"{path}: cannot be locked ({error.strerror})") from None
         _without.add(path)
     if not _is_at(path, handle):  # its last holder has just removed it
         handle.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,12 +138,14 @@ class Run:
             _write_record(self.notes, {**known, section: record})
 
     @contextmanager
-    def lock(self, shard: str | None = None) -> Iterator[None]:
+    def lock(
+        self, shard: str | None = None, say: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
         """Work alone in the directory; see `store.lock`.
 
         Half-written files of killed processes are removed at the end.
         """
-        with alone(self.path, shard):
+        with alone(self.path, shard, say):
             try:
                 yield
             finally:

@@ -215,7 +215,7 @@ def open_session(
         if remark is not None:
             report.once(remark)
         report.check_stop()
-        with run.lock(plan.shard):
+        with run.lock(plan.shard, report.once):
             session = Session(plan, network, run, report)
             run.claim(session.identity, lasting(plan.weights), plan.ema)
             if not bare:

@@ -54,7 +54,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     target = Run(replace(plan, model=identity["model"]).folder)
     network = outline(replace(Plan(run=str(sources[0].path)), trust_code=plan.trust_code))
     network = replace(network, digest=identity["weights_sha256"])
-    with report.stoppable(), target.lock():
+    with report.stoppable(), target.lock(say=report.once):
         first = sources[0].read()
         target.claim(identity, first.get("weights"), first.get("ema") is True)
         target.note("network", outlined(network))

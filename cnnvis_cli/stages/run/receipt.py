@@ -41,7 +41,7 @@ def carry_out(command: str, plan: Plan, report: Report, work: Work) -> None:
 
     Raise `Stopped` (exit code 75) if another process works in the run directory.
     """
-    with report.stoppable(), alone(plan.folder, plan.shard):
+    with report.stoppable(), alone(plan.folder, plan.shard, report.once):
         receipt = Receipt.of(command, plan)
         known = receipt.found() if receipt else None
         if known is not None:
