@@ -15,6 +15,7 @@ import h5py
 from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
+from cnnvis_cli.store.origin import check_origin
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import VERSION
 from cnnvis_cli.store.validate import check_file, kind_of, open_hdf5
@@ -44,13 +45,15 @@ class Header:
 def reading(path: Path, kind: str) -> Iterator[h5py.File]:
     """Open one of our files; raise `UsageError` for any other, `CnnvisError` if it is damaged.
 
-    Raise `StorageError` if the disk fails.
+    A file of another network, layer or run, or of a later version, is another one. Raise
+    `StorageError` if the disk fails.
     """
     try:
         check_file(path, kind)
         with open_hdf5(path) as file:
             if kind_of(file) != kind:
                 raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
+            check_origin(path, kind, file)
             yield file
     except DAMAGED as error:
         _raise_if_the_system_failed(path, error)

@@ -17,11 +17,12 @@ from cnnvis_cli.store.publish import publish, remove_remains
 Record = dict[str, Any]
 
 
-def differences(have: Record, want: Record) -> str:
-    """Return the differences of two records, in words."""
+def differences(have: Record, want: Record, sides: tuple[str, str] = ("there", "here")) -> str:
+    """Return the differences of two records, in words that name both sides."""
     unequal = [k for k in want if have.get(k) != want[k]]
     return "; ".join(
-        f"{k} is {_short_value(have.get(k))} there, {_short_value(want[k])} here" for k in unequal
+        f"{k} is {_short_value(have.get(k))} {sides[0]}, {_short_value(want[k])} {sides[1]}"
+        for k in unequal
     )
 
 

@@ -276,10 +276,15 @@ def _join_topk(
         TopKJob.of(target, first.identity, first.manifest, plan, network),
     )
     if not is_done(file.path, file.identity(), job.identity):
+        target.note("dataset", _dataset_of(first))  # first: a topk.h5 of another one is refused
         finish(target, job, [shard.parts for shard in shards], report)
-    target.note("dataset", {"path": str(first.manifest.root), "digest": first.manifest.digest})
+    target.note("dataset", _dataset_of(first))
     job.parts.clear()  # of shards that shared this directory
     announce_result(file, target, plan.topk.max_unreadable, report)
+
+
+def _dataset_of(shard: _Shard) -> Record:
+    return {"path": str(shard.manifest.root), "digest": shard.manifest.digest}
 
 
 def _shards(run: Run) -> Iterator[_Shard]:
