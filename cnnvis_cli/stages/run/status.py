@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
     """Yield the finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
-        parts = Parts.of(folder)
+        parts = replace(Parts.of(folder), only_looks=True)
         if stage == "topk" or record is not None:
             for name in parts.names():
                 with suppress(OSError, CnnvisError):
