@@ -184,3 +184,22 @@ def test_status_leaves_a_damaged_part_where_it_is(plans: None, cnnvis: Cnnvis) -
     before = sorted(Path("r").rglob("*"))
     cnnvis("status r")
     assert sorted(Path("r").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("topk /nope --model resnet18", "dataset /nope: there is no such folder or file"),
+        ("topk --model resnet18", "which images?"),
+        ("topk . --model resnet18 --layer conv77", "conv77"),
+        ("optimize --model resnet18 --layer conv77", "conv77"),
+        ("run plan.toml", "dataset /nope: there is no such folder or file"),
+    ],
+)
+def test_what_is_wrong_is_said_before_weights_are_downloaded(
+    line: str, said: str, cnnvis: Cnnvis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(Path.cwd()))  # there is nothing, and nothing may come
+    Path("plan.toml").write_text('model = "resnet18"\ndataset = "/nope"\n')
+    assert said in cnnvis(line, code=2).err
+    assert not Path("hub").exists()
