@@ -174,3 +174,5 @@ def _tidy(path: Path, handle: IO[str], kind: int) -> None:
         if all(entry.name.startswith(NAME) for entry in path.parent.iterdir()):
             path.unlink()
             path.parent.rmdir()
+        elif kind == fcntl.LOCK_EX and not (path.parent / "run.json").exists():
+            path.unlink()  # no run has begun in this folder of the user's

@@ -165,3 +165,9 @@ def test_only_what_a_gallery_made_is_dropped(plans: None, cnnvis: Cnnvis) -> Non
     figure.write_text("mine")
     cnnvis("montage optimized --run r --layer conv1")
     assert figure.read_text() == "mine"
+
+
+def test_a_folder_of_the_users_stays_as_it_was(outside: Path, cnnvis: Cnnvis) -> None:
+    cnnvis("gallery --run home", code=2)
+    cnnvis("optimize --model demo --run home", code=2)
+    assert {path.name for path in outside.iterdir()} == {"keys", "photos"}

@@ -14,8 +14,14 @@ def check_dataset(plan: Plan) -> None:
     """Raise `UsageError` if the plan names no dataset, or one that is not there."""
     if not plan.dataset:
         raise UsageError("which images? name the dataset: cnnvis topk FOLDER (or a list, tar, zip)")
-    if plan.dataset != "demo" and not Path(plan.dataset).exists():
-        raise UsageError(f"dataset {plan.dataset}: there is no such folder or file")
+    if plan.dataset == "demo":
+        return
+    try:
+        Path(plan.dataset).stat()
+    except FileNotFoundError:
+        raise UsageError(f"dataset {plan.dataset}: there is no such folder or file") from None
+    except OSError as error:
+        raise UsageError(f"dataset {plan.dataset}: cannot be listed ({error.strerror})") from None
 
 
 def check_layers(plan: Plan) -> None:
