@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -62,8 +65,10 @@ class Report:
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.said: list[str] = []  # the results
+        self.unprinted: OSError | None = None  # why some of them are not on stdout
         self._told: set[str] = set()
         self.beat: Callable[[str, float | None], None] | None = None  # a line, seconds left
+        self.log: Path | None = None
         self._log: RotatingFileHandler | None = None
         self._beaten = time.monotonic()
         self._signal: int | None = None
@@ -94,7 +99,7 @@ class Report:
         self.said.append(text)
         text = "\n".join(map(printable, text.split("\n")))
         self.clear()
-        _print(text, sys.stdout)
+        self.unprinted = _print(text, sys.stdout) or self.unprinted
         self._write_log(text)
 
     def note(self, text: str) -> None:
@@ -169,6 +174,7 @@ class Report:
             self._log = RotatingFileHandler(path, "a", LOG_SIZE, LOGS, encoding="utf-8")
             self._log.handleError = lambda record: None  # type: ignore[method-assign]
             self._log.close()
+            self.log = path
         except OSError as error:
             raise UsageError(f"--log {path}: cannot be written ({error.strerror})") from None
 
@@ -217,12 +223,24 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _print(text: str, stream: object, end: str = "\n") -> None:
-    """Print; a closed terminal or pipe never ends the work.
+def _print(text: str, stream: object, end: str = "\n") -> OSError | None:
+    """Print; whatever happens to the stream never ends the work.
 
-    A character missing in the stream's encoding is written as its number.
+    Return the error of a full or failing disk, but none of a closed terminal or pipe: nobody
+    listens. A character missing in the stream's encoding is written as its number.
     """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = text.encode(encoding, "backslashreplace").decode(encoding)
-    with suppress(OSError, ValueError):
+    try:
         print(shown, file=stream, end=end, flush=True)  # type: ignore[call-overload]
+    except OSError as error:
+        return None if error.errno in (errno.EPIPE, errno.EBADF) or _hung_up(error) else error
+    except ValueError:  # closed
+        pass
+    return None
+
+
+def _hung_up(error: OSError) -> bool:
+    """Return whether stdout was a terminal that has gone."""
+    gone = error.errno == errno.EIO
+    return gone and stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode)

@@ -555,7 +555,10 @@ class Plan:
         "then run code on the cluster.",
     )
     log: Text | None = setting(
-        None, "--log", "Also write every line to this file, which is rotated at 1 MB."
+        None,
+        "--log",
+        "Also write every line to this file, which is rotated at 1 MB. That of a plan is in the "
+        "run directory.",
     )
     seed: int = setting(0, "--seed", "Seed of every random choice.", ge=0, lt=1 << 63)
     stages: Several[Stage] = setting(USUAL, help="Stages of cnnvis run.")

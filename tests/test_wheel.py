@@ -121,7 +121,7 @@ def test_it_says_what_it_is(wheel: Path, held: dict[str, str], metadata: Message
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
     entries = said(held, ".dist-info/entry_points.txt").split("\n")
-    assert entries[:2] == ["[console_scripts]", "cnnvis = cnnvis_cli.cli:main"]
+    assert entries[:2] == ["[console_scripts]", "cnnvis = cnnvis_cli.__main__:main"]
 
 
 def test_it_asks_for_what_the_code_imports(metadata: Message) -> None:

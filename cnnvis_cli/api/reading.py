@@ -44,6 +44,7 @@ from cnnvis_cli.stages.gallery.panes import (
     styles_held,
 )
 from cnnvis_cli.store.hdf5 import Array
+from cnnvis_cli.store.inside import check_inside
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Run
@@ -80,6 +81,7 @@ def look(plan: Plan) -> Session:
     Raise `UsageError` if there is no run.
     """
     run = Run(plan.folder)
+    check_inside(run.path)
     if not run.read():
         raise UsageError(f"{run.path} holds no run; begin one with cnnvis_cli.begin(model=...)")
     plan = planned_for(plan)

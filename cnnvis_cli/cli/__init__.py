@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
@@ -15,6 +16,7 @@ import click
 from cnnvis_cli import __version__
 from cnnvis_cli.cli.options import reports
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
+from cnnvis_cli.report import SIGNALS as STOPPING
 from cnnvis_cli.report import printable
 
 COMMANDS = (
@@ -54,19 +56,32 @@ def main() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # closed; the next file to be opened would take its number
             setattr(sys, name, open(os.devnull, "r+" if number else "r"))  # noqa: PTH123, SIM115
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop_at_once)
-    sys.exit(_code())
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop_at_once)
+    code = _code()
+    for number in STOPPING:  # the interpreter would die of one while it ends
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _stop_at_once(number: int, _frame: FrameType | None) -> None:
-    """End the command at once: there is no work to save yet."""
-    raise Stopped(f"stopped by {signal.Signals(number).name} before it began")
+    """End the process: there is no work to save, and whatever is being imported may be half done.
+
+    An exception would surface anywhere, in the middle of an import or of the exit.
+    """
+    with suppress(Exception):
+        _fail(f"stopped by {signal.Signals(number).name} before it began", Stopped.exit_code)
+    os._exit(Stopped.exit_code)
 
 
 def _code() -> int:
     try:
         result = cli.main(sys.argv[1:] or ["--help"], prog_name="cnnvis", standalone_mode=False)
+        for report in reports:
+            if report.unprinted is not None:
+                why = report.unprinted.strerror
+                return _fail(f"standard output: cannot be written ({why})", StorageError.exit_code)
         return result if isinstance(result, int) else 0
     except click.exceptions.Abort:
         return _fail("stopped", 75)

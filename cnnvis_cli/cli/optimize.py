@@ -26,8 +26,10 @@ def command(**flags: Any) -> None:
 
 
 def _optimize_units(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.beforehand import check_layers
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.optimize.stage import optimize
 
+    check_layers(plan)
     with open_session(plan, report) as session:
         optimize(session)

@@ -124,5 +124,7 @@ def planned(flags: dict[str, Any]) -> tuple[Plan, Report]:
         report.log_to(log)
     plan = Plan.make(flags.pop("config"), flags)
     if log is None and plan.log is not None:
-        report.log_to(Path(plan.log))
+        from cnnvis_cli.stages.run.plan_log import plan_log  # few plans have one
+
+        report.log_to(plan_log(plan))
     return plan, report

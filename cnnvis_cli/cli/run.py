@@ -31,8 +31,12 @@ def command(**flags: Any) -> None:
 
 
 def _run_stages(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.beforehand import check_dataset, check_layers
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.run.pipeline import run_all
 
+    if "topk" in plan.stages:
+        check_dataset(plan)
+    check_layers(plan)
     with open_session(plan, report) as session:
         run_all(session)

@@ -29,8 +29,11 @@ def command(**flags: Any) -> None:
 
 
 def _collect_topk(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.beforehand import check_dataset, check_layers
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.topk.stage import topk
 
+    check_dataset(plan)
+    check_layers(plan)
     with open_session(plan, report) as session:
         topk(session)

@@ -8,6 +8,7 @@ traces and the decoded images without loading them, and start at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -61,9 +62,17 @@ def tasks_failed(pieces: dict[int, str], describe: Callable[[int], str]) -> Task
     return TasksFailed(
         f"{describe(number)}{more}: set aside after ending {ATTEMPTS} worker processes ({why}); "
         "everything else is done; run again to try once more, with fewer --workers if memory is "
-        "short",
+        f"short{', or in a new --run with a smaller --batch-size' if KILLED in why else ''}",
         pieces,
     )
+
+
+KILLED = "killed, most likely since memory ran out"
+
+
+def _ending(told: str) -> str:
+    """Return how a process ended, from its exit code: the kernel kills (signal 9) for memory."""
+    return KILLED if re.search(r"(?<!\d)-9\b", told) else told
 
 
 def for_gradients(worker_slots: Sequence[WorkerSlot]) -> list[WorkerSlot]:
@@ -122,7 +131,7 @@ class _Forked:
 
     def why(self) -> str:
         self._process.join()
-        return f"exit code {self._process.exitcode}"
+        return _ending(f"exit code {self._process.exitcode}")
 
     def release(self, until: float) -> None:
         self._process.join(max(0, until - time.monotonic()))
@@ -176,7 +185,8 @@ class _Fresh:
     def why(self) -> str:
         with suppress(Exception):
             error = self._future.exception(timeout=PATIENCE)
-            return str(error).split("exit codes of the workers are ")[-1].split("\n")[0]
+            told = str(error).split("exit codes of the workers are ")[-1].split("\n")[0]
+            return _ending(told)
         return "no word"
 
     def release(self, until: float) -> None:
@@ -294,7 +304,7 @@ class _Pool:
         if worker.starts >= ATTEMPTS:
             self._give_up(worker.worker_slot, why)
         elif self.pending:
-            if worker.last_words:
+            if worker.last_words or why == KILLED:
                 ended = f"{worker.worker_slot.device}: a worker process ended ({why})"
                 self.emit(Notice(f"{ended}; another does its work"))
             self._start(worker.worker_slot, worker.starts + 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import h5py
 from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
+from cnnvis_cli.store.origin import check_origin
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import VERSION
-from cnnvis_cli.store.validate import check_file, kind_of
+from cnnvis_cli.store.validate import check_file, kind_of, open_hdf5
 
 Array = NDArray[Any]
 DAMAGED = (  # exceptions of h5py, and of reading arrays that are not ours
@@ -43,18 +45,32 @@ class Header:
 def reading(path: Path, kind: str) -> Iterator[h5py.File]:
     """Open one of our files; raise `UsageError` for any other, `CnnvisError` if it is damaged.
 
-    Raise `StorageError` if the disk fails.
+    A file of another network, layer or run, or of a later version, is another one. Raise
+    `StorageError` if the disk fails.
     """
     try:
         check_file(path, kind)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             if kind_of(file) != kind:
                 raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
+            check_origin(path, kind, file)
             yield file
     except DAMAGED as error:
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOSPC):
-            raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        _raise_if_the_system_failed(path, error)
         raise CnnvisError(f"{path}: cannot be read ({error}); delete it and run again") from None
+
+
+def _raise_if_the_system_failed(path: Path, error: Exception) -> None:
+    """Raise `StorageError` for what says nothing about the file, which may be a good one.
+
+    HDF5 passes on the system's error number in its text at least.
+    """
+    told = re.search(r"\berrno = (\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and told is not None:
+        number = int(told[1])
+    if number is not None:
+        raise StorageError(f"{path}: cannot be read ({os.strerror(number)})") from None
 
 
 def parse_record(text: Any) -> Record:
@@ -66,10 +82,16 @@ def parse_record(text: Any) -> Record:
 
 
 def stored_key(path: Path, kind: str) -> str | None:
-    """Return the key of one image's file; None if absent, damaged or not ours."""
+    """Return the key of one image's file; None if absent, damaged or not ours.
+
+    Raise `StorageError` if the disk fails.
+    """
     try:
         check_file(path, kind)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return str(file.attrs["key"]) if kind_of(file) == kind else None
-    except DAMAGED:
+    except FileNotFoundError:
+        return None
+    except DAMAGED as error:
+        _raise_if_the_system_failed(path, error)
         return None

@@ -6,17 +6,20 @@ here, so that a second start is refused at once.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from cnnvis_cli.errors import Stopped, StorageError
+from cnnvis_cli.store.inside import check_inside, open_regular, read_regular
 
 NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _open: dict[Path, IO[str]] = {}  # of this process, which may enter its own directory again
 _without: set[Path] = set()  # those among them without a working lock
 
@@ -33,20 +36,34 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 @contextmanager
-def alone(folder: Path, shard: str | None = None) -> Iterator[None]:
+def alone(
+    folder: Path, shard: str | None = None, say: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Work alone in a run directory; raise `Stopped` (exit code 75) if another process does.
 
     Shards work side by side, each alone on its own part. A directory that is still empty at the end
-    is removed.
+    is removed. A file system without locks is no obstacle; a line about it is passed to `say`.
+
+    Raise `UsageError` for a directory with links or the like in it (see `store.inside`).
     """
     folder = folder.absolute()
     if shard is None:
         with _held(folder / NAME, fcntl.LOCK_EX):
+            _tell(folder, say)
             yield
         return
     own = folder / f"{NAME}-{file_name(shard)}"
     with _held(folder / NAME, fcntl.LOCK_SH), _held(own, fcntl.LOCK_EX):
+        _tell(folder, say)
         yield
+
+
+def _tell(folder: Path, say: Callable[[str], None] | None) -> None:
+    if say is not None and folder / NAME in _without:
+        say(
+            f"{folder}: its file system has no locks, so nothing stops a second start from doing "
+            "the same work at the same time"
+        )
 
 
 def file_name(shard: str) -> str:
@@ -84,9 +101,11 @@ def _taken(path: Path, kind: int) -> IO[str]:
     """Return the lock file, locked; raise `Stopped` if another process has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+", encoding="utf-8")
+        check_inside(path.parent)
+        number = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     except OSError as error:
         raise StorageError(f"cannot use {path.parent}: {error.strerror}") from None
+    handle = os.fdopen(number, "a+", encoding="utf-8")
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -94,7 +113,10 @@ def _taken(path: Path, kind: int) -> IO[str]:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
         raise Stopped(f"{path.parent} is in use by {holder}; try again when it has ended") from None
-    except OSError:  # a file system without locks: work without one
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            handle.close()
+            raise StorageError(f"{path}: cannot be locked ({error.strerror})") from None
         _without.add(path)
     if not _is_at(path, handle):  # its last holder has just removed it
         handle.close()
@@ -109,11 +131,11 @@ def _taken(path: Path, kind: int) -> IO[str]:
 def holder(path: Path) -> str | None:
     """Return the holder of a lock file; None if there is none."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as handle:
+        with os.fdopen(open_regular(path), encoding="utf-8", errors="replace") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         with suppress(OSError):
-            return path.read_text(encoding="utf-8", errors="replace").strip() or None
+            return read_regular(path).decode("utf-8", "replace").strip() or None
     except OSError:
         pass
     return None
@@ -121,7 +143,7 @@ def holder(path: Path) -> str | None:
 
 def _is_at(path: Path, handle: IO[str]) -> bool:
     try:
-        return path.stat().st_ino == os.fstat(handle.fileno()).st_ino
+        return path.lstat().st_ino == os.fstat(handle.fileno()).st_ino
     except OSError:
         return False
 
@@ -132,8 +154,13 @@ def local_time() -> str:
 
 
 def _write_holder(handle: IO[str], text: str) -> None:
-    """Write who holds it; a full disk does not matter here."""
+    """Write who holds it; a full disk does not matter here.
+
+    A file that has another name as well, elsewhere, is left as it is.
+    """
     with suppress(OSError):
+        if os.fstat(handle.fileno()).st_nlink > 1:
+            return
         handle.truncate(0)
         handle.write(text)
         handle.flush()
@@ -147,3 +174,5 @@ def _tidy(path: Path, handle: IO[str], kind: int) -> None:
         if all(entry.name.startswith(NAME) for entry in path.parent.iterdir()):
             path.unlink()
             path.parent.rmdir()
+        elif kind == fcntl.LOCK_EX and not (path.parent / "run.json").exists():
+            path.unlink()  # no run has begun in this folder of the user's

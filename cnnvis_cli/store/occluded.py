@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-
 from cnnvis_cli.arrays import Arrays
-from cnnvis_cli.errors import CnnvisError
-from cnnvis_cli.store.hdf5 import Header, stored_key
+from cnnvis_cli.store.hdf5 import Header, reading, stored_key
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OCCLUDED, write
-from cnnvis_cli.store.validate import check_file
 
 
 @dataclass(frozen=True)
@@ -28,14 +24,8 @@ class OccludedFile:
 
     def read(self) -> tuple[Record, Arrays]:
         """Return its attributes, and its arrays by their names in the schema."""
-        try:
-            check_file(self.path, "occluded")
-            with h5py.File(self.path, "r") as file:
-                return dict(file.attrs), {name: file[name][()] for name in OCCLUDED}
-        except (OSError, ValueError, KeyError) as error:
-            raise CnnvisError(
-                f"{self.path}: cannot be read ({error}); delete it and run again"
-            ) from None
+        with reading(self.path, "occluded") as file:
+            return dict(file.attrs), {name: file[name][()] for name in OCCLUDED}
 
     def publish(self, header: Header, record: Record, arrays: Arrays) -> None:
         """Write the whole file; the record becomes attributes beside those of the header."""

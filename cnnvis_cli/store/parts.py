@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError
+from cnnvis_cli.store.inside import check_regular, read_regular
 from cnnvis_cli.store.lock import may_be_shared
 from cnnvis_cli.store.publish import intact, publish, publishing_hdf5
 from cnnvis_cli.store.schema import storage
+from cnnvis_cli.store.validate import open_hdf5
 
 Name = int | str
 
@@ -35,6 +37,7 @@ class Parts:
 
     folder: Path
     key: str  # digest of what decides the content
+    only_looks: bool = False  # nothing is set aside: for those who change nothing in a run
 
     @classmethod
     def of(cls, folder: Path) -> Parts:
@@ -104,9 +107,11 @@ class Parts:
         try:
             if not _intact(path):
                 with suppress(OSError):
+                    if self.only_looks:
+                        raise KeyError(name)
                     path.replace(path.with_suffix(".damaged"))
                 raise KeyError(name)
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 if file.attrs["plan"] != self.key:
                     raise KeyError(name)
                 yield file
@@ -125,7 +130,7 @@ _ABOUT = "plan.json"
 def described(folder: Path) -> dict[str, Any] | None:
     """Return the description of a folder's pieces; None unless it matches their key."""
     try:
-        record = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        record = json.loads(read_regular(folder / _ABOUT))
     except (OSError, ValueError):
         return None
     return record if folder.name.endswith(digest(record)) else None
@@ -133,7 +138,7 @@ def described(folder: Path) -> dict[str, Any] | None:
 
 def _intact(path: Path) -> bool:
     """Return whether the seal is unbroken; cached while the file is unchanged."""
-    known = path.stat()
+    known = check_regular(path)
     return _sealed(path, known.st_ino, known.st_size, known.st_mtime_ns)
 
 

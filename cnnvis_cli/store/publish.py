@@ -5,6 +5,7 @@ A reader never sees half a file, whatever kills the writer, and two writers neve
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cnnvis_cli.errors import StorageError
+from cnnvis_cli.store.inside import open_regular
 
 if TYPE_CHECKING:
     import h5py
@@ -52,10 +54,15 @@ def publish(path: Path, content: bytes) -> None:
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # as above
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one that `publishing` gives to a file that is not complete yet."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_remains(folder: Path) -> None:
     """Remove remains of killed writers in a folder and below; only for the lock's holder."""
     for place, _, names in os.walk(folder):
-        for name in filter(_TEMPORARY.fullmatch, names):
+        for name in filter(is_temporary, names):
             with suppress(OSError):
                 Path(place, name).unlink()
 
@@ -65,8 +72,14 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNKNOWN_THERE:
+            raise
     finally:
         os.close(handle)
+
+
+_UNKNOWN_THERE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # of systems without it
 
 
 class _Guarded(io.RawIOBase):
@@ -155,6 +168,6 @@ def _seal(file: BinaryIO) -> bytes:
 
 def intact(path: Path) -> bool:
     """Return whether a file is exactly what `publishing_hdf5` wrote; raise `OSError`."""
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         written = file.read(USER_BLOCK)
         return written == _seal(file)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from cnnvis_cli import __version__
 from cnnvis_cli.errors import StorageError, UsageError
+from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.lock import alone, file_name, is_alone
 from cnnvis_cli.store.publish import publish, remove_remains
 
 Record = dict[str, Any]
+VERSION = 1  # of run.json
 
 
-def differences(have: Record, want: Record) -> str:
-    """Return the differences of two records, in words."""
+def differences(have: Record, want: Record, sides: tuple[str, str] = ("there", "here")) -> str:
+    """Return the differences of two records, in words that name both sides."""
     unequal = [k for k in want if have.get(k) != want[k]]
     return "; ".join(
-        f"{k} is {_short_value(have.get(k))} there, {_short_value(want[k])} here" for k in unequal
+        f"{k} is {_short_value(have.get(k))} {sides[0]}, {_short_value(want[k])} {sides[1]}"
+        for k in unequal
     )
 
 
@@ -88,8 +97,15 @@ class Run:
         return self.path / "shards" / f"{file_name(self.shard)}.json"
 
     def read(self) -> Record:
-        """Return the content of run.json; empty if there is none."""
-        return _read_record(self.manifest)
+        """Return the content of run.json; empty if there is none.
+
+        Raise `UsageError` if it is not as cnnvis writes it, or of a later version.
+        """
+        found = _read_record(self.manifest)
+        missing = [name for name in _OF_EVERY_RUN if found and name not in found]
+        if missing:
+            raise UsageError(f"{self.manifest}: states no {missing[0]}; {_PUT_BACK}")
+        return found
 
     def noted(self) -> Record:
         """Return the notes made by `note`."""
@@ -100,13 +116,16 @@ class Run:
         files = [self.manifest, *sorted((self.path / "shards").glob("*.json"))]
         return [_read_record(path) for path in files]
 
-    def claim(self, identity: Record, weights: str | None, ema: bool = False) -> None:
+    def claim(
+        self, identity: Record, weights: str | None, ema: bool = False, log: Path | None = None
+    ) -> None:
         """Make this directory the run of a network, or check that it is.
 
         `weights` is their origin, for later commands that name no network; with `ema` they are
         the averaged ones there.
 
-        Raise `UsageError` if it belongs to another network or contains other files.
+        Raise `UsageError` if it belongs to another network or contains other files. This command's
+        `log` and output may be in it, and other logs and plans.
         """
         known = self.read()
         if known:
@@ -117,32 +136,47 @@ class Run:
                     "choose another --run"
                 )
             return
-        own = (self.styles.name, "shards")  # the user may put the first there beforehand
-        if any(not e.name.startswith(".") and e.name not in own for e in self.path.iterdir()):
+        strange = [path for path in self.path.iterdir() if not self._may_be_there(path, log)]
+        if strange:
             if self.read():  # another shard has just begun it
                 self.claim(identity, weights, ema)
                 return
             raise UsageError(
-                f"{self.path} holds files that cnnvis did not write; choose another --run"
+                f"{self.path} holds files that cnnvis did not write ({min(strange).name}); choose "
+                "another --run"
             )
-        first = {"format": "cnnvis/run", "version": 1, **identity, "weights": weights}
+        first = {"format": "cnnvis/run", "version": VERSION, **identity, "weights": weights}
         if ema:
             first["ema"] = True
         _write_record(self.manifest, first)
 
+    def _may_be_there(self, path: Path, log: Path | None) -> bool:
+        """Return whether a file or folder may be in a directory before its run begins."""
+        if path.name.startswith(".") or path.name == "shards":
+            return True
+        try:
+            found = path.lstat()
+        except FileNotFoundError:  # another shard's
+            return True
+        if stat.S_ISREG(found.st_mode) and _LOGS.search(path.name):
+            return True
+        return any(os.path.samestat(found, each) for each in _written_by_this_command(log))
+
     def note(self, section: str, record: Record) -> None:
         """Add a stage's note to run.json; nothing is written if it is unchanged."""
-        known = self.noted() or {"format": "cnnvis/run", "version": 1}
+        known = self.noted() or {"format": "cnnvis/run", "version": VERSION}
         if known.get(section) != record:
             _write_record(self.notes, {**known, section: record})
 
     @contextmanager
-    def lock(self, shard: str | None = None) -> Iterator[None]:
+    def lock(
+        self, shard: str | None = None, say: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
         """Work alone in the directory; see `store.lock`.
 
         Half-written files of killed processes are removed at the end.
         """
-        with alone(self.path, shard):
+        with alone(self.path, shard, say):
             try:
                 yield
             finally:
@@ -150,28 +184,70 @@ class Run:
                     remove_remains(self.path)
 
 
+# Logs of other starts, those that were rotated, and plans such as styles.toml.
+_LOGS = re.compile(r"\.(log|out|err|toml)(\.\d+)?$")
+
+
+def _written_by_this_command(log: Path | None) -> Iterator[os.stat_result]:
+    """Yield the state of its log, stdout and stderr, as far as they are files."""
+    for number in (1, 2):
+        with suppress(OSError):
+            yield os.fstat(number)
+    with suppress(OSError):
+        if log is not None:
+            yield log.stat()
+
+
 _NAMED = ("preprocessing", "network", "dataset", "stages", "asked")
 _TIMED = ("topk", "search", "optimize", "project", "saliency", "occlude")
-SECTIONS: dict[str, type] = {  # the sections of run.json, and their types
+_TIME: dict[str, Any] = {"seconds": (int, float), "arithmetic": [dict]}
+FORM: dict[str, Any] = {  # of run.json, as far as it is read: types, lists and tables of them
     **dict.fromkeys(("model", "weights_sha256"), str),
-    **dict.fromkeys((*_NAMED, *_TIMED), dict),
+    **dict.fromkeys(_NAMED, dict),
+    **dict.fromkeys(_TIMED, _TIME),
+    "version": int,
+    "weights": (str, NoneType),
+    "ema": bool,
+    "dataset": {"path": str, "digest": str},
+    "network": {"classes": [str], "layers": [{"alias": str, "module": str}]},
+    "asked": dict.fromkeys(_TIMED, dict),
 }
+_OF_EVERY_RUN = ("model", "weights_sha256", "preprocessing")
+_PUT_BACK = "put the file back as cnnvis wrote it, or choose another --run"
+
+
+def _misfit(value: Any, form: Any, place: str = "") -> str | None:
+    """Return the first place where a value does not have a form; None if it has."""
+    kind = type(form) if isinstance(form, (dict, list)) else form
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return place
+    inside: Iterable[tuple[Any, Any, str]] = ()
+    if isinstance(form, dict):
+        inside = ((value[n], form[n], f"{place}.{n}") for n in form if n in value)
+    elif isinstance(form, list):
+        inside = ((item, form[0], f"{place}[{n}]") for n, item in enumerate(value))
+    return next((found for found in starmap(_misfit, inside) if found is not None), None)
 
 
 def _read_record(path: Path) -> Record:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
-    ours = isinstance(found, dict) and found.get("format") == "cnnvis/run"
-    if not ours or any(
-        name in found and type(found[name]) is not SECTIONS[name] for name in SECTIONS
-    ):
+    if not isinstance(found, dict) or found.get("format") != "cnnvis/run":
         raise UsageError(f"{path}: was not written by cnnvis; choose another --run")
+    misfit = _misfit(found, FORM)
+    if misfit is not None:
+        raise UsageError(f"{path}: {misfit.lstrip('.')} is of the wrong type; {_PUT_BACK}")
+    if found.get("version", VERSION) > VERSION:
+        raise UsageError(
+            f"{path}: is of version {found['version']}, and cnnvis {__version__} reads versions up "
+            f"to {VERSION}; use the cnnvis that wrote it"
+        )
     return dict(found)
 
 

@@ -6,7 +6,6 @@ may declare an array of terabytes.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from cnnvis_cli.store.inside import check_regular
 from cnnvis_cli.store.schema import (
     HISTOGRAM_BINS,
     IMAGES,
@@ -47,18 +47,33 @@ SMALL_ARRAY = 1 << 20  # bytes that any array may have
 PICTURES = 5  # axes of arrays that are read a few rows at a time, and may be partly written
 
 
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a file for reading, without HDF5's own lock, which some file systems do not have.
+
+    Nothing is lost: a file that stands under its name is never changed. If this process, a
+    notebook's perhaps, has it open with a lock, HDF5 wants the same again.
+    """
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")
+
+
 def check_file(path: Path, kind: str) -> None:
-    """Raise OSError or ValueError, naming the place, for anything cnnvis never writes."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a regular file")
+    """Raise OSError or ValueError, naming the place, for anything cnnvis never writes.
+
+    Raise `UsageError` for a link, a pipe or the like in its place.
+    """
+    status = check_regular(path)
     _check_once(path, kind, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=1024)
 def _check_once(path: Path, kind: str, _state: tuple[int, ...]) -> None:
     """Check a file unless it has been checked and is unchanged."""
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         if kind_of(file) == kind:
             for pattern, table in GROUPS.get(kind, ()):
                 for group in _matching_groups(file, pattern.split("/")):

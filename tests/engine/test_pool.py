@@ -336,3 +336,35 @@ def test_the_names_of_several_pieces_that_were_set_aside() -> None:
     error = tasks_failed({4: "exit code 9", 2: "exit code 7"}, "part {}".format)
     assert isinstance(error, CnnvisError)
     assert str(error).startswith("part 2, and 1 more: set aside")
+
+
+def killed_scan(work: Any, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
+    def taken() -> Iterator[int]:
+        for number in numbers:
+            if number == 1 and not Path("well").exists():
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
+            yield number
+
+    scan(work, worker_slot, taken(), emit)
+
+
+def test_a_process_that_the_kernel_kills_names_memory_and_the_remedy(
+    plans: None, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnvis_cli.stages.topk.stage.scan", killed_scan)
+    told = cnnvis("topk images -c exact.toml --run run --workers 2 --quiet", code=1)
+    assert "(killed, most likely since memory ran out)" in told.err
+    assert "fewer --workers" in told.err
+    assert "smaller --batch-size" in told.err
+    Path("well").touch()
+    cnnvis("topk images -c exact.toml --run run --workers 2")
+
+
+@pytest.mark.parametrize(
+    ("told", "killed"),
+    [("exit code -9", True), ("{SIGKILL(-9)}", True), ("exit code 9", False), ("-90", False)],
+)
+def test_only_the_signal_of_the_kernel_speaks_of_memory(told: str, killed: bool) -> None:
+    from cnnvis_cli.engine.pool import KILLED, _ending
+
+    assert (_ending(told) == KILLED) == killed

@@ -280,7 +280,7 @@ def test_what_is_missing_or_of_an_older_gallery_is_put_right(
     (folder / "conv1" / "0003.png").unlink()
     for name in ("conv1/0999.jpg", "conv1/.0001.png.abc.tmp", "conv9/layer.js"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("old")
+        (folder / name).write_text("// 0123456789abcdef\nold")
     do("gallery", **ready)
     after = snapshot(folder)
     assert {*after} == {*before, "CNAME", "conv1/notes.txt"}

@@ -160,7 +160,14 @@ def bare_network(plan: Plan, run: Run) -> Network:
     known, digest = record.get("network"), str(record["weights_sha256"])
     if known is None or plan.model != record["model"]:
         return replace(outline(plan), digest=digest)
-    layers, classes = tuple(map(_layer, known["layers"])), tuple(known["classes"])
+    try:
+        layers, classes = tuple(map(_layer, known["layers"])), tuple(known["classes"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"{run.manifest}: its network is not as cnnvis writes it ({why}); remove that section, "
+            "and give --weights"
+        ) from None
     preprocessing = preprocess(Preprocessing(), plan.preprocessing)
     return Network(plan.model, nn.Module(), preprocessing, digest, classes, layers)
 

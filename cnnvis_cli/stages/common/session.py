@@ -215,9 +215,9 @@ def open_session(
         if remark is not None:
             report.once(remark)
         report.check_stop()
-        with run.lock(plan.shard):
+        with run.lock(plan.shard, report.once):
             session = Session(plan, network, run, report)
-            run.claim(session.identity, lasting(plan.weights), plan.ema)
+            run.claim(session.identity, lasting(plan.weights), plan.ema, report.log)
             if not bare:
                 run.note("network", outlined(network))
             yield session

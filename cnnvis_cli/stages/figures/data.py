@@ -283,6 +283,8 @@ def projected_of(session: Session, layer: Layer) -> TopImages:
     held = file.methods()
     planned = [group_of(method, plan.project) for method in plan.project.methods]
     method = _one_of("method", plan.montage.method, list(held), planned, layer)
+    if TopKFile(session.run.topk).identity() is None:  # one of another run is refused here
+        raise UsageError(f"{session.run.path} has no topk.h5 yet; run cnnvis topk first")
     if held[method]["topk"] != file_digest(session.run.topk):
         raise UsageError(
             f"{file.path} was projected from another topk.h5; delete it and run project again"

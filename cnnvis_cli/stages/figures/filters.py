@@ -33,6 +33,7 @@ from cnnvis_cli.network import filters as bank
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
+from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.topk_file import TopKFile
 
@@ -195,7 +196,7 @@ class Filters:
         lines += ["\t".join(map(_cell, row)) for row in zip(*table.values(), strict=True)]
         path = self.session.run.figure("filters", f"{self.layer.alias}.tsv")
         content = ("\n".join(lines) + "\n").encode()
-        if not path.is_file() or path.read_bytes() != content:
+        if not path.is_file() or read_regular(path) != content:
             publish(path, content)
         return path
 

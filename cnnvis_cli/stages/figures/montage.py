@@ -9,7 +9,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montages import KINDS, MontageKind, Pages
-from cnnvis_cli.stages.figures.render import draw_figures, figure_files
+from cnnvis_cli.stages.figures.render import draw_figures, figure_files, figure_key
 
 
 def check_kinds(plan: Plan) -> None:
@@ -54,6 +54,6 @@ def _drop_other_pages(session: Session, figures: Pages) -> None:
     for path in figure_files(session, figures[0]):
         for number in count(len(figures) + 1):
             stale = path.with_name(f"{path.stem}_page{number}{path.suffix}")
-            if not stale.exists():
+            if figure_key(stale) is None:  # absent, or not one of ours
                 break
             stale.unlink()

@@ -32,7 +32,8 @@ from cnnvis_cli.stages.gallery.layers import (
     gallery_folder,
 )
 from cnnvis_cli.stages.gallery.panes import Photographs
-from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.inside import read_regular
+from cnnvis_cli.store.publish import is_temporary, publish
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
@@ -114,7 +115,7 @@ def _is_done(piece: Piece) -> bool:
     """Return whether the files exist, made from the present sources."""
     *others, last = map(piece.shown.folder.joinpath, piece.files())
     with suppress(OSError):
-        known = site.key_of(last.read_bytes())
+        known = site.key_of(read_regular(last))
         return known == piece.shown.key and all(map(Path.is_file, others))
     return False
 
@@ -257,7 +258,7 @@ def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
     contents["index.html"] = site.page(_facts(session, shown))
     for name, content in contents.items():
         path = folder / name
-        if not path.is_file() or path.read_bytes() != content:
+        if not path.is_file() or read_regular(path) != content:
             publish(path, content)
 
 
@@ -327,11 +328,17 @@ def _drop_others(session: Session, shown: Sequence[ShownLayer]) -> None:
             kept.update(map(layer.folder.joinpath, piece.files()))
     folder = gallery_folder(session)
     for place in sorted(folder.iterdir()):
-        if place.is_dir() and LAYER.fullmatch(place.name):
+        if place.is_dir() and LAYER.fullmatch(place.name) and _is_ours(place):
             for path in session.report.each(sorted(place.iterdir())):
                 if path not in kept and GALLERY_FILE.fullmatch(path.name):
                     path.unlink()
             with suppress(OSError):  # if other files are left
                 place.rmdir()
-        elif re.fullmatch(r"\..*\.tmp", place.name):
+        elif is_temporary(place.name):
             place.unlink()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a layer's folder was made by cnnvis: some file in it says so."""
+    told = (*folder.glob("units_*.js"), *folder.glob("layer.js"))
+    return any(site.key_of(read_regular(path)) for path in told)

@@ -30,6 +30,7 @@ from cnnvis_cli.stages.topk.assemble import (
     is_done,
 )
 from cnnvis_cli.stages.topk.job import TopKJob
+from cnnvis_cli.store.inside import check_inside, read_regular
 from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 from cnnvis_cli.store.parts import Parts, described
 from cnnvis_cli.store.projected import Projected, ProjectedFile
@@ -46,12 +47,14 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
     The bytes are those of an undivided run. Shards may overlap. Raise `UsageError` for runs of
     different plans and `CnnvisError` for a missing part of the top-k.
     """
+    for run in runs:
+        check_inside(run)
     sources = list(map(Run, runs))
     identity = _common_identity(sources)
     target = Run(replace(plan, model=identity["model"]).folder)
     network = outline(replace(Plan(run=str(sources[0].path)), trust_code=plan.trust_code))
     network = replace(network, digest=identity["weights_sha256"])
-    with report.stoppable(), target.lock():
+    with report.stoppable(), target.lock(say=report.once):
         first = sources[0].read()
         target.claim(identity, first.get("weights"), first.get("ema") is True)
         target.note("network", outlined(network))
@@ -145,7 +148,7 @@ class _Joining:
             names.add(folder.name)
             for path in [] if kept == folder else sorted(folder.iterdir()):
                 if not (kept / path.name).exists():
-                    publish(kept / path.name, path.read_bytes())
+                    publish(kept / path.name, read_regular(path))
         for name in sorted(names):
             self.report.result(
                 f"{self.target.path}: rows of search {name.rsplit('-', 1)[0]} are complete; run "
@@ -273,10 +276,15 @@ def _join_topk(
         TopKJob.of(target, first.identity, first.manifest, plan, network),
     )
     if not is_done(file.path, file.identity(), job.identity):
+        target.note("dataset", _dataset_of(first))  # first: a topk.h5 of another one is refused
         finish(target, job, [shard.parts for shard in shards], report)
-    target.note("dataset", {"path": str(first.manifest.root), "digest": first.manifest.digest})
+    target.note("dataset", _dataset_of(first))
     job.parts.clear()  # of shards that shared this directory
     announce_result(file, target, plan.topk.max_unreadable, report)
+
+
+def _dataset_of(shard: _Shard) -> Record:
+    return {"path": str(shard.manifest.root), "digest": shard.manifest.digest}
 
 
 def _shards(run: Run) -> Iterator[_Shard]:

@@ -24,6 +24,7 @@ from cnnvis_cli.errors import StorageError, TooManyUnreadable, UsageError
 from cnnvis_cli.folders import open_folder
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.store.inside import is_ours, read_regular
 from cnnvis_cli.store.lock import alone, file_name, local_time
 from cnnvis_cli.store.publish import publish
 
@@ -40,7 +41,7 @@ def carry_out(command: str, plan: Plan, report: Report, work: Work) -> None:
 
     Raise `Stopped` (exit code 75) if another process works in the run directory.
     """
-    with report.stoppable(), alone(plan.folder, plan.shard):
+    with report.stoppable(), alone(plan.folder, plan.shard, report.once):
         receipt = Receipt.of(command, plan)
         known = receipt.found() if receipt else None
         if known is not None:
@@ -124,7 +125,7 @@ class Receipt:
         """Return the results, if everything is unchanged."""
         damaged = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
         with suppress(*damaged):
-            record: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = json.loads(read_regular(self.path))
             stamps = {**record["inputs"], **record["outputs"]}
             same = all(_stamp(self._run / path) == stamp for path, stamp in stamps.items())
             return record if same and _can_be_said(record) else None
@@ -139,7 +140,7 @@ class Receipt:
         outputs = dict(_result_files(self._run))
         record = {"inputs": inputs, "outputs": outputs, "said": said, "unreadable": unreadable}
         content = json.dumps(record, indent=1, sort_keys=True).encode()
-        if not self.path.is_file() or self.path.read_bytes() != content:
+        if not self.path.is_file() or read_regular(self.path) != content:
             publish(self.path, content)
 
     @property
@@ -165,8 +166,8 @@ def _result_files(run: Path) -> Iterator[tuple[str, list[int]]]:
     for folder, folders, names in os.walk(run):
         inside = Path(folder).relative_to(run)
         if inside == Path():
-            folders[:] = [name for name in folders if name not in PASSING]
-        for name in names:
+            folders[:] = [name for name in folders if is_ours(name) and name not in PASSING]
+        for name in names if inside != Path() else filter(is_ours, names):
             stamp = _stamp(Path(folder) / name)
             passing = name.startswith(".") or (inside == Path() and name in PASSING)
             if stamp and not passing:
@@ -188,7 +189,7 @@ def _inputs(plan: Plan, settings: dict[str, Any]) -> Iterator[tuple[str, list[in
 
 def _known_run(plan: Plan) -> dict[str, Any]:
     try:
-        record = json.loads((plan.folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads(read_regular(plan.folder / "run.json"))
     except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

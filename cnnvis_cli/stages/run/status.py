@@ -7,13 +7,14 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
+from cnnvis_cli.store.inside import check_inside, read_regular
 from cnnvis_cli.store.lock import NAME, holder
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.parts import Parts, described
@@ -81,6 +82,7 @@ class Status:
 
 def status(folder: Path) -> Status:
     """Read a run directory; nothing is written. Raise `UsageError` if there is no run."""
+    check_inside(folder)
     run = Run(folder)
     known = run.read()
     if not known:
@@ -149,7 +151,7 @@ def _not_begun(run: Run, asked: Record, notes: list[Record]) -> Iterator[str]:
 
 def _json(path: Path) -> Record | None:
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path))
         return found if isinstance(found, dict) else None
     return None
 
@@ -228,7 +230,7 @@ def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
     """Yield the finished pieces of a job, of all shards."""
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
-        parts = Parts.of(folder)
+        parts = replace(Parts.of(folder), only_looks=True)
         if stage == "topk" or record is not None:
             for name in parts.names():
                 with suppress(OSError, CnnvisError):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.dataset.decode import Unreadable
 from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.figure.png import is_whole
 from cnnvis_cli.nouns import Box, Layer, Unit
@@ -31,7 +32,10 @@ from cnnvis_cli.stages.common.network_loading import load_network, planned_for
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
 from cnnvis_cli.stages.project.job import Made, Projections, group_of
+from cnnvis_cli.store.hdf5 import reading
+from cnnvis_cli.store.inside import check_inside, read_regular
 from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.origin import OF_ONE_LAYER
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.publish import intact
 from cnnvis_cli.store.run import Run, differences
@@ -83,6 +87,7 @@ def verify(plan: Plan, report: Report, sample: int, whole_dataset: bool) -> Find
     images of the dataset. Raise `UsageError` if there is no run.
     """
     run = Run(plan.folder)
+    check_inside(run.path)
     if not run.read():
         raise UsageError(f"{plan.folder}: holds no run; begin one with cnnvis topk or optimize")
     findings = Findings()
@@ -144,8 +149,10 @@ def _check_files(run: Run, findings: Findings, report: Report) -> None:
         try:
             if path.suffix == ".h5":
                 fine = intact(path)
+                if fine:
+                    _check_owner(run, path, findings)
             elif path.suffix == ".png":
-                fine = is_whole(path.read_bytes())
+                fine = is_whole(read_regular(path))
             else:
                 continue
         except OSError as error:
@@ -154,6 +161,14 @@ def _check_files(run: Run, findings: Findings, report: Report) -> None:
         findings.check("files", fine, problem)
     for path in sorted(run.parts().rglob("*.damaged")):
         findings.check("files", False, f"{path}: a damaged part, set aside; it is made again")
+
+
+def _check_owner(run: Run, path: Path, findings: Findings) -> None:
+    """Check that a result is of this run, its layer and a known version."""
+    kind = path.stem if path == run.topk else path.parent.name
+    if path == run.topk or (path.parent.parent == run.path and kind in OF_ONE_LAYER):
+        with _failures_found(findings, "files"), reading(path, kind):
+            pass
 
 
 def _check_dataset(session: Session, findings: Findings, sample: int, everything: bool) -> None:
@@ -290,6 +305,9 @@ def _projections(session: Session, findings: Findings, generator: np.random.Gene
             assert group_of(made["method"], again.plan.project) == group
             source = str(made["topk"])
             found = Projections(again, layer, made["method"], top.layer(layer.alias), source)
+            same = source == file_digest(top.path)
+            problem = f"{file.path}: {group} was projected from another topk.h5"
+            findings.check("sources of projections", same, problem)
             done = np.argwhere(file.done(group))
             channels = sorted(channel for (channel,) in _sampled_rows(done, CHANNELS, generator))
             fresh = found.compute(channels, read, _breathing(session.report))

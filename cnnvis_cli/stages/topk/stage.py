@@ -38,6 +38,7 @@ def topk(session: Session) -> None:
     have = file.identity()
     identity = _topk_identity(session, manifest, devices[0].type, have or {})
     job = TopKJob.of(session.run, identity, manifest, session.portable_plan, session.network)
+    record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
     if not is_done(file.path, have, identity):
         _scan(session, job)
         if session.plan.shard is not None:
@@ -46,10 +47,10 @@ def topk(session: Session) -> None:
             what = f"parts {mine.start} to {mine.stop - 1}" if mine else "no part"
             session.shard_is_done(f", {what} of 0 to {job.cut.count - 1}")
             return
+        session.run.note("dataset", record)  # first: a topk.h5 of another dataset is refused
         with session.timed("topk"):
             finish(session.run, job, [job.parts], session.report)
     job.parts.clear()
-    record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
     session.run.note("dataset", record)
     announce_result(file, session.run, session.plan.topk.max_unreadable, session.report)
 
