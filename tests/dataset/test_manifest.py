@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnvis_cli.dataset import manifest as module
-from cnnvis_cli.dataset.containers import Unreadable, read_file
+from cnnvis_cli.dataset.containers import read_file
 from cnnvis_cli.dataset.decode import decode
+from cnnvis_cli.dataset.kinds import Found, Unreadable
 from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing
@@ -164,8 +165,8 @@ CHARACTERS = "ab-/\udc80\udcff\ue000\U0001f600é"  # bytes that are no UTF-8 sor
 @given(st.lists(st.text(st.sampled_from(CHARACTERS), max_size=9), max_size=9))
 @settings(deadline=None)
 def test_rows_in_any_order_become_python_s_order(names: list[str]) -> None:
-    rows = [(name + ".jpg", number, -1, "") for number, name in enumerate(names)]
-    columns, _ = module._arranged(iter(rows))
+    rows = [(name + ".jpg", number, -1, ()) for number, name in enumerate(names)]
+    columns, _ = module._arranged(iter(rows), Found())
     last = {path: number for path, number, _, _ in rows}
     assert [os.fsdecode(path) for path in columns[0]] == sorted(last)
     assert columns[1].tolist() == [last[path] for path in sorted(last)]
@@ -376,9 +377,9 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("images.tar.gz", b"x", "is compressed; unpack it to a .tar"),
+        ("images.tar.gz", b"x", r"is compressed; unpack it \(gunzip --keep images.tar.gz\)"),
         ("images.tgz", b"x", "is compressed"),
-        ("images.parquet", b"x", r"give a folder, a list \(.txt, .lst\) or a file .tar or .zip"),
+        ("images.doc", b"x", r"give a folder, a list \(.txt, .lst\) or a file \(.tar, .zip, .parq"),
         ("nowhere.txt", None, "no such folder or file"),
         ("empty.txt", b"# nothing\n\n", "holds no images"),
         ("long.txt", b"a" * 5000 + b".jpg", "over 4096 bytes"),
