@@ -541,7 +541,7 @@ class Plan:
     dataset: Text | None = setting(
         None,
         "DATASET --dataset",
-        "A folder, tar, zip or list of images; demo for generated images.",
+        "A folder, tar, zip, Parquet file or list of images; demo for generated images.",
     )
     run: Text | None = setting(None, "-r --run", "The run directory.", "outputs/<model>")
     layer: Several[Text] = setting(

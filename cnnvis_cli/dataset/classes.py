@@ -114,6 +114,7 @@ def deeper_folder(places: Collection[Where], level: str) -> str:
 def describe(level: str) -> str:
     """Return a level in words."""
     words = {
+        "": "by folder",
         "stated": "as the dataset states them",
         "own": "by each image's own folder",
         "wordnet": "by the folder with a WordNet id",

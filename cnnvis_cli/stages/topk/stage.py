@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnvis_cli.dataset.decode_on_gpu import check_decoder
-from cnnvis_cli.dataset.manifest import Manifest, root_of
+from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.engine import check_precision, choose_devices, run_tasks
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.common.dataset_images import dataset_path
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.topk.assemble import announce_result, finish, is_done, leave_for_merge
+from cnnvis_cli.stages.topk.assemble import (
+    announce_result,
+    dataset_record,
+    finish,
+    is_done,
+    leave_for_merge,
+)
 from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.stages.topk.worker import Step, scan
 from cnnvis_cli.store.run import Record
@@ -33,7 +39,7 @@ def topk(session: Session) -> None:
     if session.plan.topk.decode == "gpu":
         check_decoder(devices[0], session.network.preprocessing)
     dataset = dataset_path(session)
-    manifest = Manifest.scan(dataset)
+    manifest = Manifest.scan(dataset, session.plan.topk.class_level)
     file = TopKFile(session.run.topk)
     have = file.identity()
     identity = _topk_identity(session, manifest, devices[0].type, have or {})
@@ -49,9 +55,9 @@ def topk(session: Session) -> None:
         with session.timed("topk"):
             finish(session.run, job, [job.parts], session.report)
     job.parts.clear()
-    record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
-    session.run.note("dataset", record)
-    announce_result(file, session.run, session.plan.topk.max_unreadable, session.report)
+    session.run.note("dataset", dataset_record(manifest))
+    allowed = session.plan.topk.max_unreadable
+    announce_result(file, session.run, manifest, allowed, session.report)
 
 
 def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
