@@ -21,7 +21,8 @@ def command(**flags: Any) -> None:
 
     DATASET is a folder of images, ideally with one folder per class as in ImageNet; a folder of
     tar shards (WebDataset) or Parquet files; a .tar, .zip or .parquet file; a text file of paths;
-    or `demo` for generated images. What is passed over is counted in the result. The result is topk.h5 in the run directory, with statistics of every channel.
+    or `demo` for generated images. What is passed over is counted in the result, which is topk.h5
+    in the run directory, with statistics of every channel.
 
     Example: cnnvis topk demo --model demo
     """

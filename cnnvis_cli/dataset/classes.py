@@ -29,7 +29,7 @@ def labels_of(
     stated = [place for place in places if isinstance(place, Stated)]
     if level == "stated" or (level == "auto" and stated):
         return *_stated_labels(places, stated, found.names), "stated"
-    folders = [() if isinstance(place, Stated) else place for place in places]
+    folders = [place.folders if isinstance(place, Stated) else place for place in places]
     if level == "auto":
         level = chosen_level(folders, listed)
     level = "1" if level == "first" else level
@@ -72,6 +72,8 @@ def chosen_level(places: Collection[Folders], listed: bool) -> str:
         return "wordnet"
     if len(named) == 1:
         return str(_last_telling(named[0]))
+    if not named:
+        return "own" if listed else "1"
     depth = 0  # of the folder in question, from 0
     while any(len(place) > depth + 1 for place in named):
         here, deeper = {place[depth] for place in named}, [p for p in named if len(p) > depth + 1]
@@ -81,9 +83,17 @@ def chosen_level(places: Collection[Folders], listed: bool) -> str:
         if not one and not {name.lower() for name in here} <= SPLITS:
             break
         named, depth = deeper, depth + 1
-    if listed and len({place[-1] for place in named}) > 1:
-        return "own"
+    if listed:
+        return _telling_level(named)
     return str(depth + 1)
+
+
+def _telling_level(named: Sequence[Folders]) -> str:
+    """Return ``own``, or if that is the same for all the last level that is not."""
+    if len({place[-1] for place in named}) > 1:
+        return "own"
+    levels = range(min(map(len, named)), 0, -1)
+    return str(next((n for n in levels if len({place[n - 1] for place in named}) > 1), "own"))
 
 
 def _tells_no_class(place: Folders) -> bool:
@@ -106,8 +116,9 @@ def deeper_folder(places: Collection[Where], level: str) -> str:
         return ""
     number = int(level)
     for place in places:
-        if not isinstance(place, Stated) and not _tells_no_class(place[number:]):
-            return "/".join(place)
+        folders = place.folders if isinstance(place, Stated) else place
+        if not _tells_no_class(folders[number:]):
+            return "/".join(folders)
     return ""
 
 
@@ -139,16 +150,17 @@ def _stated_labels(
         classes = tuple(table.get(n) or str(n) for n in range(max(table) + 1))
         rank: dict[Where, int] = {each: each.number for each in stated}
     else:
-        ordered = [name or str(number) for number, name in sorted(set(stated))]
+        ordered = [name or str(number) for number, name, _ in sorted(set(stated))]
         classes = tuple(dict.fromkeys(ordered))
-        rank = {each: classes.index(each.name or str(each.number)) for each in set(stated)}
+        index = {name: number for number, name in enumerate(classes)}
+        rank = {each: index[each.name or str(each.number)] for each in stated}
     return np.array([rank.get(place, -1) for place in places], np.int32), classes
 
 
 def _names_by_number(stated: Sequence[Stated], names: tuple[str, ...]) -> dict[int, str]:
     """Return the name of each number, empty without one; raise `UsageError` for two of one."""
     table = dict(enumerate(names))
-    for number, name in stated:
+    for number, name, _ in stated:
         known = table.setdefault(number, name)
         if name and known and name != known:
             raise UsageError(

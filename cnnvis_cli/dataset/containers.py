@@ -161,7 +161,7 @@ def _of_sample(
     if len(whole) > 1 and not suffixes.keys().isdisjoint(SIDECARS):
         by_suffix = {suffix_of(e.name)[1:]: e for e in reversed(whole)}
         whole = [next((by_suffix[s] for s in FIRST if s in by_suffix), whole[0])]
-    stated = _stated_class(path, suffixes, read)
+    stated = _stated_class(path, suffixes, read) if images else None
     used = ("cls",) if "cls" in suffixes else ("json",) if stated else ()
     for suffix, entry in suffixes.items():
         if entry in images:
@@ -188,7 +188,8 @@ def _stated_class(
         value = json.loads(text) if "cls" not in suffixes else text.strip()
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path}: {entry.name} cannot be read ({error}); mend it, or give --class-level"
+            f"{path}: {entry.name}, the label of an image, cannot be read ({error}); mend it or "
+            "take it out"
         ) from None
     if isinstance(value, dict):
         value = next((value[key] for key in LABEL_KEYS if key in value), None)

@@ -40,14 +40,17 @@ class Unreadable(Exception):
     """An image that cannot be used, and why, in a few words."""
 
 
+Folders = tuple[str, ...]  # the folders that an image is in, from the outermost
+
+
 class Stated(NamedTuple):
     """A class that a dataset states beside an image: its number, its name, or both."""
 
     number: int = -1  # -1: only a name is stated
     name: str = ""
+    folders: Folders = ()  # that the image is in, too
 
 
-Folders = tuple[str, ...]  # the folders that an image is in, from the outermost
 Where = Folders | Stated  # what tells an image's class
 NAMELESS = ("", ".", "..")  # parts of a path that are not a class
 

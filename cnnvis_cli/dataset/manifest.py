@@ -84,7 +84,8 @@ class Manifest:
         except OSError as error:
             place = error.filename or dataset
             raise UsageError(f"dataset {place}: cannot be listed ({error.strerror})") from None
-        _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
+        if (columns[2] < 0).all():  # no container among them
+            _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
         if not len(columns[0]):
             raise UsageError(
                 f"dataset {dataset}: holds no images ({', '.join(IMAGE_SUFFIXES)})"
@@ -276,7 +277,9 @@ def _of_container(container: Path, found: Found, prefix: str = "") -> Iterator[I
     start = f"{prefix}{container.name}/"
     loose = (container.stem,) if WORDNET.fullmatch(container.stem) else ()
     for name, size, place, stated in members(container, found):
-        yield start + name, size, place, stated or folders_of(name) or loose
+        folders = folders_of(name) or loose
+        where = stated._replace(folders=folders) if stated else folders
+        yield start + name, size, place, where
 
 
 def _arranged(rows: Iterator[ImageRow], found: Found) -> tuple[Columns, list[Where]]:

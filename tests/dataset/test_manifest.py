@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cnnvis_cli.dataset import manifest as module
 from cnnvis_cli.dataset.containers import read_file
@@ -157,6 +158,49 @@ def test_a_dataset_without_images_is_named(case: str, tmp_path: Path) -> None:
 def test_hidden_names_and_run_directories_are_passed_over(root: Path) -> None:
     fill(root, (".hidden/a.jpg", "a/.b.jpg", "run/figures/c.png", "run/run.json"))
     assert paths(Manifest.scan(root)) == sorted(IMAGES)
+
+
+def test_images_by_another_suffix_or_none(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", ("a.JFIF", "b.jpe", "notes", "c.part", "README.md"))
+    contents = {"d": "JPEG", "e": "PNG", "f": "GIF", "g": "WEBP", "h": "TIFF"}
+    for name, kind in contents.items():
+        Image.new("RGB", (4, 4)).save(root / name, kind)
+    os.mkfifo(root / "pipe")
+    (root / "gone").symlink_to(root / "nowhere")
+    manifest = Manifest.scan(root)
+    assert paths(manifest) == ["a.JFIF", "b.jpe", *contents]
+    assert manifest.passed_over == {"not images": 5}
+    for index in range(2, 7):
+        assert decode(manifest.read(index), SMALL).shape == (16, 16, 3)
+    inside = {name: (root / name).read_bytes() for name in ("d", "notes", "h")}
+    for path in (tar(tmp_path / "x.tar", inside), zipped(tmp_path / "x.zip", inside)):
+        packed = Manifest.scan(path)
+        assert [p.rpartition("/")[2] for p in paths(packed)] == ["d", "h"]
+        assert packed.passed_over == {"not images": 1}
+
+
+def test_a_format_that_is_not_read_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "images", ("a.jpg", "b.HEIC", "c.avif", "d.jp2"))
+    monkeypatch.setattr("cnnvis_cli.dataset.decode.formats", lambda: ("JPEG", "HEIF"))
+    manifest = Manifest.scan(root)
+    assert paths(manifest) == ["a.jpg", "b.HEIC"]
+    words = {kind.partition(",")[0]: count for kind, count in manifest.passed_over.items()}
+    assert words == {"AVIF": 1, "JPEG 2000": 1}
+    monkeypatch.setattr("cnnvis_cli.dataset.decode.formats", lambda: ("JPEG",))
+    assert paths(Manifest.scan(root)) == ["a.jpg"]
+    (root / "a.jpg").unlink()
+    with pytest.raises(UsageError, match=r"1 HEIC \(pip install 'cnnvis\[heic\]' reads it\)"):
+        Manifest.scan(root)
+
+
+def test_the_digest_of_plain_class_folders_is_what_it_was(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", ("b/2.jpg", "a/1.jpg", "a/0.png", "c/deep/3.jpg"))
+    before = "c37faae2acd2fbae5bf4d7a1bda61293a56a448bdf6ff52438c7a6ad8acd4472"
+    assert Manifest.scan(root).digest == before
+    fill(root, ("a/notes.txt", "b/.hidden", "again.tar.gz"))
+    assert Manifest.scan(root).digest == before
 
 
 CHARACTERS = "ab-/\udc80\udcff\ue000\U0001f600é"  # bytes that are no UTF-8 sort between others
