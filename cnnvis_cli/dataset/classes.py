@@ -130,6 +130,8 @@ def describe(level: str) -> str:
         "own": "by each image's own folder",
         "wordnet": "by the folder with a WordNet id",
         "1": "by the first folder",
+        "first": "by the first folder",
+        "none": "nowhere",
         "1+": "by the whole path of folders",
     }
     if level in words:

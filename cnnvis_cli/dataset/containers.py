@@ -20,6 +20,7 @@ from cnnvis_cli.dataset.kinds import (
     FIRST_BYTES,
     HIDDEN,
     LABELS,
+    LASTING,
     NESTED,
     PACKED,
     SAMPLE,
@@ -256,10 +257,17 @@ def _tar(path: Path, found: Found) -> Iterator[Member]:
                     found.leave(SPECIAL)
         _require_end(path, place)
     except CONTAINER_ERRORS as error:
+        _raise_what_may_pass(path, error)
         raise UsageError(
             f"{path}: is compressed, cut off or broken at byte {place} ({error}); "
             "unpack it to a .tar or copy it again"
         ) from None
+
+
+def _raise_what_may_pass(path: Path, error: Exception) -> None:
+    """Raise `StorageError` for an error that says nothing of the file."""
+    if isinstance(error, OSError) and error.errno and error.errno not in LASTING:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); run again") from None
 
 
 def _require_end(path: Path, place: int) -> None:
@@ -283,6 +291,7 @@ def _zip(path: Path, found: Found) -> Iterator[Member]:
         ):
             listed = archive.infolist()
     except CONTAINER_ERRORS as error:
+        _raise_what_may_pass(path, error)
         raise UsageError(f"{path}: is not a complete zip ({error}); copy it again") from None
     for info in listed:
         if info.header_offset < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,6 +28,11 @@ COMPRESSED = {  # suffixes of archives that cannot be read in place: what unpack
     ".7z": "7z x",
     ".rar": "unrar x",
 }
+
+LASTING = (  # errors that say something of the dataset; others may pass, and are exit code 4
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+    *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.EOVERFLOW, errno.EISDIR),
+)
 
 HIDDEN, OTHER, RUNS = "hidden", "not images", "run directories"
 TWICE, LINKED = "listed twice", "folders linked twice"

@@ -27,6 +27,7 @@ from cnnvis_cli.dataset.kinds import (
     FIRST_BYTES,
     HIDDEN,
     IMAGE_SUFFIXES,
+    LASTING,
     LINKED,
     RUNS,
     TWICE,
@@ -38,7 +39,7 @@ from cnnvis_cli.dataset.kinds import (
     is_image,
     kind_left,
 )
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import StorageError, UsageError
 from cnnvis_cli.folders import open_folder
 
 LISTS = (".txt", ".lst")
@@ -83,7 +84,8 @@ class Manifest:
             columns, places = _arranged(_image_rows(dataset, found), found)
         except OSError as error:
             place = error.filename or dataset
-            raise UsageError(f"dataset {place}: cannot be listed ({error.strerror})") from None
+            failure = UsageError if error.errno in LASTING else StorageError
+            raise failure(f"dataset {place}: cannot be listed ({error.strerror})") from None
         if (columns[2] < 0).all():  # no container among them
             _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
         if not len(columns[0]):
@@ -228,8 +230,10 @@ def _begins_like_one(name: str, folder: int) -> bool:
     """Return whether a file without a suffix is an image by its first bytes."""
     try:
         file = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder)
-    except OSError:  # what cannot be read has no image's name either
-        return False
+    except OSError as error:
+        if error.errno in LASTING:  # what cannot be read has no image's name either
+            return False
+        raise
     try:
         regular = stat.S_ISREG(os.fstat(file).st_mode)
         return regular and begins_like_an_image(os.pread(file, FIRST_BYTES, 0))

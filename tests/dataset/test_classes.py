@@ -14,8 +14,10 @@ import pytest
 import cnnvis_cli
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.class_names import _from_paths
+from cnnvis_cli.stages.common.class_names import _from_paths, class_names, names_before
+from cnnvis_cli.stages.run.merge import merge
 from cnnvis_cli.store.topk_file import Images
 
 
@@ -218,3 +220,46 @@ def test_a_run_says_its_classes_and_what_it_passed_over(
     for each in strongest:
         name = {"n01443537": "goldfish", "n02086240": "Shih-Tzu"}[each.path.split("/")[0]]
         assert each.class_name == name
+
+
+def test_a_run_with_other_classes_says_which_level_it_has(
+    do: Any, exact: dict[str, Any], photographs: Any, tmp_path: Path
+) -> None:
+    """As a run has that was made before folders were skipped that hold everything."""
+    root = photographs(tmp_path / "images" / "pets", 4, classes=2).parent
+    exact |= {"dataset": str(root), "run": str(tmp_path / "run"), "layer": ("conv1",)}
+    do("topk", **exact, topk__class_level="first")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["dataset"] = {"path": str(root), "digest": record["dataset"]["digest"]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    names = [s.class_name for s in cnnvis_cli.open(tmp_path / "run")["conv1/0000"].strongest[:2]]
+    assert names == ["pets", "pets"]
+    before = (tmp_path / "run" / "topk.h5").read_bytes()
+    with pytest.raises(UsageError, match="by the first folder; go on with --class-level first"):
+        do("topk", **exact)
+    do("topk", **exact, topk__class_level="first")
+    assert (tmp_path / "run" / "topk.h5").read_bytes() == before
+
+
+def test_shards_hand_on_their_classes(
+    do: Any, exact: dict[str, Any], photographs: Any, tmp_path: Path
+) -> None:
+    root = photographs(tmp_path / "images" / "pets", 8, classes=2).parent
+    (root / "notes.txt").touch()
+    exact |= {"dataset": str(root), "run": str(tmp_path / "run"), "layer": ("conv1",)}
+    for shard in ("1/2", "2/2"):
+        do("topk", **exact, shard=shard)
+    plan = Plan.make(None, {"run": str(tmp_path / "run"), "trust_code": True})
+    merge([tmp_path / "run"], plan, Report(quiet=True))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["dataset"]
+    assert (record["class_level"], record["classes"]) == ("2", ["class0", "class1"])
+    assert record["passed_over"] == {"not images": 1}
+
+
+def test_a_figure_is_drawn_again_only_where_its_names_are_others() -> None:
+    plain = images_of({"polar_bear/1.jpg": 0, "zebra/1.jpg": 1})
+    assert names_before(plain, ()) == class_names(_from_paths(plain), (), None)
+    ids = images_of({"n01440764/1.jpg": 0, "n01443537/1.jpg": 1})
+    own = ("tench", "goldfish")
+    assert names_before(ids, own) == class_names(_from_paths(ids), own, None)
+    assert names_before(ids, ()) != class_names(_from_paths(ids), (), None)

@@ -365,7 +365,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)  # type: ignore[arg-type]
+    image.save(buffer, kind, **settings)
     return buffer.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -23,7 +24,7 @@ from cnnvis_cli.dataset.containers import read_file
 from cnnvis_cli.dataset.decode import decode
 from cnnvis_cli.dataset.kinds import Found, Unreadable
 from cnnvis_cli.dataset.manifest import Manifest, root_of
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import StorageError, UsageError
 from cnnvis_cli.nouns import Preprocessing
 
 PATHS = (
@@ -193,6 +194,25 @@ def test_a_format_that_is_not_read_here_is_named(
     (root / "a.jpg").unlink()
     with pytest.raises(UsageError, match=r"1 HEIC \(pip install 'cnnvis\[heic\]' reads it\)"):
         Manifest.scan(root)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip", "bare"])
+def test_a_disk_that_fails_while_it_is_listed_is_not_the_datasets_fault(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "images", ("a/1.jpg", "b/image"))
+    places = {
+        "tar": tar(tmp_path / "x.tar", {"a.jpg": b"x"}),
+        "zip": zipped(tmp_path / "x.zip", {"a.jpg": b"x"}),
+    }
+
+    def fail(*_arguments: object, **_settings: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    name = {"folder": "os.scandir", "tar": "tarfile.TarFile.next", "bare": "os.pread"}
+    monkeypatch.setattr(name.get(kind, "zipfile.ZipFile.infolist"), fail)
+    with pytest.raises(StorageError, match=r"[Ii]nput/output error"):
+        Manifest.scan(places.get(kind, root))
 
 
 def test_the_digest_of_plain_class_folders_is_what_it_was(tmp_path: Path) -> None:

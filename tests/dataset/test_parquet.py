@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
+import cnnvis_cli
 from cnnvis_cli.dataset.kinds import Unreadable
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import StorageError, UsageError
@@ -160,3 +163,29 @@ def test_a_file_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
         assert len(read_image(str(path), version, row)) == size
         highest = max(highest, pa.total_allocated_bytes() - before)
     assert highest < 100 << 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_on_rows_is_one_on_files(
+    workers: int, do: Any, exact: dict[str, Any], photographs: Any, tmp_path: Path
+) -> None:
+    files = sorted(photographs(tmp_path / "images", 21).rglob("*.png"))
+    labels = ([number % 4 for number in range(21)], NAMES)
+    table(tmp_path / "a.parquet", [file.read_bytes() for file in files], group=6, label=labels)
+    runs = {"rows": tmp_path / "a.parquet", "files": tmp_path / "images"}
+    found = {}
+    for name, dataset in runs.items():
+        flags = exact | {"dataset": str(dataset), "run": str(tmp_path / name), "workers": workers}
+        do("topk", **flags)
+        do("project", **flags, layer=("conv2",), units="0,3")
+        with h5py.File(tmp_path / name / "topk.h5") as file:
+            about = file["layers/conv2"]
+            found[name] = [about[key][()] for key in ("activation", "image", "position")]
+        with h5py.File(tmp_path / name / "projected" / "conv2.h5") as file:
+            found[name].append(file["gradient/projection"][()])
+    for rows, plain in zip(found["rows"], found["files"], strict=True):
+        assert np.array_equal(rows, plain, equal_nan=True)
+    places = cnnvis_cli.open(tmp_path / "rows", trust_code=True)["conv2/0000"].strongest
+    assert [each.class_name for each in places[:3]] == [
+        NAMES[int(each.path.rpartition("/")[2]) % 4] for each in places[:3]
+    ]

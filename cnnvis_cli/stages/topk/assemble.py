@@ -181,6 +181,8 @@ def _about_dataset(manifest: Manifest) -> str:
         words += f" {describe(manifest.level)}"
     if empty:
         words += f" ({len(empty)} without an image, such as {printable(empty[0])})"
+    if count and (none := int((manifest.labels < 0).sum())):
+        words += f", {none} images without a class"
     passed = in_words(manifest.passed_over)
     return f"{words}; passed over: {passed}" if passed else words
 

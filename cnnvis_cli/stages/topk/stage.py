@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from cnnvis_cli.dataset.classes import describe
 from cnnvis_cli.dataset.decode_on_gpu import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.engine import check_precision, choose_devices, run_tasks
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.common.dataset_images import dataset_path
 from cnnvis_cli.stages.common.session import Session
@@ -42,6 +45,8 @@ def topk(session: Session) -> None:
     manifest = Manifest.scan(dataset, session.plan.topk.class_level)
     file = TopKFile(session.run.topk)
     have = file.identity()
+    if have is not None and have["dataset"] != manifest.digest:
+        _refuse_other_classes(session, dataset, have["dataset"])
     identity = _topk_identity(session, manifest, devices[0].type, have or {})
     job = TopKJob.of(session.run, identity, manifest, session.portable_plan, session.network)
     if not is_done(file.path, have, identity):
@@ -58,6 +63,17 @@ def topk(session: Session) -> None:
     session.run.note("dataset", dataset_record(manifest))
     allowed = session.plan.topk.max_unreadable
     announce_result(file, session.run, manifest, allowed, session.report)
+
+
+def _refuse_other_classes(session: Session, dataset: Path, known: str) -> None:
+    """Raise `UsageError` if the file's list of images differs in the level of its classes alone."""
+    noted = session.run.read().get("dataset", {}).get("class_level")
+    for level in filter(None, (noted, "first", "own")):
+        if Manifest.scan(dataset, level).digest == known:
+            raise UsageError(
+                f"{session.run.topk}: its classes are made {describe(level)}; go on with "
+                f"--class-level {level}, or choose another --run"
+            )
 
 
 def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
