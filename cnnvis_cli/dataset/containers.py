@@ -372,7 +372,9 @@ def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
     try:
         container, status = _container(root, path)
         if container.lower().endswith(".parquet"):
-            return parquet.read_image(container, (status.st_dev, status.st_ino), offset)
+            content = parquet.read_image(container, (status.st_dev, status.st_ino), offset)
+            _check_size(len(content))
+            return content
         _check_size(size)
         handle = _open_container(container, status.st_dev, status.st_ino)
         if container.lower().endswith(".tar"):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROWS = 16  # images that are in memory at a time
 LABEL_ROWS = 1 << 16  # labels
+ROWS_PER_BYTE = 1  # of a file, at most; it could state any number
 BUFFER = 1 << 20  # bytes that are read at a time
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")  # of columns, the likeliest first
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "class_name")
@@ -44,7 +45,9 @@ def members(path: Path, found: Found) -> Iterator[Member]:
             return
         if columns.names:
             found.state(columns.names, path)
-        size = path.stat().st_size
+        size, rows = path.stat().st_size, file.metadata.num_rows
+        if rows > ROWS_PER_BYTE * size:
+            raise ValueError(f"{rows} rows in {size} bytes")
         for row, label in enumerate(_labels(file, columns.label)):
             yield Member(f"{row:09d}", size, row, stated_by(label))
     except (ValueError, OSError, NotImplementedError) as error:

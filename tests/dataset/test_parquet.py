@@ -147,6 +147,22 @@ def test_a_broken_file_is_refused_and_a_damaged_row_unreadable(tmp_path: Path) -
         manifest.read(0)
 
 
+def test_rows_that_a_file_cannot_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(tmp_path / "a.parquet", contents(50))
+    monkeypatch.setattr("cnnvis_cli.dataset.parquet.ROWS_PER_BYTE", 0.001)
+    with pytest.raises(UsageError, match=r"50 rows in \d+ bytes"):
+        Manifest.scan(path)
+
+
+def test_a_huge_row_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest.scan(table(tmp_path / "a.parquet", [b"x" * 2000]))
+    monkeypatch.setattr("cnnvis_cli.dataset.containers.LARGEST_IMAGE", 1000)
+    with pytest.raises(Unreadable, match="too large: 2000 bytes"):
+        manifest.read(0)
+
+
 def test_a_file_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     """A group of 200 MB never is in memory at once."""
     from cnnvis_cli.dataset.parquet import read_image
@@ -182,7 +198,7 @@ def test_a_run_on_rows_is_one_on_files(
             about = file["layers/conv2"]
             found[name] = [about[key][()] for key in ("activation", "image", "position")]
         with h5py.File(tmp_path / name / "projected" / "conv2.h5") as file:
-            found[name].append(file["gradient/projection"][()])
+            found[name].append(file["deconv/projection"][()])
     for rows, plain in zip(found["rows"], found["files"], strict=True):
         assert np.array_equal(rows, plain, equal_nan=True)
     places = cnnvis_cli.open(tmp_path / "rows", trust_code=True)["conv2/0000"].strongest
