@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import struct
@@ -13,29 +12,24 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from cnnvis_cli.dataset import parquet
 from cnnvis_cli.dataset.kinds import (
     FIRST_BYTES,
     HIDDEN,
-    LABELS,
     LASTING,
     NESTED,
     PACKED,
-    SAMPLE,
     SPECIAL,
-    TWICE,
     Found,
-    Stated,
     Unreadable,
-    begins_like_an_image,
     folders_of,
     is_hidden,
     is_image,
     kind_left,
-    suffix_of,
 )
+from cnnvis_cli.dataset.samples import Member, images_of_sample, is_image_member, key_of
 from cnnvis_cli.errors import StorageError, UsageError
 
 LARGEST_IMAGE = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of this
@@ -59,17 +53,6 @@ CONTAINER_ERRORS = (  # what tarfile and zipfile raise for invalid files
     struct.error,
 )
 
-LABEL = 1 << 20  # bytes of a label beside an image; the JSON of a caption has some hundred
-
-
-class Member(NamedTuple):
-    """An image in a container."""
-
-    name: str
-    size: int  # bytes
-    place: int
-    stated: Stated | None = None  # its class, where the container states it
-
 
 def members(container: Path, found: Found) -> Iterator[Member]:
     """Yield the images of a container, in its order; of equal names the last one counts.
@@ -90,8 +73,8 @@ def _of_tar(path: Path, found: Found) -> Iterator[Member]:
         return os.pread(file.number, min(size, entry.size), entry.place)
 
     entries = _visible(path, _tar(path, found), found)
-    for _, group in groupby(entries, lambda entry: _key_of(entry.name)):
-        yield from _of_sample(path, list(group), read, found)
+    for _, group in groupby(entries, lambda entry: key_of(entry.name)):
+        yield from images_of_sample(path, list(group), read, found)
 
 
 def _of_zip(path: Path, found: Found) -> Iterator[Member]:
@@ -102,7 +85,7 @@ def _of_zip(path: Path, found: Found) -> Iterator[Member]:
         return _start_in_zip(file.number, entry.place)
 
     for entry in _visible(path, _zip(path, found), found):
-        if _is_image(entry, first_bytes):
+        if is_image_member(entry, first_bytes):
             yield entry
         else:
             found.leave(kind_left(entry.name))
@@ -129,84 +112,6 @@ def _visible(path: Path, entries: Iterator[Member], found: Found) -> Iterator[Me
             f"{path.name}, in a new folder) and give the folder: the archives in it are read in "
             "place"
         )
-
-
-def _is_image(entry: Member, first_bytes: Callable[[Member], bytes]) -> bool:
-    """Return whether a member is an image by its name, or without a suffix by its first bytes."""
-    if suffix_of(entry.name):
-        return is_image(entry.name)
-    return entry.size > 0 and begins_like_an_image(first_bytes(entry))
-
-
-def _key_of(name: str) -> str:
-    """Return a member's name up to the first dot: the key of its sample in a WebDataset."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
-
-
-SIDECARS = ("cls", "json", "txt")  # what stands beside an image in a WebDataset
-FIRST = ("jpg", "jpeg", "png", "webp")  # which of a sample's images is meant
-
-
-def _of_sample(
-    path: Path, group: list[Member], read: Callable[[Member, int], bytes], found: Found
-) -> Iterator[Member]:
-    """Yield the images of members with one key: one where texts or labels are beside it.
-
-    An image such as ``000.seg.png`` beside a ``000.jpg`` belongs to it and is none of its own.
-    """
-    images = [e for e in group if _is_image(e, lambda entry: read(entry, FIRST_BYTES))]
-    suffixes = {e.name[len(_key_of(e.name)) + 1 :]: e for e in group}
-    found.leave(TWICE, len(group) - len(suffixes))
-    whole = [e for s, e in suffixes.items() if "." not in s and e in images] or images
-    if len(whole) > 1 and not suffixes.keys().isdisjoint(SIDECARS):
-        by_suffix = {suffix_of(e.name)[1:]: e for e in reversed(whole)}
-        whole = [next((by_suffix[s] for s in FIRST if s in by_suffix), whole[0])]
-    stated = _stated_class(path, suffixes, read) if images else None
-    used = ("cls",) if "cls" in suffixes else ("json",) if stated else ()
-    for suffix, entry in suffixes.items():
-        if entry in images:
-            if entry not in whole:
-                found.leave(SAMPLE)
-        elif suffix not in used:
-            found.leave(kind_left(entry.name))
-        elif not images:
-            found.leave(LABELS)
-    yield from (entry._replace(stated=stated) for entry in whole)
-
-
-def _stated_class(
-    path: Path, suffixes: dict[str, Member], read: Callable[[Member, int], bytes]
-) -> Stated | None:
-    """Return the class that a ``.cls`` or ``.json`` states; raise `UsageError` for a broken one."""
-    entry = suffixes.get("cls") or suffixes.get("json")
-    if entry is None:
-        return None
-    try:
-        if entry.size > LABEL:
-            raise ValueError(f"{entry.size} bytes")
-        text = read(entry, LABEL).decode()
-        value = json.loads(text) if "cls" not in suffixes else text.strip()
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: {entry.name}, the label of an image, cannot be read ({error}); mend it or "
-            "take it out"
-        ) from None
-    if isinstance(value, dict):
-        value = next((value[key] for key in LABEL_KEYS if key in value), None)
-    return stated_by(value)
-
-
-LABEL_KEYS = ("cls", "label", "class")  # of a sample's JSON
-
-
-def stated_by(value: Any) -> Stated | None:
-    """Return the class that a label's value states; None for what is no label."""
-    if isinstance(value, str) and value.strip():
-        text = value.strip()
-        return Stated(int(text)) if text.isascii() and text.isdecimal() else Stated(-1, text)
-    number = isinstance(value, int) and not isinstance(value, bool)
-    return Stated(value) if number and value >= 0 else None
 
 
 class _Frugal:

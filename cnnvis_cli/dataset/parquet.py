@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cnnvis_cli.dataset.kinds import PARQUET, TABLES, Found, Unreadable
+from cnnvis_cli.dataset.samples import Member, stated_by
 from cnnvis_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from cnnvis_cli.dataset.containers import Member
 
 ROWS = 16  # images that are in memory at a time
 LABEL_ROWS = 1 << 16  # labels
@@ -32,8 +30,6 @@ def members(path: Path, found: Found) -> Iterator[Member]:
     The size of each is that of the file: rows do not tell theirs before they are unpacked. A file
     without a column of images is passed over. Raise `UsageError` for a broken file.
     """
-    from cnnvis_cli.dataset.containers import Member, stated_by
-
     try:
         file = _opened(path)
         if file is None:

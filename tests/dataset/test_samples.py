@@ -125,3 +125,20 @@ def test_as_the_library_writes_them(tmp_path: Path) -> None:
     manifest = Manifest.scan(tmp_path)
     assert paths(manifest) == [f"k{number}.jpg" for number in range(4)]
     assert manifest.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_folders_that_only_hold_class_folders_are_no_classes(tmp_path: Path) -> None:
+    names = (
+        "pets/",
+        "pets/cats/",
+        "pets/cats/1.jpg",
+        "pets/dogs/",
+        "pets/dogs/2.jpg",
+        "pets/owls/",
+    )
+    path = tar(tmp_path / "pets.tar", dict.fromkeys(names, b""))
+    for level in ("auto", "own", "2", "2+"):
+        assert Manifest.scan(path, level).classes == ("cats", "dogs", "owls")
+    more = ("a/", "a/apt/", "a/apt/outdoor/", "a/apt/outdoor/1.jpg", "b/", "b/bar/", "b/bar/2.jpg")
+    places = Manifest.scan(tar(tmp_path / "places.tar", dict.fromkeys(more, b"")))
+    assert places.classes == ("apt/outdoor", "bar")
