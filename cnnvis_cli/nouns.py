@@ -238,7 +238,7 @@ class Preprocessing:
     `resize` is the length of the shorter side in pixels, or (height, width) to change the shape
     too; then the centre `crop` (height, width) is cut. `mean` and `std` are per channel in RGB
     order and 0..255 units; `bgr` reverses the channels for networks trained in Caffe; `grey` makes
-    images grey first, all three channels alike.
+    images grey first, all three channels alike; `upright` turns them as EXIF says.
     """
 
     resize: int | Size = 256
@@ -248,3 +248,4 @@ class Preprocessing:
     bgr: bool = False
     interpolation: Interpolation = "bilinear"
     grey: bool = False
+    upright: bool = False

@@ -7,6 +7,7 @@ values are checked against them in `validation`. Only there is pydantic imported
 
 from __future__ import annotations
 
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
@@ -103,6 +104,15 @@ def _safetensors_path(value: Any, check: Callable[[Any], Any]) -> Any:
     return value
 
 
+CLASS_LEVEL = re.compile(r"auto|first|own|wordnet|stated|none|[1-9]\d?\+?")
+
+
+def _class_level(value: Any, check: Callable[[Any], Any]) -> Any:
+    if not CLASS_LEVEL.fullmatch(level := check(value)):
+        raise ValueError("must be auto, first, own, wordnet, stated, none, or a number such as 2")
+    return level
+
+
 def _shard_name(value: Any, check: Callable[[Any], Any]) -> Any:
     share_of(check(value))
     return value
@@ -148,6 +158,11 @@ class PreprocessingPlan:
         None,
         help="Whether images are made grey first. A network of one input channel needs no word.",
     )
+    upright: bool | None = setting(
+        None,
+        help="Whether photographs are turned as their EXIF orientation says. By default they are "
+        "not, as in training with torchvision.",
+    )
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,14 @@ class TopKPlan:
         le=1,
     )
     min: bool = setting(False, "--min", "Also keep the k lowest places per channel.")
+    class_level: Annotated[Text, ReadWith(_class_level)] = setting(
+        "auto",
+        "--class-level",
+        "Which folder is an image's class: first (below the dataset), own (the image's), a number "
+        "(2 for the second; 2+ for it and all below), wordnet (named n01440764 or so), stated (by "
+        "a WebDataset or Parquet file), none.",
+        metavar="LEVEL",
+    )
     decode: Decode = setting(
         "exact",
         "--decode",
@@ -518,7 +541,7 @@ class Plan:
     dataset: Text | None = setting(
         None,
         "DATASET --dataset",
-        "A folder, tar, zip or list of images; demo for generated images.",
+        "A folder, tar, zip, Parquet file or list of images; demo for generated images.",
     )
     run: Text | None = setting(None, "-r --run", "The run directory.", "outputs/<model>")
     layer: Several[Text] = setting(

@@ -46,6 +46,8 @@ DOORS = {  # a library, and the only places that may use it
     "captum": ("network/saliency.py",),
     "numba": ("network/tally_loops.py",),
     "av": ("dataset/video.py", "figure/film.py"),
+    "pyarrow": ("dataset/parquet.py",),
+    "pillow_heif": ("dataset/decode.py",),
     "PIL": ("figure/canvas.py", "dataset/decode.py"),
     "jinja2": ("figure/site.py",),
     "loky": ("engine/pool.py",),

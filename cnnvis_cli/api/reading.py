@@ -21,7 +21,7 @@ from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import MontagePlan, Plan
-from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.class_names import class_names, classes_of
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.network_loading import bare_network, planned_for
 from cnnvis_cli.stages.common.session import Session
@@ -112,7 +112,7 @@ class Places:
     def classes(self) -> list[str]:
         """The names of the class folders."""
         own, file = self.session.network.classes, self.session.plan.figure.classes
-        return class_names(self.images, own, file)
+        return class_names(classes_of(self.session.run, self.images), own, file)
 
     def layer(self, alias: str) -> LayerTopK:
         """Return a layer's places; raise `UsageError` if topk did not include it."""

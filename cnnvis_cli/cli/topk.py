@@ -20,8 +20,9 @@ def command(**flags: Any) -> None:
     """Find the images, and the places in them, that activate each channel most strongly.
 
     DATASET is a folder of images, ideally with one folder per class as in ImageNet; a folder of
-    tar shards; a .tar or .zip file; a text file of paths; or `demo` for generated images. The
-    result is topk.h5 in the run directory, with statistics of every channel.
+    tar shards (WebDataset) or Parquet files; a .tar, .zip or .parquet file; a text file of paths;
+    or `demo` for generated images. What is passed over is counted in the result, which is topk.h5
+    in the run directory, with statistics of every channel.
 
     Example: cnnvis topk demo --model demo
     """

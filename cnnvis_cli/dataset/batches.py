@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import decode, is_plain_jpeg
 from cnnvis_cli.dataset.decode_on_gpu import decode_plain
+from cnnvis_cli.dataset.kinds import Unreadable
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import StorageError, WorkerDied
 from cnnvis_cli.nouns import Preprocessing

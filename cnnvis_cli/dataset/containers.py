@@ -1,4 +1,4 @@
-"""The bytes of an image: in a plain file, or in a tar or zip that is never extracted."""
+"""The bytes of an image: in a plain file, or in a container that is never extracted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,28 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cnnvis_cli.dataset import parquet
+from cnnvis_cli.dataset.kinds import (
+    FIRST_BYTES,
+    HIDDEN,
+    LASTING,
+    NESTED,
+    PACKED,
+    SPECIAL,
+    Found,
+    Unreadable,
+    folders_of,
+    is_hidden,
+    is_image,
+    kind_left,
+)
+from cnnvis_cli.dataset.samples import Member, images_of_sample, is_image_member, key_of
 from cnnvis_cli.errors import StorageError, UsageError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LARGEST_IMAGE = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of this
 OPEN = 16  # containers that a process keeps open
 INDEX = 1 << 30  # bytes of a zip's list of members: about ten million of them
@@ -37,33 +53,65 @@ CONTAINER_ERRORS = (  # what tarfile and zipfile raise for invalid files
     struct.error,
 )
 
-Member = tuple[str, int, int]  # name, size in bytes, and place in its container
 
+def members(container: Path, found: Found) -> Iterator[Member]:
+    """Yield the images of a container, in its order; of equal names the last one counts.
 
-class Unreadable(Exception):
-    """An image that cannot be used, and why, in a few words."""
-
-
-def is_image(name: str) -> bool:
-    """Return whether a file or member has an image's name, and no part of it is hidden."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not any(map(_is_hidden, name.split("/")))
-
-
-def _is_hidden(part: str) -> bool:
-    return part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
-
-
-def members(container: Path) -> Iterator[Member]:
-    """Yield the images of a tar or a zip, in its order; of equal names the last one counts.
-
-    Raise `UsageError` for a broken container: half a list would be another dataset.
+    All else is counted in `found`. Raise `UsageError` for a broken container, as half a list would
+    be another dataset, and for one that holds nothing but other containers.
     """
     if not container.is_file():
         raise UsageError(f"{container}: is not a regular file; take it out of the dataset")
-    for name, size, place in INDEXES[container.suffix.lower()](container):
-        name = name.removeprefix("./")  # noqa: PLW2901 - as `tar -C folder .` writes them
-        if is_image(name):
-            yield name, size, place
+    return INDEXES[container.suffix.lower()](container, found)
+
+
+def _of_tar(path: Path, found: Found) -> Iterator[Member]:
+    """Yield the images of a tar; of a WebDataset one of each sample, with the class it states."""
+    file = _Handle(str(path))
+
+    def read(entry: Member, size: int) -> bytes:
+        return os.pread(file.number, min(size, entry.size), entry.place)
+
+    entries = _visible(path, _tar(path, found), found)
+    for _, group in groupby(entries, lambda entry: key_of(entry.name)):
+        yield from images_of_sample(path, list(group), read, found)
+
+
+def _of_zip(path: Path, found: Found) -> Iterator[Member]:
+    """Yield the images of a zip."""
+    file = _Handle(str(path))
+
+    def first_bytes(entry: Member) -> bytes:
+        return _start_in_zip(file.number, entry.place)
+
+    for entry in _visible(path, _zip(path, found), found):
+        if is_image_member(entry, first_bytes):
+            yield entry
+        else:
+            found.leave(kind_left(entry.name))
+
+
+def _visible(path: Path, entries: Iterator[Member], found: Found) -> Iterator[Member]:
+    """Yield the files that are neither hidden nor archives; raise if there are only archives."""
+    others, nested = False, ""
+    for entry in entries:
+        if any(map(is_hidden, entry.name.split("/"))):
+            found.leave(HIDDEN)
+        elif entry.name.endswith("/"):
+            found.folders.add(folders_of(entry.name))
+        elif is_container(entry.name) or kind_left(entry.name) == PACKED:
+            found.leave(NESTED)
+            nested = nested or entry.name
+        else:
+            others = True
+            yield entry
+    if nested and not others:
+        unpack = "tar -xf" if path.suffix.lower() == ".tar" else "unzip"
+        raise UsageError(
+            f"{path}: holds archives, such as {nested}, and no images; unpack it once ({unpack} "
+            f"{path.name}, in a new folder) and give the folder: the archives in it are read in "
+            "place"
+        )
 
 
 class _Frugal:
@@ -85,8 +133,8 @@ class _Frugal:
         return getattr(self._file, name)
 
 
-def _tar(path: Path) -> Iterator[Member]:
-    """Yield the regular files of a tar, by seeking from header to header."""
+def _tar(path: Path, found: Found) -> Iterator[Member]:
+    """Yield the regular files and folders of a tar, by seeking from header to header."""
     place = 0  # of the next header
     try:
         with (
@@ -105,14 +153,26 @@ def _tar(path: Path) -> Iterator[Member]:
                 place = tar.offset
                 if member.issparse() and is_image(member.name):
                     raise tarfile.ReadError(f"{member.name} is sparse; pack it without --sparse")
+                name = member.name.removeprefix("./")  # as `tar -C folder .` writes them
                 if member.isreg():
-                    yield member.name, member.size, member.offset_data
+                    yield Member(name, member.size, member.offset_data)
+                elif member.isdir():
+                    yield Member(f"{name}/", 0, -1)
+                else:
+                    found.leave(SPECIAL)
         _require_end(path, place)
     except CONTAINER_ERRORS as error:
+        _raise_what_may_pass(path, error)
         raise UsageError(
             f"{path}: is compressed, cut off or broken at byte {place} ({error}); "
             "unpack it to a .tar or copy it again"
         ) from None
+
+
+def _raise_what_may_pass(path: Path, error: Exception) -> None:
+    """Raise `StorageError` for an error that says nothing of the file."""
+    if isinstance(error, OSError) and error.errno and error.errno not in LASTING:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); run again") from None
 
 
 def _require_end(path: Path, place: int) -> None:
@@ -127,17 +187,18 @@ def _require_end(path: Path, place: int) -> None:
                 raise tarfile.ReadError("something follows its end mark")
 
 
-def _zip(path: Path) -> Iterator[Member]:
-    """Yield the regular files of a zip, from its central directory."""
+def _zip(path: Path, found: Found) -> Iterator[Member]:
+    """Yield the regular files and folders of a zip, from its central directory."""
     try:
         with (
             path.open("rb") as file,
             zipfile.ZipFile(_Frugal(file, INDEX)) as archive,
         ):
-            found = archive.infolist()
+            listed = archive.infolist()
     except CONTAINER_ERRORS as error:
+        _raise_what_may_pass(path, error)
         raise UsageError(f"{path}: is not a complete zip ({error}); copy it again") from None
-    for info in found:
+    for info in listed:
         if info.header_offset < 0:
             raise UsageError(
                 f"{path}: is not a complete zip (its beginning is missing); copy it again"
@@ -147,15 +208,22 @@ def _zip(path: Path) -> Iterator[Member]:
                 f"{path}: is not a complete zip (it states absurd sizes); copy it again"
             )
         kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if it was not written on Unix
-        if kind in (0, stat.S_IFREG):
-            yield info.filename, info.file_size, info.header_offset
+        name = info.filename.removeprefix("./")
+        if info.is_dir() or kind in (0, stat.S_IFREG):
+            yield Member(name, info.file_size, info.header_offset)
+        else:
+            found.leave(SPECIAL)
 
 
-INDEXES: dict[str, Callable[[Path], Iterator[Member]]] = {".tar": _tar, ".zip": _zip}
+INDEXES: dict[str, Callable[[Path, Found], Iterator[Member]]] = {
+    ".tar": _of_tar,
+    ".zip": _of_zip,
+    ".parquet": parquet.members,
+}
 
 
 def is_container(name: str) -> bool:
-    """Return whether a file has a tar's or a zip's name."""
+    """Return whether a file has the name of a tar, a zip or a Parquet file."""
     return name.lower().endswith(tuple(INDEXES))
 
 
@@ -206,9 +274,13 @@ def read_member(root: Path, path: str, offset: int, size: int) -> bytes:
     Raise `Unreadable` for a member that is no image, and `StorageError` if the container cannot be
     read now.
     """
-    _check_size(size)
     try:
         container, status = _container(root, path)
+        if container.lower().endswith(".parquet"):
+            content = parquet.read_image(container, (status.st_dev, status.st_ino), offset)
+            _check_size(len(content))
+            return content
+        _check_size(size)
         handle = _open_container(container, status.st_dev, status.st_ino)
         if container.lower().endswith(".tar"):
             return _exactly(handle.number, size, offset)
@@ -232,7 +304,7 @@ def _why(error: OSError | ValueError) -> str:
 
 
 def _container(root: Path, path: str) -> tuple[str, os.stat_result]:
-    """Return the shortest prefix of a path that is a tar or zip file, not a folder named so."""
+    """Return the shortest prefix of a path that is a container, not a folder named so."""
     end = path.find("/")
     while end > 0:
         if is_container(path[:end]):
@@ -288,6 +360,18 @@ def _from_zip(file: int, size: int, offset: int) -> bytes:
     if zlib.crc32(content) not in (_crcs_behind(file, end) if flags & CRC_FOLLOWS else (crc,)):
         raise Unreadable("is damaged in its zip: wrong CRC")
     return content
+
+
+def _start_in_zip(file: int, offset: int) -> bytes:
+    """Return a member's first bytes; none where there is no member that can be read."""
+    try:
+        fields = ZIP_HEADER.unpack(_exactly(file, ZIP_HEADER.size, offset))
+        packed = os.pread(file, 1024, offset + ZIP_HEADER.size + fields[9] + fields[10])
+        if fields[3] == zipfile.ZIP_DEFLATED:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, FIRST_BYTES)
+        return packed[:FIRST_BYTES]
+    except (Unreadable, zlib.error):
+        return b""
 
 
 def _stored(file: int, size: int, start: int) -> tuple[bytes, int]:

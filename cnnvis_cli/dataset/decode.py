@@ -7,23 +7,26 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from PIL import Image, _imaging
+from numpy.typing import NDArray
+from PIL import Image, _imaging, features
 
 from cnnvis_cli.arrays import Pixels
-from cnnvis_cli.dataset.containers import Unreadable
+from cnnvis_cli.dataset.kinds import Unreadable
 from cnnvis_cli.nouns import Preprocessing, Size
 from cnnvis_cli.report import printable
 
-__all__ = ["FORMATS", "Unreadable", "decode", "prepare", "write_png"]
+__all__ = ["FORMATS", "Unreadable", "decode", "formats", "prepare", "write_png"]
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # that every Pillow reads
+LATER = {"AVIF": "avif", "JPEG2000": "jpg_2000"}  # that some do, and Pillow's word for the codec
 SCANNED = 4 << 30  # pixels times scans of a JPEG: some seconds; a photograph has 1 to 12 scans
 TEXT = 32 << 20  # bytes of an image in text form; 6 MB take a second
 BITMAP_HEADER = (
@@ -36,22 +39,45 @@ TILE = (322, 323)  # a TIFF's TileWidth and TileLength
 def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> Pixels:
     """Decode, resize and centre-crop one image file: uint8 RGB of (height, width, 3).
 
-    As in torchvision's evaluation transforms. Transparency is dropped, 16-bit grey is scaled to 8
-    bits, an animation gives its first frame, and EXIF rotation is ignored, as in training. `fast`
-    lets the JPEG decoder do most of the reduction: slightly different pixels, in a fraction of the
-    time. Raise `Unreadable` with the reason.
+    As in torchvision's evaluation transforms. Transparency is dropped, more than 8 bits are scaled
+    to 8 (see `_grey_of`), an animation gives its first frame, and EXIF rotation is ignored, as in
+    training, unless the preprocessing is `upright`. `fast` lets the JPEG decoder do most of the
+    reduction: slightly different pixels, in a fraction of the time. Raise `Unreadable` with the
+    reason.
     """
     if not content:
         raise Unreadable("is empty")
     try:
-        with _open_image(content, FORMATS) as image:
+        with _open_image(content, formats()) as image:
             if fast:
-                _shrink_early(image, preprocessing.resize)
-            return prepare(_rgb(image), preprocessing)
+                _shrink_early(image, preprocessing)
+            found = _rgb(image)
+            _check_depth(image, content, found)
+            return prepare(_turned(image, found) if preprocessing.upright else found, preprocessing)
     except MemoryError:  # of this process: the image may be fine
         raise
     except Exception as error:  # Pillow raises many kinds for broken files, as fuzzing showed
         raise Unreadable(_reason(error)) from None
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Return the formats that are read here: HEIC with the extra ``heic``, others with Pillow's."""
+    Image.init()
+    more = [name for name, word in LATER.items() if name in Image.OPEN and _has_codec(word)]
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return (*FORMATS, *more)
+    register_heif_opener()
+    return (*FORMATS, *more, "HEIF")
+
+
+def _has_codec(name: str) -> bool:
+    try:
+        return bool(features.check(name))
+    except ValueError:  # a Pillow that does not know the word
+        return False
 
 
 @contextmanager
@@ -110,10 +136,12 @@ def _check_work(image: Any, content: bytes) -> None:
 
     It has too many pixels, tiles of many more (unpacked whole), or too many scans.
     """
-    largest = Image.MAX_IMAGE_PIXELS or float("inf")
+    largest = _most_pixels()
     width, height = image.size
     if width * height > largest:
-        raise Unreadable(f"is a decompression bomb: {width}x{height} pixels")
+        raise Unreadable(
+            f"is a decompression bomb: {width}x{height} pixels, above {largest / 1e6:.0f} million"
+        )
     if image.format == "TIFF":
         across, down = (int(image.tag_v2.get(tag, 0)) for tag in TILE)
         if across * down > largest:
@@ -123,12 +151,20 @@ def _check_work(image: Any, content: bytes) -> None:
         raise Unreadable(f"is a decompression bomb: {scans} scans of {width}x{height} pixels")
 
 
-def _shrink_early(image: Image.Image, resize: int | Size) -> None:
+def _most_pixels() -> float:
+    """Return Pillow's own limit: above half of it, it only warns."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or float("inf"))
+
+
+def _shrink_early(image: Image.Image, preprocessing: Preprocessing) -> None:
     """Decode a JPEG at 1/1, 1/2, 1/4 or 1/8: the smallest that covers `resize` on both sides.
 
     Other formats have no such decoder, and `draft` leaves them unchanged.
     """
+    resize = preprocessing.resize
     height, width = (resize, resize) if isinstance(resize, int) else resize
+    if preprocessing.upright:  # it may yet be turned
+        height = width = max(height, width)
     image.draft(None, (width, height))
 
 
@@ -176,14 +212,67 @@ def is_plain_jpeg(content: bytes) -> bool:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+    """Return an image of any mode as RGB; raise `Unreadable` for values of an unknown scale."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        depths = () if image.format == "PPM" else DEPTHS  # Pillow scales it by its largest value
+        return Image.fromarray(_grey_of(np.asarray(image), depths)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy it
+
+
+DEPTHS = (8, 10, 12)  # bits that an image of 16 bits may really have
+
+
+def _grey_of(values: NDArray[Any], depths: Sequence[int]) -> NDArray[np.uint8]:
+    """Return grey values of more than 8 bits in 8.
+
+    Whole numbers are of 16 bits, or of the first of the `depths` that all of them fit in, which
+    would otherwise be all but black. Fractions are from 0 to 1 or to 255. Raise `Unreadable` for
+    others: what is black and what is white is not known.
+    """
+    low, high = values.min(), values.max()
+    if values.dtype.kind != "f" and low >= 0 and high < 1 << 16:
+        bits = next((bits for bits in depths if high < 1 << bits), 16)
+        return (values.astype(np.uint32) >> (bits - 8)).astype(np.uint8)
+    if values.dtype.kind == "f" and low >= 0 and high <= 255:  # no NaN is
+        return (values * (255 if high <= 1 else 1)).astype(np.uint8)
+    raise Unreadable(
+        f"has values from {low:g} to {high:g}, of an unknown scale; convert it to 8 bits"
+    )
+
+
+def _check_depth(image: Image.Image, content: bytes, found: Image.Image) -> None:
+    """Raise `Unreadable` for 12-bit colours in 16 bits: Pillow reads only the upper 8."""
+    depth = 8
+    if image.format == "PNG":
+        depth = content[24]
+    elif image.format == "TIFF":
+        depth = max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined] # BitsPerSample
+    if depth != 16 or image.mode.startswith("I"):
+        return
+    highest = max(high for _, high in cast(tuple[tuple[int, int], ...], found.getextrema()))
+    if highest < 1 << 4:
+        raise Unreadable("has colours of at most 12 bits in 16, all but black; convert it to 8")
+
+
+def _turned(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    """Return pixels as the image's EXIF orientation says."""
+    way = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return pixels if way is None else pixels.transpose(way)
+
+
+ORIENTATION = 0x0112  # an EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _reason(error: Exception) -> str:

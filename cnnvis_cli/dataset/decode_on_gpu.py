@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import check_shape, decode, is_plain_jpeg
+from cnnvis_cli.dataset.kinds import Unreadable
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing
 
@@ -23,6 +23,8 @@ def check_decoder(device: torch.device, preprocessing: Preprocessing) -> None:
     """Raise `UsageError` if images cannot be decoded and resized on this device."""
     if preprocessing.interpolation == "lanczos":
         raise UsageError("--decode gpu: has no lanczos interpolation; use --decode exact")
+    if preprocessing.upright:
+        raise UsageError("--decode gpu: turns no images upright; use --decode exact")
     if preprocessing.grey:
         raise UsageError("--decode gpu: makes no images grey; use --decode exact")
     if device.type != "cuda":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+import stat
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,25 +14,40 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnvis_cli.dataset.classes import WORDNET, deeper_folder, labels_of
 from cnnvis_cli.dataset.containers import (
-    IMAGE_SUFFIXES,
     INDEXES,
     is_container,
     members,
     read_file,
     read_member,
 )
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.dataset.kinds import (
+    COMPRESSED,
+    FIRST_BYTES,
+    HIDDEN,
+    IMAGE_SUFFIXES,
+    LASTING,
+    LINKED,
+    RUNS,
+    TWICE,
+    Found,
+    Where,
+    begins_like_an_image,
+    folders_of,
+    is_hidden,
+    is_image,
+    kind_left,
+)
+from cnnvis_cli.errors import StorageError, UsageError
 from cnnvis_cli.folders import open_folder
 
 LISTS = (".txt", ".lst")
-ACCEPTED = f"a folder, a list ({', '.join(LISTS)}) or a file {' or '.join(INDEXES)}"
-COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
+ACCEPTED = f"a folder, a list ({', '.join(LISTS)}) or a file ({', '.join(INDEXES)})"
 LONGEST_PATH = 4096  # bytes of a path, PATH_MAX of Linux; a longer one would widen every row
-NAMELESS = ("", ".", "..")  # parts of a path that are not a class
 ROWS = 1 << 16  # number of rows that are turned into arrays at a time
 
-ImageRow = tuple[str, int, int, str]  # path, bytes, place in its container or -1, class or ""
+ImageRow = tuple[str, int, int, Where]  # path, bytes, place in its container or -1, its folders
 Paths = NDArray[np.bytes_]
 Columns = tuple[Paths, NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
@@ -41,9 +57,9 @@ class Manifest:
     """N images in the order of ``sorted()``, in arrays that processes share without a copy.
 
     Paths are `os.fsencode`d, ``/``-separated and relative to `root`; a container's member is
-    ``shard.tar/member.jpg``. The label is the index, among the sorted `classes`, of the first
-    folder below the root or inside the container, or of the image's own folder in a list; -1
-    without a folder.
+    ``shard.tar/member.jpg``. The label is the index, among the sorted `classes`, of the image's
+    folder at the `level` that is the class (see `dataset.classes`); -1 without one. Where the
+    dataset states classes itself, it is the stated number, or the index of the stated name.
     """
 
     root: Path
@@ -52,20 +68,36 @@ class Manifest:
     offsets: NDArray[np.int64]  # (N,) tar: the first byte, zip: the header; -1: a plain file
     labels: NDArray[np.int32]  # (N,)
     classes: tuple[str, ...]
+    level: str = ""  # which folder is the class; see `dataset.classes.class_at`
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # what is no image, by kind
+    deeper: str = ""  # a folder below a class folder that may have been meant as a class
 
     @classmethod
-    def scan(cls, dataset: Path) -> Manifest:
-        """List a dataset's images; raise `UsageError` if it is invalid, broken or empty."""
+    def scan(cls, dataset: Path, level: str = "auto") -> Manifest:
+        """List a dataset's images; raise `UsageError` if it is invalid, broken or empty.
+
+        `level` says which folder is the class, as in `dataset.classes.labels_of`.
+        """
+        found = Found()
         try:
             root = root_of(dataset)
-            columns, classes = _arranged(_image_rows(dataset))
+            columns, places = _arranged(_image_rows(dataset, found), found)
         except OSError as error:
             place = error.filename or dataset
-            raise UsageError(f"dataset {place}: cannot be listed ({error.strerror})") from None
-        _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
+            failure = UsageError if error.errno in LASTING else StorageError
+            raise failure(f"dataset {place}: cannot be listed ({error.strerror})") from None
+        if (columns[2] < 0).all():  # no container among them
+            _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
         if not len(columns[0]):
-            raise UsageError(f"dataset {dataset}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        return cls(root, *columns, classes)
+            raise UsageError(
+                f"dataset {dataset}: holds no images ({', '.join(IMAGE_SUFFIXES)})"
+                + (f"; passed over: {in_words(found.passed_over)}" if found.passed_over else "")
+            )
+        ranks, classes, level = labels_of(places, found, level, _is_list(dataset))
+        paths, sizes, offsets, codes = columns
+        labels, passed = ranks[codes], dict(sorted(found.passed_over.items()))
+        deeper = deeper_folder(places, level)
+        return cls(root, paths, sizes, offsets, labels, classes, level, passed, deeper)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,34 +142,46 @@ def _refuse_where_nothing_is_there(dataset: Path, paths: Paths, sizes: NDArray[n
         )
 
 
+def in_words(counts: Mapping[str, int]) -> str:
+    """Return counts by kind in words."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+
+
+def _is_list(dataset: Path) -> bool:
+    return dataset.suffix.lower() in LISTS and not dataset.is_dir()
+
+
 def root_of(dataset: Path) -> Path:
     """Return the folder that a dataset's paths are relative to: itself, or the file's folder."""
     is_file = dataset.suffix.lower() in (*LISTS, *INDEXES) and not dataset.is_dir()
     return dataset.parent if is_file else dataset
 
 
-def _image_rows(dataset: Path) -> Iterator[ImageRow]:
+def _image_rows(dataset: Path, found: Found) -> Iterator[ImageRow]:
     """Return the images of any dataset, in any order; raise `UsageError` for anything else."""
     if dataset.is_dir():
-        return _of_folder(dataset)
-    readers: dict[str, Callable[[Path], Iterator[ImageRow]]] = {
+        return _of_folder(dataset, found)
+    readers: dict[str, Callable[[Path, Found], Iterator[ImageRow]]] = {
         **dict.fromkeys(LISTS, _of_list),
         **dict.fromkeys(INDEXES, _of_container),
     }
     suffix = dataset.suffix.lower()
     if dataset.is_file() and suffix in readers:
-        return readers[suffix](dataset)
+        return readers[suffix](dataset, found)
     if not dataset.exists():
         raise UsageError(f"dataset {dataset}: there is no such folder or file")
     if suffix in COMPRESSED:
-        raise UsageError(f"dataset {dataset}: is compressed; unpack it to a .tar")
+        raise UsageError(
+            f"dataset {dataset}: is compressed; unpack it ({COMPRESSED[suffix]} {dataset.name}) "
+            "and give the .tar or folder, which is read in place"
+        )
     raise UsageError(f"dataset {dataset}: is not a dataset; give {ACCEPTED}")
 
 
-def _of_folder(root: Path) -> Iterator[ImageRow]:
+def _of_folder(root: Path, found: Found) -> Iterator[ImageRow]:
     """Yield files and members with image names; linked folders once each.
 
-    Hidden names and run directories are skipped.
+    Hidden names and run directories are passed over.
     """
     seen: set[tuple[int, int]] = set()
     pending = [""]  # folders as prefixes of paths
@@ -146,31 +190,55 @@ def _of_folder(root: Path) -> Iterator[ImageRow]:
         place = root / prefix
         status = place.stat()
         inode = (status.st_dev, status.st_ino)
-        # a run directory's figures are not its images
-        if inode not in seen and not (place / "run.json").is_file():
-            subfolders = yield from _of_one_folder(place, prefix)
+        if inode in seen:
+            found.leave(LINKED)
+        elif (place / "run.json").is_file():  # its figures are not its images
+            found.leave(RUNS)
+        else:
+            subfolders = yield from _of_one_folder(place, prefix, found)
             pending.extend(sorted(subfolders, reverse=True))
         seen.add(inode)
 
 
-def _of_one_folder(place: Path, prefix: str) -> Generator[ImageRow, None, list[str]]:
+def _of_one_folder(place: Path, prefix: str, found: Found) -> Generator[ImageRow, None, list[str]]:
     """Yield the images of a folder and of the containers in it; return its subfolders."""
-    folders, containers, label = [], [], prefix.partition("/")[0]
+    folders, containers, where, images = [], [], folders_of(prefix), False
     with open_folder(place) as number, os.scandir(number) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith("."):
+            if is_hidden(name):
+                found.leave(HIDDEN)
                 continue
             size = _look(entry)
             if size is None:
                 folders.append(f"{prefix}{name}/")
-            elif name.lower().endswith(IMAGE_SUFFIXES):
-                yield prefix + name, size, -1, label
+            elif is_image(name) or ("." not in name and _begins_like_one(name, number)):
+                yield prefix + name, size, -1, where
+                images = True
             elif is_container(name):
                 containers.append(place / name)
+            else:
+                found.leave(kind_left(name))
+    if not (folders or containers or images):
+        found.folders.add(where)
     for container in containers:
-        yield from _of_container(container, prefix)
+        yield from _of_container(container, found, prefix)
     return folders
+
+
+def _begins_like_one(name: str, folder: int) -> bool:
+    """Return whether a file without a suffix is an image by its first bytes."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        if error.errno in LASTING:  # what cannot be read has no image's name either
+            return False
+        raise
+    try:
+        regular = stat.S_ISREG(os.fstat(file).st_mode)
+        return regular and begins_like_an_image(os.pread(file, FIRST_BYTES, 0))
+    finally:
+        os.close(file)
 
 
 def _look(entry: os.DirEntry[str]) -> int | None:
@@ -181,7 +249,7 @@ def _look(entry: os.DirEntry[str]) -> int | None:
         return 0
 
 
-def _of_list(file: Path) -> Iterator[ImageRow]:
+def _of_list(file: Path, _found: Found) -> Iterator[ImageRow]:
     """Yield the images that a text file names, one path per line; # begins a comment line."""
     with (
         open_folder(file.parent) as folder,
@@ -194,8 +262,7 @@ def _of_list(file: Path) -> Iterator[ImageRow]:
                 )
             path = line.strip().removeprefix("./")
             if path and not path.startswith("#"):
-                holder = path.rpartition("/")[0].rpartition("/")[2]
-                yield path, _file_size(path, folder), -1, "" if holder in NAMELESS else holder
+                yield path, _file_size(path, folder), -1, folders_of(path)
 
 
 def _file_size(path: str, folder: int) -> int:
@@ -206,44 +273,50 @@ def _file_size(path: str, folder: int) -> int:
         return 0
 
 
-def _of_container(container: Path, prefix: str = "") -> Iterator[ImageRow]:
-    """Yield the images of a tar or zip in a folder whose paths begin with `prefix`."""
+def _of_container(container: Path, found: Found, prefix: str = "") -> Iterator[ImageRow]:
+    """Yield the images of a container in a folder whose paths begin with `prefix`.
+
+    A container named by a WordNet id, as ILSVRC's, is the class of images that lie loose in it.
+    """
     start = f"{prefix}{container.name}/"
-    for name, size, offset in members(container):
-        folders = (part for part in name.split("/")[:-1] if part not in NAMELESS)
-        yield start + name, size, offset, next(folders, "")
+    loose = (container.stem,) if WORDNET.fullmatch(container.stem) else ()
+    for name, size, place, stated in members(container, found):
+        folders = folders_of(name) or loose
+        where = stated._replace(folders=folders) if stated else folders
+        yield start + name, size, place, where
 
 
-def _arranged(rows: Iterator[ImageRow]) -> tuple[Columns, tuple[str, ...]]:
-    """Return sorted paths, sizes, offsets and labels, each path once, and the sorted classes."""
-    codes: dict[str, int] = {}  # of the classes, in the order of their appearance
-    paths, sizes, offsets, labels = _columns_of_rows(rows, codes)
+def _arranged(rows: Iterator[ImageRow], found: Found) -> tuple[Columns, list[Where]]:
+    """Return sorted paths, sizes, offsets and the numbers of their places, each path once.
+
+    Then the places, by their numbers.
+    """
+    codes: dict[Where, int] = {}  # of the places, in the order of their appearance
+    paths, sizes, offsets, places = _columns_of_rows(rows, codes)
     order = _order(paths)
     paths = paths[order]
     last = np.append(paths[1:] != paths[:-1], True)[: len(paths)]  # the last of equals, as in a tar
     if not last.all():
+        found.leave(TWICE, int((~last).sum()))
         paths, order = paths[last], order[last]
-    classes = tuple(sorted(codes.keys() - {""}))
-    rank = {name: number for number, name in enumerate(classes)}
-    ranks = np.array([rank.get(name, -1) for name in codes], np.int32)
-    return (paths, sizes[order], offsets[order], ranks[labels[order]]), classes
+    return (paths, sizes[order], offsets[order], places[order]), list(codes)
 
 
-def _columns_of_rows(rows: Iterator[ImageRow], codes: dict[str, int]) -> Columns:
+def _columns_of_rows(rows: Iterator[ImageRow], codes: dict[Where, int]) -> Columns:
     """Return rows as arrays, built in blocks: a million strings never exist at once."""
     blocks = [_block([], codes)]
     while block := list(islice(rows, ROWS)):
         blocks.append(_block(block, codes))
-    paths, sizes, offsets, labels = zip(*blocks, strict=True)
+    paths, sizes, offsets, places = zip(*blocks, strict=True)
     return (
         np.concatenate(paths),
         np.concatenate(sizes),
         np.concatenate(offsets),
-        np.concatenate(labels),
+        np.concatenate(places),
     )
 
 
-def _block(rows: list[ImageRow], codes: dict[str, int]) -> Columns:
+def _block(rows: list[ImageRow], codes: dict[Where, int]) -> Columns:
     """Return some rows as arrays; raise `UsageError` for a path that no file system allows."""
     paths = np.array(_encoded_paths([row[0] for row in rows]), np.bytes_)
     if paths.itemsize > LONGEST_PATH:

@@ -51,6 +51,14 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(AlexNet_Weights.DEFAULT.meta["categories"])
 
 
+@cache
+def imagenet_names() -> dict[str, str]:
+    """Return torchvision's name of each of ILSVRC 2012's 1000 WordNet ids."""
+    text = (Path(str(files("cnnvis_cli.network"))) / "wordnet_ids.txt").read_text()
+    ids = [line for line in text.splitlines() if not line.startswith("#")]
+    return dict(zip(ids, imagenet_classes(), strict=True))
+
+
 @OWN.register("demo")
 def demo() -> Blueprint:
     """Return the bundled network, trained on the synthetic images."""

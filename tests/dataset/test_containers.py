@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnvis_cli.dataset import containers
-from cnnvis_cli.dataset.containers import Unreadable, members, read_member
+from cnnvis_cli.dataset.containers import members, read_member
+from cnnvis_cli.dataset.kinds import Found, Unreadable
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import StorageError, UsageError
 
@@ -65,7 +66,7 @@ def read(path: Path) -> dict[str, bytes]:
     """Return every image of a container; of equal names the last one."""
     return {
         name: read_member(path.parent, f"{path.name}/{name}", place, size)
-        for name, size, place in members(path)
+        for name, size, place, _ in members(path, Found())
     }
 
 
@@ -116,7 +117,7 @@ def test_only_images_that_show_are_members(kind: str, tmp_path: Path) -> None:
         tar(path, content)
     else:
         zipped(path, content, zipfile.ZIP_STORED)
-    assert [name for name, _, _ in members(path)] == ["a/1.JPG", "../2.png", "/x/3.gif"]
+    assert [name for name, *_ in members(path, Found())] == ["a/1.JPG", "../2.png", "/x/3.gif"]
 
 
 def test_links_devices_and_folders_are_no_images(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_links_devices_and_folders_are_no_images(tmp_path: Path) -> None:
             member.type, member.linkname = kind, "6.jpg"
             archive.addfile(member)
         archive.addfile(tarfile.TarInfo("6.jpg"))
-    assert [name for name, _, _ in members(tmp_path / "a.tar")] == ["6.jpg"]
+    assert [name for name, *_ in members(tmp_path / "a.tar", Found())] == ["6.jpg"]
 
 
 def test_links_in_a_zip_are_no_images(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_links_in_a_zip_are_no_images(tmp_path: Path) -> None:
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "image.jpg")
         archive.writestr("image.jpg", b"x")
-    assert [name for name, _, _ in members(tmp_path / "a.zip")] == ["image.jpg"]
+    assert [name for name, *_ in members(tmp_path / "a.zip", Found())] == ["image.jpg"]
 
 
 def test_the_last_of_equal_names_is_meant(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_broken_tar_is_refused_with_the_place(kind: str, tmp_path: Path) -> No
     path = tar(tmp_path / "shard.tar", CONTENT, tarfile.USTAR_FORMAT)
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
     with pytest.raises(UsageError, match=r"shard\.tar: is .* at byte \d+ .*copy it again"):
-        list(members(path))
+        list(members(path, Found()))
 
 
 def test_a_tar_that_leads_round_for_ever_is_refused(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_tar_that_leads_round_for_ever_is_refused(tmp_path: Path) -> None:
     content[1024:1536] = header
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"at byte 1024 .*no end"):
-        list(members(path))
+        list(members(path, Found()))
 
 
 def header(name: str, size: int, kind: bytes = b"0") -> bytes:
@@ -205,21 +206,21 @@ def test_a_name_of_gigabytes_is_never_read(kind: bytes, tmp_path: Path) -> None:
         file.write(header("name", 1 << 40, kind))
         file.truncate((1 << 40) + 8192)  # bytes, all of them a hole
     with pytest.raises(UsageError, match=rf"a header of {1 << 40} bytes.*copy it again"):
-        list(members(path))
+        list(members(path, Found()))
 
 
 def test_headers_that_each_announce_another_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     path.write_bytes((header("x", 9, b"L") + b"name".ljust(512, b"\0")) * 3000 + bytes(1024))
     with pytest.raises(UsageError, match=r"recursion.*copy it again"):
-        list(members(path))
+        list(members(path, Found()))
 
 
 def test_an_image_with_holes_in_it_is_not_left_out_in_silence(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     path.write_bytes(header("holes.jpg", 0, b"S") + bytes(1024))
     with pytest.raises(UsageError, match=r"holes\.jpg is sparse; pack it without --sparse"):
-        list(members(path))
+        list(members(path, Found()))
 
 
 def test_a_list_of_members_of_gigabytes_is_never_read(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_a_list_of_members_of_gigabytes_is_never_read(tmp_path: Path) -> None:
         file.seek(length)
         file.write(b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, length, 0, 0))
     with pytest.raises(UsageError, match=f"a header of {length} bytes"):
-        list(members(path))
+        list(members(path, Found()))
 
 
 @given(st.data())
@@ -278,7 +279,7 @@ LIES = {
 @pytest.mark.parametrize("reason", LIES)
 def test_a_zip_that_lies_is_unreadable_with_the_reason(reason: str, tmp_path: Path) -> None:
     path = zip_with(tmp_path / "a.zip", *LIES[reason])
-    (member,) = members(path)
+    (member,) = members(path, Found())
     assert member[0] == "image.jpg"
     with pytest.raises(Unreadable, match=reason):
         read(path)
@@ -294,7 +295,7 @@ def test_a_zip_that_tells_more_bytes_than_there_can_be_is_refused(tmp_path: Path
     content[place + 55 : place + 55] = long
     path.write_bytes(content)
     with pytest.raises(UsageError, match="absurd sizes"):
-        list(members(path))
+        list(members(path, Found()))
 
 
 def test_a_member_that_goes_on_without_a_byte_is_given_up(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_a_container_that_changes_is_not_mistaken_for_the_old_one(
     assert read(path) == {"x.jpg": b"one"}
     other.replace(path)
     assert read(path) == {"x.jpg": b"two"}
-    found = list(members(path))
+    found = list(members(path, Found()))
     os.truncate(path, 32)
     with pytest.raises(Unreadable, match="its container ends early"):
         read_member(tmp_path, f"a.{kind}/x.jpg", found[0][2], found[0][1])

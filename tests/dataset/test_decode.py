@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms
 
 from cnnvis_cli.arrays import Pixels
-from cnnvis_cli.dataset.decode import Unreadable, decode, prepare, write_png
+from cnnvis_cli.dataset.decode import Unreadable, decode, formats, prepare, write_png
 from cnnvis_cli.nouns import Interpolation, Preprocessing
 
 SMALL = Preprocessing(resize=16, crop=(16, 16))
@@ -244,8 +244,9 @@ def test_a_decompression_bomb_is_unreadable(
 ) -> None:
     path = tmp_path / "image.png"
     noise(40, 40).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 800)
     assert decode(path.read_bytes(), SMALL).shape == (16, 16, 3)
-    for limit in (1500, 700):  # more than the limit, and more than twice as much
+    for limit in (799, 700):  # above twice of it Pillow refuses
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(Unreadable, match="bomb"):
             decode(path.read_bytes(), SMALL)
@@ -360,3 +361,85 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert np.array_equal(
         decode((tmp_path / "folder" / "image.png").read_bytes(), AS_IT_IS), pixels
     )
+
+
+def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "HEIF"])
+def test_formats_that_some_pillows_read(kind: str) -> None:
+    if kind not in formats():
+        pytest.skip(f"this Pillow reads no {kind}, or pillow-heif is missing")
+    image = noise(64, 64)
+    found = decode(encoded(image, kind, quality=95), Preprocessing((64, 64), (64, 64)))
+    assert np.abs(found.astype(int) - np.asarray(image)).mean() < 8
+
+
+def test_a_large_photograph_is_read() -> None:
+    """Pillow warns above 89 million pixels, and refuses above twice of that."""
+    content = encoded(Image.new("L", (12_000, 9_000), 77), "JPEG")
+    assert decode(content, SMALL, fast=True).mean() == pytest.approx(77, abs=1)
+    with pytest.raises(Unreadable, match="bomb"):
+        decode(encoded(Image.new("1", (14_000, 13_000)), "PNG"), SMALL)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("highest", "bits"), [(255, 8), (1000, 10), (4095, 12), (5000, 16)])
+def test_twelve_bits_in_sixteen_are_not_black(kind: str, highest: int, bits: int) -> None:
+    levels = np.linspace(0, highest, 64).astype(np.uint16).reshape(8, 8)
+    found = decode(encoded(Image.fromarray(levels), kind), AS_IT_IS)
+    assert np.array_equal(found[..., 0], levels >> (bits - 8))
+
+
+def test_a_dark_bitmap_that_states_its_largest_value_stays_dark(tmp_path: Path) -> None:
+    levels = np.linspace(0, 2000, 64).astype(">u2").reshape(8, 8)
+    found = decode(b"P5 8 8 65535\n" + levels.tobytes(), AS_IT_IS)
+    assert np.array_equal(found[..., 0], levels >> 8)
+
+
+@pytest.mark.parametrize("highest", [1.0, 255.0])
+def test_fractions_are_from_0_to_1_or_to_255(highest: float) -> None:
+    levels = np.linspace(0, highest, 64, dtype=np.float32).reshape(8, 8)
+    found = decode(encoded(Image.fromarray(levels), "TIFF"), AS_IT_IS)
+    assert np.array_equal(found[..., 0], (levels * (255 / highest)).astype(np.uint8))
+
+
+UNKNOWN = {
+    "negative": np.array([-1.0, 0.5], np.float32),
+    "large": np.array([0, 3000], np.float32),
+    "no number": np.array([np.nan, 1], np.float32),
+    "32 bits": np.array([0, 1 << 20], np.int32),
+    "32 bits, negative": np.array([-5, 200], np.int32),
+}
+
+
+@pytest.mark.parametrize("values", UNKNOWN)
+def test_values_of_an_unknown_scale_are_a_reason_and_no_picture(values: str) -> None:
+    pixels = np.tile(UNKNOWN[values], (8, 4))
+    with pytest.raises(Unreadable, match=r"has values from .* to .*, of an unknown scale"):
+        decode(encoded(Image.fromarray(pixels), "TIFF"), AS_IT_IS)
+
+
+def test_twelve_bits_in_sixteen_in_colour_are_a_reason_and_not_black() -> None:
+    dark, bright = (np.full((8, 24), value, ">u2") for value in (4095, 40_000))
+    rows = [b"".join(b"\0" + row.tobytes() for row in levels) for levels in (dark, bright)]
+    with pytest.raises(Unreadable, match="at most 12 bits in 16"):
+        decode(png(16, 2, rows[0]), AS_IT_IS)
+    assert decode(png(16, 2, rows[1]), AS_IT_IS).min() == 40_000 >> 8
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_upright_where_the_plan_says_so(orientation: int, fast: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(noise(24, 40), "JPEG", exif=exif, quality=95)
+    upright = Preprocessing((30, 20), (30, 20), upright=True)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    wanted = prepare(turned.convert("RGB"), upright)
+    assert np.array_equal(decode(content, upright, fast), wanted)
+    plain = prepare(Image.open(io.BytesIO(content)).convert("RGB"), SMALL)
+    assert np.array_equal(decode(content, SMALL), plain)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from cnnvis_cli.dataset.batches import Batches
-from cnnvis_cli.dataset.containers import Unreadable
 from cnnvis_cli.dataset.decode import decode, is_plain_jpeg
 from cnnvis_cli.dataset.decode_on_gpu import check_decoder, decode_on_gpu
+from cnnvis_cli.dataset.kinds import Unreadable
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cnnvis_cli.dataset import manifest as module
-from cnnvis_cli.dataset.containers import Unreadable, read_file
+from cnnvis_cli.dataset.containers import read_file
 from cnnvis_cli.dataset.decode import decode
+from cnnvis_cli.dataset.kinds import Found, Unreadable
 from cnnvis_cli.dataset.manifest import Manifest, root_of
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import StorageError, UsageError
 from cnnvis_cli.nouns import Preprocessing
 
 PATHS = (
@@ -158,14 +161,76 @@ def test_hidden_names_and_run_directories_are_passed_over(root: Path) -> None:
     assert paths(Manifest.scan(root)) == sorted(IMAGES)
 
 
+def test_images_by_another_suffix_or_none(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", ("a.JFIF", "b.jpe", "notes", "c.part", "README.md"))
+    contents = {"d": "JPEG", "e": "PNG", "f": "GIF", "g": "WEBP", "h": "TIFF"}
+    for name, kind in contents.items():
+        Image.new("RGB", (4, 4)).save(root / name, kind)
+    os.mkfifo(root / "pipe")
+    (root / "gone").symlink_to(root / "nowhere")
+    manifest = Manifest.scan(root)
+    assert paths(manifest) == ["a.JFIF", "b.jpe", *contents]
+    assert manifest.passed_over == {"not images": 5}
+    for index in range(2, 7):
+        assert decode(manifest.read(index), SMALL).shape == (16, 16, 3)
+    inside = {name: (root / name).read_bytes() for name in ("d", "notes", "h")}
+    for path in (tar(tmp_path / "x.tar", inside), zipped(tmp_path / "x.zip", inside)):
+        packed = Manifest.scan(path)
+        assert [p.rpartition("/")[2] for p in paths(packed)] == ["d", "h"]
+        assert packed.passed_over == {"not images": 1}
+
+
+def test_a_format_that_is_not_read_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "images", ("a.jpg", "b.HEIC", "c.avif", "d.jp2"))
+    monkeypatch.setattr("cnnvis_cli.dataset.decode.formats", lambda: ("JPEG", "HEIF"))
+    manifest = Manifest.scan(root)
+    assert paths(manifest) == ["a.jpg", "b.HEIC"]
+    words = {kind.partition(",")[0]: count for kind, count in manifest.passed_over.items()}
+    assert words == {"AVIF": 1, "JPEG 2000": 1}
+    monkeypatch.setattr("cnnvis_cli.dataset.decode.formats", lambda: ("JPEG",))
+    assert paths(Manifest.scan(root)) == ["a.jpg"]
+    (root / "a.jpg").unlink()
+    with pytest.raises(UsageError, match=r"1 HEIC \(pip install 'cnnvis\[heic\]' reads it\)"):
+        Manifest.scan(root)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip", "bare"])
+def test_a_disk_that_fails_while_it_is_listed_is_not_the_datasets_fault(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "images", ("a/1.jpg", "b/image"))
+    places = {
+        "tar": tar(tmp_path / "x.tar", {"a.jpg": b"x"}),
+        "zip": zipped(tmp_path / "x.zip", {"a.jpg": b"x"}),
+    }
+
+    def fail(*_arguments: object, **_settings: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    name = {"folder": "os.scandir", "tar": "tarfile.TarFile.next", "bare": "os.pread"}
+    monkeypatch.setattr(name.get(kind, "zipfile.ZipFile.infolist"), fail)
+    with pytest.raises(StorageError, match=r"[Ii]nput/output error"):
+        Manifest.scan(places.get(kind, root))
+
+
+def test_the_digest_of_plain_class_folders_is_what_it_was(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", ("b/2.jpg", "a/1.jpg", "a/0.png", "c/deep/3.jpg"))
+    before = "c37faae2acd2fbae5bf4d7a1bda61293a56a448bdf6ff52438c7a6ad8acd4472"
+    assert Manifest.scan(root).digest == before
+    fill(root, ("a/notes.txt", "b/.hidden", "again.tar.gz"))
+    assert Manifest.scan(root).digest == before
+
+
 CHARACTERS = "ab-/\udc80\udcff\ue000\U0001f600é"  # bytes that are no UTF-8 sort between others
 
 
 @given(st.lists(st.text(st.sampled_from(CHARACTERS), max_size=9), max_size=9))
 @settings(deadline=None)
 def test_rows_in_any_order_become_python_s_order(names: list[str]) -> None:
-    rows = [(name + ".jpg", number, -1, "") for number, name in enumerate(names)]
-    columns, _ = module._arranged(iter(rows))
+    rows = [(name + ".jpg", number, -1, ()) for number, name in enumerate(names)]
+    columns, _ = module._arranged(iter(rows), Found())
     last = {path: number for path, number, _, _ in rows}
     assert [os.fsdecode(path) for path in columns[0]] == sorted(last)
     assert columns[1].tolist() == [last[path] for path in sorted(last)]
@@ -376,9 +441,9 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("images.tar.gz", b"x", "is compressed; unpack it to a .tar"),
+        ("images.tar.gz", b"x", r"is compressed; unpack it \(gunzip --keep images.tar.gz\)"),
         ("images.tgz", b"x", "is compressed"),
-        ("images.parquet", b"x", r"give a folder, a list \(.txt, .lst\) or a file .tar or .zip"),
+        ("images.doc", b"x", r"give a folder, a list \(.txt, .lst\) or a file \(.tar, .zip, .parq"),
         ("nowhere.txt", None, "no such folder or file"),
         ("empty.txt", b"# nothing\n\n", "holds no images"),
         ("long.txt", b"a" * 5000 + b".jpg", "over 4096 bytes"),

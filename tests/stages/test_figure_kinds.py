@@ -17,13 +17,13 @@ from PIL import Image
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
+from cnnvis_cli.network.zoo import imagenet_names
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.figures.montages import KINDS
 from cnnvis_cli.stages.run.pipeline import STAGES
-from cnnvis_cli.store.topk_file import Images
 
 Do = Callable[..., None]
 Flags = dict[str, Any]
@@ -323,26 +323,14 @@ def test_class_names_stand_under_patches(do: Do, flags: Flags, tmp_path: Path) -
     assert columns.min() >= 3 * 113, "only under the patches, at the right"
 
 
-def images_of(*folders: str) -> Images:
-    """Return what topk.h5 would say of an image in each class folder."""
-    paths = np.array([f"{name}/a.jpg".encode() for name in folders])
-    count = len(folders)
-    zeros = np.zeros(count, np.int64)
-    return Images(
-        path=paths,
-        label=np.arange(count, dtype=np.int32),
-        skipped=np.zeros(count, np.bool_),
-        size=zeros,
-        crc=zeros.astype(np.uint32),
-        offset=zeros - 1,
-    )
-
-
 def test_names_of_classes(tmp_path: Path) -> None:
-    imagenet, own = images_of("n01440764", "n01443537"), ("tench", "goldfish")
-    assert class_names(imagenet, own, None) == ["tench", "goldfish"]
-    assert class_names(imagenet, (*own, "shark"), None) == ["n01440764", "n01443537"]
-    assert class_names(images_of("polar_bear"), ("tench",), None) == ["polar bear"]
+    imagenet, own = ["n01440764", "n01443537"], ("tench", "goldfish")
+    assert class_names(imagenet, (), None) == ["tench", "goldfish"]
+    assert class_names(imagenet, ("one", "two", "three"), None) == ["tench", "goldfish"]
+    assert class_names(["n02086240", "polar_bear"], own, None) == ["Shih-Tzu", "polar bear"]
+    assert class_names(["n00000001", "n00000002"], own, None) == ["tench", "goldfish"]
+    assert class_names(["n00000001", "n01443537"], (), None) == ["n00000001", "goldfish"]
+    assert class_names(["polar_bear"], ("tench",), None) == ["polar bear"]
     words = tmp_path / "words.txt"
     words.write_text("n01443537 goldfish, Carassius auratus\nn01440764\ttench, Tinca tinca\n")
     assert class_names(imagenet, (), str(words)) == ["tench", "goldfish"]
@@ -351,6 +339,22 @@ def test_names_of_classes(tmp_path: Path) -> None:
     words.write_text("one\ntwo\nthree\n")
     with pytest.raises(UsageError, match="3 lines"):
         class_names(imagenet, (), str(words))
+
+
+def test_numbers_are_the_networks_classes_only_if_they_are_all_of_them() -> None:
+    own = tuple(f"class {chr(97 + n)}" for n in range(12))
+    numbers = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, ...
+    assert class_names(numbers, own, None) == [own[int(number)] for number in numbers]
+    assert class_names(numbers[1:], own, None) == numbers[1:]
+    assert class_names(numbers, own[1:], None) == numbers
+
+
+def test_every_id_of_imagenet_has_torchvisions_name() -> None:
+    names = imagenet_names()
+    assert len(names) == 1000
+    assert list(names) == sorted(names)
+    known = {"n01440764": "tench", "n02086240": "Shih-Tzu", "n15075141": "toilet tissue"}
+    assert names.items() >= known.items()
 
 
 def test_figures_do_not_need_the_weights(do: Do, flags: Flags) -> None:

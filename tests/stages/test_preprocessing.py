@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from cnnvis_cli.dataset.decode_on_gpu import check_decoder
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.settings import PreprocessingPlan
@@ -93,3 +95,13 @@ def test_files_of_colour_networks_say_what_they_always_said() -> None:
     assert "grey" not in recorded(Preprocessing())
     assert recorded(Preprocessing(grey=True))["grey"] is True
     assert recorded(Preprocessing())["crop"] == [224, 224]
+
+
+def test_upright_is_recorded_only_where_it_is_asked_for() -> None:
+    """So the files of other runs keep their bytes."""
+    plain = preprocess(Preprocessing(), PreprocessingPlan())
+    turned = preprocess(Preprocessing(), PreprocessingPlan(upright=True))
+    assert recorded(turned) == {**recorded(plain), "upright": True}
+    assert "upright" not in recorded(plain)
+    with pytest.raises(UsageError, match="--decode gpu: turns no images upright"):
+        check_decoder(torch.device("cuda"), turned)

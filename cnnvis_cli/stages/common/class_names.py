@@ -2,39 +2,95 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
+from cnnvis_cli.dataset.classes import WORDNET, class_at
+from cnnvis_cli.dataset.containers import is_container
+from cnnvis_cli.dataset.kinds import Folders, folders_of
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.store.topk_file import Images
+from cnnvis_cli.network.zoo import imagenet_names
+from cnnvis_cli.store.run import Run
+from cnnvis_cli.store.topk_file import Images, TopKFile
 
-WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders
 
+def classes_of(run: Run, images: Images) -> list[str]:
+    """Return the classes of a run's images by label, as topk made them.
 
-def class_names(images: Images, own: Sequence[str], file: str | None) -> list[str]:
-    """Return a name for each class folder of the images, by label.
-
-    From the `file` if there is one; otherwise the network's `own` names, if the folders are
-    ImageNet's and as many (sorted, they are in the order of its classes); otherwise the folders'
-    names. Raise `UsageError` for a file that does not fit the folders.
+    From run.json; from the paths, if they tell the labels, where it does not say them yet.
     """
-    folders = _folders(images)
+    known, plan = run.read().get("dataset", {}), TopKFile(run.topk).identity() or {}
+    classes = known.get("classes")
+    fits = isinstance(classes, list) and len(classes) > images.label.max(initial=-1)
+    if fits and known.get("digest") == plan.get("dataset"):
+        return list(map(str, classes))
+    return _from_paths(images)
+
+
+def class_names(classes: Sequence[str], own: Sequence[str], file: str | None) -> list[str]:
+    """Return a name for each class of the images, by label.
+
+    From the `file` if there is one. Otherwise ImageNet's name of a WordNet id; the network's `own`
+    names, in their order, if the classes are numbers or other WordNet ids and exactly as many; and
+    the classes themselves. Raise `UsageError` for a file that does not fit them.
+    """
     if file is not None:
-        return _read_names(Path(file), folders)
-    if len(own) == len(folders) and all(WORDNET.fullmatch(folder) for folder in folders):
+        return _read_names(Path(file), list(classes))
+    ids = [name for name in classes if WORDNET.fullmatch(name)]
+    known = imagenet_names() if ids else {}
+    agree = len(own) == len(classes)
+    if agree and len(ids) == len(classes) and not known.keys() >= set(ids):
         return list(own)
-    return [folder.replace("_", " ") for folder in folders]
+    if agree and classes and all(name.isascii() and name.isdecimal() for name in classes):
+        numbers = list(map(int, classes))
+        if sorted(numbers) == list(range(len(own))):
+            return [own[number] for number in numbers]
+    return [known.get(name) or name.replace("_", " ") for name in classes]
 
 
-def _folders(images: Images) -> list[str]:
-    """Return the class folders' names, by label; empty if no image of the label is left."""
+def _from_paths(images: Images) -> list[str]:
+    """Return the classes by label that the first folder, or each image's own, makes of the paths.
+
+    Where neither makes exactly these labels, classes have numbers.
+    """
+    packed = (images.offset >= 0).tolist()
+    holders = (path.rpartition(b"/")[0] for path in images.path.tolist())
+    places = set(zip(images.label.tolist(), holders, packed, strict=True))
+    pairs = [(label, _folders(holder, inside)) for label, holder, inside in places]
+    for level in ("1", "own"):
+        names: dict[int, str] = {}
+        found = [(label, class_at(level, folders)) for label, folders in pairs]
+        one_each = all(names.setdefault(label, name) == name for label, name in found)
+        if one_each and not names.pop(-1, ""):
+            classes = [names.get(label, "") for label in range(max(names, default=-1) + 1)]
+            if classes == sorted(set(classes) - {""}):
+                return classes
+    return [f"class {label}" for label in range(int(images.label.max(initial=-1)) + 1)]
+
+
+def _folders(holder: bytes, inside: bool) -> Folders:
+    """Return the folders of a path, or of that within a container."""
+    folders = folders_of(f"{os.fsdecode(holder)}/")
+    ends = [n for n, name in enumerate(folders, 1) if is_container(name)] if inside else []
+    return folders[ends[0] :] if ends else folders
+
+
+def names_before(images: Images, own: Sequence[str]) -> list[str]:
+    """Return the names as figures had them once: of the folder of each label's first image.
+
+    A figure with the same names now is not drawn again.
+    """
+    labels, firsts = np.unique(images.label, return_index=True)
     names = [""] * (int(images.label.max(initial=-1)) + 1)
-    for label in range(len(names)):
-        of_label = images.label == label
-        if of_label.any():
-            names[label] = PurePosixPath(images.name(int(of_label.argmax()))).parent.name
-    return names
+    for label, first in zip(labels.tolist(), firsts.tolist(), strict=True):
+        if label >= 0:
+            names[label] = PurePosixPath(images.name(first)).parent.name
+    if len(own) == len(names) and all(map(WORDNET.fullmatch, names)):
+        return list(own)
+    return [name.replace("_", " ") for name in names]
 
 
 def _read_names(path: Path, folders: list[str]) -> list[str]:

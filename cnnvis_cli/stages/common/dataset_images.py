@@ -32,7 +32,7 @@ ReadImage = Callable[[int], Pixels]  # from an image's index to its preprocessed
 
 
 def dataset_path(session: Session) -> Path:
-    """Return the plan's dataset: a folder, a list, a tar or a zip.
+    """Return the plan's dataset: a folder, a list or a container.
 
     Missing images of ``demo`` are drawn (a folder of that name is ``./demo``).
 

@@ -117,11 +117,12 @@ def _list(values: Sequence[float]) -> str:
 def recorded(found: Preprocessing) -> Record:
     """Return a preprocessing as run.json and topk.h5 have it: plain values.
 
-    Grey is a later word, so files of colour networks do without it, as they always did.
+    Grey and upright are later words, so files of other networks do without them, as always.
     """
     record = asdict(found)
-    if not found.grey:
-        del record["grey"]
+    for name in ("grey", "upright"):
+        if not record[name]:
+            del record[name]
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in record.items()
     }

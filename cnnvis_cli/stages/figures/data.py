@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
-from cnnvis_cli.digests import file_digest
+from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Box, Layer, Size, size_text
 from cnnvis_cli.registry import unknown
-from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.class_names import class_names, classes_of, names_before
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.selection import Held
@@ -192,7 +192,10 @@ class TopImages:
     @property
     def _classes_key(self) -> str | None:
         names = self.session.plan.figure.classes
-        return file_digest(Path(names)) if names and Path(names).is_file() else None
+        if names:
+            return file_digest(Path(names)) if Path(names).is_file() else None
+        before = names_before(self._images, self.session.network.classes)
+        return None if self._class_names == before else digest(self._class_names)
 
     def label(self, unit: int) -> str:
         return unit_label(self.session, self.layer, unit)
@@ -266,7 +269,8 @@ class TopImages:
     @cached_property
     def _class_names(self) -> list[str]:
         plan, network = self.session.plan.figure, self.session.network
-        return class_names(self._images, network.classes, plan.classes)
+        classes = classes_of(self.session.run, self._images)
+        return class_names(classes, network.classes, plan.classes)
 
 
 def windows_of(sources: Sequence[TopImages]) -> str:

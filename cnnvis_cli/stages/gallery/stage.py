@@ -18,7 +18,7 @@ from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.nouns import Layer
-from cnnvis_cli.stages.common.class_names import class_names
+from cnnvis_cli.stages.common.class_names import class_names, classes_of
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
@@ -82,7 +82,8 @@ def _topk_dataset(session: Session) -> Dataset | None:
     if file.identity() is None:
         return None
     images = file.images()
-    names = class_names(images, session.network.classes, session.plan.figure.classes)
+    classes = classes_of(session.run, images)
+    names = class_names(classes, session.network.classes, session.plan.figure.classes)
     return Dataset(images, names)
 
 

@@ -26,6 +26,7 @@ from cnnvis_cli.stages.topk.assemble import (
     MANIFEST,
     MANIFEST_COLUMNS,
     announce_result,
+    dataset_record,
     finish,
     is_done,
 )
@@ -276,15 +277,13 @@ def _join_topk(
         TopKJob.of(target, first.identity, first.manifest, plan, network),
     )
     if not is_done(file.path, file.identity(), job.identity):
-        target.note("dataset", _dataset_of(first))  # first: a topk.h5 of another one is refused
+        target.note(
+            "dataset", dataset_record(first.manifest)
+        )  # first: a topk.h5 of another one is refused
         finish(target, job, [shard.parts for shard in shards], report)
-    target.note("dataset", _dataset_of(first))
+    target.note("dataset", dataset_record(first.manifest))
     job.parts.clear()  # of shards that shared this directory
-    announce_result(file, target, plan.topk.max_unreadable, report)
-
-
-def _dataset_of(shard: _Shard) -> Record:
-    return {"path": str(shard.manifest.root), "digest": shard.manifest.digest}
+    announce_result(file, target, first.manifest, plan.topk.max_unreadable, report)
 
 
 def _shards(run: Run) -> Iterator[_Shard]:
@@ -305,5 +304,9 @@ def _read_shard(run: Run, folder: Path) -> _Shard:
     classes = tuple(name.decode("utf-8", "surrogateescape") for name in about["classes"].tolist())
     columns: dict[str, Any] = {name: about[name] for name in MANIFEST_COLUMNS}
     root = Path(about["root"].tolist()[0].decode("utf-8", "surrogateescape"))
-    manifest = Manifest(root, **columns, classes=classes)
+    said = about["about"].tolist()[0] if "about" in about else b'["", {}, ""]'
+    level, passed, deeper = json.loads(said)
+    manifest = Manifest(
+        root, **columns, classes=classes, level=level, passed_over=passed, deeper=deeper
+    )
     return _Shard(run, json.loads(about["plan"].tolist()[0]), parts, manifest)

@@ -41,7 +41,7 @@ class _Source:
 
 
 class InputImages:
-    """Images, and those of folders, lists, tars and zips, in order, not read yet.
+    """Images, and those of folders, lists, tars, zips and Parquet files, in order, not read yet.
 
     Each is named after its file, with as many parent folders as distinguish it from the others.
     Raise `UsageError` for a place without images.
@@ -126,7 +126,7 @@ def _is_there(place: Path) -> bool:
         return False
 
 
-CONTAINERS = (".txt", ".tar", ".zip")
+CONTAINERS = (".txt", ".lst", ".tar", ".zip", ".parquet")
 
 
 def file_names(paths: Sequence[str]) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cnnvis_cli.arrays import Arrays
+from cnnvis_cli.dataset.classes import describe
+from cnnvis_cli.dataset.manifest import Manifest, in_words
 from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report, printable
@@ -47,7 +49,12 @@ def leave_for_merge(job: TopKJob) -> None:
     if MANIFEST in parts:
         return
     names = list(map(_text_bytes, manifest.classes))
-    about = {"classes": names, "root": [_text_bytes(str(manifest.root.resolve()))]}
+    said = json.dumps([manifest.level, dict(manifest.passed_over), manifest.deeper])
+    about = {
+        "classes": names,
+        "root": [_text_bytes(str(manifest.root.resolve()))],
+        "about": [said.encode()],
+    }
     texts = {name: np.array(values, "S") for name, values in about.items()}
     columns = {name: getattr(manifest, name) for name in MANIFEST_COLUMNS}
     record = np.array([json.dumps(job.identity, sort_keys=True).encode()])
@@ -154,10 +161,46 @@ def _one_line(path: str) -> str:
     return printable(path.replace("\\", "\\\\"))
 
 
-def announce_result(file: TopKFile, run: Run, allowed: float, report: Report) -> None:
+def dataset_record(manifest: Manifest) -> Record:
+    """Return what run.json says of the dataset."""
+    return {
+        "path": str(manifest.root.resolve()),
+        "digest": manifest.digest,
+        "class_level": manifest.level,
+        "classes": list(manifest.classes),
+        "passed_over": dict(manifest.passed_over),
+    }
+
+
+def _about_dataset(manifest: Manifest) -> str:
+    """Return a result's words on the classes, and on what was passed over."""
+    count = len(manifest.classes)
+    empty = [manifest.classes[n] for n in np.setdiff1d(range(count), manifest.labels)]
+    words = f"{count or 'no'} class{'' if count == 1 else 'es'}"
+    if count:
+        words += f" {describe(manifest.level)}"
+    if empty:
+        words += f" ({len(empty)} without an image, such as {printable(empty[0])})"
+    if count and (none := int((manifest.labels < 0).sum())):
+        words += f", {none} images without a class"
+    passed = in_words(manifest.passed_over)
+    return f"{words}; passed over: {passed}" if passed else words
+
+
+def announce_result(
+    file: TopKFile, run: Run, manifest: Manifest, allowed: float, report: Report
+) -> None:
     """Report the result; raise `TooManyUnreadable` (exit code 3) for too many unusable images."""
     images, skipped = file.summary()
-    report.result(f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers")
+    if manifest.deeper:
+        report.note(
+            f"classes are named {describe(manifest.level)}, so folders in it, such as "
+            f"{printable(manifest.deeper)}, are none; --class-level says otherwise"
+        )
+    report.result(
+        f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers, "
+        + _about_dataset(manifest)
+    )
     if skipped > allowed * images:
         raise TooManyUnreadable(
             f"{skipped} of {images} images could not be used, more than --max-unreadable "

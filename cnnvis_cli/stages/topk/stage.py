@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from cnnvis_cli.dataset.classes import describe
 from cnnvis_cli.dataset.decode_on_gpu import check_decoder
-from cnnvis_cli.dataset.manifest import Manifest, root_of
+from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.engine import check_precision, choose_devices, run_tasks
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.common.dataset_images import dataset_path
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.topk.assemble import announce_result, finish, is_done, leave_for_merge
+from cnnvis_cli.stages.topk.assemble import (
+    announce_result,
+    dataset_record,
+    finish,
+    is_done,
+    leave_for_merge,
+)
 from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.stages.topk.worker import Step, scan
 from cnnvis_cli.store.run import Record
@@ -33,12 +42,13 @@ def topk(session: Session) -> None:
     if session.plan.topk.decode == "gpu":
         check_decoder(devices[0], session.network.preprocessing)
     dataset = dataset_path(session)
-    manifest = Manifest.scan(dataset)
+    manifest = Manifest.scan(dataset, session.plan.topk.class_level)
     file = TopKFile(session.run.topk)
     have = file.identity()
+    if have is not None and have["dataset"] != manifest.digest:
+        _refuse_other_classes(session, dataset, have["dataset"])
     identity = _topk_identity(session, manifest, devices[0].type, have or {})
     job = TopKJob.of(session.run, identity, manifest, session.portable_plan, session.network)
-    record = {"path": str(root_of(dataset).resolve()), "digest": manifest.digest}
     if not is_done(file.path, have, identity):
         _scan(session, job)
         if session.plan.shard is not None:
@@ -47,12 +57,26 @@ def topk(session: Session) -> None:
             what = f"parts {mine.start} to {mine.stop - 1}" if mine else "no part"
             session.shard_is_done(f", {what} of 0 to {job.cut.count - 1}")
             return
-        session.run.note("dataset", record)  # first: a topk.h5 of another dataset is refused
+        session.run.note(
+            "dataset", dataset_record(manifest)
+        )  # first: a topk.h5 of another dataset is refused
         with session.timed("topk"):
             finish(session.run, job, [job.parts], session.report)
     job.parts.clear()
-    session.run.note("dataset", record)
-    announce_result(file, session.run, session.plan.topk.max_unreadable, session.report)
+    session.run.note("dataset", dataset_record(manifest))
+    allowed = session.plan.topk.max_unreadable
+    announce_result(file, session.run, manifest, allowed, session.report)
+
+
+def _refuse_other_classes(session: Session, dataset: Path, known: str) -> None:
+    """Raise `UsageError` if the file's list of images differs in the level of its classes alone."""
+    noted = session.run.read().get("dataset", {}).get("class_level")
+    for level in filter(None, (noted, "first", "own")):
+        if Manifest.scan(dataset, level).digest == known:
+            raise UsageError(
+                f"{session.run.topk}: its classes are made {describe(level)}; go on with "
+                f"--class-level {level}, or choose another --run"
+            )
 
 
 def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
