@@ -202,10 +202,10 @@ class OptimizePlan:
     """What the images of the units maximise, from which start and by which steps."""
 
     style: Several[Text] = setting(
-        ("3",),
+        ("natural",),
         "--style",
-        "1 to 4 (the rows of Table 1 of Yosinski et al. 2015), fourier, or a style of your own; "
-        "repeatable.",
+        "natural (colours and spectrum of photographs), fourier (Olah et al. 2017), 1 to 4 (the "
+        "rows of Table 1 of Yosinski et al. 2015), or a style of your own; repeatable.",
     )
     runs: int = setting(1, "--runs", "Random starts per unit.", ge=1)
     step: Text = setting(

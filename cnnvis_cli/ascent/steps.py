@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Protocol
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -65,6 +66,24 @@ class Progress01:
     def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         desired = (self.late * (1 - value)).clamp(max=self.early)
         rate = (desired / _squared(gradient)).clamp(max=self.max_rate)
+        return x.addcmul_(rate[:, None, None, None], gradient)
+
+
+@STEPS.register("normalized")
+@dataclass(frozen=True, config=STRICT)
+class Normalized:
+    """Steps of one length, in grey levels: the root mean square change of a pixel's value.
+
+    rate = size / rms(g). A zero gradient makes no step. It suits any network and layer, since it
+    does not depend on the scale of the activations (Mordvintsev et al. 2015, "Inceptionism",
+    divide by the mean of |g|).
+    """
+
+    size: Upward
+
+    def along(self, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        mean = _squared(gradient) / gradient[0].numel()
+        rate = torch.where(mean > 0, self.size / mean.sqrt(), 0)
         return x.addcmul_(rate[:, None, None, None], gradient)
 
 

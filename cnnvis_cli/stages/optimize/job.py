@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 from cnnvis_cli.ascent.climb import Outcome
@@ -14,12 +15,15 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.layer_job import LayerJob
 from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.optimize.preference import Preference, preference_of
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.start import start_record
 from cnnvis_cli.stages.optimize.styles import variant
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Record, differences
+
+NAMED = 8  # units in a warning
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +110,22 @@ class LayerOptimization(LayerJob):
         about = {**self.session.identity, **_asked_for(self.record), "layer": self.layer.alias}
         return self.parts_for(f"{self.group}-step", about)
 
+    @cached_property
+    def preference(self) -> Preference | None:
+        """How the finished images compare with the run's strongest photographs."""
+        return preference_of(self.session.run, self.layer.alias, self.group)
+
+    def warn(self) -> None:
+        """Name the units whose images are not what they prefer."""
+        below = self.preference.below if self.preference is not None else []
+        if below:
+            named = ", ".join(map(str, below[:NAMED])) + (", ..." if len(below) > NAMED else "")
+            self.session.report.note(
+                f"{self.title}: {len(below)} units answer more to an image of the dataset than to "
+                f"their optimized one ({named}); more --iterations, more --runs or another --style "
+                "may do better"
+            )
+
     def clear(self) -> None:
         """Remove what a process that was killed has left of pieces that are published."""
         replace(self, style=self.settled or self.style).parts.clear()
@@ -122,6 +142,8 @@ class LayerOptimization(LayerJob):
         )
         if self.session.plan.optimize.minimise:
             text = text.replace("largest", "lowest")
+        if self.preference is not None:
+            text += f"; {self.preference.summary()}"
         if counts[Outcome.NO_GRADIENT]:
             text += (
                 f"; {counts[Outcome.NO_GRADIENT]} are grey because no gradient reaches the "

@@ -46,6 +46,7 @@ def optimize(session: Session) -> None:
             each.clear()
         if each.file.styles().get(each.group):
             session.report.result(each.summary())
+            each.warn()
     if lost is not None:
         raise lost
 
