@@ -47,7 +47,7 @@ class FourierParameterization:
 
     With `grain`, each moved picture is shown under normal noise: one image per ascent that each
     step rolls elsewhere, of a deviation drawn uniformly from 0 to `grain` grey levels. An ascent
-    without a gradient then follows the grain, a random walk, until it finds one.
+    without a gradient then follows its grain, which raises the contrast, until it finds one.
     """
 
     rate: float = 0.05  # Adam's: lucid/optvis/render.py
@@ -291,7 +291,7 @@ class FourierUpdater:
         pull = unit_rms(gradient)
         if self.wanders:
             lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
-            pull = torch.where(lost[:, None, None, None], self.rolled_grain(), pull)
+            pull = torch.where(lost[:, None, None, None], self.grain, pull)
         for regularizer in self.style.regularizers:
             pull = pull + (regularizer(self.picture, gradient, age) - self.picture)
         return pull

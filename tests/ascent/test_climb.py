@@ -377,7 +377,7 @@ class Replayed:
         self.first.setdefault(key, work)()
 
 
-@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier"])
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier", "natural"])
 def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> None:
     """To the bit, also where a batch is not full and where an ascent has no gradient."""
     network, channels = small_network(), (0, 5, 2, 3)  # 5 is dead
