@@ -145,8 +145,8 @@ def _stacked(rows: Iterable[dict[str, Any]]) -> Arrays:
         if name == "history":
             shape = (max(len(value) for value in values if value is not None),)
         column = np.zeros((len(rows), *shape), known.dtype)
-        for place, value in zip(column, values, strict=True):
+        for row, value in enumerate(values):
             if value is not None:
-                place[tuple(map(slice, value.shape))] = value
+                column[(row, *map(slice, value.shape))] = value
         columns[name] = column
     return columns
