@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked
 
 from cnnvis_cli.ascent.regularizers import REGULARIZERS, TotalVariation
-from cnnvis_cli.ascent.steps import STEPS, Constant
+from cnnvis_cli.ascent.steps import STEPS, Constant, Normalized
 from cnnvis_cli.ascent.styles import PixelParameterization, Style, check_name, table_1
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry
@@ -89,9 +89,7 @@ class Ranges:
 
     The ranges contain Table 1 with a margin on both sides. Decay, total variation and the rate act
     in proportion, so they are drawn log-uniformly; widths and percentiles are drawn uniformly. The
-    rate is a factor on the layer's calibrated step, and reaches further up than down: that step is
-    the smallest that shows something, and strong regularizers need a larger one. Widths below 0.3
-    pixels hardly blur.
+    rate is a factor on the step, up and down alike. Widths below 0.3 pixels hardly blur.
 
     Each regularizer is absent with probability `absent`: every row of Table 1 has one to three of
     the four, and when all of them act at once, no picture shows the effect of any one. One row in
@@ -107,7 +105,7 @@ class Ranges:
     norm: Range[Percentile] = (0, 80)
     contribution: Range[Percentile] = (0, 95)
     tv: LogRange[AtLeast0] = (1e-3, 1)
-    rate: LogRange[AtLeast0] = (0.3, 30)  # times the layer's own step
+    rate: LogRange[AtLeast0] = (0.1, 10)  # times the step
     absent: Share = 0.5
     tv_absent: Share = 1.0
 
@@ -153,14 +151,17 @@ class Row:
         """The name of its style."""
         return f"row{self.number:03d}"
 
-    def style(self, iterations: int, rate: float) -> Style:
-        """Return the row as a style; its `rate` multiplies the layer's own step, `rate`."""
+    def style(self, iterations: int, step: Normalized | Constant) -> Style:
+        """Return the row as a style; its `rate` multiplies the step."""
         regularizers = table_1(
             self.decay, self.blur_width, self.blur_every, self.norm, self.contribution
         )
         if self.tv:
             regularizers = (*regularizers, TotalVariation(self.tv))
-        step = Constant(_rounded(rate * self.rate, SWEPT_DIGITS))
+        if isinstance(step, Normalized):
+            step = Normalized(_rounded(step.size * self.rate, SWEPT_DIGITS))
+        else:
+            step = Constant(_rounded(step.rate * self.rate, SWEPT_DIGITS))
         return Style(self.name, regularizers, step, iterations)
 
     def label(self) -> str:

@@ -87,6 +87,10 @@ class Normalized:
         return x.addcmul_(rate[:, None, None, None], gradient)
 
 
+CALIBRATED = Normalized(2.0)
+"""The step that suits any network and layer: 2 grey levels (docs/measurements.md)."""
+
+
 def _squared(gradient: Tensor) -> Tensor:
     """Return |g|^2 of each image: (N, 3, h, w) -> (N,).
 

@@ -145,7 +145,7 @@ class Style:
 
     @property
     def calibrates(self) -> bool:
-        """Whether the step can be calibrated to the layer."""
+        """Whether it makes steps of a policy at all."""
         return isinstance(self.image, PixelParameterization)
 
     def parameters(self) -> dict[str, Any]:

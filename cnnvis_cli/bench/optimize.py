@@ -36,11 +36,11 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.layer_job import LayerTask
 from cnnvis_cli.stages.common.session import Session, open_session
-from cnnvis_cli.stages.optimize.calibration import MEMORY
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.optimize.worker import (
+    MEMORY,
     OptimizeJob,
     Steps,
     check_pass,

@@ -1,4 +1,4 @@
-"""The style natural: its statistics against slow loops, its grain, and the way out of dead starts."""
+"""The style natural: statistics against slow loops, grain, and the way out of dead starts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_spectrum_is_the_power_law_frequency_by_frequency(canvas: tuple[int,
 
 
 def test_pictures_begin_with_the_colours_and_the_contrast_of_photographs() -> None:
-    shown, _ = begun((224, 224), list(range(20)))
+    shown, _ = begun((224, 224), list(range(8)))
     values = (shown + MEAN) / 255
     logits = torch.log(values / (1 - values)).double()
     centred = logits - torch.tensor(OFFSET).view(3, 1, 1)
@@ -62,7 +62,7 @@ def test_pictures_begin_with_the_colours_and_the_contrast_of_photographs() -> No
     share = float(covariance.trace() / expected.trace())
     assert 0.02 < share < 0.5
     angle = (covariance * expected).sum() / (covariance.norm() * expected.norm())
-    assert angle > 0.97
+    assert angle > 0.95
 
 
 def test_small_canvases_have_more_contrast() -> None:

@@ -27,7 +27,7 @@ from cnnvis_cli.ascent.search import (
     sweep,
     toml,
 )
-from cnnvis_cli.ascent.steps import Constant, Progress, Progress01
+from cnnvis_cli.ascent.steps import Constant, Normalized, Progress, Progress01
 from cnnvis_cli.ascent.styles import STYLES, PixelParameterization, Style, read_style, table_1
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.validation import read_settings
@@ -59,7 +59,7 @@ def test_rows_and_seeds_differ() -> None:
 
 
 def test_the_same_rows_on_every_machine() -> None:
-    assert draw_rows(Ranges(), 9, 0)[8].label() == "decay 5e-05 · blur 0.52/2 · rate 0.5x"
+    assert draw_rows(Ranges(), 9, 0)[8].label() == "decay 5e-05 · blur 0.52/2 · rate 0.17x"
 
 
 @given(st.integers(0, 999))
@@ -180,10 +180,11 @@ def test_rows_that_make_no_sense_are_refused(change: dict[str, Any], words: str)
 
 def test_a_row_is_a_style() -> None:
     row = Row(12, decay=0.003, blur_width=0.8, blur_every=2, norm=30, contribution=5, rate=2.5)
-    style = row.style(300, 123.456)
+    style = row.style(300, Constant(123.456))
     assert style == Style("row012", table_1(0.003, 0.8, 2, 30, 5), Constant(309.0), 300)
     assert style.regularizers[1] == Blur(0.8, 2)
-    smooth = replace(row, tv=0.1).style(300, 1.0)
+    assert row.style(300, Normalized(2)).step == Normalized(5.0)
+    smooth = replace(row, tv=0.1).style(300, Constant(1.0))
     assert smooth.regularizers == (*style.regularizers, TotalVariation(0.1))
 
 
@@ -306,7 +307,7 @@ def test_a_plan_reads_back_the_style_that_it_keeps(name: str, style: Style) -> N
 @CASES
 def test_a_plan_keeps_rows(seed: int) -> None:
     for row in draw_rows(Ranges(tv_absent=0.5), 5, seed):
-        style = row.style(250, 7.3)
+        style = row.style(250, Normalized(7.3))
         assert read_back(toml(style.name, style)) == style
 
 
@@ -317,7 +318,7 @@ def test_a_plan_keeps_every_style_of_pixels(style: Style) -> None:
 
 
 def test_a_plan_s_lines_can_be_read_by_people() -> None:
-    style = Row(1, decay=0.003, blur_width=0.8).style(300, 20)
+    style = Row(1, decay=0.003, blur_width=0.8).style(300, Constant(20))
     assert toml("soft", style) == (
         "[styles.soft]\n"
         "iterations = 300\n"

@@ -19,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnvis_cli.ascent import calibrate
 from cnnvis_cli.cli import _code
 from cnnvis_cli.demo.synthetic import draw
 from cnnvis_cli.network import saliency, weights
@@ -126,8 +125,6 @@ def less() -> Iterator[None]:
         patch.setattr(network_loading, "build", build_once)
         patch.setattr(demo_stage, "OptimizePlan", lambda **_: OptimizePlan(iterations=FEW))
         patch.setattr(dataset_images, "PER_CLASS", 4)
-        patch.setattr(calibrate, "ROUNDS", 1)
-        patch.setattr(calibrate, "ITERATIONS", FEW)
         patch.setattr(saliency, "SAMPLES", 2)
         patch.setattr(saliency, "PATH_STEPS", 2)
         yield

@@ -20,7 +20,6 @@ from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.start import start_record
 from cnnvis_cli.stages.optimize.styles import variant
 from cnnvis_cli.store.optimized import OptimizedFile
-from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.run import Record, differences
 
 NAMED = 8  # units in a warning
@@ -36,7 +35,7 @@ class LayerOptimization(LayerJob):
 
     @classmethod
     def of(cls, session: Session, layer: Layer, style: Style) -> LayerOptimization:
-        return cls(session, layer, setup_of(session, layer), style)
+        return cls(session, layer, setup_of(session, layer), style).going_on()
 
     @property
     def file(self) -> OptimizedFile:
@@ -95,20 +94,12 @@ class LayerOptimization(LayerJob):
     def title(self) -> str:
         return f"{self.layer.alias} style {self.group}"
 
-    @property
-    def settled(self) -> Style | None:
-        """Return the style with its step, where none has to be found (any more)."""
-        held = self.file.styles().get(self.group, {}).get("policy", {})
-        calibrates = self.style.calibrates and self.session.plan.optimize.step == "calibrated"
-        if not calibrates or self.session.plan.optimize.softmax:
-            return self.style
-        return self.style.with_step(Constant(held["rate"])) if "rate" in held else None
-
-    @property
-    def kept_steps(self) -> Parts:
-        """Return where a calibrated step is kept until the layer's first units are published."""
-        about = {**self.session.identity, **_asked_for(self.record), "layer": self.layer.alias}
-        return self.parts_for(f"{self.group}-step", about)
+    def going_on(self) -> LayerOptimization:
+        """Return the same with the rate that an earlier version found for the units in the file."""
+        held = self.file.styles().get(self.group, {})
+        if held.get("step") != "calibrated" or "rate" not in held.get("policy", {}):
+            return self
+        return replace(self, style=self.style.with_step(Constant(held["policy"]["rate"])))
 
     @cached_property
     def preference(self) -> Preference | None:
@@ -128,8 +119,7 @@ class LayerOptimization(LayerJob):
 
     def clear(self) -> None:
         """Remove what a process that was killed has left of pieces that are published."""
-        replace(self, style=self.settled or self.style).parts.clear()
-        self.kept_steps.clear()
+        self.parts.clear()
 
     def summary(self) -> str:
         """Return what was found, and why some images are grey."""
@@ -153,7 +143,7 @@ class LayerOptimization(LayerJob):
 
 
 def _asked_for(record: Record) -> Record:
-    """Return a record without what calibration finds."""
+    """Return a record without the step where the plan leaves that to cnnvis."""
     asked = dict(record)
     if asked.get("step") == "calibrated":
         asked.pop("policy", None)

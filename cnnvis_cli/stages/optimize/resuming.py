@@ -147,6 +147,7 @@ def _stacked(rows: Iterable[dict[str, Any]]) -> Arrays:
         column = np.zeros((len(rows), *shape), known.dtype)
         for row, value in enumerate(values):
             if value is not None:
-                column[(row, *map(slice, value.shape))] = value
+                here: tuple[Any, ...] = tuple(map(slice, value.shape))
+                column[(row, *here)] = value
         columns[name] = column
     return columns

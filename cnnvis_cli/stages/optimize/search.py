@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.arrays import Arrays
-from cnnvis_cli.ascent.calibrate import probe_channels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.scores import SCORES, Scores, score
 from cnnvis_cli.ascent.search import (
@@ -26,7 +25,7 @@ from cnnvis_cli.ascent.search import (
     sweep,
     toml,
 )
-from cnnvis_cli.ascent.steps import Constant
+from cnnvis_cli.ascent.steps import CALIBRATED, Constant, Normalized
 from cnnvis_cli.ascent.styles import STYLES, check_name
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.engine import run_tasks
@@ -39,19 +38,18 @@ from cnnvis_cli.stages.common.layer_job import LayerJob, LayerTask, announce
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figure
-from cnnvis_cli.stages.optimize.calibration import MEMORY, calibrate_all
 from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.optimize.styles import known_styles
-from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, optimize_blocks
+from cnnvis_cli.stages.optimize.worker import MEMORY, OptimizeJob, Steps, optimize_blocks
 from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.validation import read_settings
 
-SAMPLE_UNITS = 4  # units, if none are chosen
-BASE = "3"  # the style whose calibrated step the rows multiply
+SAMPLE_UNITS = 4  # units, if none are chosen, evenly spaced
+BASE = "3"  # the style that the rows vary
 KEPT_COLUMNS = ("image", "activation", "outcome")  # of an ascent's results
 
 
@@ -94,19 +92,16 @@ class Search(LayerJob):
     climbs: LayerOptimization  # of the base style: canvas, objective, batch size, step
     rows: tuple[Row, ...]
     units: tuple[int, ...]
-    rate: float | None = None  # the step that the rows multiply, once it is calibrated
 
     @classmethod
     def of(cls, session: Session, layer: Layer) -> Search:
         settings = session.plan.search
         style = replace(STYLES[BASE], iterations=settings.iterations)
-        rate = session.plan.optimize.step
-        if rate != "calibrated":
-            style = style.with_step(Constant(_step_rate(rate)))
+        style = style.with_step(_step_of(session.plan.optimize.step))
         units = (
             parse_units(session.plan.units, layer.channels, layer.alias)
             if session.plan.units
-            else tuple(probe_channels(layer.channels, SAMPLE_UNITS))
+            else _sample(layer.channels)
         )
         climbs = LayerOptimization.of(session, layer, style)
         return cls(session, layer, climbs, _planned_rows(session), units)
@@ -128,7 +123,14 @@ class Search(LayerJob):
 
     @property
     def described(self) -> Record:
-        return {"identity": self.session.identity, "record": self.record, "rate": self.rate}
+        return {"identity": self.session.identity, "record": self.record, **asdict(self.step)}
+
+    @property
+    def step(self) -> Normalized | Constant:
+        """Return the step that the rows multiply."""
+        step = self.climbs.style.step
+        assert isinstance(step, Normalized | Constant)
+        return step
 
     @property
     def asked(self) -> tuple[int, ...]:
@@ -154,11 +156,6 @@ class Search(LayerJob):
 
     def run(self) -> None:
         """Make all ascents, score their images, and publish both."""
-        (ready,) = calibrate_all(self.session, [self.climbs])
-        assert isinstance(ready.style.step, Constant)
-        replace(self, rate=ready.style.step.rate)._make()
-
-    def _make(self) -> None:
         parts, setup = self.parts, self.climbs.setup
         parts.describe(self.described)
         announce("search", [self])
@@ -166,14 +163,13 @@ class Search(LayerJob):
         if self.session.plan.shard is not None:
             return
         arrays = self._scored(_search_job(self.session.here(), setup), parts)
-        record = {**self.record, "rate": self.rate}
+        record = {**self.record, **asdict(self.step)}
         self.file.publish(self.session.header(self.layer), self.group, record, arrays)
         parts.clear()
 
     def _climb(self, work: OptimizeJob, parts: Parts) -> None:
         session, iterations = self.session, self.session.plan.search.iterations
-        assert self.rate is not None
-        styles = tuple(row.style(iterations, self.rate) for row in self.rows)
+        styles = tuple(row.style(iterations, self.step) for row in self.rows)
         takes, tasks = session.plan.takes(0), []
         for number in self.asked:
             if takes(number) and number not in parts:
@@ -234,7 +230,8 @@ class Search(LayerJob):
         """Save a row as a style of the run directory; return its lines for a plan."""
         held = self.file.searches()[self.group]
         place = self.ranked()[0] if row is None else self._place(row)
-        style = self.rows[place].style(self.session.plan.search.iterations, held["rate"])
+        step = Normalized(held["size"]) if "size" in held else Constant(held["rate"])
+        style = self.rows[place].style(self.session.plan.search.iterations, step)
         if name in known_styles(self.session.plan):
             raise UsageError(f"--save {name}: there is a style of this name; choose another")
         path, lines = self.session.run.styles, toml(name, style)
@@ -254,11 +251,19 @@ class Search(LayerJob):
         return drawn.sweeps() if self.session.plan.search.sweep else drawn.pages()
 
 
-def _step_rate(text: str) -> float:
+def _step_of(text: str) -> Normalized | Constant:
+    if text == "calibrated":
+        return CALIBRATED
     try:
-        return float(text)
+        return Constant(float(text))
     except ValueError:
         raise UsageError(f"--step {text!r}: use calibrated or a number above 0") from None
+
+
+def _sample(channels: int) -> tuple[int, ...]:
+    """Return evenly spaced channels of a layer."""
+    count = min(SAMPLE_UNITS, channels)
+    return tuple(i * channels // count for i in range(count))
 
 
 def _planned_rows(session: Session) -> tuple[Row, ...]:
@@ -365,9 +370,9 @@ class _Sheets:
         by = "" if self._plan.search.sweep else f", sorted by {self._plan.search.score}"
         note = (
             f"{what} over the regularizers of Yosinski et al. 2015{by}. Under each card: the row's "
-            "parameters (absent ones are left out; the rate is a multiple of the layer's "
-            "calibrated step), the share of disturbances after which the units still lead their "
-            "layer, how many lead it undisturbed, and the standard deviation in grey levels. "
+            "parameters (absent ones are left out; the rate is a multiple of the step), the "
+            "share of disturbances after which the units still lead their layer, how many lead it "
+            "undisturbed, and the standard deviation in grey levels. "
             f"Tone: {TONE_RULES[self._plan.figure.tone]}."
         )
         return Caption(title, note)

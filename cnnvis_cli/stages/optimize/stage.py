@@ -15,10 +15,15 @@ from cnnvis_cli.report import Meter
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.layer_job import LayerTask, announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.optimize.calibration import MEMORY, calibrate_all
 from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.styles import asked_styles
-from cnnvis_cli.stages.optimize.worker import OptimizeJob, Steps, history_length, optimize_blocks
+from cnnvis_cli.stages.optimize.worker import (
+    MEMORY,
+    OptimizeJob,
+    Steps,
+    history_length,
+    optimize_blocks,
+)
 from cnnvis_cli.store.optimized import Optimized
 
 
@@ -36,10 +41,9 @@ def optimize(session: Session) -> None:
     if pending:
         announce("optimize", pending)
         with session.timed("optimize"):
-            ready = calibrate_all(session, pending)
-            lost = _optimize_layers(session, ready)
+            lost = _optimize_layers(session, pending)
         if session.plan.shard is not None:
-            units = sum(len(Blocks(each.parts, 1).units()) for each in ready)
+            units = sum(len(Blocks(each.parts, 1).units()) for each in pending)
             session.shard_is_done(f", {units} images of units are kept there so far")
     for each in climbs if session.plan.shard is None else ():
         if not each.pending:
@@ -163,6 +167,5 @@ def _publish(
             added[each.group] = Optimized(each.record, units, shape, steps, kept)
     if added:
         climbs[0].file.publish(session.header(climbs[0].layer), added)
-    for each, kept in zip(climbs, blocks, strict=True):
+    for kept in blocks:
         kept.parts.clear()
-        each.kept_steps.clear()

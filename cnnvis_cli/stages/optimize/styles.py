@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cnnvis_cli.ascent.steps import Constant, Progress01
+from cnnvis_cli.ascent.steps import CALIBRATED, Constant, Normalized, Progress01
 from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_style
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import unknown
@@ -34,7 +34,7 @@ def _read_kept(path: Path) -> dict[str, Any]:
 
 
 def _asked_style(name: str, plan: Plan) -> Style:
-    """Return the style as the plan wants it, its step not yet calibrated."""
+    """Return the style as the plan wants it."""
     settings, known = plan.optimize, known_styles(plan)
     if name not in known:
         raise unknown("style", name, known)
@@ -47,8 +47,10 @@ def _asked_style(name: str, plan: Plan) -> Style:
         return style
     if settings.step == "calibrated" and settings.softmax:
         return style.with_step(SOFTMAX_STEP)
-    if settings.step in ("calibrated", "paper"):
+    if settings.step == "paper" or isinstance(style.step, Normalized):
         return style
+    if settings.step == "calibrated":
+        return style.with_step(CALIBRATED)
     with suppress(ValueError):
         rate = float(settings.step)
         if 0 < rate < float("inf"):

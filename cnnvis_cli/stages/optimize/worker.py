@@ -52,6 +52,7 @@ from cnnvis_cli.stages.optimize.resuming import (
 )
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 
+MEMORY = 1 << 30  # bytes that a process on a CPU may come to need
 STEPS_PER_MESSAGE = 8  # steps of a batch from one message about them to the next, or
 PAUSE = 1.0  # seconds
 SECONDS_AT_RISK = 240.0  # the longest work of ascents under way that a killed process loses
