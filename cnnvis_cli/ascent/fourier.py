@@ -47,7 +47,7 @@ class FourierParameterization:
 
     With `grain`, each moved picture is shown under normal noise: one image per ascent that each
     step rolls elsewhere, of a deviation drawn uniformly from 0 to `grain` grey levels. An ascent
-    without a gradient then follows its grain, which raises the contrast, until it finds one.
+    without a gradient then follows its grain, rolled anew every `every` steps, until it finds one.
     """
 
     rate: float = 0.05  # Adam's: lucid/optvis/render.py
@@ -258,21 +258,22 @@ class FourierUpdater:
         if not self.plain(age):
             shown = self.motion().forth(shown)
             if self.wanders:
-                deviation = self._moves()[:, 7]
-                shown = shown.addcmul_(self.rolled_grain(), deviation[:, None, None, None])
+                deviation = self._moves(self.step)[:, 7]
+                grain = self.rolled_grain(self.step)
+                shown = shown.addcmul_(grain, deviation[:, None, None, None])
         return shown.contiguous(memory_format=torch.channels_last)
 
     def motion(self) -> Motion:
         """Return how this step moves the pictures."""
-        return Motion.of(self._moves()[:, :5], self.model.canvas)
+        return Motion.of(self._moves(self.step)[:, :5], self.model.canvas)
 
-    def rolled_grain(self) -> Tensor:
-        """Return the grain as this step has it, (N, 3, h, w), of deviation 1."""
-        down, right = (column[:, None, None, None] for column in self._moves()[:, 5:7].T)
+    def rolled_grain(self, step: Tensor) -> Tensor:
+        """Return the grain as a step (1,) has it, (N, 3, h, w), of deviation 1."""
+        down, right = (column[:, None, None, None] for column in self._moves(step)[:, 5:7].T)
         return rolled(rolled(self.grain, down, 2), right, 3)
 
-    def _moves(self) -> Tensor:
-        return self.moves.index_select(1, self.step)[:, 0]
+    def _moves(self, step: Tensor) -> Tensor:
+        return self.moves.index_select(1, step)[:, 0]
 
     def plain(self, age: int) -> bool:
         return age % self.image.every == 0 or age == self.style.iterations - 1
@@ -291,7 +292,8 @@ class FourierUpdater:
         pull = unit_rms(gradient)
         if self.wanders:
             lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
-            pull = torch.where(lost[:, None, None, None], self.grain, pull)
+            began = self.step - self.step % self.image.every
+            pull = torch.where(lost[:, None, None, None], self.rolled_grain(began), pull)
         for regularizer in self.style.regularizers:
             pull = pull + (regularizer(self.picture, gradient, age) - self.picture)
         return pull

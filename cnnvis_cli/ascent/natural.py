@@ -12,12 +12,18 @@ natural images"), with more along rows and columns than across.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cnnvis_cli.ascent.fourier import FourierParameterization, PictureStatistics
+
+if TYPE_CHECKING:
+    from cnnvis_cli.ascent.styles import Style, Updater
 
 COLOUR = ((0.1574, -0.5464, -1.3622), (-0.3027, -0.0361, -1.4370), (0.1442, 0.5204, -1.5299))
 """A root of the colours' covariance; columns: green to magenta, red to blue, dark to light."""
@@ -50,6 +56,17 @@ class NaturalParameterization(FourierParameterization):
     @property
     def grain(self) -> float:
         return self.noise
+
+    def begin(
+        self, style: Style, start: Tensor, mean: Tensor, seeds: Sequence[int]
+    ) -> tuple[Tensor, Updater]:
+        """Begin as a Fourier picture does, with smaller moves on small canvases."""
+        share = min(1.0, max(start.shape[2:]) / SMALL)
+        moves = {
+            name: share * getattr(self, name) for name in ("spread", "jitter", "scale", "rotate")
+        }
+        calm = replace(self, **moves)
+        return super(NaturalParameterization, calm).begin(style, start, mean, seeds)
 
     def statistics(self, canvas: tuple[int, int]) -> PictureStatistics:
         """Return the colours and the spectrum of photographs; see the head of this module."""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+import torch
+
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.network_loading import load_network
+from cnnvis_cli.stages.common.session import open_session
 
 if TYPE_CHECKING:
     from tests.docs.conftest import Told
@@ -75,6 +83,35 @@ def test_the_seal_is_what_sha256sum_gives(furnished: None) -> None:
     behind = content[int(tail[2].removeprefix("+")) - 1 :]  # tail counts from 1
     shown = content[: int(head[2])].decode()
     assert shown.split() == ["cnnvis", "sha256", hashlib.sha256(behind).hexdigest()]
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_stage_from_outside_runs(python: Call) -> None:
+    """Its answers are the network's own; a stopped one goes on from its parts."""
+    files = {b.file: b for b in blocks(ROOT / "docs/extending.md") if b.file}
+    Path("colours.py").write_text(files["colours.py"].text, encoding="utf-8")
+    run = Path("outputs/colours")
+    begun = runpy.run_path("colours.py", run_name="begun")
+    begun["FlatColours"].publish = _stop
+    plan = Plan(model="demo", run=str(run), layer=("fc8",))
+    with pytest.raises(KeyboardInterrupt), open_session(plan, Report(quiet=True)) as session:
+        begun["colours"](session)
+    parts = sorted(run.glob("parts/colours/*/*.h5"))
+    assert parts
+    assert not list(run.glob("colours/*"))
+    assert python(["colours.py", "fc8"]).out.strip() == str(run / "colours/fc8.tsv")
+    assert not list(run.glob("parts/colours/*/*.h5"))
+    table = np.loadtxt(run / "colours/fc8.tsv", skiprows=1)
+    network = load_network(Plan(model="demo"))
+    flat = torch.eye(3)[:, :, None, None].expand(-1, -1, *network.size) * 255 - network.mean
+    with torch.inference_mode():
+        own = network.module(network.normalise(flat)).T.numpy()
+    units = table[:, 0].astype(int)
+    assert len(units) > 5
+    np.testing.assert_allclose(table[:, 1:], own[units], rtol=1e-3, atol=1e-3)
 
 
 def test_a_figure_from_outside_is_drawn(cnnvis: Call, python: Call) -> None:
