@@ -7,9 +7,10 @@ of units finds it too. The bytes of the results are as if nothing had happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, starmap
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
     key = int(row["target"]), int(row["run"])
     history = row["history"][: int(row["shown"])].copy()
     if int(row["age"]):
-        parts = sorted(name for name in row if name.startswith("updater"))
+        parts = [row[name] for name in sorted(row) if name.startswith("updater")]
         found.states[key] = AscentState(
             age=int(row["age"]),
             image=torch.from_numpy(row["image"]),
@@ -66,7 +67,7 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
             leads=bool(row["leads"]),
             moved=bool(row["moved"]),
             history=history,
-            updater=tuple(torch.from_numpy(row[name]) for name in parts),
+            updater=tuple(map(torch.from_numpy, parts)),
         )
         return
     found.ended[key] = Ascent(
@@ -85,8 +86,7 @@ def keep_ascents(
     task: LayerTask, ended: Mapping[AscentKey, Ascent], states: Mapping[AscentKey, AscentState]
 ) -> None:
     """Keep a block's ascents, in place of what was kept of them before."""
-    rows = [_row_ended(key, ascent) for key, ascent in ended.items()]
-    rows += [_row_under_way(key, state) for key, state in states.items()]
+    rows = [*starmap(_row_ended, ended.items()), *starmap(_row_under_way, states.items())]
     _pieces(task)[task.part] = _stacked(rows)
 
 
@@ -134,20 +134,15 @@ def _row_under_way(key: AscentKey, state: AscentState) -> dict[str, Any]:
     }
 
 
-def _stacked(rows: Iterable[dict[str, Any]]) -> Arrays:
-    """Return columns of rows; what a row does not have is 0."""
-    rows = list(rows)
+def _stacked(rows: Sequence[dict[str, Any]]) -> Arrays:
+    """Return columns of rows; what a row does not have, or has less of, is 0."""
     columns: Arrays = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [np.asarray(row[name]) if name in row else None for row in rows]
-        known = next(value for value in values if value is not None)
-        shape = known.shape
-        if name == "history":
-            shape = (max(len(value) for value in values if value is not None),)
-        column = np.zeros((len(rows), *shape), known.dtype)
-        for row, value in enumerate(values):
-            if value is not None:
-                here: tuple[Any, ...] = tuple(map(slice, value.shape))
-                column[(row, *here)] = value
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        values = {place: np.asarray(row[name]) for place, row in enumerate(rows) if name in row}
+        shape = max(value.shape for value in values.values())
+        column = np.zeros((len(rows), *shape), next(iter(values.values())).dtype)
+        for place, value in values.items():
+            here: tuple[Any, ...] = tuple(map(slice, value.shape))
+            column[(place, *here)] = value
         columns[name] = column
     return columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -206,7 +207,7 @@ class Search(LayerJob):
     @property
     def _numbers(self) -> list[int]:
         """Return the number of each row in the search."""
-        return [row.number for row in self.rows]
+        return list(map(attrgetter("number"), self.rows))
 
     def ranked(self) -> list[int]:
         """Return the rows' places in the file from the best to the worst.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product, starmap
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -32,11 +34,8 @@ def optimize(session: Session) -> None:
     session.plan.optimize.check(session.plan)
     resolve_precision(session.plan.optimize.precision, session.device)
     styles = asked_styles(session.plan)
-    climbs = []
-    for layer in session.layers:
-        for style in styles:
-            climbs.append(LayerOptimization.of(session, layer, style))
-    pending = [each for each in climbs if each.pending]
+    climbs = list(starmap(partial(LayerOptimization.of, session), product(session.layers, styles)))
+    pending = list(filter(attrgetter("pending"), climbs))
     lost: TasksFailed | None = None
     if pending:
         announce("optimize", pending)
@@ -143,7 +142,7 @@ class _OptimizeProgress:
         self._runs, self._ended = runs, 0
         self._units = sum(len(task.units) for task in tasks)
         steps = sum(len(task.units) * runs * climbs[task.job].style.iterations for task in tasks)
-        names = ", ".join(each.group for each in climbs)
+        names = ", ".join(map(attrgetter("group"), climbs))
         what = f"optimize {climbs[0].layer.alias} style {names}"
         self.meter: Meter = session.report.meter(what, steps, "steps")
 

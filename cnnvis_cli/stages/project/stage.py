@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from cnnvis_cli.digests import file_digest
@@ -48,7 +49,7 @@ def project(session: Session) -> None:
     layers = [la for la in session.layers if session.plan.layer or la.alias in held]
     session = with_ways_back(session, layers)
     asked = _asked_projections(session, layers)
-    todo = [projections for projections in asked if projections.pending]
+    todo = list(filter(attrgetter("pending"), asked))
     if todo:
         announce("project", todo)
         with session.timed("project"):
