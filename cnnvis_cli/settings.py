@@ -397,6 +397,13 @@ class FiltersPlan:
 
 
 @dataclass(frozen=True)
+class LookPlan:
+    """Which images to show on one sheet each."""
+
+    images: Several[Text] = setting((), "PHOTO", "Files and folders of images; demo is bundled.")
+
+
+@dataclass(frozen=True)
 class SaliencyPlan:
     """Which images to explain, by which methods."""
 
@@ -593,6 +600,7 @@ class Plan:
     montage: MontagePlan = field(default_factory=MontagePlan)
     gallery: GalleryPlan = field(default_factory=GalleryPlan)
     filters: FiltersPlan = field(default_factory=FiltersPlan)
+    look: LookPlan = field(default_factory=LookPlan)
     saliency: SaliencyPlan = field(default_factory=SaliencyPlan)
     occlude: OccludePlan = field(default_factory=OccludePlan)
     activations: ActivationsPlan = field(default_factory=ActivationsPlan)

@@ -21,7 +21,7 @@ from cnnvis_cli.report import printable
 
 COMMANDS = (
     *("demo", "layers", "topk", "optimize", "search", "project", "montage", "gallery", "filters"),
-    *("activations", "saliency", "occlude", "run", "status", "verify", "merge", "bench"),
+    *("look", "activations", "saliency", "occlude", "run", "status", "verify", "merge", "bench"),
 )
 
 

@@ -33,6 +33,7 @@ Work = Callable[[Plan, Report], None]
 Stamps = dict[str, list[int]]  # path -> size, modification time; a folder's: files, their digest
 FOLDER = "receipts"
 PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's followed by its name
+SHOWING = ("look", "montage", "gallery", "filters", "occlude")  # new data of the run is shown too
 PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, but not results
 
 
@@ -109,6 +110,7 @@ class Receipt:
 
     path: Path
     plan: Plan
+    shows_all: bool  # whether the command shows whatever data the run holds
 
     @classmethod
     def of(cls, command: str, plan: Plan) -> Receipt | None:
@@ -119,7 +121,8 @@ class Receipt:
         if plan.trust_code or plan.shard or plan.scheduler:
             return None
         name = digest({"command": command, "cnnvis": __version__, "plan": asdict(plan)})
-        return cls(plan.folder / FOLDER / f"{command}-{name}.json", plan)
+        path = plan.folder / FOLDER / f"{command}-{name}.json"
+        return cls(path, plan, command in SHOWING)
 
     def found(self) -> dict[str, Any] | None:
         """Return the results, if everything is unchanged."""
@@ -128,6 +131,8 @@ class Receipt:
             record: dict[str, Any] = json.loads(read_regular(self.path))
             stamps = {**record["inputs"], **record["outputs"]}
             same = all(_stamp(self._run / path) == stamp for path, stamp in stamps.items())
+            if self.shows_all:
+                same = same and _data(dict(_result_files(self._run))) == _data(record["outputs"])
             return record if same and _can_be_said(record) else None
         return None
 
@@ -146,6 +151,11 @@ class Receipt:
     @property
     def _run(self) -> Path:
         return self.path.parent.parent
+
+
+def _data(files: Stamps) -> set[str]:
+    """Return the files of numbers among results."""
+    return {path for path in files if path.endswith(".h5")}
 
 
 def _can_be_said(record: dict[str, Any]) -> bool:

@@ -1,0 +1,41 @@
+"""`cnnvis look`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli import completing
+from cnnvis_cli.cli.options import DRAWING, EXPLAINING, section, takes
+from cnnvis_cli.cli.work import need_images, run_command
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
+
+
+@click.command("look")
+@click.argument("look__images", metavar="PHOTO...", nargs=-1, shell_complete=completing.path_items)
+@takes(*section("look"), "layer", *DRAWING, *EXPLAINING)
+def command(**flags: Any) -> None:
+    """Show on one sheet what a network sees in an image.
+
+    PHOTO is a file, a folder of them, or demo, a bundled picture. The sheet has the most probable
+    classes, Grad-CAM, where covering the image changes the decision, and the strongest units of
+    three layers with their maps; of a run directory also their strongest patches and preferred
+    images. Without --model and --run it is the bundled network, which knows 24 drawn things.
+    It is figures/look/<image>.png.
+
+    Example: cnnvis look demo
+    """
+    if not (flags.get("model") or flags.get("run") or flags.get("config")):
+        flags["model"] = "demo"
+    run_command("look", flags, _look_at)
+
+
+def _look_at(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.single.look import look
+
+    need_images(plan.look.images, "look")
+    with open_session(plan, report) as session:
+        look(session)
