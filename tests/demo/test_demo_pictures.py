@@ -21,7 +21,7 @@ def test_no_layer_is_grey_or_saturated(tmp_path: Path) -> None:
         run=str(tmp_path / "run"),
         units="2,7,11,15,18,20,22,23",
         batch_size=8,
-        optimize=OptimizePlan(iterations=40),
+        optimize=OptimizePlan(style=("3",), iterations=40),
     )
     with open_session(plan, Report(quiet=True)) as session:
         optimize(session)

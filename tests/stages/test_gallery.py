@@ -48,7 +48,8 @@ def ready(do: Do, flags: Flags, kept: Path) -> Flags:
     run = Path(flags["run"])
     if not kept.exists():
         do("topk", **flags)
-        do("optimize", **flags, optimize__iterations=3, optimize__step="1", optimize__runs=2)
+        do("optimize", **flags, optimize__style=("3",), optimize__iterations=3, optimize__step="1",
+           optimize__runs=2)  # fmt: skip
         do("project", **flags, project__method=("deconv", "gradient"))
         shutil.copytree(run, kept)
         return flags
@@ -298,7 +299,7 @@ def test_it_works_with_whatever_there_is(
         assert [pane["kind"] for pane in layer_of(folder, "fc3")["sheet"]["panes"]] == ["patches"]
         return
     some = flags | {"layer": ("conv2",), "units": "1,5" if held == "some units" else ""}
-    do("optimize", **some, optimize__iterations=2, optimize__step="1")
+    do("optimize", **some, optimize__style=("3",), optimize__iterations=2, optimize__step="1")
     if held == "some units":
         do("topk", **flags)
     do("gallery", **flags | {"dataset": None})
@@ -314,7 +315,8 @@ def test_it_works_with_whatever_there_is(
 
 
 def test_sums_and_directions_are_no_units(do: Do, flags: Flags, folder: Path) -> None:
-    some = flags | {"layer": ("conv2",), "optimize__iterations": 2, "optimize__step": "1"}
+    some = flags | {"layer": ("conv2",), "optimize__style": ("3",)}
+    some |= {"optimize__iterations": 2, "optimize__step": "1"}
     do("optimize", **some)
     do("optimize", **some, optimize__sum=("1 + 2",))
     do("gallery", **flags)

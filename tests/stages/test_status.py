@@ -86,8 +86,8 @@ def test_a_finished_run(cnnvis: Call, status: Call) -> None:
 def test_an_interrupted_run(
     do: Call, exact: dict[str, Any], interrupted: Call, status: Call, cnnvis: Call
 ) -> None:
-    flags = exact | {"run": "run", "optimize__iterations": 40, "optimize__step": "1"}
-    flags |= {"layer": ("fc3",), "batch_size": 2, "optimize__runs": 2}
+    flags = exact | {"run": "run", "optimize__style": ("3",), "optimize__iterations": 40}
+    flags |= {"layer": ("fc3",), "batch_size": 2, "optimize__runs": 2, "optimize__step": "1"}
     with pytest.raises(Exception, match="told to stop"):
         do("optimize", interrupted(30), **flags)
     ((name, (done, left, _)),) = rows(status()).items()
