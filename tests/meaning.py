@@ -70,7 +70,8 @@ def matched(own: Classes, judge: Classes, offset: int | None = None) -> list[int
     if offset is not None:
         if not 0 <= offset <= judge.number - own.number:
             raise UsageError(
-                f"--offset {offset}: {own.name} has {own.number} classes, {judge.name} {judge.number}"
+                f"--offset {offset}: {own.name} has {own.number} classes, "
+                f"{judge.name} {judge.number}"
             )
         return list(range(offset, offset + own.number))
     if own.names == judge.names and own.number == judge.number:

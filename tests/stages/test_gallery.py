@@ -259,10 +259,11 @@ def test_a_gallery_that_was_interrupted_carries_on(
 def test_only_the_layer_that_has_changed_is_made_anew(
     do: Do, ready: Flags, folder: Path, snapshot: Callable[[Path], dict[str, Any]]
 ) -> None:
+    ready["optimize__style"] = ("3",)  # what is planned comes first
     do("gallery", **ready)
     before = snapshot(folder)
-    do("optimize", **ready | {"layer": ("fc3",)}, optimize__style=("1",), optimize__iterations=2,
-       optimize__step="1")  # fmt: skip
+    other = {"layer": ("fc3",), "optimize__style": ("1",), "optimize__iterations": 2}
+    do("optimize", **ready | other, optimize__step="1")
     do("gallery", **ready)
     changed = {name for name, found in snapshot(folder).items() if before.get(name) != found}
     assert {name.split("/")[0] for name in changed} == {"fc3", "index.html", "run.js"}
