@@ -40,7 +40,7 @@ bench: setup  ## measure this machine, and how near cnnvis comes to its limits o
 	$(BIN)/cnnvis bench project --model demo
 
 SECOND := outputs/second/demo.safetensors
-STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier
+STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier --style natural
 
 meaning: setup $(SECOND)  ## test whether another network recognizes the class images (20 minutes)
 	$(BIN)/cnnvis optimize --model demo --layer fc8 --runs 2 $(STYLES) --run outputs/meaning

@@ -209,7 +209,10 @@ class OptimizePlan:
     )
     runs: int = setting(1, "--runs", "Random starts per unit.", ge=1)
     step: Text = setting(
-        "calibrated", "--step", "Step size: calibrated, paper (the paper's constants), or a number."
+        "calibrated",
+        "--step",
+        "Step size of styles other than natural and fourier: calibrated, paper (the paper's "
+        "constants), or a number.",
     )
     iterations: int | None = setting(
         None, "--iterations", "Number of iterations, instead of the style's own.", ge=1
@@ -246,7 +249,8 @@ class OptimizePlan:
     start: Text = setting(
         "noise",
         "--start",
-        "First image: noise (about the mean colour), uniform, mean, or an image file.",
+        "First image of styles other than natural and fourier: noise (about the mean colour), "
+        "uniform, mean, or an image file.",
     )
     precision: Precision | None = setting(
         None, "--precision", "Arithmetic of the network.", "tf32 on a GPU, float32 on a CPU"

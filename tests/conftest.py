@@ -182,12 +182,12 @@ PLANS = {
 model = "tinynet:exact"
 trust-code = true
 preprocessing = {resize = 32, crop = 32, mean = [120, 110, 100], std = [1, 1, 1]}
-optimize = {iterations = 4, step = 1}
+optimize = {style = "3", iterations = 4, step = 1}
 batch-size = 4
 """,
     "demo": """
 model = "demo"
-optimize = {iterations = 4, step = 1}
+optimize = {style = "3", iterations = 4, step = 1}
 batch-size = 8
 layer = ["conv1"]
 units = "0-3"

@@ -76,8 +76,9 @@ def test_it_runs_and_shows_pictures(executed: list[dict[str, Any]]) -> None:
 def test_it_says_what_its_text_promises(executed: list[dict[str, Any]]) -> None:
     """The preferred image exceeds all photographs, and there are three more units at the end."""
     text = "".join(each["text"] for each in outputs(executed) if each["output_type"] == "stream")
-    line = next(line for line in text.splitlines() if line.startswith("preferred:"))
-    preferred, strongest = (float(part.split(":")[1]) for part in line.split("  ", 1))
-    assert preferred > strongest
-    styles = next(line for line in text.splitlines() if line.startswith("{'3': "))
+    line = next(line for line in text.splitlines() if line.startswith("optimized:"))
+    preferred, strongest, ratio = (float(part.split(":")[1]) for part in line.split("  "))
+    assert preferred > strongest > 0
+    assert ratio == pytest.approx(preferred / strongest, abs=0.01)
+    styles = next(line for line in text.splitlines() if line.startswith("{'natural': "))
     assert styles.count(",") == 5  # six units

@@ -41,7 +41,7 @@ def test_without_anything_the_defaults_hold() -> None:
     assert (plan.seed, plan.device, plan.stages) == (0, "auto", USUAL)
     assert (plan.topk.k, plan.topk.max_unreadable) == (9, 0.01)
     assert (plan.optimize.style, plan.optimize.runs, plan.optimize.step) == (
-        ("3",),
+        ("natural",),
         1,
         "calibrated",
     )

@@ -93,7 +93,8 @@ def gallery(
     (folder / "class0").rename(folder / HOSTILE)
     flags = exact | {"dataset": str(folder), "run": str(tmp_path / "run")}
     do("topk", **flags)
-    do("optimize", **flags, optimize__iterations=2, optimize__step="1", optimize__runs=2)
+    some = {"optimize__style": ("3",), "optimize__iterations": 2, "optimize__step": "1"}
+    do("optimize", **flags, **some, optimize__runs=2)
     do("project", **flags)
     do("gallery", **flags)
     return tmp_path / "run" / "gallery"
@@ -177,7 +178,7 @@ def test_a_run_without_topk_is_shown_as_well(
     browser: Browser, do: Do, exact: dict[str, Any], tmp_path: Path
 ) -> None:
     flags = exact | {"run": str(tmp_path / "run"), "layer": ("conv2",), "units": "1,4"}
-    do("optimize", **flags, optimize__iterations=2, optimize__step="1")
+    do("optimize", **flags, optimize__iterations=2)
     do("gallery", **flags)
     page = browser.open("#conv2")
     assert shown(page) == [1, 4]

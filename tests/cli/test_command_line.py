@@ -30,7 +30,7 @@ SETTINGS = """
 workers = 0
 batch-size = 4
 preprocessing = {resize = 32, crop = 32, mean = [120, 110, 100], std = [1, 1, 1]}
-optimize = {iterations = 3, step = 1}
+optimize = {style = "3", iterations = 3, step = 1}
 """
 
 
@@ -95,6 +95,7 @@ WRONG = {
     "units": ("cnnvis optimize --model demo --layer conv1 --units 5-2", "5-2"),
     "style": ("cnnvis optimize --model demo --style 9", "style"),
     "step": ("cnnvis optimize --model demo --layer conv1 --step calibrate", "calibrated"),
+    "no step": ("cnnvis optimize --model demo --layer conv1 --step 0.5", "--style 3"),
     "runs": ("cnnvis optimize --model demo --runs 0", "--runs"),
     "iterations": ("cnnvis optimize --model demo --iterations 0", "--iterations"),
     "not a number": ("cnnvis optimize --model demo --runs three", "--runs"),
@@ -366,7 +367,7 @@ def test_help_and_usage_errors_do_not_wait_for_torch() -> None:
 
 def test_a_signal_stops_it_and_a_rerun_carries_on(cnnvis: Call) -> None:
     line = (
-        "optimize --model demo --layer conv1 --units 0-23 --step 1 --batch-size 4 "
+        "optimize --model demo --layer conv1 --units 0-23 --style 3 --step 1 --batch-size 4 "
         "--iterations 400 --device cpu"
     )
     process = subprocess.Popen(

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 Cnnvis = Callable[..., Any]
-OPTIMIZE = "optimize --model demo --layer conv1 --units 0,1 --iterations 2 --step 1 --workers 0"
+OPTIMIZE = "optimize --model demo --layer conv1 --units 0,1 --iterations 2 --workers 0"
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:

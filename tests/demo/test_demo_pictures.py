@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import OptimizePlan, Plan
@@ -12,16 +13,17 @@ from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize.stage import optimize
 from cnnvis_cli.store.optimized import OptimizedFile
 
-FAINT, HARSH = 1.0, 30.0  # grey levels of standard deviation
+RANGES = {"3": (1.0, 30.0), "natural": (15.0, 80.0)}  # of standard deviation, in grey levels
 
 
-def test_no_layer_is_grey_or_saturated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("style", RANGES)
+def test_no_layer_is_grey_or_saturated(style: str, tmp_path: Path) -> None:
     plan = Plan(
         model="demo",
         run=str(tmp_path / "run"),
         units="2,7,11,15,18,20,22,23",
         batch_size=8,
-        optimize=OptimizePlan(iterations=40),
+        optimize=OptimizePlan(style=(style,), iterations=40),
     )
     with open_session(plan, Report(quiet=True)) as session:
         optimize(session)
@@ -32,11 +34,14 @@ def test_no_layer_is_grey_or_saturated(tmp_path: Path) -> None:
     ]
     for layer in layers:
         file = OptimizedFile(tmp_path / "run" / "optimized" / f"{layer.alias}.h5")
-        image = file.read("3", "image").astype(np.float32)
+        image = file.read(style, "image").astype(np.float32)
         contrast = float(np.median(image.std(axis=(2, 3, 4))))
-        assert FAINT < contrast < HARSH, layer.alias
+        faint, harsh = RANGES[style]
+        assert faint < contrast < harsh, layer.alias
         shown = image + mean
         clipped = ((shown <= 0.05) | (shown >= 254.95)).mean()
         assert clipped < 0.01, layer.alias
-        assert (file.read("3", "outcome") != 3).all(), layer.alias
-        assert (file.read("3", "activation") > file.read("3", "start")).mean() > 0.9, layer.alias
+        assert (file.read(style, "outcome") != 3).all(), layer.alias
+        assert (file.read(style, "activation") > file.read(style, "start")).mean() > 0.9, (
+            layer.alias
+        )

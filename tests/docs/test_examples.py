@@ -69,7 +69,7 @@ def test_the_store_s_examples_run(cnnvis: Call, python: Call) -> None:
         told = cnnvis(line.split())
         assert told.code == 0, told.err
     said = "".join(run(block, python) for block in code("docs/store.md"))
-    for word in ("most selective:", "hidden here", "whole", "'kind': 'Constant'", "on its own"):
+    for word in ("most selective:", "hidden here", "whole", "'kind': 'Natural'", "on its own"):
         assert word in said, said
     assert "damaged" not in said
 

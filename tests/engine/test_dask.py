@@ -272,7 +272,7 @@ def test_twenty_killed_workers_change_no_byte_and_cost_a_piece_each(
     common = "--model demo --device cpu --workers 0"
     lines = (
         f"topk images {common} --batch-size 4",
-        f"optimize {common} --batch-size 4 --iterations 20 --step 1 --units 0-15",
+        f"optimize {common} --batch-size 4 --iterations 20 --units 0-15",
     )
     for line in lines:
         cnnvis(f"{line} --run whole")

@@ -247,7 +247,7 @@ from cnnvis_cli.engine import WorkerSlot, for_gradients
 
 slots = [WorkerSlot(torch.device("cpu"), 1, 0)] * 2
 print([slot.fresh for slot in for_gradients(slots)])
-line = "optimize --model demo --run run --layer conv1 --units 0 --iterations 2 --step 1"
+line = "optimize --model demo --run run --layer conv1 --units 0 --iterations 2"
 sys.argv = ["cnnvis", *line.split(), "--workers", "0", "--quiet"]
 assert _code() == 0
 print([slot.fresh for slot in for_gradients(slots)])

@@ -159,8 +159,9 @@ def _commands(picture: str, photographs: str) -> list[tuple[str, ...]]:
         ("search", *SMALL, "--layer", "conv2", "--units", "0-1", "--trials", "3"),
         ("optimize", *CLIMB, "--layer", "conv3", "--style", "fourier"),
         ("optimize", *CLIMB, "--layer", "conv4", "--style", "fourier", "--precision", "bf16"),
-        ("optimize", *CLIMB, "--layer", "fc8", "--runs", "2", "--diversity", "0.1"),
-        ("optimize", *SMALL, "--layer", "conv2", "--units", "0-3", "--iterations", "8"),
+        ("optimize", *CLIMB, "--layer", "fc8", "--style", "3", "--runs", "2", "--diversity", "0.1"),
+        ("optimize", *CLIMB, "--layer", "conv3"),
+        ("optimize", *SMALL, "--layer", "conv2", "--units", "0-3", "--style", "3"),
         ("topk", photographs, *SMALL, "--precision", "bf16"),
         ("bench", "optimize", *SMALL, "--layer", "conv2", "--rounds", "1", "--seconds", "0.3"),
     ]
@@ -276,7 +277,7 @@ def waits_heard() -> Iterator[Counter[str]]:
 
 def syncs(found: Findings) -> None:
     short, long = (64, 256) if GPU else (4, 8)
-    for name in ("1", "3", "4", "fourier"):
+    for name in ("1", "3", "4", "fourier", "natural"):
         with found.attempt(f"waits of style {name}"):
             place = stand("conv2", 64 if GPU else 4)
             list(place.ascend(place.tasks(climbing(name, short))))
@@ -403,7 +404,7 @@ def _real_layer(found: Findings) -> Real | None:
     for number in steps:
         words = ("--layer", alias, "--units", f"0-{count - 1}", "--iterations", str(number))
         run = f"real-{number}"
-        place = ("--step", "20", *precision, "--device", DEVICE, "--run", run)
+        place = ("--style", "3", "--step", "20", *precision, "--device", DEVICE, "--run", run)
         ended = cnnvis("optimize", *model, *words, *place, seconds=found.left / 2)
         found.claim(f"{count} ascents of {alias}, {number} steps", ended.code == 0, ended)
         if ended.code:
@@ -476,7 +477,7 @@ def host(found: Findings) -> None:
     seconds = []
     for count in counts:
         words = ("--layer", alias, "--units", f"0-{count - 1}")
-        pace = ("--iterations", str(steps), "--step", "20", *precision)
+        pace = ("--iterations", str(steps), "--style", "3", "--step", "20", *precision)
         run = f"host-{count}"
         ended = cnnvis("optimize", *model, *words, *pace, "--device", DEVICE, "--run", run)
         found.claim(f"{alias}, {count} ascents, {steps} steps", ended.code == 0, ended)
@@ -577,13 +578,13 @@ def faults(found: Findings) -> None:
         return
     with found.attempt("memory that runs out"):
         words = ("--model", "vgg16", "--weights", "random", "--layer", "conv13", "--units", "0-3")
-        pace = ("--iterations", "2", "--step", "1", "--batch-size", "8192")
+        pace = ("--iterations", "2", "--batch-size", "8192")
         ended = cnnvis("optimize", *words, *pace, "--device", DEVICE, "--run", "large", seconds=40)
         explained = ended.code == 1 and "--batch-size" in ended.err
         found.claim("memory that runs out is exit code 1 with a remedy", explained, ended)
     with found.attempt("two processes on a device"):
         place = ("--layer", "conv2", "--device", "cuda:0,cuda:0", "--run", "two")
-        units = ("--model", "demo", "--batch-size", "8", "--units", "0-47", "--step", "50")
+        units = ("--model", "demo", "--batch-size", "8", "--units", "0-47")
         ended = cnnvis("optimize", *units, "--iterations", "16", *place)
         found.claim("two processes on one device", ended.code == 0, ended)
     with found.attempt("memory does not grow from layer to layer"):
@@ -597,7 +598,7 @@ def _lose_a_device(found: Findings) -> None:
     mark = ROOM / "lost-before"
     mark.unlink(missing_ok=True)
     own = ("--model", "losing:network", "--trust-code", "--config", "losing.toml")
-    pace = ("--layer", "conv2", "--units", "0-5", "--iterations", "8", "--step", "1")
+    pace = ("--layer", "conv2", "--units", "0-5", "--iterations", "8")
     place = ("--batch-size", "4", "--device", DEVICE, "--run", "lost")
     ended = cnnvis("optimize", *own, *pace, *place)
     found.claim("a command survives a device-side fault", ended.code == 0, ended)

@@ -61,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(model="alexnet", weights="random", device="cpu", layer=("fc6",), units=units)
         plan = replace(plan, run=f"{folder}/run", batch_size=SIZE, workers=0)
-        optimize = replace(plan.optimize, iterations=STEPS, step="20")
+        optimize = replace(plan.optimize, style=("3",), iterations=STEPS, step="20")
         with open_session(replace(plan, optimize=optimize), Report(quiet=True)) as session:
             torch.set_num_threads(1)
             style = asked_styles(session.plan)[0]

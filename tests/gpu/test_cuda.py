@@ -47,7 +47,7 @@ def test_work_that_cannot_be_captured_is_run_as_it_is() -> None:
     assert "cannot be captured" in heard[0]
 
 
-@pytest.mark.parametrize("style", ["1", "3", "fourier"])
+@pytest.mark.parametrize("style", ["1", "3", "fourier", "natural"])
 @pytest.mark.parametrize("layer", ["conv1", "conv3", "fc8"])
 def test_ascents_follow_those_of_the_cpu(
     style: str, layer: str, do: Callable[..., None], tmp_path: Path
@@ -63,7 +63,7 @@ def test_ascents_follow_those_of_the_cpu(
         begun[device] = file.read(style, "start")
     np.testing.assert_allclose(begun["cuda"], begun["cpu"], rtol=1e-3, atol=1e-3)
     # Adam turns the last bits of small gradients into whole steps
-    rtol, atol = (0.1, 0.3) if style == "fourier" else (0.02, 1e-3)
+    rtol, atol = (0.1, 0.3) if style in ("fourier", "natural") else (0.02, 1e-3)
     np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=rtol, atol=atol)
 
 
@@ -83,7 +83,7 @@ def test_the_same_bytes_again_and_in_another_order(
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_other_arithmetic_is_near(precision: str, do: Callable[..., None], tmp_path: Path) -> None:
     flags: dict[str, Any] = {"model": "demo", "device": "cuda", "layer": ("conv3",), "units": "0-7"}
-    flags |= {"optimize__iterations": 10, "optimize__step": "50"}
+    flags |= {"optimize__style": ("3",), "optimize__iterations": 10, "optimize__step": "50"}
     found = {}
     for each in ("float32", precision):
         do("optimize", **flags, optimize__precision=each, run=str(tmp_path / each))

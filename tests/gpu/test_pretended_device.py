@@ -43,7 +43,7 @@ class Case(NamedTuple):
 NEAR = 2e-3
 BF16 = 5e-2
 
-ALL_STYLES = "--style 1 --style 2 --style 3 --style 4 --style fourier"
+ALL_STYLES = "--style 1 --style 2 --style 3 --style 4 --style fourier --style natural"
 CASES = {
     "styles": Case(
         (f"{CLIMB} {ALL_STYLES} --layer conv2 --units 0-8 --iterations 12 --precision float32",),
@@ -75,17 +75,20 @@ CASES = {
     ),
     "objectives": Case(
         (
-            f"{CLIMB} --mean --layer conv2 --units 0-3 --iterations 4 --precision float32",
-            f"{CLIMB} --softmax --layer fc8 --units 0-3 --iterations 4 --precision float32",
-            f"{CLIMB} --sum 1+2 --sum 3-4 --layer conv4 --iterations 4 --precision float32",
+            f"{CLIMB} --style 3 --mean --layer conv2 --units 0-3 --iterations 4 "
+            "--precision float32",
+            f"{CLIMB} --style 3 --softmax --layer fc8 --units 0-3 --iterations 4 "
+            "--precision float32",
+            f"{CLIMB} --style 3 --sum 1+2 --sum 3-4 --layer conv4 --iterations 4 "
+            "--precision float32",
         ),
         (),
         NEAR,
     ),
     "calibrated": Case(
         (
-            "optimize --model demo --batch-size 4 --layer conv2 --units 0-3 --iterations 8 "
-            "--precision float32",
+            "optimize --model demo --batch-size 4 --style 3 --layer conv2 --units 0-3 "
+            "--iterations 8 --precision float32",
         ),
         apart=NEAR,
     ),
@@ -342,7 +345,7 @@ def network():
 def test_a_lost_device_costs_a_process(device: str, pretended: Pretended, tmp_path: Path) -> None:
     """Another process goes on, also on a single device, and the reason is printed."""
     Path("losing.py").write_text(LOSING.format(mark=str(tmp_path / "mark")))
-    own = "--model losing:network --trust-code --batch-size 4 --step 1 --iterations 4"
+    own = "--model losing:network --trust-code --batch-size 4 --iterations 4"
     line = f"optimize {own} --layer conv1 --units 0-5 --device {device} --run {tmp_path / 'run'}"
     Path("plan.toml").write_text(
         "preprocessing = {resize = 32, crop = 32, mean = [120, 110, 100], std = [1, 1, 1]}\n"

@@ -31,13 +31,13 @@ PLANS = {
 model = "tinynet:exact"
 trust-code = true
 preprocessing = {resize = 32, crop = 32, mean = [120, 110, 100], std = [1, 1, 1]}
-optimize = {iterations = 12, step = 1}
+optimize = {style = ["3", "natural"], iterations = 12, step = 1}
 layer = ["conv1", "fc3"]
 units = "0-5"
 """,
     "demo": """
 model = "demo"
-optimize = {iterations = 12}
+optimize = {style = "3", iterations = 12}
 layer = ["conv1", "conv2"]
 units = "0-3"
 """,

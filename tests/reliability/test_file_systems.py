@@ -10,7 +10,7 @@ import pytest
 from tests.reliability.preloaded import Fault, Preloaded, calls
 
 Results = Callable[[Path], dict[str, str]]
-OPTIMIZE = "optimize --model demo --layer conv1 --units 0,1 --iterations 2 --step 1 --workers 0"
+OPTIMIZE = "optimize --model demo --layer conv1 --units 0,1 --iterations 2 --workers 0"
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def test_a_stored_optimized_image_gives_its_activation(tmp_path: Path) -> None:
     """In every layer, read back and put where it belongs, through torchvision's own code."""
     from safetensors.torch import load_file
 
-    settings = OptimizePlan(iterations=12, step="1")
+    settings = OptimizePlan(style=("3",), iterations=12, step="1")
     plan = Plan(
         model="squeezenet1_0",
         weights=str(WEIGHTS),

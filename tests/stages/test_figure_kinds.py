@@ -148,7 +148,7 @@ def test_two_processes_draw_what_one_does(do: Do, flags: Flags) -> None:
 
 
 def test_four_runs_of_every_layer_are_on_one_figure(do: Do, flags: Flags) -> None:
-    do("montage", **flags | {"montage__kind": ("layers",)})
+    do("montage", **flags | {"montage__kind": ("layers",), "montage__style": ("3",)})
     sheet = opened(flags, "layers/all.png")
     tops = {}
     for layer, units in (("conv3", CONV3), ("fc8", FC8)):

@@ -48,7 +48,8 @@ def ready(do: Do, flags: Flags, kept: Path) -> Flags:
     run = Path(flags["run"])
     if not kept.exists():
         do("topk", **flags)
-        do("optimize", **flags, optimize__iterations=3, optimize__step="1", optimize__runs=2)
+        do("optimize", **flags, optimize__style=("3",), optimize__iterations=3, optimize__step="1",
+           optimize__runs=2)  # fmt: skip
         do("project", **flags, project__method=("deconv", "gradient"))
         shutil.copytree(run, kept)
         return flags
@@ -258,10 +259,11 @@ def test_a_gallery_that_was_interrupted_carries_on(
 def test_only_the_layer_that_has_changed_is_made_anew(
     do: Do, ready: Flags, folder: Path, snapshot: Callable[[Path], dict[str, Any]]
 ) -> None:
+    ready["optimize__style"] = ("3",)  # what is planned comes first
     do("gallery", **ready)
     before = snapshot(folder)
-    do("optimize", **ready | {"layer": ("fc3",)}, optimize__style=("1",), optimize__iterations=2,
-       optimize__step="1")  # fmt: skip
+    other = {"layer": ("fc3",), "optimize__style": ("1",), "optimize__iterations": 2}
+    do("optimize", **ready | other, optimize__step="1")
     do("gallery", **ready)
     changed = {name for name, found in snapshot(folder).items() if before.get(name) != found}
     assert {name.split("/")[0] for name in changed} == {"fc3", "index.html", "run.js"}
@@ -298,7 +300,7 @@ def test_it_works_with_whatever_there_is(
         assert [pane["kind"] for pane in layer_of(folder, "fc3")["sheet"]["panes"]] == ["patches"]
         return
     some = flags | {"layer": ("conv2",), "units": "1,5" if held == "some units" else ""}
-    do("optimize", **some, optimize__iterations=2, optimize__step="1")
+    do("optimize", **some, optimize__style=("3",), optimize__iterations=2, optimize__step="1")
     if held == "some units":
         do("topk", **flags)
     do("gallery", **flags | {"dataset": None})
@@ -314,7 +316,8 @@ def test_it_works_with_whatever_there_is(
 
 
 def test_sums_and_directions_are_no_units(do: Do, flags: Flags, folder: Path) -> None:
-    some = flags | {"layer": ("conv2",), "optimize__iterations": 2, "optimize__step": "1"}
+    some = flags | {"layer": ("conv2",), "optimize__style": ("3",)}
+    some |= {"optimize__iterations": 2, "optimize__step": "1"}
     do("optimize", **some)
     do("optimize", **some, optimize__sum=("1 + 2",))
     do("gallery", **flags)

@@ -37,7 +37,8 @@ def flags(tmp_path: Path, photographs: Callable[..., Path]) -> dict[str, Any]:
 def ready(do: Callable[..., None], flags: dict[str, Any]) -> dict[str, Any]:
     do("topk", **flags)
     flags |= {"units": "1,4-5"}
-    do("optimize", **flags | {"optimize__iterations": 10, "optimize__runs": 3})
+    made = {"optimize__style": ("3",), "optimize__iterations": 10, "optimize__runs": 3}
+    do("optimize", **flags | made)
     do("project", **flags)
     return flags | {"dataset": None}
 

@@ -55,6 +55,7 @@ def flags(tmp_path: Path) -> Flags:
         "units": "1,4-5",
         "batch_size": 4,
         "workers": 0,
+        "optimize__style": ("3",),
         "optimize__iterations": 20,
         "optimize__history": 10,
     }
@@ -313,6 +314,14 @@ def test_an_npz_file_is_refused(do: Do, flags: Flags, tmp_path: Path) -> None:
         ({"optimize__start": "mean", **DIVERSE}, "--runs 1"),
         ({"optimize__start": "cat.png", "optimize__runs": 2}, "--runs 1"),
         ({"optimize__start": "uniform", "optimize__style": ("fourier",)}, "start of its own"),
+        ({"optimize__start": "uniform", "optimize__style": ("natural",)}, "start of its own"),
+        ({"optimize__step": "calibrate"}, "calibrated"),
+        ({"optimize__step": "0", "optimize__style": ("natural",)}, "above 0"),
+        ({"optimize__step": "0.5", "optimize__style": ("natural",)}, "style natural has steps"),
+        (
+            {"optimize__step": "paper", "optimize__style": ("natural", "fourier")},
+            "natural, fourier has steps",
+        ),
         ({"optimize__precision": "tf32"}, "tf32 is arithmetic of CUDA"),
         ({"optimize__precision": "tf33"}, "tf33"),
         ({"optimize__history": 0}, "--history 0"),
@@ -343,13 +352,16 @@ def test_tf32_on_a_cpu_is_refused_before_any_work(do: Do, flags: Flags, tmp_path
         ({"optimize__precision": "bf16"}, "3"),
         ({"optimize__start": "uniform", "optimize__runs": 2}, "3"),
         ({"optimize__style": ("fourier",), "optimize__runs": 2}, "fourier"),
+        ({"optimize__style": ("natural",), "optimize__runs": 2}, "natural"),
     ],
     ids=str,
 )
 def test_no_option_makes_a_unit_depend_on_others(
     change: Flags, group: str, do: Do, flags: Flags
 ) -> None:
-    flags |= change | {"optimize__step": "500"}
+    if change.get("optimize__style", ("3",)) == ("3",):
+        flags["optimize__step"] = "500"
+    flags |= change
     alone = elsewhere(flags, "alone")
     do("optimize", **flags | {"units": "0-5"})
     do("optimize", **alone | {"units": "4"})
@@ -528,7 +540,7 @@ def test_units_without_a_gradient_end_early_and_disturb_no_other(
     batch: int, do: Do, exact: Flags
 ) -> None:
     exact |= {"layer": ("conv1",), "batch_size": batch, "optimize__iterations": 70}
-    exact |= {"optimize__step": "1", "optimize__history": 10}
+    exact |= {"optimize__style": ("3",), "optimize__step": "1", "optimize__history": 10}
     whole, few = (
         exact | {"run": "whole", "units": "0-5"},
         exact | {"run": "few", "units": "0-1,3,5"},
@@ -549,7 +561,7 @@ def test_the_history_of_a_unit_without_a_gradient_does_not_depend_on_others(
     do: Do, exact: Flags
 ) -> None:
     exact |= {"layer": ("conv1",), "batch_size": 2, "optimize__iterations": 40}
-    exact |= {"optimize__step": "1", "optimize__history": 1}
+    exact |= {"optimize__style": ("3",), "optimize__step": "1", "optimize__history": 1}
     whole, alone = exact | {"run": "whole", "units": "0-5"}, exact | {"run": "alone", "units": "2"}
     do("optimize", **whole)
     do("optimize", **alone)
@@ -642,7 +654,7 @@ def test_a_name_that_the_file_cannot_keep_apart_is_refused(name: str, flags: Fla
 @pytest.mark.parametrize(
     ("styles", "change"),
     [
-        (("3", "fourier", "1"), {"optimize__iterations": 20}),
+        (("3", "fourier", "natural", "1"), {"optimize__iterations": 20}),
         (("mine", "other"), {"optimize__iterations": None, "optimize__step": "paper"}),
     ],
 )
@@ -659,12 +671,15 @@ def test_styles_at_once_are_as_one_after_the_other(
         same(result(flags, style), result(alone, style))
 
 
-def test_fourier_ascends_the_same_in_any_number_of_processes(do: Do, flags: Flags) -> None:
-    flags |= {"units": "0-7", "optimize__style": ("fourier",), "optimize__iterations": 33}
+@pytest.mark.parametrize("style", ["fourier", "natural"])
+def test_pictures_of_frequencies_are_the_same_in_any_number_of_processes(
+    style: str, do: Do, flags: Flags
+) -> None:
+    flags |= {"units": "0-7", "optimize__style": (style,), "optimize__iterations": 33}
     many = elsewhere(flags, "many")
     do("optimize", **flags)
     do("optimize", **many | {"workers": 2})
-    found = result(flags, "fourier")
+    found = result(flags, style)
     assert np.isfinite(found["image"]).all()
     assert (found["activation"] > found["start"]).all()
     pixels = found["image"] + np.array(MEAN)

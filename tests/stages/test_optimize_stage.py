@@ -50,6 +50,7 @@ def flags(tmp_path: Path) -> dict[str, Any]:
         "layer": ("conv1",),
         "units": "1,4-5",
         "batch_size": 4,
+        "optimize__style": ("3",),
         "optimize__iterations": 30,
         "optimize__runs": 2,
     }
@@ -88,9 +89,18 @@ def at_centre(alias: str, picture: NDArray[np.float32]) -> NDArray[np.float32]:
 def test_the_stored_image_gives_the_stored_activation(
     alias: str, iterations: int, do: Callable[..., None], flags: dict[str, Any], tmp_path: Path
 ) -> None:
-    do("optimize", **flags | {"layer": (alias,), "optimize__iterations": iterations})
-    with h5py.File(tmp_path / "run" / "optimized" / f"{alias}.h5") as file:
-        group = file["3"]
+    styles = ("3", "natural")
+    flags |= {"layer": (alias,), "optimize__iterations": iterations, "optimize__style": styles}
+    do("optimize", **flags)
+    for style in styles:
+        _check_stored(tmp_path / "run" / "optimized" / f"{alias}.h5", style, iterations)
+
+
+def _check_stored(path: Path, style: str, iterations: int) -> None:
+    """Compare what a file holds of a style with the network's values for its images."""
+    alias = path.stem
+    with h5py.File(path) as file:
+        group = file[style]
         for row, unit in enumerate(UNITS):
             assert group["unit"][row] == unit
             for run in range(2):
@@ -151,15 +161,19 @@ def test_a_style_added_later_leaves_the_others_as_they_are(
     assert once.read_bytes() == later.read_bytes()
 
 
-@pytest.mark.parametrize("moments", [0, 15, 30, 50])
+@pytest.mark.parametrize(
+    ("style", "moments"), [*(("3", moments) for moments in (0, 15, 30, 50)), ("natural", 50)]
+)
 def test_a_stopped_run_carries_on_to_the_same_bytes(
+    style: str,
     moments: int,
     do: Callable[..., None],
     flags: dict[str, Any],
     interrupted: Callable[[int], Any],
     tmp_path: Path,
 ) -> None:
-    flags |= {"optimize__step": "paper", "units": "0-27", "workers": 0, "optimize__runs": 1}
+    flags |= {"units": "0-27", "workers": 0, "optimize__runs": 1, "optimize__style": (style,)}
+    flags["optimize__step"] = "paper" if style == "3" else "calibrated"
     do("optimize", **flags)
     other = flags | {"run": str(tmp_path / "other")}
     with pytest.raises(Stopped):
@@ -271,6 +285,7 @@ def test_units_that_nothing_reaches_are_outcome_3_and_keep_their_first_image(
             "run": str(tmp_path / "run"),
             "layer": ("conv1",),
             "units": "2-4",
+            "optimize__style": ("3",),
             "optimize__iterations": 40,
         },
     )

@@ -175,7 +175,7 @@ def other_start() -> None:
 
 
 OWN = "optimize -c demo.toml --weights own.safetensors"
-TARGETED = "optimize --model demo --layer conv1 --iterations 3 --step 1 --batch-size 8"
+TARGETED = "optimize --model demo --layer conv1 --iterations 3 --batch-size 8"
 
 
 @pytest.mark.parametrize(

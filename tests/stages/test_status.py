@@ -86,8 +86,8 @@ def test_a_finished_run(cnnvis: Call, status: Call) -> None:
 def test_an_interrupted_run(
     do: Call, exact: dict[str, Any], interrupted: Call, status: Call, cnnvis: Call
 ) -> None:
-    flags = exact | {"run": "run", "optimize__iterations": 40, "optimize__step": "1"}
-    flags |= {"layer": ("fc3",), "batch_size": 2, "optimize__runs": 2}
+    flags = exact | {"run": "run", "optimize__style": ("3",), "optimize__iterations": 40}
+    flags |= {"layer": ("fc3",), "batch_size": 2, "optimize__runs": 2, "optimize__step": "1"}
     with pytest.raises(Exception, match="told to stop"):
         do("optimize", interrupted(30), **flags)
     ((name, (done, left, _)),) = rows(status()).items()
@@ -207,21 +207,28 @@ def test_hostile_shard_notes_end_nothing(cnnvis: Call, status: Call) -> None:
     assert rows(status()) == wanted
 
 
+def _asked_for(record: Path) -> bool:
+    return record.exists() and "asked" in record.read_text()
+
+
 def test_status_of_a_run_at_work(cnnvis: Call, status: Call) -> None:
     """A real process in the middle of its work, stopped in the end as a night is."""
     line = "optimize -c exact.toml --run run --layer fc3 --iterations 100000"
     command = [sys.executable, "-m", "cnnvis_cli", *line.split()]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        until = time.monotonic() + 60
-        while not Path("run/run.json").exists() or "asked" not in Path("run/run.json").read_text():
-            assert time.monotonic() < until
-            assert process.poll() is None
-            time.sleep(0.05)
-        told = json.loads(cnnvis("status run --json").out)
-        assert told["at_work"][0].startswith(f"process {process.pid} ")
-        assert rows(told) == {"optimize fc3 style 3": (0, 10, 0)}
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 75
+        try:
+            until = time.monotonic() + 60
+            while not _asked_for(Path("run/run.json")):
+                assert time.monotonic() < until
+                assert process.poll() is None
+                time.sleep(0.05)
+            told = json.loads(cnnvis("status run --json").out)
+            assert told["at_work"][0].startswith(f"process {process.pid} ")
+            assert rows(told) == {"optimize fc3 style 3": (0, 10, 0)}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 75
+        finally:
+            process.kill()  # where one of these fails, it would work on for hours
     found = status()
     assert "SIGTERM" in found["failed"]["message"]
     assert (found["at_work"], found["told"]) == ([], [])

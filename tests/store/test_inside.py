@@ -153,7 +153,7 @@ def test_a_lock_with_another_name_elsewhere_is_not_emptied(outside: Path, cnnvis
 
 
 def test_only_what_a_gallery_made_is_dropped(plans: None, cnnvis: Cnnvis) -> None:
-    cnnvis("optimize --model demo --layer conv1 --units 0,1 --iterations 2 --step 1 --run r")
+    cnnvis("optimize --model demo --layer conv1 --units 0,1 --iterations 2 --run r")
     kept = [Path("r/gallery/conv9/0001.jpg"), Path("r/gallery/.mine.tmp")]
     for path in kept:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def run(made: Path, photographs: Callable[..., Path], cnnvis: Cnnvis) -> Path:
     if not (made / "r").exists():
         images = photographs(made / "images", 4, classes=2)
         plan = f'model = "demo"\ndataset = "{images}"\nlayer = ["conv1", "conv2"]\nunits = "0"\n'
-        plan += "workers = 0\nbatch-size = 4\ntopk = {k = 2}\noptimize = {iterations = 2, step = 1}"
+        plan += "workers = 0\nbatch-size = 4\ntopk = {k = 2}\noptimize = {iterations = 2}"
         Path("plan.toml").write_text(f'{plan}\nstages = ["topk", "optimize", "project"]')
         cnnvis(f"run plan.toml --run {made / 'r'}")
     shutil.copytree(made / "r", "r")

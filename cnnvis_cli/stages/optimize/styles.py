@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cnnvis_cli.ascent.steps import CALIBRATED, Constant, Normalized, Progress01
+from cnnvis_cli.ascent.steps import CALIBRATED, Constant, Normalized, Progress01, StepPolicy
 from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_style
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import unknown
@@ -15,8 +16,19 @@ from cnnvis_cli.settings import OptimizePlan, Plan
 
 
 def asked_styles(plan: Plan) -> list[Style]:
-    """Return the styles of the plan; raise `UsageError` for one that does not exist."""
-    return [_asked_style(name, plan) for name in plan.optimize.style]
+    """Return the styles of the plan, with the steps that it gives them.
+
+    Raise `UsageError` for one that does not exist, and for a step that none of them makes.
+    """
+    step, known = _given_step(plan.optimize), known_styles(plan)
+    styles = [_asked_style(name, known, step, plan.optimize) for name in plan.optimize.style]
+    if plan.optimize.step != "calibrated" and not any(style.calibrates for style in styles):
+        names = ", ".join(style.name for style in styles)
+        raise UsageError(
+            f"--step {plan.optimize.step}: style {names} has steps of its own; leave --step out, "
+            "or name a style that takes it, such as --style 3"
+        )
+    return styles
 
 
 def known_styles(plan: Plan) -> dict[str, Style]:
@@ -33,9 +45,10 @@ def _read_kept(path: Path) -> dict[str, Any]:
     return dict(Plan.make(path, {}).styles)
 
 
-def _asked_style(name: str, plan: Plan) -> Style:
-    """Return the style as the plan wants it."""
-    settings, known = plan.optimize, known_styles(plan)
+def _asked_style(
+    name: str, known: Mapping[str, Style], step: StepPolicy | None, settings: OptimizePlan
+) -> Style:
+    """Return a style as the plan wants it."""
     if name not in known:
         raise unknown("style", name, known)
     style = known[name]
@@ -45,16 +58,20 @@ def _asked_style(name: str, plan: Plan) -> Style:
         if settings.start != "noise":
             raise UsageError(f"--start {settings.start}: style {name} has a start of its own")
         return style
+    own = isinstance(style.step, Normalized) and step is not SOFTMAX_STEP
+    return style if step is None or own else style.with_step(step)
+
+
+def _given_step(settings: OptimizePlan) -> StepPolicy | None:
+    """Return the step that the plan gives; None where it is the style's own."""
     if settings.step == "calibrated" and settings.softmax:
-        return style.with_step(SOFTMAX_STEP)
-    if settings.step == "paper" or isinstance(style.step, Normalized):
-        return style
-    if settings.step == "calibrated":
-        return style.with_step(CALIBRATED)
+        return SOFTMAX_STEP
+    if settings.step in ("calibrated", "paper"):
+        return CALIBRATED if settings.step == "calibrated" else None
     with suppress(ValueError):
         rate = float(settings.step)
         if 0 < rate < float("inf"):
-            return style.with_step(Constant(rate))
+            return Constant(rate)
     raise UsageError(f"--step {settings.step!r}: use calibrated, paper, or a number above 0")
 
 
