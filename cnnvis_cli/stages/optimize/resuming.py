@@ -54,6 +54,9 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
     """Add one ascent."""
     key = int(row["target"]), int(row["run"])
     history = row["history"][: int(row["shown"])].copy()
+    known = found.states.get(key)
+    if known is not None and known.age >= int(row["age"]) > 0:  # of another selection of units
+        return
     if int(row["age"]):
         parts = [row[name] for name in sorted(row) if name.startswith("updater")]
         found.states[key] = AscentState(
@@ -66,6 +69,7 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
             lived=int(row["lived"]),
             leads=bool(row["leads"]),
             moved=bool(row["moved"]),
+            alive=bool(row["alive"]),
             history=history,
             updater=tuple(map(torch.from_numpy, parts)),
         )
@@ -128,6 +132,7 @@ def _row_under_way(key: AscentKey, state: AscentState) -> dict[str, Any]:
         "lived": state.lived,
         "leads": state.leads,
         "moved": state.moved,
+        "alive": state.alive,
         "history": state.history,
         "shown": len(state.history),
         **updater,
