@@ -79,12 +79,16 @@ class Zygote:
         fault: dict[str, Any] | None = None,
         locks: bool | None = None,
         calls: Mapping[str, str] | None = None,
+        patches: Mapping[str, float] | None = None,
     ) -> int:
-        """Start ``cnnvis LINE`` in this folder; gives its process, which leads a group."""
+        """Start ``cnnvis LINE`` in this folder; gives its process, which leads a group.
+
+        `patches` are numbers of modules that it has otherwise.
+        """
         self.started += 1
         out, err = (str(self.logs / f"{self.started}.{name}") for name in ("out", "err"))
         order = {"line": shlex.split(line), "folder": str(Path.cwd()), "out": out, "err": err}
-        order |= {"fault": fault, "locks": locks, "calls": calls}  # type: ignore[dict-item]
+        order |= {"fault": fault, "locks": locks, "calls": calls, "patches": patches}  # type: ignore[dict-item]
         assert self.process.stdin
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
         self.process.stdin.flush()

@@ -105,6 +105,9 @@ def _become(order: dict[str, Any]) -> NoReturn:
     sys.argv = ["cnnvis", *order["line"]]
     if order["locks"] is False:
         faults.without_locks()
+    for place, value in (order["patches"] or {}).items():
+        module, name = place.rsplit(".", 1)
+        setattr(import_module(module), name, value)
     if order["calls"]:
         os.environ.update(order["calls"])
         ctypes.CDLL(None).failing_calls_again()

@@ -282,7 +282,9 @@ class OpenBlocks:
 
     def open(self, number: int) -> KeptAscents:
         """Begin a block; return what is kept of its ascents from an earlier process."""
-        held = self.open_blocks[number] = kept_ascents(self.work.tasks[number])
+        work = self.work
+        held = kept_ascents(work.tasks[number], work.style_of(number))
+        self.open_blocks[number] = held
         return held
 
     def put(self, ascent: Ascent) -> int:
@@ -309,7 +311,7 @@ class OpenBlocks:
     def _write(self, number: int, found: dict[AscentKey, Ascent]) -> None:
         task = self.work.tasks[number]
         task.keep(block_arrays(self.work, number, found))
-        forget(task)
+        forget(task, self.work.style_of(number))
 
     def emit_kept(self, emit: Emit) -> None:
         """Say which blocks are safe: those whose writing has been waited for."""
@@ -323,9 +325,7 @@ class OpenBlocks:
         for key, state in under_way():
             self.open_blocks[key[0]].states[key[1:]] = state
         for number, held in self.open_blocks.items():
-            states = {key: held.states[key] for key in held.states.keys() - held.ended.keys()}
-            if held.ended or states:
-                keep_ascents(self.work.tasks[number], held.ended, states)
+            keep_ascents(self.work.tasks[number], self.work.style_of(number), held)
 
 
 def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent]) -> Arrays:
