@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import pytest
 
+from tests.reliability.preloaded import Fault
+
 if TYPE_CHECKING:
     from tests.reliability.conftest import Zygote
 
@@ -86,3 +88,19 @@ def test_a_killed_process_loses_what_was_made_since_it_was_kept(
         assert sum(ages(run)) > 100
         zygote.done(f"{LINE} --run run --workers 2")
     assert results(run) == results(Path("straight"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_for_what_is_kept_is_one_line_and_loses_nothing(
+    workers: int, preloaded_zygote: Zygote, results: Results
+) -> None:
+    preloaded_zygote.done(f"{LINE} --run straight --workers 0")
+    fault = Fault("write", "ENOSPC", part="under_way")
+    line = f"{LINE} --run run --workers {workers}"
+    told = preloaded_zygote.do(line, calls=fault.settings, patches={AT_RISK: 0.1})
+    assert told.code == 4, told
+    assert len(told.err.splitlines()) == 1
+    assert "under_way" in told.err
+    assert "No space left on device" in told.err
+    preloaded_zygote.done(line)
+    assert results(Path("run")) == results(Path("straight"))
