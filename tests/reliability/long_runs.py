@@ -67,8 +67,8 @@ def sample(pid: int) -> Sample:
     files = threads = pages = 0
     for each in family(pid):
         try:
-            files += len(os.listdir(f"/proc/{each}/fd"))
-            threads += len(os.listdir(f"/proc/{each}/task"))
+            files += len(list(Path(f"/proc/{each}/fd").iterdir()))
+            threads += len(list(Path(f"/proc/{each}/task").iterdir()))
             pages += int(Path(f"/proc/{each}/statm").read_text().split()[1])
         except OSError:  # it has just ended
             continue
