@@ -42,6 +42,10 @@ class StorageError(CnnvisError):
     exit_code = 4
 
 
+class Gone(StorageError):
+    """A file of the dataset is no longer there."""
+
+
 class Stopped(CnnvisError):
     """Stopped by a signal (finished work is saved), or the directory is in use: exit code 75."""
 

@@ -78,6 +78,7 @@ class AscentState:
     lived: int
     leads: bool
     moved: bool  # whether there has been a gradient
+    alive: bool  # whether there is one still; its run group may go on after it
     history: NDArray[np.float32]  # (age,)
     updater: tuple[Tensor, ...]
 
@@ -315,7 +316,9 @@ class _Slots:
             like = values if isinstance(values[0], Tensor) else list(map(torch.tensor, values))
             tensor[rows] = torch.stack(like).to(tensor)
         self.age[rows] = age
-        self.alive[torch.tensor(cohort.rows, device=self.device)] = True
+        alive = [task.state is not None and task.state.alive for task in cohort.tasks]
+        cohort_rows = torch.tensor(cohort.rows, device=self.device)
+        self.alive[cohort_rows] = torch.tensor(alive, device=self.device)
 
     @property
     def _columns(self) -> tuple[tuple[Tensor, str], ...]:
@@ -332,22 +335,20 @@ class _Slots:
         )
 
     def under_way(self) -> list[tuple[Hashable, AscentState]]:
-        """Return the state of every ascent that has a gradient to follow, or may find one."""
+        """Return the state of every ascent that has made a step."""
         alive = self._fetch()
         found: list[tuple[Hashable, AscentState]] = []
         columns = {name: tensor.cpu() for tensor, name in self._columns}
         for cohort in self.cohorts:
             age = self.now - cohort.born
             progress = [tensor.cpu() for tensor in cohort.updater.progress]
-            for i, row in enumerate(cohort.rows):
-                if age and alive[row]:
-                    own = row if self.steady else i  # of the updater
-                    values = {name: column[row].clone() for name, column in columns.items()}
-                    numbers = {n: v.item() for n, v in values.items() if not v.dim()}
-                    history = self._history_of(cohort, i)
-                    updater = tuple(tensor[own].clone() for tensor in progress)
-                    about: Any = {**values, **numbers, "history": history, "updater": updater}
-                    found.append((cohort.tasks[i].key, AscentState(age, **about)))
+            for i, row in enumerate(cohort.rows if age else ()):
+                own = row if self.steady else i  # of the updater
+                values = {name: column[row].clone() for name, column in columns.items()}
+                about: Any = {n: v if v.dim() else v.item() for n, v in values.items()}
+                about["updater"] = tuple(tensor[own].clone() for tensor in progress)
+                about |= {"alive": alive[row], "history": self._history_of(cohort, i)}
+                found.append((cohort.tasks[i].key, AscentState(age, **about)))
         return found
 
     def _history_of(self, cohort: _Cohort, i: int) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -30,7 +31,7 @@ from cnnvis_cli.dataset.kinds import (
     kind_left,
 )
 from cnnvis_cli.dataset.samples import Member, images_of_sample, is_image_member, key_of
-from cnnvis_cli.errors import StorageError, UsageError
+from cnnvis_cli.errors import Gone, StorageError, UsageError
 
 LARGEST_IMAGE = 256 << 20  # bytes of an image; a photograph of 100 megapixels has a fifth of this
 OPEN = 16  # containers that a process keeps open
@@ -249,7 +250,8 @@ def read_file(path: Path, listed: int) -> bytes:
 
 def _unreadable(place: str | Path, error: OSError) -> StorageError:
     """Return the error for what may pass: a mount that is away, a disk that fails, no memory."""
-    return StorageError(
+    kind = Gone if error.errno in (errno.ENOENT, errno.ENOTDIR) else StorageError
+    return kind(
         f"{place}: cannot be read ({_why(error)}); nothing is left out for this: bring it back and "
         "run again, or take it out of the dataset in a new --run"
     )
@@ -313,7 +315,7 @@ def _container(root: Path, path: str) -> tuple[str, os.stat_result]:
             if stat.S_ISREG(status.st_mode):
                 return place, status
         end = path.find("/", end + 1)
-    raise FileNotFoundError(path)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 class _Handle:

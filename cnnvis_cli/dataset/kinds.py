@@ -31,8 +31,9 @@ COMPRESSED = {  # suffixes of archives that cannot be read in place: what unpack
 
 LASTING = (  # errors that say something of the dataset; others may pass, and are exit code 4
     *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
-    *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.EOVERFLOW, errno.EISDIR),
+    *(errno.ENXIO, errno.EOVERFLOW, errno.EISDIR),
 )
+FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 HIDDEN, OTHER, RUNS = "hidden", "not images", "run directories"
 TWICE, LINKED = "listed twice", "folders linked twice"

@@ -25,6 +25,7 @@ from cnnvis_cli.dataset.containers import (
 from cnnvis_cli.dataset.kinds import (
     COMPRESSED,
     FIRST_BYTES,
+    FORBIDDEN,
     HIDDEN,
     IMAGE_SUFFIXES,
     LASTING,
@@ -231,7 +232,7 @@ def _begins_like_one(name: str, folder: int) -> bool:
     try:
         file = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder)
     except OSError as error:
-        if error.errno in LASTING:  # what cannot be read has no image's name either
+        if error.errno in (*LASTING, *FORBIDDEN):  # what cannot be read has no image's name either
             return False
         raise
     try:
@@ -245,8 +246,15 @@ def _look(entry: os.DirEntry[str]) -> int | None:
     """Return a file's size, 0 for a dangling link (reading will report it), None for a folder."""
     try:
         return None if entry.is_dir() else entry.stat().st_size
-    except OSError:
-        return 0
+    except OSError as error:
+        return _size_of_none(error)
+
+
+def _size_of_none(error: OSError) -> int:
+    """Return 0, the size of a file that is not there; raise the error if it may pass."""
+    if error.errno not in LASTING:
+        raise error
+    return 0
 
 
 def _of_list(file: Path, _found: Found) -> Iterator[ImageRow]:
@@ -269,7 +277,9 @@ def _file_size(path: str, folder: int) -> int:
     """Return the size of a file as seen from a folder; 0 if it is missing."""
     try:
         return os.stat(path, dir_fd=folder).st_size
-    except (OSError, ValueError):
+    except OSError as error:
+        return _size_of_none(error)
+    except ValueError:
         return 0
 
 

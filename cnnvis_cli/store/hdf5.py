@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,16 +60,9 @@ def reading(path: Path, kind: str) -> Iterator[h5py.File]:
 
 
 def _raise_if_the_system_failed(path: Path, error: Exception) -> None:
-    """Raise `StorageError` for what says nothing about the file, which may be a good one.
-
-    HDF5 passes on the system's error number in its text at least.
-    """
-    told = re.search(r"\berrno = (\d+)", str(error))
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and told is not None:
-        number = int(told[1])
-    if number is not None:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(number)})") from None
+    """Raise `StorageError` for what says nothing about the file, which may be a good one."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from None
 
 
 def parse_record(text: Any) -> Record:

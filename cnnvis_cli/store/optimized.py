@@ -93,7 +93,8 @@ class OptimizedFile:
             for name, pieces in sorted(styles.items()):
                 group = file.create_group(name)
                 group.attrs["parameters"] = json.dumps(pieces[-1].record, sort_keys=True)
-                _write_style(group, pieces)
+                if not _write_style(group, pieces):
+                    raise CnnvisError(f"{self.path}: a part has been removed meanwhile; run again")
 
     def held(self, style: str) -> Optimized:
         """Return a stored style, in blocks of a few units."""
@@ -111,8 +112,11 @@ class OptimizedFile:
         return Optimized(self.styles()[style], units, tuple(shape[1:4]), steps, blocks())
 
 
-def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
-    """Write the units of several pieces in the order of their channels, each once."""
+def _write_style(group: h5py.Group, pieces: list[Optimized]) -> bool:
+    """Write the units of several pieces in the order of their channels, each once.
+
+    Return whether all of them were to be had.
+    """
     units = np.unique(np.concatenate([piece.units for piece in pieces]))
     runs, *canvas = pieces[0].shape
     shapes = {
@@ -136,10 +140,9 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> None:
             written += 1
 
     write_rows(columns["image"], images())
-    if written != len(units):
-        raise CnnvisError(f"{group.file.filename}: a part has been removed meanwhile; run again")
     for name, values in small.items():
         columns[name][...] = values
+    return written == len(units)
 
 
 def _unit_rows(piece: Optimized) -> Iterator[tuple[int, dict[str, Array], int]]:

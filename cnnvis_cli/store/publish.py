@@ -99,7 +99,7 @@ class _Guarded(io.RawIOBase):
             try:
                 return action(*arguments)
             except OSError as error:
-                self.failure = error
+                self.failure = error.with_traceback(None)  # its frames hold HDF5's buffer
         return otherwise
 
     def readable(self) -> bool:

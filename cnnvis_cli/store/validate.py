@@ -6,7 +6,9 @@ may declare an array of terabytes.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cnnvis_cli.store.inside import check_regular
+from cnnvis_cli.errors import StorageError
+from cnnvis_cli.store.inside import check_regular, open_regular
 from cnnvis_cli.store.schema import (
     HISTOGRAM_BINS,
     IMAGES,
@@ -47,18 +50,54 @@ SMALL_ARRAY = 1 << 20  # bytes that any array may have
 PICTURES = 5  # axes of arrays that are read a few rows at a time, and may be partly written
 
 
-def open_hdf5(path: Path) -> h5py.File:
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open a file for reading, without HDF5's own lock, which some file systems do not have.
 
-    Nothing is lost: a file that stands under its name is never changed. If this process, a
-    notebook's perhaps, has it open with a lock, HDF5 wants the same again.
+    Nothing is lost: a file that stands under its name is never changed. Raise `StorageError` if a
+    read fails in the block, whatever h5py makes of it, FileNotFoundError, and OSError for a file
+    that is not HDF5; `UsageError` for a link, a pipe or the like in its place.
     """
     try:
-        return h5py.File(path, "r", locking=False)
+        number = open_regular(path)
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if "locking flag" not in str(error):
-            raise
-        return h5py.File(path, "r")
+        raise _failed(path, error) from None
+    with _Reader(number) as reader:
+        try:
+            with h5py.File(reader, "r") as file:
+                yield file
+        finally:
+            if reader.failure is not None:
+                raise _failed(path, reader.failure) from None
+
+
+class _Reader(io.FileIO):
+    """A file for HDF5 whose reads never fail.
+
+    h5py takes some reads that fail for names that are not there. So the first failure is kept, for
+    whoever has opened the file to raise it at the end, and from then on all reads give zeros.
+    """
+
+    failure: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        view, done = memoryview(buffer), 0
+        try:
+            while self.failure is None and done < len(view):
+                count = super().readinto(view[done:])
+                if not count:
+                    break
+                done += count
+        except OSError as error:
+            self.failure = error.with_traceback(None)  # its frames hold HDF5's buffer
+        view[done:] = bytes(len(view) - done)  # h5py looks at no count
+        return len(view)
+
+
+def _failed(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def check_file(path: Path, kind: str) -> None:

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from cnnvis_cli.ascent.climb import CHECK, Ascent, AscentBatch, AscentSpec, Evaluate, Outcome, climb
+from cnnvis_cli.ascent.climb import (
+    CHECK,
+    Ascent,
+    AscentBatch,
+    AscentSpec,
+    AscentState,
+    Evaluate,
+    Outcome,
+    UnderWay,
+    climb,
+)
 from cnnvis_cli.ascent.regularizers import Decay
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.steps import Constant
@@ -482,3 +492,100 @@ def test_starts_are_functions_of_seed_unit_and_run_alone() -> None:
     assert 0 <= float(shown.min()) < 2
     assert 253 < float(shown.max()) <= 255
     assert float(shown.mean()) == pytest.approx(127.5, rel=0.03)
+
+
+class Halted(Exception):
+    """Raised at a step of which the ascents under way are known."""
+
+
+def in_pieces(
+    evaluate: Evaluate, run_groups: list[list[AscentSpec]], batch: AscentBatch, length: int
+) -> dict[Hashable, Ascent]:
+    """Return ascents that are made in so many steps at a time, each time from what was kept."""
+    ended: dict[Hashable, Ascent] = {}
+    states: dict[Hashable, AscentState] = {}
+    steps = 0
+
+    def on_step(under_way: UnderWay) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > length:
+            states.clear()
+            states.update(under_way())
+            raise Halted
+
+    batch, mean = replace(batch, on_step=on_step), torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
+    for _ in range(1000):
+        steps, left = (
+            0,
+            [
+                [replace(task, state=states.get(task.key)) for task in run_group]
+                for run_group in run_groups
+                if run_group[0].key not in ended
+            ],
+        )
+        try:
+            for ascent in climb(evaluate, left, batch, mean):
+                ended[ascent.key] = ascent
+            return ended
+        except Halted:
+            continue
+    raise AssertionError("no end")
+
+
+def same_history(one: Ascent, other: Ascent) -> bool:
+    return alike(one, other) and np.array_equal(one.history, other.history)
+
+
+@pytest.mark.parametrize("steady", [False, True])
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier", "natural"])
+def test_ascents_made_in_pieces_are_those_made_at_once(name: str, steady: bool) -> None:
+    """Dead ones too (channel 5), in slots that are refilled, with pieces of any length."""
+    network = small_network().float()
+    style = replace(STYLES[name], iterations=45)
+    run_groups = [
+        [AscentSpec(i, (0, 5, 2)[i % 3], style, start.float(), seed=i, place=2 * i)]
+        for i, start in enumerate(starts(5))
+    ]
+    evaluate, batch = looking(score_of(network)), AscentBatch(2, steady=steady)
+    mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
+    whole = {ascent.key: ascent for ascent in climb(evaluate, run_groups, batch, mean)}
+    for length in (7, 40):
+        found = in_pieces(evaluate, run_groups, batch, length)
+        assert found.keys() == whole.keys()
+        assert all(same_history(found[key], whole[key]) for key in whole)
+
+
+def coupled(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbours pull each other, as with --diversity; one whose corner is bright has no gradient.
+
+    Its image goes on to change, and its neighbour feels it.
+    """
+    pairs = x.view(-1, 2, *x.shape[1:])
+    others = pairs.flip(1).reshape(x.shape)
+    gradient = (others * 0.05 + 10 + targets[:, None, None, None]).contiguous()
+    gradient[x[:, 0, 0, 0] > 60] = 0
+    value = x.mean(dim=(1, 2, 3)) - others.mean(dim=(1, 2, 3)) * 0.1
+    return value, value > 0, gradient
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_a_run_without_gradient_stays_with_its_group_across_a_stop(steady: bool) -> None:
+    """The others' gradients depend on where it is."""
+    style = replace(STYLES["3"], iterations=45, step=Constant(0.1), regularizers=())
+    run_groups = []
+    for unit in range(2):
+        first, second = (image.float() for image in starts(2))
+        first[0, 0, 0], second[0, 0, 0] = 50 + unit, -50
+        specs = [
+            AscentSpec((unit, run), unit, style, start, place=2 * unit + run)
+            for run, start in enumerate((first, second))
+        ]
+        run_groups.append(specs)
+    batch, mean = AscentBatch(2, steady=steady), torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
+    whole = {ascent.key: ascent for ascent in climb(coupled, run_groups, batch, mean)}
+    assert 1 < len(whole[0, 0].history) < len(whole[0, 1].history) == 45
+    for length in (7, 40):
+        found = in_pieces(coupled, run_groups, batch, length)
+        assert found.keys() == whole.keys()
+        assert all(same_history(found[key], whole[key]) for key in whole)

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cnnvis_cli.store.publish import intact
+from tests.reliability.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -73,13 +74,21 @@ class Zygote:
     _text: bytes = b""
 
     def start(
-        self, line: str, fault: dict[str, Any] | None = None, locks: bool | None = None
+        self,
+        line: str,
+        fault: dict[str, Any] | None = None,
+        locks: bool | None = None,
+        calls: Mapping[str, str] | None = None,
+        patches: Mapping[str, float] | None = None,
     ) -> int:
-        """Start ``cnnvis LINE`` in this folder; gives its process, which leads a group."""
+        """Start ``cnnvis LINE`` in this folder; gives its process, which leads a group.
+
+        `patches` are numbers of modules that it has otherwise.
+        """
         self.started += 1
         out, err = (str(self.logs / f"{self.started}.{name}") for name in ("out", "err"))
         order = {"line": shlex.split(line), "folder": str(Path.cwd()), "out": out, "err": err}
-        order |= {"fault": fault, "locks": locks}  # type: ignore[dict-item]
+        order |= {"fault": fault, "locks": locks, "calls": calls, "patches": patches}  # type: ignore[dict-item]
         assert self.process.stdin
         self.process.stdin.write(json.dumps(order).encode() + b"\n")
         self.process.stdin.flush()
@@ -144,14 +153,21 @@ def said(path: Path) -> str:
 @pytest.fixture(scope="session")
 def one_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """One for all tests: it takes seconds to load everything."""
+    with begun(tmp_path_factory.mktemp("said")) as found:
+        yield found
+
+
+@contextmanager
+def begun(logs: Path, **environment: str) -> Iterator[Zygote]:
+    """Begin a zygote, which ends with the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.reliability.zygote"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
-        env=ONE_THREAD,
+        env={**ONE_THREAD, **environment},
     ) as process:
-        found = Zygote(process, tmp_path_factory.mktemp("said"))
+        found = Zygote(process, logs)
         assert "pid" in found.on_event(120)
         yield found
         assert process.stdin
@@ -163,11 +179,36 @@ def one_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 def zygote(one_zygote: Zygote) -> Iterator[Zygote]:
     """The zygote; what a failed test has left running is killed."""
     yield one_zygote
-    for pid in list(one_zygote.ended):
+    end_all(one_zygote)
+
+
+def end_all(zygote: Zygote) -> None:
+    """Kill what is still running."""
+    for pid in list(zygote.ended):
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        assert one_zygote.is_over(pid, 10)
-        one_zygote.ended.clear()
+        assert zygote.is_over(pid, 10)
+        zygote.ended.clear()
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Preloaded:
+    return Preloaded(tmp_path_factory.mktemp("preloaded"))
+
+
+@pytest.fixture(scope="session")
+def one_preloaded_zygote(
+    preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Zygote]:
+    with begun(tmp_path_factory.mktemp("said"), LD_PRELOAD=str(preloaded.library)) as found:
+        yield found
+
+
+@pytest.fixture
+def preloaded_zygote(one_preloaded_zygote: Zygote) -> Iterator[Zygote]:
+    """A zygote whose children's calls can be told to fail: see failing_calls.c."""
+    yield one_preloaded_zygote
+    end_all(one_preloaded_zygote)
 
 
 @pytest.fixture

@@ -5,18 +5,20 @@
 
      FAIL_CALLS    which: names such as open,pread,flock with commas between; all if absent. A name
                    stands for its variants too: open for openat and open64, fsync for fdatasync,
-                   rename for renameat, fcntl for its locks only
+                   rename for renameat, stat for lstat and fstatat; fcntl for its locks only
      FAIL_PREFIX   only paths that begin with this
      FAIL_PART     only paths that contain this
      FAIL_FOLDERS  1: only what is open as a folder (for fsync)
-     FAIL_ERRNO    the number that errno gets
+     FAIL_ERRNO    the number that errno gets, or one for each name: open=24,write=28
      FAIL_AT       the number of the matching call that fails, from 1; or all; or none, to count
      FAIL_COUNT    a file whose first 8 bytes count the matching calls of all processes
      FAIL_LOG      a file that gets a line per matching call: number, name, path, "here" or ""
 
-   Paths are absolute, and that of a descriptor is where it leads, as the kernel says. */
+   A forked process whose parent has not used them yet may call failing_calls_again() to have them
+   read from its own environment. Paths are absolute, and that of a descriptor is where it leads, as the kernel says. */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -35,8 +37,8 @@ enum { ABSENT = -1, ALL = -2 };
 
 static struct {
     int ready;
-    const char *calls, *prefix, *part;
-    int folders, number, log;
+    const char *calls, *prefix, *part, *number;
+    int folders, log;
     long at;
     long *count, own;
 } plan;
@@ -49,8 +51,8 @@ static void prepare(void) {
     plan.prefix = getenv("FAIL_PREFIX");
     plan.part = getenv("FAIL_PART");
     plan.folders = getenv("FAIL_FOLDERS") != NULL;
-    const char *number = getenv("FAIL_ERRNO"), *at = getenv("FAIL_AT");
-    plan.number = number ? atoi(number) : EIO;
+    plan.number = getenv("FAIL_ERRNO");
+    const char *at = getenv("FAIL_AT");
     plan.at = !at || !strcmp(at, "none") ? ABSENT : !strcmp(at, "all") ? ALL : atol(at);
     plan.count = &plan.own;
     const char *count = getenv("FAIL_COUNT"), *log = getenv("FAIL_LOG");
@@ -66,6 +68,21 @@ static void prepare(void) {
     if (log)
         plan.log = (int)syscall(
             SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+}
+
+void failing_calls_again(void) {
+    plan.ready = 0;
+    prepare();
+}
+
+static int number_of(const char *call) {
+    if (!plan.number) return EIO;
+    size_t length = strlen(call);
+    for (const char *at = plan.number; (at = strstr(at, call)); at += length) {
+        int begins = at == plan.number || at[-1] == ',';
+        if (begins && at[length] == '=') return atoi(at + length + 1);
+    }
+    return strchr(plan.number, '=') ? EIO : atoi(plan.number);
 }
 
 static int is_among(const char *name) {
@@ -98,7 +115,7 @@ static int fails_at(const char *call, const char *path) {
             snprintf(line, sizeof line, "%ld\t%s\t%s\t%s\n", number, call, path, here ? "here" : "");
         syscall(SYS_write, plan.log, line, (size_t)length);
     }
-    if (here) errno = plan.number;
+    if (here) errno = number_of(call);
     return here;
 }
 
@@ -199,6 +216,30 @@ int unlinkat(int folder, const char *path, int flags) {
 int mkdir(const char *path, mode_t mode) {
     return fails_by_name("mkdir", AT_FDCWD, path) ? -1 : REAL(mkdir)(path, mode);
 }
+
+#define STAT(name, kind)                                                             \
+    int name(const char *path, struct kind *found) {                                 \
+        return fails_by_name("stat", AT_FDCWD, path) ? -1 : REAL(name)(path, found); \
+    }
+#define FSTATAT(name, kind)                                                              \
+    int name(int folder, const char *path, struct kind *found, int flags) {              \
+        return path[0] && fails_by_name("stat", folder, path)                            \
+                   ? -1                                                                  \
+                   : REAL(name)(folder, path, found, flags);                             \
+    }
+STAT(stat, stat)
+STAT(stat64, stat64)
+STAT(lstat, stat)
+STAT(lstat64, stat64)
+FSTATAT(fstatat, stat)
+FSTATAT(fstatat64, stat64)
+
+#define READDIR(name, kind)                                                            \
+    struct kind *name(DIR *folder) {                                                   \
+        return fails_by_number("readdir", dirfd(folder)) ? NULL : REAL(name)(folder); \
+    }
+READDIR(readdir, dirent)
+READDIR(readdir64, dirent64)
 
 int flock(int file, int kind) {
     return fails_by_number("flock", file) ? -1 : REAL(flock)(file, kind);

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,13 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Fault:
-    """Which calls fail, and how: `at` is the number of a matching call, ``all`` or ``none``."""
+    """Which calls fail, and how: `at` is the number of a matching call, ``all`` or ``none``.
+
+    `how` is the name of an error, or one for each name of a call.
+    """
 
     calls: str = ""
-    how: str = "EIO"
+    how: str | Mapping[str, str] = "EIO"
     at: int | str = "all"
     prefix: str | Path = ""
     part: str = ""
@@ -32,9 +36,13 @@ class Fault:
     @property
     def settings(self) -> dict[str, str]:
         """Return the environment that says so."""
+        if isinstance(self.how, str):
+            number = str(getattr(errno, self.how))
+        else:
+            number = ",".join(f"{call}={getattr(errno, how)}" for call, how in self.how.items())
         named = {
             "FAIL_CALLS": self.calls,
-            "FAIL_ERRNO": str(getattr(errno, self.how)),
+            "FAIL_ERRNO": number,
             "FAIL_AT": str(self.at),
             "FAIL_PREFIX": str(Path(self.prefix).absolute()) if self.prefix else "",
             "FAIL_PART": self.part,

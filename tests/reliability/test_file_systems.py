@@ -13,11 +13,6 @@ Results = Callable[[Path], dict[str, str]]
 OPTIMIZE = "optimize --model demo --layer conv1 --units 0,1 --iterations 2 --workers 0"
 
 
-@pytest.fixture(scope="session")
-def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Preloaded:
-    return Preloaded(tmp_path_factory.mktemp("preloaded"))
-
-
 HDF5 = """
 import sys, h5py
 with h5py.File(sys.argv[1], "r") as file:
@@ -75,7 +70,7 @@ def test_a_folder_that_cannot_be_synced(how: str, code: int, preloaded: Preloade
 
 @pytest.mark.parametrize(
     ("call", "how"),
-    [("open", "EMFILE"), ("open", "EACCES"), ("pread", "ESTALE"), ("pread", "EIO")],
+    [("open", "EMFILE"), ("open", "EACCES"), ("read", "ESTALE"), ("read", "EIO")],
 )
 def test_a_passing_fault_never_advises_to_delete_a_good_result(
     how: str, call: str, preloaded: Preloaded, cnnvis: Callable[..., object]

@@ -8,6 +8,7 @@ autograd if its parent has, and threads would not come along.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import selectors
@@ -104,6 +105,12 @@ def _become(order: dict[str, Any]) -> NoReturn:
     sys.argv = ["cnnvis", *order["line"]]
     if order["locks"] is False:
         faults.without_locks()
+    for place, value in (order["patches"] or {}).items():
+        module, name = place.rsplit(".", 1)
+        setattr(import_module(module), name, value)
+    if order["calls"]:
+        os.environ.update(order["calls"])
+        ctypes.CDLL(None).failing_calls_again()
     if order["fault"]:
         faults.install(faults.Steps(**order["fault"]))
     code = 1

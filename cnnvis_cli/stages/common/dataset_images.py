@@ -60,8 +60,8 @@ def draw_images(folder: Path, report: Report) -> None:
 def image_reader(session: Session) -> ReadImage:
     """Return a function from image index to preprocessed pixels, uint8 (height, width, 3).
 
-    Raise `UsageError` before topk; the function raises `CnnvisError` for an image that is missing
-    or has changed since.
+    Raise `UsageError` before topk; the function raises `CnnvisError` for an image that has changed
+    since, `Gone` for one that is not there, `StorageError` for one that cannot be read now.
     """
     return lru_cache(maxsize=CACHED_IMAGES)(_reader(session))
 
@@ -107,7 +107,8 @@ def _reader(session: Session) -> ReadImage:
             return decoded(content)
         except (Unreadable, StorageError) as reason:
             why = str(reason).removeprefix(f"{place}: cannot be read (").partition(");")[0]
-            raise CnnvisError(
+            kind = type(reason) if isinstance(reason, StorageError) else CnnvisError
+            raise kind(
                 f"{place}: can no longer be read ({why}); if the dataset has moved, give --dataset"
             ) from None
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats, Pixels, Units
 from cnnvis_cli.digests import file_digest
-from cnnvis_cli.errors import CnnvisError, StorageError
+from cnnvis_cli.errors import CnnvisError, Gone, StorageError
 from cnnvis_cli.figure.tone import largest, toned
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.dataset_images import image_reader
@@ -142,14 +142,17 @@ class Photographs:
         return image_reader(self.session)
 
     def read(self, index: int) -> Pixels | None:
-        """Return an image's pixels; None if it is missing or has changed."""
+        """Return an image's pixels; None if it is missing or has changed.
+
+        Raise `StorageError` for one that may be read another time.
+        """
         if index in self.lost:
             return None
         try:
             return self._read(index)
-        except StorageError:
-            raise
-        except CnnvisError:
+        except CnnvisError as error:
+            if isinstance(error, StorageError) and not isinstance(error, Gone):
+                raise
             self.lost.add(index)
             return None
 

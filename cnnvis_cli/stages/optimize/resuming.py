@@ -7,7 +7,7 @@ of units finds it too. The bytes of the results are as if nothing had happened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, starmap
@@ -18,6 +18,8 @@ import torch
 
 from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.ascent.climb import Ascent, AscentSpec, AscentState, Outcome
+from cnnvis_cli.ascent.styles import Style
+from cnnvis_cli.digests import digest
 from cnnvis_cli.stages.common.layer_job import LayerTask
 from cnnvis_cli.store.parts import Parts
 
@@ -38,9 +40,9 @@ class KeptAscents:
         return [] if key in self.ended else [replace(spec, state=self.states.get(key))]
 
 
-def kept_ascents(task: LayerTask) -> KeptAscents:
-    """Return what is kept of a task's ascents; a damaged piece counts as not there."""
-    pieces, found = _pieces(task), KeptAscents()
+def kept_ascents(task: LayerTask, style: Style) -> KeptAscents:
+    """Return what is kept of a task's ascents in a style; a damaged piece counts as not there."""
+    pieces, found = _pieces(task, style), KeptAscents()
     for name in pieces.names():
         with suppress(KeyError):
             arrays = pieces[name]
@@ -54,6 +56,9 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
     """Add one ascent."""
     key = int(row["target"]), int(row["run"])
     history = row["history"][: int(row["shown"])].copy()
+    known = found.states.get(key)
+    if known is not None and known.age >= int(row["age"]) > 0:  # of another selection of units
+        return
     if int(row["age"]):
         parts = [row[name] for name in sorted(row) if name.startswith("updater")]
         found.states[key] = AscentState(
@@ -66,6 +71,7 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
             lived=int(row["lived"]),
             leads=bool(row["leads"]),
             moved=bool(row["moved"]),
+            alive=bool(row["alive"]),
             history=history,
             updater=tuple(map(torch.from_numpy, parts)),
         )
@@ -82,21 +88,23 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
     )
 
 
-def keep_ascents(
-    task: LayerTask, ended: Mapping[AscentKey, Ascent], states: Mapping[AscentKey, AscentState]
-) -> None:
+def keep_ascents(task: LayerTask, style: Style, held: KeptAscents) -> None:
     """Keep a block's ascents, in place of what was kept of them before."""
-    rows = [*starmap(_row_ended, ended.items()), *starmap(_row_under_way, states.items())]
-    _pieces(task)[task.part] = _stacked(rows)
+    waiting = {key: held.states[key] for key in sorted(held.states.keys() - held.ended.keys())}
+    rows = [*starmap(_row_ended, held.ended.items()), *starmap(_row_under_way, waiting.items())]
+    if rows:
+        _pieces(task, style)[task.part] = _stacked(rows)
 
 
-def forget(task: LayerTask) -> None:
+def forget(task: LayerTask, style: Style) -> None:
     """Remove what was kept of a block that is complete."""
-    _pieces(task).remove(task.part)
+    _pieces(task, style).remove(task.part)
 
 
-def _pieces(task: LayerTask) -> Parts:
-    return Parts(task.parts.folder / "under_way", task.parts.key)
+def _pieces(task: LayerTask, style: Style) -> Parts:
+    """Return the pieces of a style: the rows of a search, each its own, have one folder."""
+    key = digest({"parts": task.parts.key, "style": style.parameters()})
+    return Parts(task.parts.folder / "under_way", key)
 
 
 def _row_ended(key: AscentKey, ascent: Ascent) -> dict[str, Any]:
@@ -128,6 +136,7 @@ def _row_under_way(key: AscentKey, state: AscentState) -> dict[str, Any]:
         "lived": state.lived,
         "leads": state.leads,
         "moved": state.moved,
+        "alive": state.alive,
         "history": state.history,
         "shown": len(state.history),
         **updater,

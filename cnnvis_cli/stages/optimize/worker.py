@@ -18,7 +18,6 @@ from cnnvis_cli.ascent.climb import (
     Ascent,
     AscentBatch,
     AscentSpec,
-    AscentState,
     Evaluate,
     UnderWay,
     climb,
@@ -278,24 +277,25 @@ class OpenBlocks:
     """Blocks whose ascents are under way."""
 
     work: OptimizeJob
-    open_blocks: dict[int, dict[AscentKey, Ascent]] = field(default_factory=dict)
+    open_blocks: dict[int, KeptAscents] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
 
     def open(self, number: int) -> KeptAscents:
         """Begin a block; return what is kept of its ascents from an earlier process."""
-        held = kept_ascents(self.work.tasks[number])
-        self.open_blocks[number] = held.ended
+        work = self.work
+        held = kept_ascents(work.tasks[number], work.style_of(number))
+        self.open_blocks[number] = held
         return held
 
     def put(self, ascent: Ascent) -> int:
         """Keep an ascent that has ended; gives the number of its block."""
         key: Any = ascent.key
-        self.open_blocks[key[0]][key[1:]] = ascent
+        self.open_blocks[key[0]].ended[key[1:]] = ascent
         return int(key[0])
 
     def complete(self, number: int) -> bool:
         whole = len(self.work.tasks[number].units) * self.work.plan.optimize.runs
-        return len(self.open_blocks[number]) == whole
+        return len(self.open_blocks[number].ended) == whole
 
     def complete_ones(self) -> list[int]:
         """Return the open blocks that have all their ascents."""
@@ -306,12 +306,12 @@ class OpenBlocks:
         writer.settle()
         self.emit_kept(emit)
         self.kept.append(number)
-        writer.begin(self._write, number, self.open_blocks.pop(number))
+        writer.begin(self._write, number, self.open_blocks.pop(number).ended)
 
     def _write(self, number: int, found: dict[AscentKey, Ascent]) -> None:
         task = self.work.tasks[number]
         task.keep(block_arrays(self.work, number, found))
-        forget(task)
+        forget(task, self.work.style_of(number))
 
     def emit_kept(self, emit: Emit) -> None:
         """Say which blocks are safe: those whose writing has been waited for."""
@@ -320,14 +320,12 @@ class OpenBlocks:
         self.kept.clear()
 
     def keep_under_way(self, under_way: UnderWay) -> None:
-        """Keep the ascents of all open blocks, those that have ended and those under way."""
-        states: dict[int, dict[AscentKey, AscentState]] = {}
+        """Keep the ascents of all open blocks: ended, under way, and those that wait to go on."""
         key: Any
         for key, state in under_way():
-            states.setdefault(key[0], {})[key[1:]] = state
-        for number, ended in self.open_blocks.items():
-            if ended or number in states:
-                keep_ascents(self.work.tasks[number], ended, states.get(number, {}))
+            self.open_blocks[key[0]].states[key[1:]] = state
+        for number, held in self.open_blocks.items():
+            keep_ascents(self.work.tasks[number], self.work.style_of(number), held)
 
 
 def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent]) -> Arrays:

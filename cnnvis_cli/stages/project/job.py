@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.engine import Emit
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.settings import ProjectPlan
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.dataset_images import ReadImage
@@ -123,9 +123,12 @@ class Projections(LayerJob):
         return {**super().described, "batch": [PIXELS[self.session.device.type], PASS, self.block]}
 
     def publish(self) -> None:
-        """Put the finished blocks into the file."""
+        """Put the finished blocks into the file; raise `CnnvisError` if one has gone."""
         parts = self.parts
-        added = {self.group: Projected(self.record, self.shape, by_channel(Blocks(parts, 1)))}
+        blocks = Blocks(parts, 1)
+        if not set(self.asked) <= {*self.done, *blocks.units()}:
+            raise CnnvisError(f"{self.file.path}: a part has been removed meanwhile; run again")
+        added = {self.group: Projected(self.record, self.shape, by_channel(blocks))}
         self.file.publish(self.session.header(self.layer), added)
         parts.clear()
 
