@@ -43,9 +43,11 @@ class Preference:
 
     def summary(self) -> str:
         """Return the words of a result line."""
-        compared = self.live & np.isfinite(self.photograph)
+        compared = self._compared
         ratios = self.ratio[compared]
         beaten = int((self.preferred & compared).sum())
+        if not compared.any():
+            return f"no live unit has a value among {self.images} images to compare with"
         text = (
             f"{beaten} of {int(compared.sum())} live units prefer their image to the best of "
             f"{self.images} images"
@@ -57,9 +59,13 @@ class Preference:
     @property
     def below(self) -> list[int]:
         """Return the live units that prefer a photograph."""
-        compared = self.live & ~np.isnan(self.photograph)
-        found: list[int] = self.units[compared & ~self.preferred].tolist()
+        found: list[int] = self.units[self._compared & ~self.preferred].tolist()
         return found
+
+    @property
+    def _compared(self) -> NDArray[np.bool_]:
+        compared: NDArray[np.bool_] = self.live & np.isfinite(self.photograph)
+        return compared
 
 
 def preference_of(run: Run, alias: str, group: str) -> Preference | None:
