@@ -73,6 +73,11 @@ def parse_record(text: Any) -> Record:
     return found
 
 
+def plain_value(value: Any) -> Any:
+    """Return an attribute's numbers as Python's, an array's as a list."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def stored_key(path: Path, kind: str) -> str | None:
     """Return the key of one image's file; None if absent, damaged or not ours.
 
