@@ -33,32 +33,44 @@ def made(plans: None, cnnvis: Call) -> Path:
 def verify(cnnvis: Call, options: str = "", wrong: str = "") -> Any:
     """Run it; `wrong` must be among its findings, and alone gives exit code 1."""
     told = cnnvis(f"{VERIFY} run {options}", code=1 if wrong else 0)
-    assert re.search(f"wrong: .*{wrong}" if wrong else "checked: ", told.out), told
+    assert re.search(f"wrong: .*{wrong}" if wrong else "checked:", told.out), told
     assert bool(wrong) == ("wrong:" in told.out)
     return told
+
+
+def checked(cnnvis: Call, options: str = "") -> dict[str, Any]:
+    """Return the table of a good run."""
+    found: dict[str, Any] = json.loads(cnnvis(f"{VERIFY} run --json {options}").out)
+    assert found["wrong"] == found["faults"] == []
+    return dict(found["checked"])
 
 
 def test_a_good_run_passes_and_nothing_is_changed(made: Path, cnnvis: Call, snapshot: Call) -> None:
     before = snapshot(made)
     told = verify(cnnvis)
-    for what in ("files", "images in the list", "images read", "places", "optimized images"):
-        assert re.search(rf"[1-9]\d* {what}", told.out)
-    assert re.search(r"[1-9]\d* projections", told.out)
+    for what in ("files", "images in the list", "places", "statistics", "projections"):
+        assert re.search(rf"{what} +[1-9]\d*", told.out)
+    for what in ("images read", "places", "optimized images", "projections"):
+        assert checked(cnnvis)[what]["recomputed"]
     assert snapshot(made) == before
-    assert json.loads(cnnvis(f"{VERIFY} run --json").out)["wrong"] == []
 
 
 def test_samples(made: Path, cnnvis: Call) -> None:
-    def looked_at(options: str) -> dict[str, int]:
-        found: dict[str, int] = json.loads(cnnvis(f"{VERIFY} run --json {options}").out)[
-            "looked_at"
-        ]
-        return found
-
-    assert looked_at("--all")["images read"] == 20
-    assert looked_at("--sample 5")["images read"] == 5
-    assert looked_at("--sample 0")["places"] == 2  # one a layer
-    assert looked_at("--sample 30")["places"] == 30
+    """A few images are computed whole; what they leave open is counted, with the reason."""
+    places = 3 * (8 + 10)
+    for options in ("--all", "--sample 20"):  # a dataset of no more images than the sample
+        found = checked(cnnvis, options)
+        assert found["images read"]["recomputed"] == 20
+        assert found["places"] == {**found["places"], "recomputed": places, "unproven": 0}
+        assert found["statistics"]["unproven"] == 0
+    for sample in (0, 5, 12):
+        found = checked(cnnvis, f"--sample {sample}")
+        assert found["places"]["stored"] == places
+        assert found["places"]["recomputed"] + found["places"]["unproven"] == places
+        others = found["images not listed"]
+        assert found["places"]["recomputed"] + others["recomputed"] == max(1, sample) * 18
+        assert "all 20 images; --all proves them" in found["statistics"]["why"][0]
+    assert checked(cnnvis, "--all")["ascents made again"]["recomputed"]
 
 
 def flip(path: Path, offset: int) -> None:
@@ -205,17 +217,14 @@ def test_another_network_is_refused_by_name(made: Path, cnnvis: Call) -> None:
     Path("tinynet.py").write_text(text.replace("seed=1", "seed=2"))
     del sys.modules["tinynet"]
     told = verify(cnnvis, wrong="run.json: is of another network: weights_sha256 is ")
-    assert "20 images read" in told.out  # the dataset is the same
-    assert "not checked: values" in told.out
+    assert re.search("images read  *-  *20", told.out)  # the dataset is the same
+    assert "until the network is the run's own" in told.out
 
 
 def test_what_is_of_no_single_units_is_said_to_be_left_out(plans: None, cnnvis: Call) -> None:
     cnnvis("optimize -c exact.toml --run run --layer fc3 --sum 1+2")
     told = cnnvis(f"{VERIFY} run")
-    assert (
-        "not checked: run/optimized/fc3.h5: 3-sum, since its targets are not single units"
-        in told.out
-    )
+    assert "run/optimized/fc3.h5: 3-sum, since its targets are not single units" in told.out
 
 
 def test_where_there_is_no_run(plans: None, cnnvis: Call) -> None:

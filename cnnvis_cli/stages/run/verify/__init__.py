@@ -1,8 +1,8 @@
 """`cnnvis verify`: are a run directory's files complete, and still true?
 
-Complete: every sealed file has the bytes that were written, every picture its checksums. Consistent:
-what is stored more than once, or follows from something else that is stored, agrees. True: the
-dataset is the one that was used, and stored values can be computed again.
+Complete: every sealed file has the bytes that were written, every picture its checksums.
+Consistent: what is stored more than once, or follows from something else that is stored, agrees.
+True: the dataset is the one that was used, and stored values can be computed again.
 
 A seal proves no more than that a file is whole: whoever changes a file can seal it again. So what
 is not computed again from weights and images is called unproven.
@@ -68,6 +68,8 @@ def _checks(session: Session, findings: Findings, sample: int, everything: bool)
             ("skipped images", photographs.check_skipped),
         ]
     if not same:
+        if photographs is not None:
+            checks.append(("images read", lambda: photographs.read_some(sample)))
         findings.leave("values", 1, "until the network is the run's own")
         return checks
     if photographs is not None:
@@ -90,10 +92,11 @@ def _of_topk(
     file, generator = photographs.file, np.random.default_rng(session.plan.seed)
 
     def values() -> None:
-        if everything or len(photographs.images.path) <= sample:
+        count = len(photographs.images.path) if everything else sample
+        if count >= len(photographs.images.path) and photographs.same:
             check_everything(photographs, findings)
         else:
-            check_values(photographs, findings, generator, sample)
+            check_values(photographs, findings, generator, count)
 
     return [
         ("places", lambda: check_stored(session, file, findings)),

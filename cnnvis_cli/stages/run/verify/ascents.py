@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnvis_cli.ascent.climb import AscentBatch, Outcome, climb
+from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, Outcome, climb
 from cnnvis_cli.ascent.objectives import Objective
+from cnnvis_cli.ascent.regularizers import REGULARIZERS
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
+from cnnvis_cli.ascent.steps import STEPS as POLICIES
 from cnnvis_cli.ascent.styles import STYLES, Style, read_style
 from cnnvis_cli.engine import describe_device
 from cnnvis_cli.nouns import Box, Layer, Unit
+from cnnvis_cli.registry import Registry
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window, traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
-from cnnvis_cli.stages.run.verify.findings import Findings
+from cnnvis_cli.stages.run.verify.findings import Findings, blocks_of
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OPTIMIZED_STYLE
@@ -30,7 +34,6 @@ from cnnvis_cli.store.schema import OPTIMIZED_STYLE
 ROUNDED = 0.02
 COLOUR = 0.13  # grey levels that a value near 255 may be off, in 11 bits
 STEPS = 32  # of an ascent that is made again
-WHOLE = 1 << 30  # bytes of a group's images up to which all are looked at
 IMAGES, MADE = "optimized images", "ascents made again"
 
 Rows = NDArray[np.bool_]
@@ -71,13 +74,16 @@ class Ascents:
     file: OptimizedFile
     group: str
 
-    def __post_init__(self) -> None:
-        self.__dict__["made"] = self.file.styles()[self.group]
-        names = [name for name in OPTIMIZED_STYLE if name != "image"]
-        self.__dict__["columns"] = {name: self.file.read(self.group, name) for name in names}
+    @cached_property
+    def made(self) -> Record:
+        """Return the group's parameters."""
+        return self.file.styles()[self.group]
 
-    made: Record = None  # type: ignore[assignment]  # its parameters
-    columns: dict[str, NDArray[Any]] = None  # type: ignore[assignment]  # all but the images
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return all arrays but the images."""
+        names = [name for name in OPTIMIZED_STYLE if name != "image"]
+        return {name: self.file.read(self.group, name) for name in names}
 
     @property
     def objective(self) -> Objective:
@@ -88,7 +94,7 @@ class Ascents:
             softmax=bool(made.get("softmax")),
         )
 
-    @property
+    @cached_property
     def box(self) -> Box:
         network = self.session.network
         return Box.whole(network.size) if self.objective.mean else network.canvas(self.layer)
@@ -146,7 +152,7 @@ class Ascents:
 
     @property
     def _builtin(self) -> Style | None:
-        return STYLES[self._style_name] if self._style_name in STYLES else None
+        return STYLES.get(self._style_name)
 
     @property
     def plain(self) -> Rows:
@@ -197,20 +203,21 @@ class Ascents:
     def _wrong_images(self, findings: Findings) -> Iterator[str]:
         """Yield the images that hold values which no image has."""
         mean = np.array(self.session.network.preprocessing.mean, np.float32)
-        units, each = len(self.columns["unit"]), 6 * int(np.prod(self.made["canvas"]))
-        each *= int(self.made["runs"])
-        rows: Any = range(units)
-        if each * units > WHOLE:
-            rows = np.linspace(0, units - 1, max(1, WHOLE // each)).astype(int).tolist()
-            why = "the values of some images are not looked at, since there are so many"
-            findings.leave(IMAGES, units - len(rows), why)
+        units = len(self.columns["unit"])
+        each = 6 * int(np.prod(self.made["canvas"])) * int(self.made["runs"])
         low, high = -mean - COLOUR, 255 - mean + COLOUR
-        for row in rows:
+        looked = 0
+        for rows in blocks_of(units, each):
             self.session.report.check_stop()
-            image = self.file.read(self.group, "image", slice(row, row + 1))[0]
-            fine = (image >= low) & (image <= high)  # NaN is not
-            for run in np.flatnonzero(~fine.all(axis=(1, 2, 3))).tolist():
-                yield f"{self._name(row, run)}: its image is not within 0..255"
+            images = self.file.read(self.group, "image", rows).astype(np.float32)
+            looked += len(images)
+            within = np.isfinite(images).all(axis=(2, 3, 4))
+            least, most = images.min(axis=(2, 3)), images.max(axis=(2, 3))
+            within &= ((least >= low) & (most <= high)).all(axis=2)
+            for row, run in np.argwhere(~within).tolist():
+                yield f"{self._name(rows.start + row, run)}: its image is not within 0..255"
+        why = "the values of some images are not looked at, since there are so many"
+        findings.leave(IMAGES, units - looked, why)
 
     def choose(self, generator: np.random.Generator, count: int) -> list[tuple[int, int]]:
         """Return some ascents: rows and runs."""
@@ -328,8 +335,7 @@ class Ascents:
             findings.leave(MADE, len(chosen), "were computed on another device or version")
             return
         chosen = chosen[: int(made["batch_size"])]
-        table = {name: made[name] for name in ("iterations", "regularizers")}
-        style = read_style(self._style_name, table | {"step": made["policy"]}, str(self.file.path))
+        style = self._style()
         steps = min(STEPS, style.iterations)
         style = replace(style, iterations=steps)
         size = int(made["batch_size"])
@@ -340,9 +346,15 @@ class Ascents:
             findings.recomputed(MADE, 1, self._unlike(ascent, steps))
         findings.leave(MADE, len(chosen) * (int(made["iterations"]) > steps), f"after step {steps}")
 
-    def _specs(self, style: Style, chosen: list[tuple[int, int]]) -> Iterator[Any]:
-        from cnnvis_cli.ascent.climb import AscentSpec
+    def _style(self) -> Style:
+        """Return the style by the parameters."""
+        made = self.made
+        parts = [_as_in_a_plan(REGULARIZERS, part) for part in made["regularizers"]]
+        table = {"iterations": made["iterations"], "regularizers": parts}
+        table["step"] = _as_in_a_plan(POLICIES, made["policy"])
+        return read_style(self._style_name, table, str(self.file.path))
 
+    def _specs(self, style: Style, chosen: list[tuple[int, int]]) -> Iterator[list[AscentSpec]]:
         for at in chosen:
             unit = self._unit(at[0])
             seed = seed_of(int(self.made["seed"]), Unit(self.layer.alias, unit), at[1])
@@ -350,9 +362,10 @@ class Ascents:
             if start is not None:
                 yield [AscentSpec(at, unit, style, start, seed)]
 
-    def _unlike(self, ascent: Any, steps: int) -> Iterator[str]:
+    def _unlike(self, ascent: Ascent, steps: int) -> Iterator[str]:
         """Yield where an ascent made again is not the stored one."""
-        every, at = int(self.made["history"]), ascent.key
+        at: Any = ascent.key
+        every = int(self.made["history"])
         again = self.objective.sign * ascent.history[::every]
         stored = self.columns["history"][at][: -(-steps // every)]
         if _apart(again, stored[: len(again)]).any():
@@ -362,6 +375,12 @@ class Ascents:
         image = self.file.read(self.group, "image", slice(at[0], at[0] + 1))[0, at[1]]
         if not np.array_equal(ascent.image.permute(1, 2, 0).numpy(), image):
             yield f"{self._name(*at)}: its image is another one, made again"
+
+
+def _as_in_a_plan(registry: Registry[Any], part: Record) -> Record:
+    """Return a stored part of a style as a plan has it: its kind by its registered name."""
+    names = {registry[name].__name__: name for name in registry}
+    return {**part, "kind": names.get(part["kind"], part["kind"])}
 
 
 def _apart(one: NDArray[Any], other: NDArray[Any]) -> Rows:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ class Photographs:
     file: TopKFile
     findings: Findings
     seen: dict[int, Pixels | None] = field(default_factory=dict)
+    counted: set[int] = field(default_factory=set)  # the images that have been read
 
     @cached_property
     def images(self) -> Images:
@@ -85,8 +88,18 @@ class Photographs:
                 problem = f"cannot be decoded ({reason}), and was not left out"
         elif isinstance(content, Unreadable):
             problem = f"can no longer be read ({content})"
-        self.findings.recomputed(READ, 1, [] if found is not None else [f"{name}: {problem}"])
+        new = index not in self.counted
+        self.counted.add(index)
+        problems = [] if found is not None else [f"{name}: {problem}"]
+        self.findings.recomputed(READ, int(new), problems)
         return found
+
+    def read_some(self, count: int) -> None:
+        """Read some images that are not computed again, evenly spread."""
+        used = np.flatnonzero(~self.images.skipped)
+        for index in used[:: max(1, len(used) // max(1, count))].tolist():
+            with suppress(Unread):
+                self.read(index)
 
     def content(self, index: int) -> bytes | Unreadable | None:
         """Return the bytes of an image, or why it has none; None if it cannot be had today."""
@@ -146,7 +159,7 @@ class Photographs:
     def _wrong_marks(self) -> Iterator[str]:
         images, run = self.images, self.session.run
         names = [os.fsdecode(path) for path in images.path.tolist()]
-        if any(one >= other for one, other in zip(names, names[1:], strict=False)):
+        if any(one >= other for one, other in pairwise(names)):
             yield f"{self.file.path}: its paths are not sorted, or not unique"
         left_out = [one_line(names[i]) for i in np.flatnonzero(images.skipped)]
         if list(_reasons(self.session)) != left_out:

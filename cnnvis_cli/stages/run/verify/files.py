@@ -48,10 +48,10 @@ def check_files(run: Run, findings: Findings, report: Report) -> None:
 
 def _files_of(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
-        if Path(place) == folder:
+        top = Path(place) == folder
+        if top:
             folders[:] = filter(is_ours, folders)
-            names = list(filter(is_ours, names))
-        yield from (Path(place) / name for name in names)
+        yield from (Path(place) / name for name in names if not top or is_ours(name))
 
 
 def _check_file(run: Run, path: Path, findings: Findings) -> None:

@@ -16,6 +16,19 @@ from cnnvis_cli.stages.common.lists import aligned
 MOST = 20  # problems of one kind in one place that are named; the others are counted
 
 
+WHOLE = 1 << 30  # bytes of a group's pictures up to which all are looked at
+BLOCK = 1 << 25  # bytes of pictures that are read together
+
+
+def blocks_of(count: int, each: int) -> Iterator[slice]:
+    """Yield blocks of rows of `each` bytes to look at: all, or evenly spread ones of very many."""
+    length = max(1, BLOCK // max(1, each))
+    blocks = -(-count // length)
+    step = max(1, -(-blocks * length * each // WHOLE))
+    for first in range(0, blocks, step):
+        yield slice(first * length, min(count, (first + 1) * length))
+
+
 class Unread(Exception):
     """An image cannot be had; that has been said already."""
 
@@ -71,8 +84,7 @@ class Findings:
 
     def _record(self, kind: str, problems: Iterable[str]) -> None:
         found = iter(problems)
-        known = set(self.wrong)
-        self.wrong += [text for text in islice(found, MOST) if text not in known]
+        self.wrong += [text for text in islice(found, MOST) if text not in self.wrong]
         more = sum(1 for _ in found)
         if more:
             self.wrong.append(f"{kind}: {more} more like these")
