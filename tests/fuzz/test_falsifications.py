@@ -33,9 +33,9 @@ run = "run"
 device = "cpu"
 workers = 0
 batch-size = 8
-layer = ["conv1", "conv4", "fc8"]
-units = "0-5"
-topk = {k = 4}
+layer = ["conv2", "fc8"]
+units = "0-3"
+topk = {k = 3}
 optimize = {iterations = 12, runs = 2, history = 2}
 montage = {kind = ["optimized", "top"]}
 stages = ["topk", "optimize", "project", "montage", "gallery"]

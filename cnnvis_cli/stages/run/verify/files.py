@@ -16,7 +16,7 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.stages.run.receipt import FAILURE, FOLDER, PROGRESS
 from cnnvis_cli.stages.run.status import FOLDERS
 from cnnvis_cli.stages.run.verify.findings import Findings
-from cnnvis_cli.store.hdf5 import reading
+from cnnvis_cli.store.hdf5 import stated
 from cnnvis_cli.store.inside import is_ours, read_regular
 from cnnvis_cli.store.lock import NAME, holder
 from cnnvis_cli.store.optimized import OptimizedFile
@@ -104,9 +104,13 @@ def _check_owner(run: Run, path: Path, findings: Findings) -> None:
         return
     if path == run.topk or kind in OF_ONE_LAYER:
         with findings.guarded("files", path):
-            with reading(path, kind):
-                pass
             odd = [f"{path}: {text}" for text in strangers(path, kind)]
+            told = stated(path, kind)
+            mean = run.read()["preprocessing"].get("mean")
+            if kind in OF_ONE_LAYER and told.get("mean") != mean:
+                odd.append(f"{path}: states that the mean is {told.get('mean')}, not {mean}")
+            lacking = {"model", "weights_sha256", "version", "format"} - told.keys()
+            odd += [f"{path}: does not state its {name}" for name in sorted(lacking)]
             findings.stored("files", 0, odd)
     if path != run.topk and kind not in ("optimized", "projected"):
         why = "searches and files of single images have their seal alone"
