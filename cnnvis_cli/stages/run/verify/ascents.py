@@ -36,7 +36,7 @@ COLOUR = 0.13  # grey levels that a value near 255 may be off, in 11 bits
 STEPS = 32  # of an ascent that is made again
 IMAGES, MADE = "optimized images", "ascents made again"
 
-Rows = NDArray[np.bool_]
+Rows = NDArray[np.bool_] | np.bool_
 
 
 def check_ascents(
@@ -155,11 +155,11 @@ class Ascents:
         return STYLES.get(self._style_name)
 
     @property
-    def plain(self) -> Rows:
+    def plain(self) -> NDArray[np.bool_]:
         """Return which steps show the picture itself: (iterations,)."""
         steps = np.arange(int(self.made["iterations"]))
         every = int(self.made.get("image", {}).get("every", 1))
-        shown: Rows = (steps % every == 0) | (steps == len(steps) - 1)
+        shown: NDArray[np.bool_] = (steps % every == 0) | (steps == len(steps) - 1)
         return shown
 
     def _wrong_rows(self) -> Iterator[tuple[str, Rows]]:
@@ -383,7 +383,7 @@ def _as_in_a_plan(registry: Registry[Any], part: Record) -> Record:
     return {**part, "kind": names.get(part["kind"], part["kind"])}
 
 
-def _apart(one: NDArray[Any], other: NDArray[Any]) -> Rows:
+def _apart(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where two arrays differ; NaN equals itself."""
-    different: Rows = (one != other) & ~(np.isnan(one) & np.isnan(other))
+    different: NDArray[np.bool_] = (one != other) & ~(np.isnan(one) & np.isnan(other))
     return different

@@ -45,9 +45,10 @@ class Photographs:
     @cached_property
     def manifest(self) -> Manifest | None:
         """Return the list of images as it is today; None if it cannot be had."""
+        found: list[Manifest] = []
         with self.findings.guarded("the dataset"):
-            return _scanned(self.session, self.file)
-        return None
+            found.append(_scanned(self.session, self.file))
+        return found[0] if found else None
 
     @cached_property
     def places(self) -> dict[bytes, int]:

@@ -19,7 +19,7 @@ from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.topk import TopK
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, boxes
 
-Rows = NDArray[np.bool_]  # (C,) the channels where something is wrong
+Rows = NDArray[np.bool_] | np.bool_  # (C,) the channels where something is wrong
 
 
 def check_stored(session: Session, file: TopKFile, findings: Findings) -> None:
@@ -237,7 +237,7 @@ class Statistics:
         yield "its histogram contradicts its places", (beyond | (counts < listed)).any(axis=1)
 
 
-def _apart(one: NDArray[Any], other: NDArray[Any]) -> Rows:
+def _apart(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where two arrays differ; NaN equals itself."""
-    different: Rows = (one != other) & ~(np.isnan(one) & np.isnan(other))
+    different: NDArray[np.bool_] = (one != other) & ~(np.isnan(one) & np.isnan(other))
     return different

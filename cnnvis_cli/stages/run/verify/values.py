@@ -291,9 +291,9 @@ class Again:
             allowed = TOLERANCE[one.precision] * scale
             different = ~_same(mine.activation, theirs.activation, allowed)
         for channel, rank in np.argwhere(different).tolist():
-            name = Unit(layer.alias, channel)
+            unit = Unit(layer.alias, channel)
             yield (
-                f"{self.file.path}: {name}{kind and ', '}{kind}, rank {rank}: is "
+                f"{self.file.path}: {unit}{kind and ', '}{kind}, rank {rank}: is "
                 f"{_place(self.file, mine, (channel, rank))}, computed again "
                 f"{_place(self.file, theirs, (channel, rank))}"
             )
