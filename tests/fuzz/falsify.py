@@ -363,7 +363,8 @@ class Forger:
         step = int(self.rng.integers(own["history"].shape[2]))
         change = self.pick([np.nan, -1e-3, 1e-3, -1, 5])
         own["history"][at][step] += np.float32(change)
-        return Falsification(f"history {at} at {step} by {change}", ("histories",), True)
+        again = group == "3"  # whose ascents --all makes again
+        return Falsification(f"history {at} at {step} by {change}", ("histories",), again)
 
     def units(self, content: Any, group: str, own: Any) -> Falsification:
         unit = own["unit"]

@@ -35,8 +35,8 @@ workers = 0
 batch-size = 8
 layer = ["conv2", "fc8"]
 units = "0-3"
-topk = {k = 3}
-optimize = {iterations = 12, runs = 2, history = 2}
+topk = {k = 3, max-unreadable = 0.1}
+optimize = {iterations = 12, runs = 2, history = 2, style = ["3", "natural"]}
 montage = {kind = ["optimized", "top"]}
 stages = ["topk", "optimize", "project", "montage", "gallery"]
 """
@@ -52,8 +52,7 @@ def run(cnnvis: Call) -> Path:
         Image.fromarray(rough).resize((112, 112), Image.Resampling.BICUBIC).save(path)
     Path("images/class1/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     Path("plan.toml").write_text(PLAN)
-    cnnvis("run plan.toml", code=3)
-    cnnvis("run plan.toml", code=3)
+    cnnvis("run plan.toml")
     return Path("run")
 
 
