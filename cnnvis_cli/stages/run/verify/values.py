@@ -253,7 +253,9 @@ class Again:
             apart = np.flatnonzero(getattr(stored, name) != getattr(fresh, name)).tolist()
             text = "has other content now" if name == "crc" else "is marked otherwise as skipped"
             findings.recomputed(READ, 0, (f"{stored.name(i)}: {text}" for i in apart))
-        findings.recomputed(READ, int((~fresh.skipped).sum()) - len(photographs.counted))
+        used = set(np.flatnonzero(~fresh.skipped).tolist())
+        findings.recomputed(READ, len(used - photographs.counted))
+        photographs.counted |= used
         for layer in self.session.network.layers:
             if layer.alias in self.file.layers():
                 with findings.guarded(PLACES):
