@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli.options import JSON, MOVED, VERIFYING, planned, takes
-from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.errors import CnnvisError, StorageError
 
 
 @click.command("verify")
@@ -19,16 +19,20 @@ from cnnvis_cli.errors import CnnvisError
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Number of places, optimized images and dataset files to check again.",
+    help="Number of images, and of optimized images, to compute again.",
 )
-@click.option("--all", "everything", is_flag=True, help="Read every image of the dataset.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Make the whole top-k again, and begin ascents again."
+)
 @takes(JSON, *VERIFYING)
 def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
     """Check that a run is complete, and that its numbers can be reproduced.
 
-    Every sealed file and every picture is read completely; the dataset's list is compared with the
-    one that was used; a sample of stored places, optimized images and projections is recomputed.
-    Nothing is changed. Whatever is wrong is listed, and gives exit code 1.
+    Every sealed file and every picture is read completely, and everything that is stored is held
+    against what it follows from: order, windows, statistics, the dataset's list, pages. A sample of
+    images and optimized images is computed again, --all makes the whole top-k again. A table says
+    what was proven, how, and what was not. Nothing is changed. Whatever is wrong is listed, and
+    gives exit code 1; a fault of the system, such as a dataset that cannot be read now, gives 4.
 
     Example: cnnvis verify outputs/demo
     """
@@ -43,3 +47,5 @@ def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
             report.result(line)
     if found.wrong:
         raise CnnvisError(f"{plan.folder}: {len(found.wrong)} of its checks failed, as listed")
+    if found.faults:
+        raise StorageError(f"{plan.folder}: not all could be read, as listed; run again later")

@@ -57,6 +57,18 @@ def is_whole(content: bytes) -> bool:
     return False
 
 
+def texts(content: bytes) -> dict[str, str]:
+    """Return the texts that `encode` has put into a PNG that is whole, by name."""
+    found, place = {}, len(SIGNATURE)
+    while place + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        if content[place + 4 : place + 8] == b"iTXt":
+            name, _, rest = content[place + 8 : place + 8 + length].partition(b"\0")
+            found[name.decode("latin-1")] = rest[4:].decode("utf-8", "replace")
+        place += 12 + length
+    return found
+
+
 def _chunk(kind: bytes, content: bytes) -> bytes:
     check = zlib.crc32(content, zlib.crc32(kind))
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)

@@ -73,6 +73,17 @@ def parse_record(text: Any) -> Record:
     return found
 
 
+def stated(path: Path, kind: str) -> Record:
+    """Return what one of our files states of itself, as plain values."""
+    with reading(path, kind) as file:
+        return {name: plain_value(value) for name, value in file.attrs.items()}
+
+
+def plain_value(value: Any) -> Any:
+    """Return an attribute's numbers as Python's, an array's as a list."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def stored_key(path: Path, kind: str) -> str | None:
     """Return the key of one image's file; None if absent, damaged or not ours.
 

@@ -58,6 +58,12 @@ class ProjectedFile:
             group = file[method]
             return group["projection"][channel], group["scale"][channel]
 
+    def rows(self, method: str, rows: slice) -> tuple[Array, Array]:
+        """Return the same of neighbouring channels: (n, k, h, w, 3) and (n, k)."""
+        with reading(self.path, "projected") as file:
+            group = file[method]
+            return group["projection"][rows], group["scale"][rows]
+
     def canvas(self, method: str) -> tuple[int, int]:
         """Return the height and width of a method's projections."""
         with reading(self.path, "projected") as file:

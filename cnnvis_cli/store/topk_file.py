@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cnnvis_cli import histogram
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Box, Layer, ReceptiveField, Size
-from cnnvis_cli.store.hdf5 import Array, parse_record, reading
+from cnnvis_cli.store.hdf5 import Array, parse_record, plain_value, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import (
@@ -111,6 +111,30 @@ class TopKFile:
             group = file["images"]
             columns = {name: group[name][()] for name in IMAGES}
             return Images(**columns | {"path": columns["path"].astype("S")})
+
+    def attributes(self, alias: str | None = None) -> Record:
+        """Return what the file states of itself, or of one of its layers, as plain values."""
+        with reading(self.path, "topk") as file:
+            stated = (file if alias is None else file["layers"][alias]).attrs
+            return {name: plain_value(value) for name, value in stated.items()}
+
+    def bins(self) -> tuple[Array, Array]:
+        """Return the edges of the histograms' bins, and the levels of the quantiles."""
+        with reading(self.path, "topk") as file:
+            return file["bins/edges"][()], file["bins/levels"][()]
+
+    def lowest(self, alias: str) -> LayerTopK | None:
+        """Return a layer's lowest places, lowest first; None if the file has none."""
+        with reading(self.path, "topk") as file:
+            group = file["layers"][alias].get("min")
+            if group is None:
+                return None
+            position = group["position"][()].astype(np.int64)
+            places = TopK(
+                group["activation"][()], group["image"][()], position[..., 0], position[..., 1]
+            )
+            _check_places(places, group["box"][()], int(file.attrs["images"]))
+            return LayerTopK(places, group["box"][()], {}, str(file.attrs["precision"]))
 
     def layer(self, alias: str) -> LayerTopK:
         """Return a layer's places; raise `UsageError` if the file does not have it."""

@@ -119,6 +119,25 @@ def _check_once(path: Path, kind: str, _state: tuple[int, ...]) -> None:
                     _check_group(group, table)
 
 
+def strangers(path: Path, kind: str) -> list[str]:
+    """Return what a file of ours lacks, and what it holds besides, in words; raise OSError."""
+    with open_hdf5(path) as file:
+        allowed: set[str] = set()
+        lacking: list[str] = []
+        for pattern, table in GROUPS.get(kind, ()):
+            for group in _matching_groups(file, pattern.split("/")):
+                names = {f"{group.name.rstrip('/')}/{name}" for name in table}
+                optional = {f"{group.name.rstrip('/')}/{name}" for name in LOCAL}
+                lacking += sorted(name for name in names - optional if name not in file)
+                for name in names:
+                    parts = name.split("/")
+                    allowed.update("/".join(parts[:end]) for end in range(2, len(parts) + 1))
+        held: list[str] = []
+        file.visit(lambda name: held.append(f"/{name}"))
+        odd = sorted(set(held) - allowed)
+    return [f"lacks {name}" for name in lacking] + [f"holds {name}, not ours" for name in odd]
+
+
 def kind_of(file: h5py.File) -> str:
     """Return the kind that a file states, ``topk`` and the like; empty if it is not ours."""
     text = file.attrs.get("format")

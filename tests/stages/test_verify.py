@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
+from cnnvis_cli.dataset import containers
 from cnnvis_cli.store.publish import USER_BLOCK, intact, publishing_hdf5
 
 Call = Callable[..., Any]
@@ -33,32 +36,44 @@ def made(plans: None, cnnvis: Call) -> Path:
 def verify(cnnvis: Call, options: str = "", wrong: str = "") -> Any:
     """Run it; `wrong` must be among its findings, and alone gives exit code 1."""
     told = cnnvis(f"{VERIFY} run {options}", code=1 if wrong else 0)
-    assert re.search(f"wrong: .*{wrong}" if wrong else "checked: ", told.out), told
+    assert re.search(f"wrong: .*{wrong}" if wrong else "checked:", told.out), told
     assert bool(wrong) == ("wrong:" in told.out)
     return told
+
+
+def checked(cnnvis: Call, options: str = "") -> dict[str, Any]:
+    """Return the table of a good run."""
+    found: dict[str, Any] = json.loads(cnnvis(f"{VERIFY} run --json {options}").out)
+    assert found["wrong"] == found["faults"] == []
+    return dict(found["checked"])
 
 
 def test_a_good_run_passes_and_nothing_is_changed(made: Path, cnnvis: Call, snapshot: Call) -> None:
     before = snapshot(made)
     told = verify(cnnvis)
-    for what in ("files", "images in the list", "images read", "places", "optimized images"):
-        assert re.search(rf"[1-9]\d* {what}", told.out)
-    assert re.search(r"[1-9]\d* projections", told.out)
+    for what in ("files", "images in the list", "places", "statistics", "projections"):
+        assert re.search(rf"{what} +[1-9]\d*", told.out)
+    for what in ("images read", "places", "optimized images", "projections"):
+        assert checked(cnnvis)[what]["recomputed"]
     assert snapshot(made) == before
-    assert json.loads(cnnvis(f"{VERIFY} run --json").out)["wrong"] == []
 
 
 def test_samples(made: Path, cnnvis: Call) -> None:
-    def looked_at(options: str) -> dict[str, int]:
-        found: dict[str, int] = json.loads(cnnvis(f"{VERIFY} run --json {options}").out)[
-            "looked_at"
-        ]
-        return found
-
-    assert looked_at("--all")["images read"] == 20
-    assert looked_at("--sample 5")["images read"] == 5
-    assert looked_at("--sample 0")["places"] == 2  # one a layer
-    assert looked_at("--sample 30")["places"] == 30
+    """A few images are computed whole; what they leave open is counted, with the reason."""
+    places = 3 * (8 + 10)
+    for options in ("--all", "--sample 20"):  # a dataset of no more images than the sample
+        found = checked(cnnvis, options)
+        assert found["images read"]["recomputed"] == 20
+        assert found["places"] == {**found["places"], "recomputed": places, "unproven": 0}
+        assert found["statistics"]["unproven"] == 0
+    for sample in (0, 5, 12):
+        found = checked(cnnvis, f"--sample {sample}")
+        assert found["places"]["stored"] == places
+        assert found["places"]["recomputed"] + found["places"]["unproven"] == places
+        others = found["images not listed"]
+        assert found["places"]["recomputed"] + others["recomputed"] == max(1, sample) * 18
+        assert "all 20 images; --all proves them" in found["statistics"]["why"][0]
+    assert checked(cnnvis, "--all")["ascents made again"]["recomputed"]
 
 
 def flip(path: Path, offset: int) -> None:
@@ -205,19 +220,128 @@ def test_another_network_is_refused_by_name(made: Path, cnnvis: Call) -> None:
     Path("tinynet.py").write_text(text.replace("seed=1", "seed=2"))
     del sys.modules["tinynet"]
     told = verify(cnnvis, wrong="run.json: is of another network: weights_sha256 is ")
-    assert "20 images read" in told.out  # the dataset is the same
-    assert "not checked: values" in told.out
+    assert re.search("images read  *-  *20", told.out)  # the dataset is the same
+    assert "until the network is the run's own" in told.out
 
 
 def test_what_is_of_no_single_units_is_said_to_be_left_out(plans: None, cnnvis: Call) -> None:
     cnnvis("optimize -c exact.toml --run run --layer fc3 --sum 1+2")
     told = cnnvis(f"{VERIFY} run")
-    assert (
-        "not checked: run/optimized/fc3.h5: 3-sum, since its targets are not single units"
-        in told.out
-    )
+    assert "run/optimized/fc3.h5: 3-sum, since its targets are not single units" in told.out
 
 
 def test_where_there_is_no_run(plans: None, cnnvis: Call) -> None:
     assert "holds no run" in cnnvis(f"{VERIFY} nowhere", code=2).err
     assert not Path("nowhere").exists()
+
+
+def columns(path: Path, group: str, to: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite a file with several arrays of a group changed together."""
+    with h5py.File(path) as file:
+        own = {name: file[group][name][()] for name in PLACE}
+        own["stats/max"] = file[group]["stats/max"][()]
+    to(own)
+    for name, values in own.items():
+        change(path, f"{group}/{name}", lambda _, values=values: values)  # type: ignore[misc]
+
+
+PLACE = ("activation", "image", "position", "box")
+
+
+def without_the_strongest(own: dict[str, Any]) -> None:
+    """Leave out each unit's strongest place, and make up the last one."""
+    for name in PLACE:
+        own[name][:, :-1] = own[name][:, 1:]
+    for channel, images in enumerate(own["image"]):
+        images[-1] = np.setdiff1d(np.arange(20), images)[0]
+        own["activation"][channel, -1] -= np.float32(1)
+    own["stats/max"][:] = own["activation"][:, 0]
+
+
+def test_the_strongest_place_replaced_by_the_second_is_found(made: Path, cnnvis: Call) -> None:
+    columns(made / "topk.h5", "layers/conv2", without_the_strongest)
+    shutil.rmtree(made / "projected")  # which says that it is of another topk.h5
+    verify(cnnvis, "--sample 4", r"topk.h5: conv2/\d+")
+
+
+@pytest.mark.parametrize(
+    ("path", "array", "to", "wrong"),
+    [
+        ("topk.h5", "layers/fc3/stats/mean", first(1, 1), "its mean"),
+        ("topk.h5", "layers/conv2/stats/std", first(0.5, 1), "its std"),
+        ("topk.h5", "layers/conv2/stats/max", first(1, 1), "its max"),
+        ("topk.h5", "layers/conv2/box", first(1, 1), "a box is not the window of its place"),
+        ("topk.h5", "layers/conv2/histogram", first(1, 1), "its histogram"),
+        ("topk.h5", "images/label", first(1, 1), "has another label now"),
+        ("topk.h5", "images/skipped", np.logical_not, "skipped.tsv: does not list"),
+        ("optimized/fc3.h5", "3/outcome", first(0), "its outcome is none of 1, 2, 3"),
+        ("optimized/fc3.h5", "3/start", first(1, 1), "its history does not begin with its start"),
+        ("optimized/fc3.h5", "3/best_step", first(99), "its best step is none that it made"),
+        ("optimized/fc3.h5", "3/history", first(1, 1), "its history"),
+    ],
+)
+def test_what_contradicts_the_rest_is_found(
+    path: str, array: str, to: Callable[[Any], Any], wrong: str, made: Path, cnnvis: Call
+) -> None:
+    change(made / path, array, to)
+    verify(cnnvis, "", wrong)
+
+
+def test_deleted_results_are_missed(plans: None, cnnvis: Call) -> None:
+    cnnvis("run demo.toml --run run")
+    cnnvis("montage optimized --run run")
+    cnnvis("gallery --run run")
+    assert checked(cnnvis)["pages"]["recomputed"] > 5
+    for name in ("topk.h5", "optimized/conv1.h5", "figures/optimized/conv1.png"):
+        path, kept = Path("run", name), Path("kept")
+        path.rename(kept)
+        verify(cnnvis, wrong=f"{path}: is gone|run: .*are there")
+        kept.rename(path)
+    for name in ("gallery/index.html", "gallery/conv1/layer.js", "gallery/gallery.css"):
+        path = Path("run", name)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        verify(cnnvis, wrong=path.name)
+        path.write_bytes(whole)
+    verify(cnnvis)
+
+
+def test_one_bad_file_does_not_hide_another(made: Path, cnnvis: Call) -> None:
+    flip(made / "optimized/fc3.h5", PLACES["last"])
+    change(made / "optimized/conv2.h5", "3/activation", first(99, 1))
+    told = verify(cnnvis, wrong="fc3.h5: is not what was written")
+    assert "conv2.h5: style 3" in told.out
+    assert checked_places(told.out)
+
+
+def checked_places(text: str) -> bool:
+    return re.search(r"places +[1-9]\d* +[1-9]", text) is not None
+
+
+def test_a_skipped_image_that_can_be_decoded_is_reported(plans: None, cnnvis: Call) -> None:
+    image = Path("images/class0/000.png")
+    whole = image.read_bytes()
+    image.write_bytes(whole[:60].ljust(len(whole), b"\0"))
+    cnnvis("topk -c exact.toml --run run", code=3)
+    assert checked(cnnvis)["skipped images"]["recomputed"] == 1
+    image.write_bytes(whole)
+    verify(cnnvis, wrong="class0/000.png: has other content now")
+    content = int(np.uint32(zlib.crc32(whole)))
+    change(Path("run/topk.h5"), "images/crc", first(content))
+    verify(cnnvis, wrong="class0/000.png: was left out as unreadable, and can be decoded")
+
+
+def test_a_dataset_that_cannot_be_read_now_is_no_finding(
+    made: Path, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = containers._without_waiting
+
+    def failing(path: Any) -> int:
+        if str(path).endswith("000.png"):
+            raise OSError(errno.EIO, "Input/output error")
+        return int(real(path))
+
+    monkeypatch.setattr(containers, "_without_waiting", failing)
+    told = cnnvis(f"{VERIFY} run --sample 12 --seed 1", code=4)
+    assert "fault: " in told.out
+    assert "wrong: " not in told.out

@@ -93,7 +93,7 @@ def _reader(session: Session) -> ReadImage:
     manifest = Manifest(
         _images_root(session), images.path, images.size, images.offset, images.label, ()
     )
-    decoded = _decoder(str(plan["decode"]), session)
+    decoded = decoder_of(str(plan["decode"]), session)
 
     def read(index: int) -> Pixels:
         place = manifest.root / manifest.path(index)
@@ -115,8 +115,8 @@ def _reader(session: Session) -> ReadImage:
     return read
 
 
-def _decoder(kind: str, session: Session) -> Callable[[bytes], Pixels]:
-    """Return the decoder that topk used."""
+def decoder_of(kind: str, session: Session) -> Callable[[bytes], Pixels]:
+    """Return the decoder that topk used, by its name there."""
     preprocessing, device = session.network.preprocessing, session.network.device
     if kind != "gpu":
         return lambda content: decode(content, preprocessing, kind == "fast")

@@ -58,7 +58,7 @@ def gallery(session: Session) -> None:
 
 def _shown(session: Session) -> list[ShownLayer]:
     """Return the layers to show: the requested ones, or all with any results."""
-    dataset, photographs = _topk_dataset(session), Photographs(session, set())
+    dataset, photographs = topk_dataset(session), Photographs(session, set())
     found = []
     for layer in session.layers:
         shown = ShownLayer(session, layer, dataset, photographs)
@@ -76,7 +76,7 @@ def _shown(session: Session) -> list[ShownLayer]:
     return found if _are_there(photographs, found) else list(map(_without_patches, found))
 
 
-def _topk_dataset(session: Session) -> Dataset | None:
+def topk_dataset(session: Session) -> Dataset | None:
     """Return the images of topk.h5; None without one."""
     file = TopKFile(session.run.topk)
     if file.identity() is None:
@@ -251,16 +251,22 @@ def _tell_what_is_lost(session: Session, shown: Sequence[ShownLayer], lost: set[
 
 def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
     """Publish the files shared by all layers, the page itself last; unchanged ones are left."""
-    folder, classes = gallery_folder(session), shown[0].dataset.classes if shown[0].dataset else []
-    key = digest([s.key for s in shown])
-    run = {"classes": classes, "layers": [each.layer.alias for each in shown]}
-    contents = site.assets()
-    contents["run.js"] = site.data("run", run, key=key)
-    contents["index.html"] = site.page(_facts(session, shown))
-    for name, content in contents.items():
+    folder = gallery_folder(session)
+    for name, content in {**site.assets(), **page_of(session, shown)}.items():
         path = folder / name
         if not path.is_file() or read_regular(path) != content:
             publish(path, content)
+
+
+def page_of(session: Session, shown: Sequence[ShownLayer]) -> dict[str, bytes]:
+    """Return the page and its data by name, the page last."""
+    classes = shown[0].dataset.classes if shown[0].dataset else []
+    run = {"classes": classes, "layers": [each.layer.alias for each in shown]}
+    key = digest([each.key for each in shown])
+    return {
+        "run.js": site.data("run", run, key=key),
+        "index.html": site.page(_facts(session, shown)),
+    }
 
 
 def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:

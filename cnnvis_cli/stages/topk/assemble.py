@@ -83,7 +83,7 @@ def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> 
             skipped[part["failures"]] = True
             texts = map(bytes.decode, part["reasons"].tolist())
             reasons |= dict(zip(part["failures"].tolist(), texts, strict=True))
-        lines = (f"{_one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
+        lines = (f"{one_line(manifest.path(i))}\t{reasons[i]}\n" for i in sorted(reasons))
         publish(run.skipped, "".join(lines).encode("utf-8", "surrogateescape"))
         listed = Images(
             manifest.paths, manifest.labels, skipped, manifest.sizes, crcs, manifest.offsets
@@ -156,7 +156,7 @@ def _find_part(number: int, count: int, sources: Iterable[Parts], names: Sequenc
     )
 
 
-def _one_line(path: str) -> str:
+def one_line(path: str) -> str:
     """Return a path that cannot break a line of the table."""
     return printable(path.replace("\\", "\\\\"))
 

@@ -99,7 +99,7 @@ def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record
     }
 
 
-def _topk_memory(session: Session, size: int) -> int:
+def topk_memory(session: Session, size: int) -> int:
     """Return a process's approximate memory on a CPU: the largest maps, thrice, and itself."""
     largest = max(la.channels * la.map[0] * la.map[1] for la in session.network.layers)
     return 4 * size * 3 * largest + (300 << 20)
@@ -141,7 +141,7 @@ def _scan(session: Session, job: TopKJob) -> None:
     pending = [n for n in session.plan.share(job.cut.count) if n not in job.parts]
     if not pending:
         return
-    pool = session.pool(_topk_memory(session, job.cut.size))
+    pool = session.pool(topk_memory(session, job.cut.size))
     meter = session.report.meter("topk", sum(len(job.cut.images_of(n)) for n in pending), "images")
     pace = Pace(min(len(pool), len(pending)))
 

@@ -1,0 +1,228 @@
+"""Files: seals, checksums, what each says that it is, and what must be there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cnnvis_cli.digests import digest, file_digest
+from cnnvis_cli.errors import StorageError
+from cnnvis_cli.figure import png
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.run.receipt import FAILURE, FOLDER, PROGRESS
+from cnnvis_cli.stages.run.status import FOLDERS
+from cnnvis_cli.stages.run.verify.findings import Findings
+from cnnvis_cli.store.hdf5 import stated
+from cnnvis_cli.store.inside import is_ours, read_regular
+from cnnvis_cli.store.lock import NAME, holder
+from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.origin import OF_ONE_LAYER
+from cnnvis_cli.store.projected import ProjectedFile
+from cnnvis_cli.store.publish import intact
+from cnnvis_cli.store.run import Record, Run
+from cnnvis_cli.store.search import SearchFile
+from cnnvis_cli.store.topk_file import TopKFile
+from cnnvis_cli.store.validate import strangers
+
+AGAIN = "delete it and run its command again"
+OF_ONE_UNIT = ("optimized", "top", "unit", "styles")  # kinds of figures named by layer and unit
+
+
+def check_files(run: Run, findings: Findings, report: Report) -> None:
+    """Check every sealed file, every picture and what is set aside."""
+    paths = sorted(path for path in _files_of(run.path) if not path.name.startswith("."))
+    for path in report.track(paths, "verify", len(paths), "files"):
+        with findings.guarded("files", path):
+            try:
+                _check_file(run, path, findings)
+            except OSError as error:
+                raise StorageError(f"{path}: cannot be read ({error.strerror})") from None
+    for path in sorted(run.parts().rglob("*.damaged")):
+        problem = f"{path}: a damaged part, set aside; it is made again"
+        findings.stored("files", 1, [problem])
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        top = Path(place) == folder
+        if top:
+            folders[:] = filter(is_ours, folders)
+        yield from (Path(place) / name for name in names if not top or is_ours(name))
+
+
+def _check_file(run: Run, path: Path, findings: Findings) -> None:
+    """Check one file as far as its kind says what is right."""
+    problem = f"{path}: is not what was written; {AGAIN}"
+    if path.suffix == ".h5":
+        if not intact(path):
+            findings.spoil(path, "files", problem)
+        else:
+            _check_owner(run, path, findings)
+        findings.stored("files", 1)
+    elif path.suffix in _WHOLE:
+        content = read_regular(path)
+        whole = _WHOLE[path.suffix](content)
+        findings.stored("files", 1, [] if whole else [problem])
+        if whole and path.suffix == ".png" and path.parts[len(run.path.parts)] == "figures":
+            with findings.guarded("figures"):
+                _check_figure(run, path, png.texts(content), findings)
+
+
+def _ends(*ends: bytes) -> Any:
+    return lambda content: content.rstrip().endswith(ends)
+
+
+def _is_jpeg(content: bytes) -> bool:
+    return content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9")
+
+
+def _is_record(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+_WHOLE = {
+    ".png": png.is_whole,
+    ".jpg": _is_jpeg,
+    ".pdf": _ends(b"%%EOF"),
+    ".html": _ends(b"</html>"),
+    ".json": _is_record,
+}
+
+
+def _check_owner(run: Run, path: Path, findings: Findings) -> None:
+    """Check that a result is of this run, its layer and a known version, and nothing else."""
+    kind = path.stem if path == run.topk else path.parent.name
+    if path != run.topk and path.parent.parent != run.path:
+        return
+    if path == run.topk or kind in OF_ONE_LAYER:
+        with findings.guarded("files", path):
+            odd = [f"{path}: {text}" for text in strangers(path, kind)]
+            told = stated(path, kind)
+            mean = run.read()["preprocessing"].get("mean")
+            if kind in OF_ONE_LAYER and told.get("mean") != mean:
+                odd.append(f"{path}: states that the mean is {told.get('mean')}, not {mean}")
+            lacking = {"model", "weights_sha256", "version", "format"} - told.keys()
+            odd += [f"{path}: does not state its {name}" for name in sorted(lacking)]
+            findings.stored("files", 0, odd)
+    if path != run.topk and kind not in ("optimized", "projected"):
+        why = "searches and files of single images have their seal alone"
+        findings.leave("other results", 1, why)
+
+
+def _check_figure(run: Run, path: Path, text: dict[str, str], findings: Findings) -> None:
+    """Check what a figure says that it shows."""
+    if "cnnvis" not in text:
+        findings.leave("figures", 1, "do not say what they show")
+        return
+    record, problems = json.loads(text["cnnvis"]), []
+    kind, layer = path.relative_to(run.path / "figures").parts[0], record.get("layer")
+    if text.get("cnnvis-key") != digest(record):
+        problems.append(f"{path}: its record does not have its key; {AGAIN}")
+    other = kind in OF_ONE_UNIT and isinstance(layer, str) and f"{path.stem}_".find(f"{layer}_")
+    if record.get("kind") != kind or other:
+        shown = f"{record.get('kind')} {layer or ''}".strip()
+        problems.append(f"{path}: says that it shows {shown}; {AGAIN}")
+    findings.stored("figures", 1, problems)
+    findings.leave("figures", 1, "their pixels are not drawn again")
+    here = {file_digest(each) for each in run.path.rglob("*.h5") if each.is_file()}
+    if not set(_sources(record)) <= here:
+        findings.leave("figures", 1, "some are of results that have changed since")
+
+
+def _sources(record: Any) -> Iterator[str]:
+    """Yield the digests of the files that a figure was made from."""
+    if isinstance(record, dict):
+        for name, value in record.items():
+            if name in ("source", "sources"):
+                yield from [value] if isinstance(value, str) else value
+            else:
+                yield from _sources(value)
+    elif isinstance(record, list):
+        for value in record:
+            yield from _sources(value)
+
+
+def check_presence(run: Run, findings: Findings) -> None:
+    """Check that what run.json and the receipts speak of is there."""
+    with findings.guarded("asked work"):
+        _check_asked(run, findings)
+    with findings.guarded("receipts"):
+        _check_receipts(run, findings)
+    findings.leave("deleted files", 1, "any that neither run.json nor a receipt names")
+
+
+def _check_asked(run: Run, findings: Findings) -> None:
+    """Check that the work that run.json says was asked for is there, or under way."""
+    known = run.read()
+    passing = (*run.path.glob(f"{PROGRESS}*"), *run.path.glob(f"{FAILURE}*"))
+    at_work = any(map(holder, run.path.glob(f"{NAME}*")))
+    for stage, jobs in known.get("asked", {}).items():
+        for what, job in jobs.items():
+            have = _have(run, stage, job, findings)
+            if have is None or have >= job["total"]:
+                findings.stored("asked work", 1)
+            elif passing or at_work or any(run.parts(FOLDERS[stage]).glob(str(job["parts"]))):
+                findings.leave("asked work", 1, "not finished yet")
+            else:
+                problem = f"{run.path}: {stage} {what}: {have} of {job['total']} are there, though "
+                problem += f"run.json says that all were asked for; run cnnvis {stage} again"
+                findings.stored("asked work", 1, [problem])
+    if "dataset" in known and not known.get("asked", {}).get("topk") and not run.topk.exists():
+        findings.stored("asked work", 1, [f"{run.topk}: is gone; run cnnvis topk again"])
+
+
+def _have(run: Run, stage: str, job: Record, findings: Findings) -> int | None:
+    """Return how many units or images of a job are there; None if its file tells nothing."""
+    if stage == "topk":
+        return job["total"] if run.topk.exists() else 0
+    paths = {"optimize": run.optimized, "search": run.searched, "project": run.projected}
+    path = paths[stage](job["layer"])
+    if path in findings.bad:
+        return None
+    if stage == "optimize":
+        return len(OptimizedFile(path).units(job["group"]))
+    if stage == "search":
+        return int(job["total"]) * (job["group"] in SearchFile(path).searches())
+    file = ProjectedFile(path)
+    return int(file.done(job["group"]).sum()) if job["group"] in file.methods() else 0
+
+
+def _check_receipts(run: Run, findings: Findings) -> None:
+    """Check that what the last receipt lists, all results of that moment, is there."""
+    receipts = sorted((run.path / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not receipts:
+        why = "no receipt says which figures and pages there were"
+        findings.leave("receipts", 1, why)
+        return
+    last = receipts[-1]
+    record = json.loads(read_regular(last))
+    problems = []
+    for name, stamp in record["outputs"].items():
+        path = run.path / name
+        found = None
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = path.stat()
+        if found is None:
+            problems.append(f"{path}: is gone, and {last.name} lists it; run its command again")
+        elif [found.st_size, found.st_mtime_ns] == stamp:
+            findings.stored("receipts", 1)
+        elif found.st_size != stamp[0] and found.st_mtime_ns <= last.stat().st_mtime_ns:
+            problem = f"{path}: has {found.st_size} bytes, and {stamp[0]} by {last.name}; {AGAIN}"
+            problems.append(problem)
+        else:
+            findings.leave("receipts", 1, "files copied, or written since the last receipt")
+    findings.stored("receipts", len(problems), problems)
+
+
+def held_topk(run: Run, findings: Findings) -> TopKFile | None:
+    """Return the run's topk.h5; None if there is none, or none that means anything."""
+    there = run.topk.exists() and run.topk not in findings.bad
+    return TopKFile(run.topk) if there else None

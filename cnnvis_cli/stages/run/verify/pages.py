@@ -1,0 +1,138 @@
+"""The gallery: whether its pages and data are those of the results, and its pictures are there."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from cnnvis_cli.errors import CnnvisError
+from cnnvis_cli.figure import site
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.gallery.layers import CHUNK, Facts, ShownLayer, gallery_folder
+from cnnvis_cli.stages.gallery.panes import Photographs
+from cnnvis_cli.stages.gallery.stage import page_of, topk_dataset
+from cnnvis_cli.stages.run.verify.findings import Findings
+from cnnvis_cli.store.inside import read_regular
+
+KIND = "pages"
+AGAIN = "run cnnvis gallery again"
+SCRIPT = re.compile(rb"// ([0-9a-f]{16})\ngallery\.(\w+)\((.*)\);\n", re.DOTALL)
+
+
+def check_gallery(session: Session, findings: Findings) -> None:
+    """Check the page, its data and that its pictures are there."""
+    folder = gallery_folder(session)
+    if not folder.exists():
+        return
+    for name, content in site.assets().items():
+        with findings.guarded(KIND):
+            _check_asset(folder / name, content, findings)
+    with findings.guarded(KIND):
+        aliases = _script(folder / "run.js")[1][0]["layers"]
+        shown = [_layer(session, alias, findings) for alias in aliases]
+        others = {path.name for path in folder.iterdir() if path.is_dir()} - set(aliases)
+        findings.leave(KIND, len(others), "folders of no layer of the page")
+        known = [layer for layer in shown if layer is not None]
+        if len(known) == len(shown):
+            _check_page(session, known, findings)
+        else:
+            findings.leave(KIND, 2, WHY)
+    findings.leave("pictures of pages", 1, "are not drawn again")
+
+
+WHY = "drawn with other settings than the defaults, or from results that have changed since"
+
+
+def _check_asset(path: Path, content: bytes, findings: Findings) -> None:
+    """Check a file that is the same in every gallery of this version."""
+    found = read_regular(path) if path.exists() else b""
+    if found == content:
+        findings.recomputed(KIND, 1)
+    elif content.startswith(found):
+        findings.recomputed(KIND, 1, [f"{path}: is cut off or gone; {AGAIN}"])
+    else:
+        findings.leave(KIND, 1, "scripts and styles that are not this version's")
+
+
+def _script(path: Path) -> tuple[str, list[dict[str, list[str]]]]:
+    """Return the key and the values of a script of data; raise `CnnvisError` for another one."""
+    with suppress(OSError, ValueError):
+        found = SCRIPT.fullmatch(read_regular(path))
+        if found is not None:
+            return found[1].decode(), list(json.loads(b"[" + found[3] + b"]"))
+    raise CnnvisError(f"{path}: is not what was written, or gone; {AGAIN}")
+
+
+def _layer(session: Session, alias: str, findings: Findings) -> ShownLayer | None:
+    """Check a layer's files; return how it is shown, None if that is not known."""
+    folder = gallery_folder(session) / alias
+    with findings.guarded(KIND):
+        (layer,) = session.network.aliased((alias,))
+        key, values = _script(folder / "layer.js")
+        _check_names(folder, values[0], findings)
+        dataset = topk_dataset(session)
+        for photographs in (Photographs(session, set()), None):
+            shown = ShownLayer(session, layer, dataset, photographs)
+            if shown.key == key:
+                _check_data(shown, findings)
+                return shown
+        findings.leave(KIND, 1, WHY)
+    return None
+
+
+def _check_names(folder: Path, record: dict[str, list[str]], findings: Findings) -> None:
+    """Check that every file that a layer's data speak of is there, and its data are whole."""
+    units, sheet, faces = record["units"], record["sheet"], record["faces"]
+    names = []
+    if faces:
+        names += [f"{int(unit):04d}.{sheet['suffix']}" for unit in units]  # type: ignore[call-overload]
+    for number in range(-(-len(units) // CHUNK)):
+        names.append(f"units_{number:03d}.js")
+        for n, face in enumerate(faces):
+            names.append(f"grid{n}_{number:03d}.{face['suffix']}")  # type: ignore[index]
+    gone = [f"{folder / name}: is gone; {AGAIN}" for name in names if not (folder / name).exists()]
+    findings.stored("pictures of pages", len(names), gone)
+    for name in names:
+        if name.endswith(".js") and (folder / name).exists():
+            with findings.guarded(KIND):
+                _script(folder / name)
+
+
+def _check_data(shown: ShownLayer, findings: Findings) -> None:
+    """Compare a layer's data with what the results give today."""
+    contents = {"layer.js": site.data("layer", shown.record, key=shown.key)}
+    for number in range(shown.chunks):
+        facts = Facts(shown, number).records()
+        content = site.data("units", shown.layer.alias, number, facts, key=shown.key)
+        contents[f"units_{number:03d}.js"] = content
+    face, _ = shown.best()
+    strip = shown.folder / f"strip.{face.suffix}" if face else None
+    if strip is not None and not strip.exists():
+        findings.stored("pictures of pages", 1, [f"{strip}: is gone; {AGAIN}"])
+    _compare(shown.folder, contents, findings)
+
+
+def _compare(folder: Path, contents: dict[str, bytes], findings: Findings) -> None:
+    for name, content in contents.items():
+        path = folder / name
+        same = path.exists() and read_regular(path) == content
+        problem = f"{path}: is not what the results give; {AGAIN}"
+        findings.recomputed(KIND, 1, [] if same else [problem])
+
+
+def _check_page(session: Session, shown: Sequence[ShownLayer], findings: Findings) -> None:
+    """Compare the page with what the results give, but for its title, which may be any."""
+    folder = gallery_folder(session)
+    page = read_regular(folder / "index.html").decode()
+    title = re.search("<title>(.*?)</title>", page, re.DOTALL)
+    gallery = replace(session.plan.gallery, title=html.unescape(title[1]) if title else "")
+    again = replace(session, plan=replace(session.plan, gallery=gallery))
+    contents = page_of(again, shown)
+    _compare(folder, contents, findings)
+    if gallery.title != session.network.name:
+        findings.leave(KIND, 1, "a title of its own")
