@@ -16,13 +16,43 @@ import click
 from cnnvis_cli import __version__
 from cnnvis_cli.cli.options import reports
 from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, UsageError
+from cnnvis_cli.registry import unknown
 from cnnvis_cli.report import SIGNALS as STOPPING
 from cnnvis_cli.report import printable
 
-COMMANDS = (
-    *("demo", "layers", "topk", "optimize", "search", "project", "montage", "gallery", "filters"),
-    *("look", "activations", "saliency", "occlude", "run", "status", "verify", "merge", "bench"),
-)
+GROUPS = {
+    "Start": {
+        "look": "One sheet on what a network sees in an image",
+        "demo": "The whole pipeline, bundled: no data, no GPU",
+        "layers": "A network's layers",
+    },
+    "Whole dataset": {
+        "topk": "The strongest images and places of every unit",
+        "optimize": "The image that each unit prefers",
+        "project": "What in its strongest images a unit answers to",
+        "search": "Regularization parameters that give good pictures",
+    },
+    "One image": {
+        "activations": "Every layer's activations, also of a video",
+        "saliency": "What a class or a unit depends on",
+        "occlude": "Which parts a prediction depends on",
+    },
+    "Figures": {
+        "montage": "The papers' figures, as PNG and PDF",
+        "filters": "First-layer filters: dominating, dead, frequencies",
+        "gallery": "A web page to browse every unit",
+    },
+    "Operations": {
+        "run": "All stages of a TOML file, resumable",
+        "status": "What is done, what is left, and for how long",
+        "verify": "Whether files are whole and numbers come out again",
+        "merge": "Join runs made with --shard i/n",
+        "bench": "This machine's limits, and what cnnvis reaches",
+    },
+}
+"""The commands by what they are for, with a line for each that fits 80 columns."""
+
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
 
 class _Commands(click.Group):
@@ -37,6 +67,18 @@ class _Commands(click.Group):
         command: click.Command = import_module(f"cnnvis_cli.cli.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
 
 @click.group(
     cls=_Commands,
@@ -44,10 +86,10 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="cnnvis")
 def cli() -> None:
-    """Show what each unit of a trained convnet has learned.
+    """Show what each unit of a trained vision network has learned.
 
-    Top images, deconvnet projections and regularized activation maximization for every unit of
-    every layer, as figures to print. Start with `cnnvis demo`.
+    Top images, projections and preferred images of every unit of every layer, as figures to print.
+    Start with `cnnvis look demo`.
     """
 
 

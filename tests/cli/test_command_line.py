@@ -19,6 +19,7 @@ import click
 import pytest
 import torch
 
+import cnnvis_cli.cli
 import cnnvis_cli.demo
 from cnnvis_cli.cli import COMMANDS, _code, cli
 from cnnvis_cli.store import lock
@@ -391,3 +392,21 @@ def test_a_signal_stops_it_and_a_rerun_carries_on(cnnvis: Call) -> None:
     assert cnnvis(f"cnnvis {line} --run straight").code == 0
     one, other = (Path(run, "optimized/conv1.h5") for run in ("stopped", "straight"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_help_names_every_command_in_a_line_of_80_columns(cnnvis: Call) -> None:
+    told = cnnvis("cnnvis --help")
+    lines = told.out[told.out.index("Start:") :].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("..." in line for line in lines)
+    modules = {path.stem for path in Path(cnnvis_cli.cli.__path__[0]).glob("[!_]*.py")}
+    commands = modules - {"options", "work", "completing"}
+    assert set(cnnvis_cli.cli.COMMANDS) == commands
+    assert {line.split()[0] for line in lines if line.startswith("  ")} >= commands
+
+
+def test_a_mistyped_command_is_named_with_the_nearest(cnnvis: Call) -> None:
+    told = cnnvis("cnnvis topkk")
+    assert told.code == 2
+    assert "topkk" in told.err
+    assert "'topk'" in told.err
