@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 Stage = Literal["topk", "search", "optimize", "project", "montage", "gallery"]
 USUAL: tuple[Stage, ...] = ("topk", "optimize", "project", "montage", "gallery")
 Sort = Literal["max", "selectivity", "active"]
-Tone = Literal["tile", "unit", "sheet", "true"]
+Tone = Literal["tile", "max", "unit", "sheet", "true"]
 Precision = Literal["float32", "tf32", "bf16"]
 Decode = Literal["exact", "fast", "gpu"]
 FilterTone = Literal["tile", "sheet"]
@@ -377,10 +377,11 @@ class GalleryPlan:
 class FiltersPlan:
     """How first-layer filters are clipped and drawn."""
 
-    radius: float = setting(
-        0.1,
+    radius: float | None = setting(
+        None,
         "--radius",
         "Largest RMS of a filter's weights; larger filters are clipped to it.",
+        "0.1 times the deviation by which the network's input is divided",
         gt=0,
     )
     save_clipped: Annotated[Text, ReadWith(_safetensors_path)] | None = setting(
@@ -425,7 +426,13 @@ class SaliencyPlan:
         "each image's predicted class",
         "CLASS|NUMBER|UNIT",
     )
-    at: Text | None = setting(None, "--at", "Layer for Grad-CAM.", "the last convolution", "LAYER")
+    at: Text | None = setting(
+        None,
+        "--at",
+        "Layer for Grad-CAM.",
+        "the last convolution with a map that is not the network's last layer",
+        "LAYER",
+    )
     save: Literal["h5"] | None = setting(
         None, "--save", "Also save the numbers, as saliency/<image>_<target>.h5."
     )
@@ -496,6 +503,9 @@ class OccludePlan:
         "each image's predicted class",
         "NAME|NUMBER",
     )
+    zero: bool = setting(
+        False, "--zero", "Begin the colour bars at 0 instead of at the lowest value."
+    )
     method: Method | None = setting(
         None,
         "--method",
@@ -512,8 +522,9 @@ class FigurePlan:
     tone: Tone = setting(
         "tile",
         "--tone",
-        "What shares one grey scale: each tile, each unit or the whole sheet; true shows true "
-        "values, the mean colour added back.",
+        "What shares one grey scale: each tile, each unit or the whole sheet, stretched to the "
+        "99th percentile of its values; max stretches each tile to its largest value; true shows "
+        "true values, the mean colour added back.",
     )
     scale: Annotated[float, ReadWith(_scale)] = setting(
         1.0,

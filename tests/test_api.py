@@ -23,7 +23,7 @@ from cnnvis_cli.dataset.decode import write_png
 from cnnvis_cli.demo.synthetic import draw
 from cnnvis_cli.errors import CnnvisError, Stopped, UsageError
 from cnnvis_cli.figure.canvas import read_record
-from cnnvis_cli.figure.tone import about_grey
+from cnnvis_cli.figure.tone import toned
 from cnnvis_cli.store.lock import alone
 
 SETTINGS: dict[str, Any] = {
@@ -126,7 +126,7 @@ def test_optimized_images_begin_with_the_best(unit: Unit, made: Path) -> None:
     assert found.shape == (2, 67, 67, 3)
     assert np.array_equal(found, images[[best, 1 - best]])
     assert unit.reached().tolist() == values[[best, 1 - best]].tolist()
-    assert np.array_equal(np.asarray(unit.picture()), about_grey(images[best]))
+    assert np.array_equal(np.asarray(unit.picture()), toned(images[None, [best]], "tile")[0, 0])
     assert unit.picture(scale=2).size == (134, 134)
 
 
@@ -136,7 +136,7 @@ def test_projections_have_their_scale_undone(unit: Unit, made: Path) -> None:
     found = unit.projections("deconv")
     assert np.array_equal(found, np.stack([v * s for v, s in zip(values, scale, strict=True)]))
     shown = [np.asarray(picture) for picture in unit.projected()]
-    assert np.array_equal(shown, [about_grey(each) for each in found])
+    assert np.array_equal(shown, list(toned(found[None], "tile")[0]))
 
 
 def test_statistics_are_the_stored_ones(run: Run, unit: Unit, topk: Any) -> None:

@@ -23,9 +23,9 @@ def command(**flags: Any) -> None:
     against the filters' spatial frequency (Yosinski et al. 2015, supplement S1). All numbers are
     in a table beside them. Dead filters and activations need topk.h5, the rest does not.
 
-    The RMS is that of the raw weights, for the network's own normalised input. The paper's 0.1 is
-    for pixels of about -128 to 128; in a network whose input is divided by a standard deviation of
-    about 57, as torchvision's is, the same filters are that many times larger.
+    The RMS is that of the raw weights, for the network's own normalised input, and so is --radius.
+    The paper's 0.1 is for pixels of about -128 to 128; where the input is divided by a standard
+    deviation, the default is that many times larger.
 
     Without --layer, the first convolution that takes the image is shown.
 

@@ -27,6 +27,7 @@ from cnnvis_cli.settings import Plan
     ),
     "occlude.target",
     "occlude.method",
+    "occlude.zero",
     "topk.max_unreadable",
     "figure.tone",
     *SIZING,

@@ -22,8 +22,9 @@ from cnnvis_cli.settings import Plan
     "topk.max_unreadable",
     setting_option(
         "figure.tone",
-        help="What shares one grey scale: each signed map, or all of an image.",
-        type=click.Choice(["tile", "sheet"]),
+        help="What shares one grey scale: each signed map, or all of an image, stretched to the "
+        "99th percentile; max stretches each map to its largest value.",
+        type=click.Choice(["tile", "max", "sheet"]),
     ),
     *SIZING,
     *EXPLAINING,

@@ -34,6 +34,12 @@ def capped(magnitude: Floats) -> Floats:
     return strength
 
 
+def over_range(values: Floats, low: float) -> Floats:
+    """Return values (h, w) as strengths: 0 is `low`, 1 the largest; 0 everywhere if all are low."""
+    span = float(values.max()) - low
+    return ((values - low) / (span if span > 0 else 1)).astype(np.float32)
+
+
 def to_largest(values: Floats) -> Floats:
     """Return non-negative values (h, w) as strengths, 0 to 1: 1 is the largest."""
     top = values.max()

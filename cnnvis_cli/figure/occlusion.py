@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, scaled, shortened, text_size
-from cnnvis_cli.figure.heat import colour_bar, coloured, to_largest
+from cnnvis_cli.figure.heat import colour_bar, coloured, over_range
 from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL, Caption, Pane, begun
 
 Classes = NDArray[np.integer[Any]]
@@ -45,12 +45,18 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class Heat:
-    """Non-negative values (rows, columns), and that of the whole image."""
+    """Non-negative values (rows, columns), that of the whole image, and where colours begin."""
 
     title: str
     values: Floats
     whole: float
     form: Callable[[float], str]
+    zero: bool = False  # colours begin at 0, not at the lowest value
+
+    @property
+    def low(self) -> float:
+        """The value of the first colour."""
+        return 0.0 if self.zero else float(self.values.min())
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,8 @@ def _pictures(panels: Panels) -> list[tuple[str, Pixels]]:
     for label, ink in panels.inks.items():
         colours[panels.predicted == label] = ink
     heats = [
-        coloured(to_largest(heat.values))[places] for heat in (panels.total, panels.probability)
+        coloured(over_range(heat.values, heat.low))[places]
+        for heat in (panels.total, panels.probability)
     ]
     return [
         ("input image", panels.photograph),
@@ -156,10 +163,12 @@ def _draw_colour_bar(canvas: Canvas, heat: Heat, place: tuple[int, int], width: 
     top, left = place
     canvas.tile(colour_bar(LEGEND, width), top, left)
     high = heat.form(float(heat.values.max()))
-    canvas.text("0", top + LEGEND + 2, left, SMALL, FAINT)
+    first = "0" if heat.zero else heat.form(heat.low)
+    canvas.text(first, top + LEGEND + 2, left, SMALL, FAINT)
     canvas.text(high, top + LEGEND + 2, left + width - text_size(high, SMALL)[0], SMALL, FAINT)
-    low, whole = heat.form(float(heat.values.min())), heat.form(heat.whole)
-    text = f"lowest {low}; whole image {whole}"
+    text = f"whole image {heat.form(heat.whole)}"
+    if heat.zero:
+        text = f"lowest {heat.form(float(heat.values.min()))}; {text}"
     canvas.text(text, top + LEGEND + 2 + LINE, left, SMALL, FAINT)
 
 

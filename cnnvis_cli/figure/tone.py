@@ -9,24 +9,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats, Pixels
+from cnnvis_cli.figure.heat import CAP
 
+ROBUST = f"x / (2 p) + 0.5, p the {CAP}th percentile of |x| where x is not 0"
 TONE_RULES = {
-    "tile": "x / max(2 max, -2 min) + 0.5, each tile on its own",
-    "unit": "x / max(2 max, -2 min) + 0.5, one scale for each unit's tiles",
-    "sheet": "x / max(2 max, -2 min) + 0.5, one scale for the whole sheet",
+    "tile": f"{ROBUST}, each tile on its own",
+    "max": "x / max(2 max, -2 min) + 0.5, each tile on its own",
+    "unit": f"{ROBUST}, one scale for each unit: the largest of its tiles",
+    "sheet": f"{ROBUST}, one scale for the whole sheet: the largest of its tiles",
     "true": "x + mean colour, clipped to 0..255",
 }
 
 
-def largest(x: Floats) -> float:
-    """Return the divisor of one scale: max(2 max, -2 min)."""
-    return 2 * max(float(x.max()), -float(x.min()))
+def divisors(tiles: Floats) -> Floats:
+    """Return 2 p of each tile by the rule `ROBUST`: (..., h, w, 3) -> (..., 1, 1, 1).
+
+    It is 0 for a tile of zeros. A few strong pixels, which decide a tile's maximum, leave it alone.
+    """
+    shape = tiles.shape[:-3]
+    found = np.zeros((*shape, 1, 1, 1), np.float32)
+    for place in np.ndindex(shape):
+        size = np.abs(np.asarray(tiles[place], np.float32))
+        on = size[size > 0]
+        if on.size:
+            found[place] = 2 * np.percentile(on, CAP)
+    return found
 
 
-def about_grey(x: Floats, axes: tuple[int, ...] | None = None, top: float | None = None) -> Pixels:
+def common_divisor(tiles: Floats) -> float:
+    """Return the divisor of one scale for all tiles: the largest of `divisors`."""
+    return float(divisors(tiles).max(initial=0))
+
+
+def about_grey(
+    x: Floats, axes: tuple[int, ...] | None = None, top: float | Floats | None = None
+) -> Pixels:
     """Return signed values in 8 bits with 0 at mid-grey: x / max(2 max, -2 min) + 0.5.
 
-    Minimum and maximum are taken over `axes` (default: over everything), unless the divisor is
+    Minimum and maximum are taken over `axes` (default: over everything), unless divisors are
     given as `top`. All zeros are mid-grey.
     """
     values = np.asarray(x, np.float32)
@@ -34,7 +54,7 @@ def about_grey(x: Floats, axes: tuple[int, ...] | None = None, top: float | None
         high, low = values.max(axis=axes, keepdims=True), values.min(axis=axes, keepdims=True)
         divisor = 2 * np.maximum(high, -low)
     else:
-        divisor = np.full((1,) * values.ndim, top, np.float32)
+        divisor = np.asarray(top, np.float32)
     unit = values / np.where(divisor > 0, divisor, np.float32(1))
     unit += 0.5
     return _eight_bits(unit)
@@ -57,16 +77,20 @@ def toned(
     """
     if rule == "true":
         return as_photograph(tiles, mean)
-    if rule == "sheet":
+    if rule == "max":
+        return about_grey(tiles, (2, 3, 4))
+    if rule == "sheet" and top is not None:
         return about_grey(tiles, top=top)
-    return about_grey(tiles, {"tile": (2, 3, 4), "unit": (1, 2, 3, 4)}[rule])
+    each = divisors(tiles)  # (U, n, 1, 1, 1)
+    axes = {"tile": (), "unit": (1,), "sheet": (0, 1)}[rule]
+    return about_grey(tiles, top=each.max(axis=axes, keepdims=True))
 
 
 def toned_together(
     parts: Sequence[Floats], rule: str, mean: tuple[float, ...] = (127.5, 127.5, 127.5)
 ) -> list[Pixels]:
     """Return several arrays toned for one sheet, as by `toned`, with a common scale."""
-    top = max(map(largest, parts), default=None) if rule == "sheet" else None
+    top = max(map(common_divisor, parts), default=None) if rule == "sheet" else None
     return [toned(part, rule, mean, top) for part in parts]
 
 

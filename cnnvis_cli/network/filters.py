@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -69,6 +70,17 @@ def why_not_rgb(network: Network, layer: Layer) -> str:
 def rms(found: Tensor) -> Tensor:
     """Return the root mean square of each filter's weights: (C, 3, h, w) -> (C,) float64."""
     return found.double().square().flatten(1).mean(dim=1).sqrt()
+
+
+def own_radius(network: Network) -> float:
+    """Return the paper's radius in the units of a network's filters.
+
+    Zeiler & Fergus subtract the mean from pixels of 0 to 255 and divide by nothing. Where the
+    input is divided by a deviation, weights that do the same are that many times larger: of the
+    three colours, its root mean square.
+    """
+    squares = [value**2 for value in network.preprocessing.std]
+    return RADIUS * math.sqrt(sum(squares) / len(squares))
 
 
 def clipped(found: Tensor, radius: float = RADIUS) -> Tensor:

@@ -358,8 +358,13 @@ def _following(network: Network, layer: Layer) -> Iterator[_Followed]:
 
 
 def last_map(network: Network, target: Target) -> Layer:
-    """Return the last convolution that a target depends on; raise `UsageError` if there is none."""
-    for layer in reversed(network.layers):
+    """Return the last convolution that a target depends on; raise `UsageError` if there is none.
+
+    A classifier that is itself a convolution has a map per class, which Grad-CAM would only repeat:
+    for a class, the network's last layer is taken if there is no other.
+    """
+    below = network.layers if target.layer else (network.layers[-1], *network.layers[:-1])
+    for layer in reversed(below):
         if layer.kind != "fc" and max(layer.map) > 1 and depends(network, target, layer):
             return layer
     raise UsageError(

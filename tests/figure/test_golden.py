@@ -39,12 +39,12 @@ def waves(seed: int, count: int, side: int) -> Pixels:
     phase = 2 * np.pi * pitch * (np.cos(angle) * x + np.sin(angle) * y)
     colours = np.cos(hue[..., 0] + np.array([0, 2, 4]))[:, None, None]
     signal = np.sin(phase)[..., None] * colours * np.exp(-8 * (x**2 + y**2))[..., None]
-    found: Pixels = toned(signal[None].astype(np.float32), "tile")[0]
+    found: Pixels = toned(signal[None].astype(np.float32), "max")[0]
     return found
 
 
 CAPTION = Caption(
-    "demo conv5 (features.10) · 6 of 64 units", f"Preferred images. {TONE_RULES['tile']}."
+    "demo conv5 (features.10) · 6 of 64 units", f"Preferred images. {TONE_RULES['max']}."
 )
 
 

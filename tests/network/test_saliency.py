@@ -342,3 +342,10 @@ def test_a_map_is_enlarged_without_new_extremes() -> None:
 def test_targets_are_spelt_for_file_names(target: Target, name: str, demo: Network) -> None:
     assert str(target) == name
     assert str(Target(demo.layer("conv5"), 7)) == "conv5_0007"
+
+
+def test_grad_cam_is_taken_below_a_classifier_of_maps() -> None:
+    """A map of the class itself is no explanation: SqueezeNet's last convolution is its classes."""
+    of = network(ClassMaps)
+    assert last_map(of, Target()).alias == "conv1"
+    assert last_map(of, Target(of.layers[-1], 3)).alias == "conv1"

@@ -61,7 +61,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(made: Path, tmp_path: Path) -> Flags:
     """Flags that go with a copy of the run, and nothing but the run."""
     shutil.copytree(made, tmp_path / "run")
-    return {"run": str(tmp_path / "run"), "device": "cpu", "workers": 0}
+    plain = {"figure__tone": "max", "figure__scale": 1}
+    return {"run": str(tmp_path / "run"), "device": "cpu", "workers": 0, **plain}
 
 
 def figures(flags: Flags) -> list[str]:

@@ -250,11 +250,12 @@ def test_clipped_weights_load_again(
     assert f"above {RADIUS}: none of 32" in capsys.readouterr().out
 
 
+OWN = f"-m demo -w own.safetensors --radius {RADIUS}"
 WRONG = {
     "suffix": ("--model demo --save-clipped clipped.pth", ".safetensors"),
     "folder": ("--model demo --save-clipped folder.safetensors", "folder"),
-    "the weights themselves": ("-m demo -w own.safetensors --save-clipped own.safetensors", "own"),
-    "by another name": ("-m demo -w own.safetensors --save-clipped link.safetensors", "link"),
+    "the weights themselves": (f"{OWN} --save-clipped own.safetensors", "own"),
+    "by another name": (f"{OWN} --save-clipped link.safetensors", "link"),
     "layer of maps": ("--model demo --layer conv2", "32 channels"),
     "fully connected": ("--model demo --layer fc6", "convolution"),
     "layer": ("--model demo --layer cnv1", "conv1"),
@@ -306,3 +307,11 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 def test_the_example_of_the_help_works(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command(monkeypatch, "filters --model demo") == 0
     assert Path("outputs/demo/figures/filters/conv1.png").is_file()
+
+
+def test_the_radius_is_in_the_filters_own_units() -> None:
+    """The paper's 0.1 is for pixels that are not divided: 0.1 becomes 5.76 for 57.6 of them."""
+    told = show(model="demo", run="run")[1]
+    assert told.startswith("RMS above 5.76 (0.1 for pixels of 0 to 255): none of 32")
+    told = show(model="demo", run="other", preprocessing__std=(1.0, 1.0, 1.0))[1]
+    assert told.startswith("RMS above 0.1: 3 of 32 (3, 11, 15);")

@@ -97,9 +97,10 @@ def picture(folder: Path, alias: str, unit: int, kind: str, rank: int) -> Pixels
 
 
 def stretched(values: NDArray[Any]) -> Pixels:
-    """Return the contract's tone: x / max(2 max, -2 min) + 0.5."""
+    """Return the tone: x / (2 p) + 0.5, p the 99th percentile of |x| where x is not 0."""
     x = values.astype(np.float32)
-    grey = x / max(2 * x.max(), -2 * x.min()) + np.float32(0.5)
+    p = np.percentile(np.abs(x[x != 0]), 99)
+    grey = np.clip(x / (2 * p) + np.float32(0.5), 0, 1)
     levels: Pixels = (grey * 255 + np.float32(0.5)).astype(np.uint8)
     return levels
 

@@ -40,13 +40,14 @@ def ready(do: Callable[..., None], flags: dict[str, Any]) -> dict[str, Any]:
     made = {"optimize__style": ("3",), "optimize__iterations": 10, "optimize__runs": 3}
     do("optimize", **flags | made)
     do("project", **flags)
-    return flags | {"dataset": None}
+    return flags | {"dataset": None, "figure__scale": 1}
 
 
 def stretched(tile: NDArray[Any]) -> Pixels:
-    """Return the contract's tone: x / max(2 max, -2 min) + 0.5."""
+    """Return the tone: x / (2 p) + 0.5, p the 99th percentile of |x| where x is not 0."""
     x = tile.astype(np.float32)
-    grey = x / max(2 * x.max(), -2 * x.min()) + np.float32(0.5)
+    p = np.percentile(np.abs(x[x != 0]), 99)
+    grey = np.clip(x / (2 * p) + np.float32(0.5), 0, 1)
     levels: Pixels = (grey * 255 + np.float32(0.5)).astype(np.uint8)
     return levels
 
@@ -196,7 +197,7 @@ def test_one_scale_for_a_unit_keeps_its_projections_comparable(
     do("topk", **flags | {"layer": ("conv2",)})
     flags |= {"layer": ("conv2",), "units": "0-2"}
     do("project", **flags)
-    do("montage", **flags | {"montage__kind": ("top",), "figure__tone": "unit"})
+    do("montage", **flags | {"montage__kind": ("top",), "figure__tone": "unit", "figure__scale": 1})
     sheet = opened(tmp_path / "run" / "figures" / "top" / "conv2.png")
     with h5py.File(tmp_path / "run" / "projected" / "conv2.h5") as file:
         for unit in range(3):
@@ -204,8 +205,9 @@ def test_one_scale_for_a_unit_keeps_its_projections_comparable(
             assert scale.min() < 0.9 * scale.max()
             tiles = file["deconv/projection"][unit].astype(np.float32)
             tiles *= scale[:, None, None, None]
-            grey = tiles / max(2 * tiles.max(), -2 * tiles.min()) + np.float32(0.5)
-            weakest = (grey[scale.argmin()] * 255 + np.float32(0.5)).astype(np.uint8)
+            tops = [np.percentile(np.abs(tile[tile != 0]), 99) for tile in tiles]
+            grey = np.clip(tiles[scale.argmin()] / (2 * max(tops)) + np.float32(0.5), 0, 1)
+            weakest = (grey * 255 + np.float32(0.5)).astype(np.uint8)
             assert contains(sheet, weakest)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cnnvis_cli.cli import _code
 from cnnvis_cli.demo.synthetic import draw
-from cnnvis_cli.figure.tone import about_grey
+from cnnvis_cli.figure.tone import toned
 from cnnvis_cli.network.saliency import METHODS
 
 FIRST = 2_000_000  # images that the network was not trained on
@@ -214,7 +214,7 @@ def test_the_figure_shows_image_and_maps(saliency: Call) -> None:
     sheet = np.asarray(Image.open(FIGURES / "cat_predicted.png"))
     arrays = stored("run/saliency/cat_predicted.h5")
     assert contains(sheet, arrays["image"])
-    assert contains(sheet, about_grey(arrays["guided"]))
+    assert contains(sheet, toned(arrays["guided"][None, None], "tile")[0, 0])
     magnitude = np.abs(arrays["gradient"]).max(axis=2)
     white = np.percentile(magnitude[magnitude > 0], 99)
     levels = np.rint(np.clip(magnitude / white, 0, 1) * 255).astype(np.uint8)
@@ -322,5 +322,5 @@ def test_the_tone_of_signed_maps_can_be_shared(saliency: Call) -> None:
     sheet = np.asarray(Image.open(FIGURES / "cat_predicted.png"))
     arrays = stored("run/saliency/cat_predicted.h5")
     both = np.stack([arrays["guided"], arrays["deconv"]])
-    for tile in about_grey(both):
+    for tile in toned(both[None], "sheet")[0]:
         assert contains(sheet, tile)

@@ -117,7 +117,16 @@ class Filters:
 
     @property
     def radius(self) -> float:
-        return self.session.plan.filters.radius
+        """The radius in the filters' own units."""
+        asked = self.session.plan.filters.radius
+        return bank.own_radius(self.session.network) if asked is None else asked
+
+    @property
+    def said_radius(self) -> str:
+        """What the radius is for pixels that are not divided by a deviation; empty if the same."""
+        asked = self.session.plan.filters.radius
+        same = asked is not None or self.radius == bank.RADIUS
+        return "" if same else f" ({bank.RADIUS:g} for pixels of 0 to 255)"
 
     @property
     def clipped(self) -> Tensor:
@@ -163,7 +172,7 @@ class Filters:
         yield f"{self.layer.alias} ({self.layer.module}): {count} filters of {height}x{width}"
         largest = int(self.rms.argmax())
         yield (
-            f"RMS above {self.radius:g}: {_counted(self.exceeds)}; median "
+            f"RMS above {self.radius:.3g}{self.said_radius}: {_counted(self.exceeds)}; median "
             f"{np.median(self.rms):.3g}, largest {self.rms[largest]:.3g} (filter {largest})"
         )
         yield self._deaths()
@@ -230,7 +239,7 @@ def _sheets(found: Filters) -> Figure:
     caption = Caption(found.title(f"{len(found.rms)} filters"), _sheet_note(found, states, scale))
 
     def draw() -> Canvas:
-        titles = ("as they are", f"clipped to an RMS of {plan.radius:g}")
+        titles = ("as they are", f"clipped to an RMS of {found.radius:.3g}")
         sheets = [
             FilterSheet(title, toned_filters(state, plan.tone))
             for title, state in zip(titles, states, strict=True)
@@ -240,7 +249,7 @@ def _sheets(found: Filters) -> Figure:
     record = {
         "layer": alias,
         "weights_sha256": found.session.network.digest,
-        "radius": plan.radius,
+        "radius": found.radius,
         "tone": TONES[plan.tone],
         "largest": _largest_sizes(states),
         "scale": scale,
@@ -272,8 +281,8 @@ def _sheet_note(found: Filters, states: Sequence[Floats], scale: int) -> str:
     )
     return (
         f"{height}x{width} weights in RGB, each {scale}x{scale} pixels. Right: those with an RMS "
-        f"above {plan.radius:g} scaled down to it (Zeiler & Fergus 2013, section 3). Framed: the "
-        f"RMS exceeds it, {_counted(found.exceeds)}. "
+        f"above {found.radius:.3g}{found.said_radius} scaled down to it (Zeiler & Fergus 2013, "
+        f"section 3). Framed: the RMS exceeds it, {_counted(found.exceeds)}. "
         f"{deaths} Tone: {TONES[plan.tone]}; max |x| is {before:.3g} left, {after:.3g} right."
     )
 

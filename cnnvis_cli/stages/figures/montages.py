@@ -26,7 +26,7 @@ from cnnvis_cli.figure.sheets import (
     single,
     toolbox_montage,
 )
-from cnnvis_cli.figure.tone import TONE_RULES, largest, toned, toned_together
+from cnnvis_cli.figure.tone import TONE_RULES, common_divisor, toned, toned_together
 from cnnvis_cli.nouns import Layer, Size, Unit
 from cnnvis_cli.registry import Registry
 from cnnvis_cli.stages.common.lists import in_groups
@@ -157,7 +157,7 @@ def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iter
     """Yield the best run of each unit, toned, and reduced if the plan's scale is below 1."""
     plan, mean = session.plan.figure, session.network.preprocessing.mean
     some = in_groups(units, UNITS_AT_ONCE)
-    top = max(largest(images.best(few)) for few in some) if plan.tone == "sheet" else None
+    top = max(common_divisor(images.best(few)) for few in some) if plan.tone == "sheet" else None
     for few in some:
         for tile in toned(images.best(few), plan.tone, mean, top)[:, 0]:
             yield reduced(tile, min(1, plan.scale))

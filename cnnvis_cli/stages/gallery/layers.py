@@ -16,6 +16,7 @@ from cnnvis_cli.arrays import Pixels, Units
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.figure import sprites
+from cnnvis_cli.figure.tone import TONE_RULES
 from cnnvis_cli.histogram import LEVELS
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.session import Session
@@ -184,7 +185,7 @@ class ShownLayer:
                 "units": self.units,
                 "labels": self.labels,
                 "classes": self.dataset.classes if self.dataset else [],
-                "tone": self.session.plan.figure.tone,
+                "tone": TONE_RULES[self.session.plan.figure.tone],
                 "panes": [[p.kind, p.name, p.size, p.count] for p in self.panes],
                 "sources": [file_digest(path) for path in sources if path.is_file()],
             }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Floats, Pixels, Units
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError, Gone, StorageError
-from cnnvis_cli.figure.tone import largest, toned
+from cnnvis_cli.figure.tone import common_divisor, toned
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.lists import in_groups
@@ -70,7 +70,7 @@ def optimized_pane(images: OptimizedImages) -> PicturePane:
 
 def _largest(images: OptimizedImages) -> float:
     some = in_groups(images.held.tolist(), UNITS_AT_ONCE)
-    return max(largest(_run_pictures(images, few)) for few in some)
+    return max(common_divisor(_run_pictures(images, few)) for few in some)
 
 
 def best_first(activation: NDArray[np.float32]) -> list[int]:
@@ -100,7 +100,7 @@ def projections_pane(images: TopImages) -> PicturePane:
     def draw(units: Units) -> Pixels:
         if tone == "sheet" and not tops:
             some = (images.projections([unit]) for unit in images.held.tolist())
-            tops.append(max(map(largest, some)))
+            tops.append(max(map(common_divisor, some)))
         return toned(images.projections(units), tone, top=tops[0] if tops else None)
 
     places = images.top.places.image

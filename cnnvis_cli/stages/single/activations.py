@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from cnnvis_cli.store.run import Record
 
 IMAGES_PER_BATCH = {"cpu": 4, "cuda": 16}  # the maps of all layers are kept at once
 COMPARED = 6  # most images side by side
+NAMED_FILES = 4  # files of a folder that are all named in the results
 NAMED_CHANNELS = 11  # strongest channels of a vector that are named
 ALL = "all"
 KIND = "activations"
@@ -63,7 +64,7 @@ def activations(session: Session) -> None:
         raise UsageError(f"--compare is for images; {moving[0]} is a video")
     late: TooManyUnreadable | None = None
     try:
-        for path in _images(session, outputs, stills) if stills else ():
+        for path in _few(_images(session, outputs, stills) if stills else ()):
             session.report.result(str(path))
     except TooManyUnreadable as error:
         late = error
@@ -74,6 +75,22 @@ def activations(session: Session) -> None:
             session.report.result(str(path))
     if late is not None:
         raise late
+
+
+def _few(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield files of figures as they come; of a folder with many, itself and three of them.
+
+    These are the overview, the first layer and the last.
+    """
+    for folder, files in groupby(paths, lambda path: path.parent):
+        named = list(files)
+        if len(named) <= NAMED_FILES:
+            yield from named
+            continue
+        every = [path for path in named if path.stem == ALL]
+        layers = [path for path in named if path.stem != ALL and path.suffix == ".png"]
+        yield folder
+        yield from (*every[:1], *(layers[:1] if every else layers[:2]), layers[-1])
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,7 @@ class Occlusion:
         source = {"key": str(self.record["key"]), "image": self.image.name}
         top = self.top.record if self.top else None
         record = {**source, "layer": self.study.layer.alias, "channel": self.channel, "top": top}
+        record["colours from"] = "0" if self.from_zero else "the lowest value"
         return Figure("occlude", self.study.name(self.image), self.title, record, self.draw)
 
     @property
@@ -352,6 +353,11 @@ class Occlusion:
         fit = max(1, round(LARGE / self.image.pixels.shape[1]))  # small inputs are enlarged
         scale = self.session.plan.figure.scale * fit
         return occlusion_sheet(self.panels(), Caption(self.title, self.note()), scale)
+
+    @property
+    def from_zero(self) -> bool:
+        """Whether colour bars begin at 0 rather than at the lowest value."""
+        return self.session.plan.occlude.zero
 
     def panels(self) -> Panels:
         network, arrays = self.session.network, self.arrays
@@ -370,6 +376,7 @@ class Occlusion:
                 arrays["total"],
                 float(self.record["whole_total"]),
                 _four_digits,
+                self.from_zero,
             ),
             projection=projection,
             projected=f"strongest map ({self.channel}), projected",
@@ -379,6 +386,7 @@ class Occlusion:
                 arrays["probability"],
                 float(self.record["whole_probability"]),
                 "{:.3f}".format,
+                self.from_zero,
             ),
             predicted=arrays["predicted"],
             inks=inks,
@@ -415,6 +423,7 @@ class Occlusion:
         """Return how to read the figure."""
         plan, squares = self.session.plan, self.study.squares
         grid = "{}x{}".format(*squares.shape)
+        first = "0" if self.from_zero else "its lowest"
         said = [
             f"A square of the mean colour, {squares.size} pixels wide, covers one place after the "
             f"other, {grid} of them {squares.stride} pixels apart; panels (b), (d) and (e) show "
@@ -422,6 +431,6 @@ class Occlusion:
             f"(b) and (c): of {self.study.layer.alias}, the channel whose rectified map has the "
             f"largest sum for the whole image; (b) that sum, (c) the map by {self.record['method']}"
             f", {TONE_RULES[plan.figure.tone]}.",
-            "Colours go from black at 0 to pale yellow at a panel's largest value.",
+            f"Colours go from black at {first} to pale yellow at a panel's largest value.",
         ]
         return " ".join(said)
