@@ -232,6 +232,14 @@ Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a paper: its width and the height of its text, in points, 72 per inch."""
+
+    width: float
+    points: float
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes a network's input.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Interpolation
+from cnnvis_cli.nouns import Column, Interpolation
 
 Value = TypeVar("Value")
 
@@ -101,6 +101,30 @@ def _safetensors_path(value: Any, check: Callable[[Any], Any]) -> Any:
         raise ValueError("must end in .safetensors")
     if path.is_dir():
         raise ValueError("is a folder; name a file")
+    return value
+
+
+UNITS_OF_LENGTH = {"in": 72.0, "cm": 72 / 2.54, "mm": 7.2 / 2.54, "pt": 1.0}  # in points
+LENGTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(in|cm|mm|pt)")
+COLUMNS = {1: "3.25in", 2: "6.875in"}  # the usual widths of one column and of two
+
+
+def points_of(length: str) -> float:
+    """Return a length such as 3.25in, 82mm, 8.2cm or 234pt in points; raise ValueError for others.
+
+    Printed pages are between an inch and 20 inches wide.
+    """
+    found = LENGTH.fullmatch(length.strip())
+    if not found:
+        raise ValueError("write a number and in, cm, mm or pt, such as 3.25in")
+    points = float(found[1]) * UNITS_OF_LENGTH[found[2]]
+    if not 72 <= points <= 1440:
+        raise ValueError("must be from 1in to 20in")
+    return points
+
+
+def _length(value: Any, check: Callable[[Any], Any]) -> Any:
+    points_of(check(value))
     return value
 
 
@@ -364,6 +388,12 @@ class MontagePlan:
         "--together",
         "Draw one figure for all layers (top), or for all units of a layer (styles, unit).",
     )
+    equal: bool = setting(
+        False,
+        "--equal",
+        "In figures of several layers, draw the tiles of all layers equally large, not at one "
+        "scale.",
+    )
 
 
 @dataclass(frozen=True)
@@ -526,20 +556,55 @@ class FigurePlan:
         "99th percentile of its values; max stretches each tile to its largest value; true shows "
         "true values, the mean colour added back.",
     )
-    scale: Annotated[float, ReadWith(_scale)] = setting(
-        1.0,
+    scale: Annotated[float, ReadWith(_scale)] | None = setting(
+        None,
         "--scale",
         "Enlarge each picture by this whole factor; a factor below 1 makes it smaller.",
+        "1, and more for pictures of less than 64 pixels",
         gt=0,
         le=64,
     )
-    dpi: int | None = setting(None, "--dpi", "Pixels per inch in print.", ge=1)
+    dpi: int | None = setting(
+        None, "--dpi", "Pixels per inch in print.", "300 with --paper", ge=1, le=2400
+    )
     pdf: bool = setting(False, "--pdf", "Also write a PDF beside each PNG.")
     classes: Text | None = setting(
         None,
         "--classes",
         "A file of class names: one per line, or a folder name and its class name per line.",
     )
+    paper: bool = setting(
+        False,
+        "--paper",
+        "Draw for a column of a paper: text in points, the caption as .txt and .tex beside it, and "
+        "a PDF.",
+    )
+    width: Annotated[Text, ReadWith(_length)] | None = setting(
+        None,
+        "--width",
+        "Width in the paper, such as 3.25in, 82mm, 8.2cm or 234pt.",
+        "that of --columns",
+        "LENGTH",
+    )
+    columns: int | None = setting(
+        None, "--columns", "Columns of the paper: 1 (3.25in) or 2 (6.875in).", "1", ge=1, le=2
+    )
+    points: float | None = setting(
+        None, "--points", "Height of the text in the paper, in points.", "7", ge=6, le=14
+    )
+
+    @property
+    def column(self) -> Column | None:
+        """The column of a paper that figures are drawn for; None: they are not."""
+        if not (self.paper or self.width or self.columns or self.points):
+            return None
+        width = points_of(self.width or COLUMNS[self.columns or 1])
+        return Column(width, self.points or 7.0)
+
+    def check(self) -> None:
+        """Raise `UsageError` for settings that contradict each other."""
+        if self.width and self.columns:
+            raise UsageError("--width and --columns: give only one of them")
 
 
 @dataclass(frozen=True)
@@ -664,6 +729,7 @@ class Plan:
             if isinstance(place, dict):  # a section that is not a table is refused below
                 place[key] = value
         plan: Plan = read_settings(cls, table, str(config or "the command line"))
+        plan.figure.check()
         if plan.shard and plan.scheduler:
             raise UsageError(
                 "--shard and --scheduler: a cluster takes all the work; give only one of them"

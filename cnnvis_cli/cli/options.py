@@ -106,7 +106,8 @@ RUNNING = (*NETWORK, *WORK, "units", *TALKING)  # whose settings file is its arg
 JOINING = ("trust_code", "run", *CONFIGURING)
 VERIFYING = ("weights", "trust_code", "device", "seed", *TALKING)
 
-PRINTING = ("figure.dpi", "figure.pdf")  # with tone and scale options of its own
+PAPER = ("figure.paper", "figure.width", "figure.columns", "figure.points")
+PRINTING = ("figure.dpi", "figure.pdf", *PAPER)  # with tone and scale options of its own
 SIZING = ("figure.scale", *PRINTING)  # with a tone option of its own
 DRAWING = section("figure")
 

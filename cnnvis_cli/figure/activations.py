@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import (
     FAINT,
     INK,
@@ -23,9 +24,12 @@ from cnnvis_cli.figure.canvas import (
 )
 from cnnvis_cli.figure.grid import Grey, Grid, in_colour
 from cnnvis_cli.figure.lines import GUTTER, INKS, RULE, round_numbers
-from cnnvis_cli.figure.sheets import APART, LINE, MARGIN, PAGE, SMALL, TITLE, wrapped
+from cnnvis_cli.figure.sheets import APART, LINE, MARGIN, PAGE, SMALL, TITLE, room_of, wrapped
+from cnnvis_cli.figure.words import percent
+from cnnvis_cli.nouns import Column
 
 SIDE, SMALLER = 860, 640  # largest size of an enlarged sheet in pixels, alone and beside others
+LEAST_SHEET = 70  # least width of a sheet in a column of a paper
 PICTURE = 150  # side of an image above its sheet
 CAPTION_WIDTH = 560  # least width of captions
 CLASS_TEXT = 13  # height of the classes' text
@@ -39,10 +43,21 @@ class Heading:
     title: str
     classes: tuple[str, ...]  # one line each
     note: str
+    column: Column | None = None  # of a paper, in which the heading is not on the sheet
+
+    @property
+    def room(self) -> int:
+        """The width of the column in pixels of the sheet; 0 where there is none."""
+        return room_of(self.column)
 
 
 def headed(heading: Heading, width: int, height: int) -> tuple[Canvas, int]:
     """Return a sheet with `height` x `width` pixels under a heading, and where these begin."""
+    if heading.room:
+        canvas = Canvas(height + 2 * MARGIN, width + 2 * MARGIN)
+        said = (heading.title, *heading.classes, heading.note)
+        canvas.caption = " ".join(f"{line.rstrip('.')}." for line in said if line)
+        return canvas, MARGIN
     title, _ = text_size(heading.title, TITLE)
     room = max(width, title, CAPTION_WIDTH)
     notes = wrapped(heading.note, room)
@@ -76,8 +91,16 @@ def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
     """Return square sheets of the same channels side by side, numbered row by row."""
     tiles = panels[0].tiles
     grid = Grid(len(tiles), (tiles.shape[1], tiles.shape[2]))
-    height, width = (scaled(side, scale) for side in grid.size)
     gutter = text_size(str(grid.count - 1), SMALL)[0] + 8
+    if heading.room:
+        own = (heading.room + APART) // len(panels) - APART - gutter
+        if own < LEAST_SHEET:
+            raise UsageError(
+                f"{len(panels)} images side by side do not fit in the column; give --columns 2, a "
+                "larger --width, or fewer images"
+            )
+        scale = own / grid.size[1]
+    height, width = (scaled(side, scale) for side in grid.size)
     names = LINE + PICTURE + 12 if len(panels) > 1 else 0
     top_rule = SMALL + 5
     whole = len(panels) * (gutter + width + APART) - APART
@@ -86,7 +109,8 @@ def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
         left = MARGIN + number * (gutter + width + APART) + gutter
         if len(panels) > 1:
             canvas.text(shortened(panel.name, SMALL, width), top, left, SMALL, INK)
-            canvas.tile(fitted(panel.picture, PICTURE), top + LINE, left)
+            side = min(PICTURE, width) if heading.room else PICTURE
+            canvas.tile(fitted(panel.picture, side), top + LINE, left)
         y = top + names + top_rule
         canvas.tile(in_colour(grid.picture(panel.tiles)), y, left, scale)
         _draw_numbers(canvas, grid, scale, (y, left))
@@ -107,6 +131,7 @@ def _draw_numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, in
     for column in range(0, grid.columns, each):
         text = f"+{column}"
         x = left + column * across + (width - text_size(text, SMALL)[0]) / 2
+        x = min(x, left + grid.size[1] * scale - text_size(text, SMALL)[0])  # within the sheet
         canvas.text(text, top - SMALL - 5, round(x), SMALL, FAINT)
 
 
@@ -114,6 +139,7 @@ def _draw_numbers(canvas: Canvas, grid: Grid, scale: float, place: tuple[int, in
 
 BARS, FOOT = 190, SMALL + 8  # height of a plot, and of the numbers under it
 WIDE = 780  # width of a plot; a bar takes at least a pixel
+SMALL_LIST = 140  # in a column of a paper
 LIST = 250  # width of the list of the strongest channels
 
 
@@ -124,21 +150,29 @@ class Values:
     name: str
     values: Floats
     strongest: tuple[tuple[int, str], ...]
+    shares: bool = False  # whether values are probabilities
 
 
 def bars(plots: Sequence[Values], heading: Heading, scale: float = 1) -> Canvas:
     """Return bars by channel number, all plots on one value axis, the strongest of each named."""
     height, width = scaled(BARS, scale), scaled(WIDE, scale)
+    names = LIST
+    if heading.room:
+        names = SMALL_LIST
+        height, width = BARS, heading.room - GUTTER - 16 - names
     low = min(0.0, *(float(plot.values.min()) for plot in plots))
     ticks = round_numbers(low, max(0.0, *(float(plot.values.max()) for plot in plots)))
     pitch = LINE + height + FOOT + 10
-    canvas, top = headed(heading, GUTTER + width + 16 + LIST, len(plots) * pitch)
+    canvas, top = headed(heading, GUTTER + width + 16 + names, len(plots) * pitch)
     for number, plot in enumerate(plots):
         y = top + number * pitch
-        canvas.text(plot.name, y, MARGIN + GUTTER, SMALL, INK)
+        axis = text_size("value", SMALL)[0]
+        name = shortened(plot.name, SMALL, width - axis - 6)
+        canvas.text(name, y, MARGIN + GUTTER, SMALL, INK)
+        canvas.text("value", y, MARGIN + GUTTER + width - axis, SMALL, FAINT)
         box = (y + LINE, MARGIN + GUTTER, height, width)
         _bars(canvas, plot, ticks, box)
-        _list_strongest(canvas, plot, y + LINE, MARGIN + GUTTER + width + 16)
+        _list_strongest(canvas, plot, (y + LINE, MARGIN + GUTTER + width + 16), names)
     return canvas
 
 
@@ -164,22 +198,27 @@ def _bars(canvas: Canvas, plot: Values, ticks: list[float], box: tuple[int, int,
     for channel, _ in plot.strongest:
         value = float(plot.values[channel])
         frame.line([(across(channel), up(0)), (across(channel), up(value))], STRONG, wide + 0.5)
-    for channel in dict.fromkeys((0, count // 2, count - 1)):
+    for channel in dict.fromkeys((0, count - 1)):
         x = left + across(channel) - text_size(str(channel), SMALL)[0] / 2
         canvas.text(str(channel), top + height + 3, round(x), SMALL, FAINT)
+    x = left + (width - text_size("channel", SMALL)[0]) / 2
+    if count > 1:
+        canvas.text("channel", top + height + 3, round(x), SMALL, FAINT)
 
 
-def _list_strongest(canvas: Canvas, plot: Values, top: int, left: int) -> None:
+def _list_strongest(canvas: Canvas, plot: Values, place: tuple[int, int], width: int) -> None:
     """List the strongest channels with their values."""
+    top, left = place
     canvas.text("value", top - LINE, left + 44 - text_size("value", SMALL)[0], SMALL, FAINT)
     canvas.text("channel", top - LINE, left + 52, SMALL, FAINT)
     largest = float(plot.values[plot.strongest[0][0]])
     decimals = int(np.clip(3 - math.floor(math.log10(abs(largest) or 1)), 0, 4))
     for number, (channel, label) in enumerate(plot.strongest):
-        text = f"{float(plot.values[channel]):.{decimals}f}"
+        value = float(plot.values[channel])
+        text = percent(value) if plot.shares else f"{value:.{decimals}f}"
         y = top + number * LINE
         canvas.text(text, y, left + 44 - text_size(text, SMALL)[0], SMALL, STRONG)
-        canvas.text(shortened(label, SMALL, LIST - 52), y, left + 52, SMALL, INK)
+        canvas.text(shortened(label, SMALL, width - 52), y, left + 52, SMALL, INK)
 
 
 def small_bars(values: Floats, side: int) -> Grey:
@@ -207,6 +246,7 @@ class Stop:
 
 
 STOP = (96, 200)  # range of a picture's side
+STOP_GAP = 18  # pixels between pictures
 
 
 def stop_side(count: int) -> int:
@@ -224,10 +264,14 @@ def fitted(picture: Grey, side: int) -> Grey:
 def walk(stops: Sequence[Stop], heading: Heading) -> Canvas:
     """Return all layers as small pictures in the order of the forward pass."""
     side = stop_side(len(stops))
-    across, down = side + 18, side + 2 * LINE + 14
+    across, down = side + STOP_GAP, side + 2 * LINE + 14
     columns = max(1, round(math.sqrt(len(stops) * 1.4 * down / across)))
+    if heading.room:
+        columns = max(1, (heading.room + STOP_GAP) // (STOP[0] + STOP_GAP))
+        side = (heading.room + STOP_GAP) // columns - STOP_GAP
+        across, down = side + STOP_GAP, side + 2 * LINE + 14
     rows = -(-len(stops) // columns)
-    canvas, top = headed(heading, min(columns, len(stops)) * across - 18, rows * down)
+    canvas, top = headed(heading, min(columns, len(stops)) * across - STOP_GAP, rows * down)
     for number, stop in enumerate(stops):
         row, column = divmod(number, columns)
         y, x = top + row * down, MARGIN + column * across
@@ -268,13 +312,15 @@ def spotlight(image: Grey, values: NDArray[Any], top: float) -> Grey:
 
 def over_images(rows: Sequence[OverImage], heading: Heading, scale: float, top: float) -> Canvas:
     """Return each image, the channel's map over it, and the image lit by it, fully at `top`."""
+    if heading.room:
+        scale = ((heading.room + 12) // 3 - 12) / rows[0].image.shape[1]
     height, width = (scaled(side, scale) for side in rows[0].image.shape[:2])
     pitch = height + LINE + 12
     canvas, begin = headed(heading, 3 * (width + 12) - 12, len(rows) * pitch)
     for number, row in enumerate(rows):
         y = begin + number * pitch + LINE
         panes = (row.image, in_colour(row.grey), spotlight(row.image, row.smooth, top))
-        names = (row.name, "the channel's map", "the image where it is active")
+        names = (row.name, "the channel's map", "where it is active")
         for place, (pane, name) in enumerate(zip(panes, names, strict=True)):
             x = MARGIN + place * (width + 12)
             canvas.text(shortened(name, SMALL, width), y - LINE, x, SMALL, INK)

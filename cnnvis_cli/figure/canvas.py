@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import png
 from cnnvis_cli.nouns import Point
 
 Picture = Image.Image  # for modules that must not import Pillow
 Ink = tuple[int, int, int]
 WHITE, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+PRINT_DPI = 300  # pixels per inch of a picture for a paper
 FINE = 4  # text and lines are drawn this many times larger, then reduced
 
 
 @cache
-def _font(size: int) -> Any:
+def _font(size: float) -> Any:
     """Return the font, `FINE` times larger than this height: small sizes are set too tightly."""
     return ImageFont.load_default(size * FINE)
 
@@ -36,14 +38,14 @@ def font_file() -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def text_size(text: str, size: int) -> tuple[int, int]:
+def text_size(text: str, size: float) -> tuple[int, int]:
     """Return the width and height in pixels of a line of text."""
     _, _, right, bottom = _font(size).getbbox(text)
     return int(np.ceil(right / FINE)), int(np.ceil(bottom / FINE))
 
 
 @lru_cache(maxsize=4096)
-def _typeset(text: str, size: int) -> Image.Image:
+def _typeset(text: str, size: float) -> Image.Image:
     """Return the ink of each pixel of a line of text, 0 to 255."""
     width, height = text_size(text, size)
     large = Image.new("L", (width * FINE, height * FINE), 0)
@@ -128,12 +130,35 @@ Mark = Tile | TextLine | Line | PlotArea
 class Canvas:
     """A white sheet of `height` x `width` pixels for tiles and text.
 
-    It records what was put on it, and becomes pixels or a page of a PDF on request.
+    It records what was put on it, and becomes pixels or a page of a PDF on request. On a sheet for
+    a paper, `unit` is the size of its pixels in points, and they are drawn finer.
     """
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self.marks: list[Mark] = []
+        self.caption = ""  # what is said beside the sheet, not on it
+        self.unit: float | None = None
+
+    def printed(self, width: int, unit: float) -> Canvas:
+        """Return the marks alone, without margins, centred in a column of a paper.
+
+        `width` is the column's in pixels of the sheet, `unit` their size in points. Raise
+        `UsageError` if the marks are wider.
+        """
+        boxes = [extent(mark) for mark in self.marks] or [(0, 0, 1, 1)]
+        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+        right, bottom = (max(box[i] + box[i + 2] for box in boxes) for i in (0, 1))
+        if right - left > width:
+            raise UsageError(
+                f"the figure needs {(right - left) * unit / 72:.2f} inches at this height of text; "
+                "give a larger --width, --columns 2, or fewer units"
+            )
+        sheet = Canvas(bottom - top, width)
+        x, y = (width - (right - left)) // 2 - left, -top
+        sheet.marks = [_shifted(mark, x, y) for mark in self.marks]
+        sheet.caption, sheet.unit = self.caption, unit
+        return sheet
 
     def tile(self, pixels: Pixels, top: int, left: int, scale: float = 1) -> None:
         """Put a picture (h, w, 3) on the sheet, each of its pixels as `scale` x `scale` pixels.
@@ -181,7 +206,7 @@ class Canvas:
 
         `dpi` is the number of pixels per inch in print.
         """
-        return png.encode(self.pixels, record, dpi)
+        return png.encode(np.asarray(self._painted(dpi)), record, dpi)
 
     def jpeg(self, record: Mapping[str, str], quality: int = 95) -> bytes:
         """Return a JPEG file of the best quality, with full colour; the record is its comment."""
@@ -190,41 +215,90 @@ class Canvas:
         self._painted().save(buffer, "JPEG", quality=quality, subsampling=0, comment=comment)
         return buffer.getvalue()
 
-    def _painted(self) -> Image.Image:
-        image = Image.new("RGB", (self.width, self.height), WHITE)
+    @property
+    def size_in_print(self) -> tuple[float, float]:
+        """The width and height in a paper, in points."""
+        unit = self.unit or 0.0
+        return self.width * unit, self.height * unit
+
+    def zoom(self, dpi: int | None) -> float:
+        """Return the pixels of a picture per pixel of the sheet, at so many per inch."""
+        return 1.0 if self.unit is None else (dpi or PRINT_DPI) * self.unit / 72
+
+    def _painted(self, dpi: int | None = None) -> Image.Image:
+        zoom = self.zoom(dpi)
+        image = Image.new("RGB", (round(self.width * zoom), round(self.height * zoom)), WHITE)
         draw = ImageDraw.Draw(image)
         for mark in self.marks:
-            _paint(mark, image, draw)
+            _paint(mark, image, draw, zoom)
         return image
 
 
-def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw) -> None:
+def extent(mark: Mark) -> tuple[int, int, int, int]:
+    """Return the box of a mark: left, top, width, height."""
     match mark:
-        case Tile(pixels, (left, top, width, height)):
-            image.paste(resized(pixels, (width, height)), (left, top))
+        case Tile(_, box) | PlotArea(box, _):
+            return box
+        case TextLine(text, (left, top), size, _):
+            return left, top, *text_size(text, size)
+        case Line(points, _, wide):
+            xs, ys = zip(*points, strict=True)
+            half = wide / 2
+            left, top = round(min(xs) - half), round(min(ys) - half)
+            return left, top, round(max(xs) + half) + 1 - left, round(max(ys) + half) + 1 - top
+
+
+def _shifted(mark: Mark, x: int, y: int) -> Mark:
+    """Return a mark at another place."""
+    match mark:
+        case Tile(_, (left, top, width, height)) | PlotArea((left, top, width, height), _):
+            return replace(mark, box=(left + x, top + y, width, height))
+        case TextLine(_, (left, top), _, _):
+            return replace(mark, place=(left + x, top + y))
+        case Line(points, _, _):
+            return replace(mark, points=tuple((a + x, b + y) for a, b in points))
+
+
+def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw, zoom: float) -> None:
+    """Paint a mark, `zoom` times larger than on the sheet."""
+    match mark:
+        case Tile(pixels, box):
+            x, y, right, bottom = enlarged_box(box, zoom)
+            image.paste(resized(pixels, (right - x, bottom - y)), (x, y))
         case TextLine(text, (left, top), size, ink):
-            image.paste(ink, (left, top), _typeset(text, size))
+            at = (round(left * zoom), round(top * zoom))
+            image.paste(ink, at, _typeset(text, size if zoom == 1 else size * zoom))
         case Line(points, ink, width):
-            draw.line(list(points), fill=ink, width=round(width), joint="curve")
-        case PlotArea((left, top, width, height), strokes):
-            large = Image.new("RGB", (width * FINE, height * FINE), WHITE)
+            path = [(a * zoom, b * zoom) for a, b in points] if zoom != 1 else list(points)
+            draw.line(path, fill=ink, width=max(1, round(width * zoom)), joint="curve")
+        case PlotArea(box, strokes):
+            x, y, right, bottom = enlarged_box(box, zoom)
+            large = Image.new("RGB", ((right - x) * FINE, (bottom - y) * FINE), WHITE)
             for stroke in strokes:
-                _stroke(stroke, ImageDraw.Draw(large))
-            image.paste(large.reduce(FINE), (left, top))
+                _stroke(stroke, ImageDraw.Draw(large), FINE * zoom)
+            image.paste(large.reduce(FINE), (x, y))
 
 
-def _stroke(stroke: Line | Dot, draw: ImageDraw.ImageDraw) -> None:
-    """Return one line or dot of a frame, `FINE` times larger."""
+def enlarged_box(box: tuple[int, int, int, int], zoom: float) -> tuple[int, int, int, int]:
+    """Return the edges of a box (left, top, width, height), enlarged: left, top, right, bottom."""
+    left, top, width, height = box
+    x, y = round(left * zoom), round(top * zoom)
+    right, bottom = round((left + width) * zoom), round((top + height) * zoom)
+    return x, y, max(right, x + 1), max(bottom, y + 1)
+
+
+def _stroke(stroke: Line | Dot, draw: ImageDraw.ImageDraw, fine: float) -> None:
+    """Draw one line or dot of a frame, `fine` times larger."""
     if isinstance(stroke, Line):
-        points = [(x * FINE, y * FINE) for x, y in stroke.points]
-        draw.line(points, fill=stroke.ink, width=round(stroke.width * FINE), joint="curve")
+        points = [(x * fine, y * fine) for x, y in stroke.points]
+        draw.line(points, fill=stroke.ink, width=round(stroke.width * fine), joint="curve")
         return
-    x, y, r = (n * FINE for n in (*stroke.centre, stroke.radius))
+    x, y, r = (n * fine for n in (*stroke.centre, stroke.radius))
     box = (x - r, y - r, x + r, y + r)
     if stroke.filled:
         draw.ellipse(box, fill=stroke.ink)
     else:
-        draw.ellipse(box, outline=stroke.ink, width=FINE)
+        draw.ellipse(box, outline=stroke.ink, width=round(fine))
 
 
 def resized(pixels: Pixels, size: tuple[int, int]) -> Image.Image:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, PlotArea, scaled, text_size
+from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, PlotArea, scaled, shortened, text_size
 from cnnvis_cli.figure.sheets import MARGIN, PAGE, SMALL, Caption, begun
 from cnnvis_cli.nouns import Point
 
 HEIGHT, WIDTH = 96, 170  # of a plot's frame, in pixels
 GUTTER = 46  # room for the numbers of the value axis
-PITCH = (HEIGHT + 2 * SMALL + 26, WIDTH + GUTTER + 18)
+APART_PLOTS = 18  # pixels between plots side by side
+PITCH = (HEIGHT + 2 * SMALL + 26, WIDTH + GUTTER + APART_PLOTS)
+LEAST_ACROSS = 170  # least width of a plot with its numbers in a column of a paper
+AXES = ("step", "activation")
 RULE = (225, 225, 225)
 INKS = ((31, 119, 180), (214, 96, 40), (60, 145, 80), (150, 80, 160), (120, 120, 120))
 
@@ -33,13 +36,20 @@ class Plot:
 
 def plots(panels: Sequence[Plot], caption: Caption, scale: float = 1) -> Canvas:
     """Return small plots in a nearly square grid; a dot marks the best step of each run."""
-    down, across = (scaled(side, scale) for side in PITCH)
-    columns = max(1, min(len(panels), round(math.sqrt(len(panels) * down / across * 1.3))))
+    size = (scaled(HEIGHT, scale), scaled(WIDTH, scale))
+    columns = 0
+    if caption.room:
+        columns = max(1, min(len(panels), caption.room // LEAST_ACROSS))
+        width = caption.room // columns - GUTTER - APART_PLOTS
+        size = (max(HEIGHT * 2 // 3, width * HEIGHT // WIDTH), width)
+    down, across = size[0] + PITCH[0] - HEIGHT, size[1] + PITCH[1] - WIDTH
+    if not columns:
+        columns = max(1, min(len(panels), round(math.sqrt(len(panels) * down / across * 1.3))))
     rows = -(-len(panels) // columns)
     canvas, head = begun(caption, columns * across, rows * down)
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
-        _draw_plot(canvas, panel, (head + row * down, MARGIN + column * across), scale)
+        _draw_plot(canvas, panel, (head + row * down, MARGIN + column * across), size)
     return canvas
 
 
@@ -65,9 +75,10 @@ class _PlotAxes:
         return (width - 1) * step / self.last, y
 
 
-def _draw_plot(canvas: Canvas, panel: Plot, place: tuple[int, int], scale: float) -> None:
+def _draw_plot(canvas: Canvas, panel: Plot, place: tuple[int, int], size: tuple[int, int]) -> None:
+    """Draw a plot with a frame of a size (height, width), its upper left corner at a place."""
     top, left = place[0] + SMALL + 6, place[1] + GUTTER
-    height, width = scaled(HEIGHT, scale), scaled(WIDTH, scale)
+    height, width = size
     known = panel.values[np.isfinite(panel.values)]
     ticks = round_numbers(float(known.min()), float(known.max())) if known.size else [0.0, 1.0]
     last = max(int(panel.steps[-1]), int(panel.best.max()), 1)
@@ -78,11 +89,14 @@ def _draw_plot(canvas: Canvas, panel: Plot, place: tuple[int, int], scale: float
         canvas.text(text, round(y), left - 5 - text_size(text, SMALL)[0], SMALL, FAINT)
     for run in range(len(panel.values)):
         _curve(axes, panel, run)
-    canvas.text(panel.label, place[0], left, SMALL, INK)
+    across, up = (text_size(name, SMALL)[0] for name in AXES)
+    canvas.text(shortened(panel.label, SMALL, width - up - 6), place[0], left, SMALL, INK)
+    canvas.text(AXES[1], place[0], left + width - up, SMALL, FAINT)
     for step in (0, last):
         text = str(step)
         x = left + axes.point(step, ticks[0])[0] - (text_size(text, SMALL)[0] if step else 0)
         canvas.text(text, top + height + 3, round(x), SMALL, FAINT)
+    canvas.text(AXES[0], top + height + 3, left + (width - across) // 2, SMALL, FAINT)
 
 
 def _curve(axes: _PlotAxes, panel: Plot, run: int) -> None:

@@ -14,11 +14,13 @@ from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, reduced, shortened, tex
 from cnnvis_cli.figure.film import BRIGHTNESS, brightness
 from cnnvis_cli.figure.grid import PAPER, Grey, Grid
 from cnnvis_cli.figure.lines import INKS
+from cnnvis_cli.figure.words import percent
 
 EDGE = 10  # margin on all sides
 SMALL, LARGE = 11, 13  # height of text
 BAR = 4  # height of a class's bar
 FULL = 0.85  # share of the room that a sheet must fill to be scaled by a whole number
+SHARE = 52  # room for a probability
 COLUMN = 180  # least width of the texts
 
 
@@ -138,8 +140,8 @@ def _draw_guesses(
         y = top + number * (LARGE + BAR + 7)
         if y + LARGE + BAR > canvas.height:
             return
-        canvas.text(f"{guess.share:.2f}", y, left, LARGE, ink)
-        canvas.text(_shortened_once(guess.name, LARGE, width - 36), y, left + 36, LARGE, ink)
+        canvas.text(percent(guess.share), y, left, LARGE, ink)
+        canvas.text(_shortened_once(guess.name, LARGE, width - SHARE), y, left + SHARE, LARGE, ink)
         length = max(1, round(width * min(guess.share, 1)))
         middle = y + LARGE + 3 + BAR // 2
         canvas.line([(left, middle), (left + length - 1, middle)], INKS[0], BAR - 1)

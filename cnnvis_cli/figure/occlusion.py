@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, Ink, scaled, shortened, text_size
 from cnnvis_cli.figure.heat import colour_bar, coloured, over_range
-from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL, Caption, Pane, begun
+from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL, Caption, Pane, begun, scale_to
+from cnnvis_cli.figure.words import percent
 
 Classes = NDArray[np.integer[Any]]
 
@@ -101,29 +102,71 @@ def legend_of(
 
 
 def occlusion_sheet(panels: Panels, caption: Caption, scale: float = 1) -> Canvas:
-    """Return five panels in a row, (a) to (e), each above its explanation."""
-    height, width = (scaled(side, scale) for side in panels.photograph.shape[:2])
-    zoom = _tile_zoom(panels.top, width)
-    blocks = [pane.size(zoom) for pane in panels.top]
-    room = max([width, TEXT_WIDTH])
-    middle = max(room, sum(across + PANEL_GAP for _, across in blocks) - PANEL_GAP)
-    widths = [room, room, middle, room, room]
-    below = max(
-        [_square_height(panels, scale), 3 * LINE, len(panels.legend) * LINE]
-        + [down for down, _ in blocks]
-    )
-    canvas, top = begun(caption, sum(widths) + 4 * PANEL_GAP, LINE + 6 + height + 6 + below)
-    lefts = [MARGIN + sum(widths[:i]) + i * PANEL_GAP for i in range(5)]
-    lower = top + LINE + 6 + height + 6
-    for letter, left, (title, picture) in zip("abcde", lefts, _pictures(panels), strict=True):
-        canvas.text(shortened(f"({letter}) {title}", SMALL, room), top, left, SMALL, INK)
-        canvas.tile(picture, top + LINE, left, scale)
-    _square(canvas, panels, (lower, lefts[0]), scale)
-    _draw_colour_bar(canvas, panels.total, (lower, lefts[1]), width)
-    _draw_panes(canvas, panels.top, (lower, lefts[2]), zoom)
-    _draw_colour_bar(canvas, panels.probability, (lower, lefts[3]), width)
-    _draw_classes(canvas, panels.legend, (lower, lefts[4]), room)
+    """Return five panels, (a) to (e), each above its explanation: in a row, or as fit a column."""
+    grid = _PanelGrid.of(panels, caption.room, scale)
+    canvas, top = begun(caption, grid.width, grid.height)
+    for number, (title, picture) in enumerate(_pictures(panels)):
+        y, left = top + grid.tops[number], MARGIN + grid.lefts[number]
+        words = shortened(f"({'abcde'[number]}) {title}", SMALL, grid.room)
+        canvas.text(words, y, left, SMALL, INK)
+        canvas.tile(picture, y + LINE, left, grid.scale)
+    place = [(top + grid.tops[n] + grid.lower, MARGIN + grid.lefts[n]) for n in range(PANELS)]
+    _square(canvas, panels, place[0], grid)
+    _draw_colour_bar(canvas, panels.total, place[1], grid.picture)
+    _draw_panes(canvas, panels.top, place[2], grid.zoom)
+    _draw_colour_bar(canvas, panels.probability, place[3], grid.picture)
+    _draw_classes(canvas, panels.legend, place[4], grid.room)
     return canvas
+
+
+PANELS = 5
+LEAST_PANEL = 150  # least width of a panel in a column of a paper
+
+
+@dataclass(frozen=True)
+class _PanelGrid:
+    """The places of the panels on the sheet, in pixels from the corner below the caption."""
+
+    scale: float  # of the panels' pictures
+    zoom: float  # of the strongest images
+    picture: int  # width of a panel's picture
+    room: int  # width of a panel
+    lower: int  # from the top of a panel to the explanation below its picture
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, panels: Panels, column: int, scale: float) -> _PanelGrid:
+        """Return the places in one row, or as many per row as fit in a column of this width."""
+        across, tall = PANELS, panels.photograph.shape[0]
+        if column:
+            across = min(PANELS, (column + PANEL_GAP) // (LEAST_PANEL + PANEL_GAP))
+            scale = ((column + PANEL_GAP) // across - PANEL_GAP) / panels.photograph.shape[1]
+        picture = scaled(panels.photograph.shape[1], scale)
+        room = picture if column else max(picture, TEXT_WIDTH)
+        zoom = _fitting_zoom(panels.top, room) if column else _tile_zoom(panels.top, picture)
+        middle = max(room, _panes_width(panels.top, zoom))
+        lower = LINE + 6 + scaled(tall, scale) + 6
+        below = [
+            len(panels.said) * LINE + 4 + scaled(panels.square.shape[0], scale),
+            3 * LINE,
+            max((pane.size(zoom)[0] for pane in panels.top), default=0),
+            3 * LINE,
+            len(panels.legend) * LINE,
+        ]
+        tops, lefts, top, left = list[int](), list[int](), 0, 0
+        for number in range(PANELS):
+            if number and number % across == 0:
+                top += lower + max(below[number - across : number]) + PANEL_GAP
+                left = 0
+            tops.append(top)
+            lefts.append(left)
+            left += (middle if number == 2 else room) + PANEL_GAP
+        height = top + lower + max(below[PANELS - (PANELS % across or across) :])
+        width = column or middle + 4 * (room + PANEL_GAP)
+        return cls(scale, zoom, picture, room, lower, tuple(tops), tuple(lefts), width, height)
 
 
 def _pictures(panels: Panels) -> list[tuple[str, Pixels]]:
@@ -145,17 +188,13 @@ def _pictures(panels: Panels) -> list[tuple[str, Pixels]]:
     ]
 
 
-def _square_height(panels: Panels, scale: float) -> int:
-    return len(panels.said) * LINE + 4 + scaled(panels.square.shape[0], scale)
-
-
-def _square(canvas: Canvas, panels: Panels, place: tuple[int, int], scale: float) -> None:
+def _square(canvas: Canvas, panels: Panels, place: tuple[int, int], grid: _PanelGrid) -> None:
     """Draw the texts on the image, and the square at the image's scale."""
     top, left = place
     for line in panels.said:
-        canvas.text(shortened(line, SMALL, TEXT_WIDTH), top, left, SMALL, FAINT)
+        canvas.text(shortened(line, SMALL, grid.room), top, left, SMALL, FAINT)
         top += LINE
-    canvas.tile(panels.square, top + 4, left, scale)
+    canvas.tile(panels.square, top + 4, left, grid.scale)
 
 
 def _draw_colour_bar(canvas: Canvas, heat: Heat, place: tuple[int, int], width: int) -> None:
@@ -177,6 +216,16 @@ def _tile_zoom(top: Sequence[Pane], width: int) -> float:
     return max(width, TEXT_WIDTH) / 5 / top[0].tiles.shape[2] if top else 1.0
 
 
+def _panes_width(top: Sequence[Pane], zoom: float) -> int:
+    """Return the width of the strongest images, side by side."""
+    return sum(pane.size(zoom)[1] + PANEL_GAP for pane in top) - PANEL_GAP if top else 0
+
+
+def _fitting_zoom(top: Sequence[Pane], room: int) -> float:
+    """Return the scale at which the strongest images fill a width."""
+    return scale_to(lambda zoom: _panes_width(top, zoom), room) if top else 1.0
+
+
 def _draw_panes(canvas: Canvas, top: Sequence[Pane], place: tuple[int, int], zoom: float) -> None:
     left = place[1]
     for pane in top:
@@ -190,7 +239,7 @@ def _draw_classes(
     top, left = place
     for each in legend:
         canvas.tile(np.full((LEGEND, LEGEND, 3), each.ink, np.uint8), top + 2, left)
-        share = f"{each.share:.1%}"
+        share = percent(each.share)
         right = left + width - text_size(share, SMALL)[0]
         name = shortened(each.name, SMALL, right - left - LEGEND - 12)
         canvas.text(name, top, left + LEGEND + 6, SMALL, FAINT)

@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from reportlab import rl_config
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.pdfdoc import PDFDictionary, PDFInfo, PDFString
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas as Page
 
@@ -23,6 +25,7 @@ from cnnvis_cli.figure.canvas import (
     PlotArea,
     TextLine,
     Tile,
+    enlarged_box,
     font_file,
     resized,
 )
@@ -35,12 +38,14 @@ ASCENT = 0.99  # of the font: from the top of a line to its baseline, relative t
 def pdf(canvas: Canvas, record: Mapping[str, str], dpi: int | None = None) -> bytes:
     """Return one page with the sheet at `dpi` pixels per inch (default 100), always the same bytes.
 
-    The record's values are in the file's properties.
+    A sheet for a paper has its own size, and pictures of `dpi`. The record's values are in the
+    file's properties, which name no author; the only font is the one of the text, embedded.
     """
-    inch = dpi or 100
+    inch = dpi or 100 if canvas.unit is None else POINTS / canvas.unit
     buffer = io.BytesIO()
     size = (canvas.width * POINTS / inch, canvas.height * POINTS / inch)
-    page = Page(buffer, pagesize=size, invariant=1, pageCompression=1)
+    page: Any = _Page(buffer, pagesize=size, invariant=1, pageCompression=1)
+    page._doc.info = _Properties()
     page.setTitle(record.get("Title", ""))
     page.setCreator(record.get("Software", ""))
     page.setSubject(record.get("cnnvis", ""))
@@ -49,7 +54,7 @@ def pdf(canvas: Canvas, record: Mapping[str, str], dpi: int | None = None) -> by
     page.translate(0, canvas.height)
     _register_font()
     for mark in canvas.marks:
-        _draw_mark(mark, page)
+        _draw_mark(mark, page, canvas.zoom(dpi))
     page.showPage()
     page.save()
     return buffer.getvalue()
@@ -71,10 +76,35 @@ def _register_font() -> None:
     pdfmetrics.registerFont(TTFont("Aileron", io.BytesIO(font_file())))
 
 
-def _draw_mark(mark: Mark, page: Page) -> None:
+class _Page(Page):
+    """A page that begins without reportlab's Helvetica, which would be named and not embedded."""
+
+    def _make_preamble(self) -> None:
+        self._preamble = "1 0 0 1 0 0 cm"
+
+
+class _Properties(PDFInfo):
+    """A file's properties without an author."""
+
+    def format(self, document: Any) -> bytes:
+        """Return the properties as an object of the file."""
+        entries = {
+            "Title": PDFString(self.title),
+            "Producer": PDFString(self.producer),
+            "Creator": PDFString(self.creator),
+            "Subject": PDFString(self.subject),
+            "Keywords": PDFString(self.keywords),
+        }
+        found: bytes = PDFDictionary(entries).format(document)
+        return found
+
+
+def _draw_mark(mark: Mark, page: Page, zoom: float) -> None:
     match mark:
-        case Tile(pixels, (left, top, width, height)):
-            picture = ImageReader(resized(pixels, (width, height)))
+        case Tile(pixels, box):
+            left, top, width, height = box
+            x, y, right, bottom = enlarged_box(box, zoom)
+            picture = ImageReader(resized(pixels, (right - x, bottom - y)))
             page.drawImage(picture, left, -top - height, width, height)
         case TextLine(text, (left, top), size, ink):
             page.setFillColorRGB(*_colour(ink))

@@ -12,13 +12,14 @@ from cnnvis_cli.figure.canvas import FAINT, INK, WHITE, Canvas, scaled, shortene
 from cnnvis_cli.figure.heat import colour_bar
 from cnnvis_cli.figure.lines import INKS
 from cnnvis_cli.figure.sheets import LINE, MARGIN, SMALL, Caption, begun
+from cnnvis_cli.figure.words import percent
 from cnnvis_cli.nouns import Box
 
 COLUMN_GAP = 8  # pixels between columns
 LEGEND_WIDTH = 132  # least width in pixels of a line of text
 BAR, PITCH = 3, 22  # of a class: its bar's height, and the distance in pixels to the next
 FILLED, EMPTY = INKS[0], (228, 228, 228)
-LEAST_PROBABILITY = 0.001  # smallest probability that is written out
+LEAST_COLUMN = 110  # least width of a column of pictures in a column of a paper
 COLOUR_BAR = 10  # height of the colour bar
 
 
@@ -44,19 +45,26 @@ def saliency_sheet(
     subject: Subject, columns: Sequence[Explained], caption: Caption, scale: float = 1
 ) -> Canvas:
     """Return the image in the first column, then one column per method, map above overlay."""
+    across = len(columns) + 1
+    if caption.room:
+        across = min(across, (caption.room + COLUMN_GAP) // (LEAST_COLUMN + COLUMN_GAP))
+        pitch = (caption.room + COLUMN_GAP) // across
+        scale = (pitch - COLUMN_GAP) / subject.photograph.shape[1]
     height, width = (scaled(side, scale) for side in subject.photograph.shape[:2])
-    pitch = max(width, LEGEND_WIDTH) + COLUMN_GAP
+    if not caption.room:
+        pitch = max(width, LEGEND_WIDTH) + COLUMN_GAP
     below = max(height, _text_height(subject))
-    canvas, top = begun(
-        caption, (len(columns) + 1) * pitch - COLUMN_GAP, 2 * LINE + height + COLUMN_GAP + below
-    )
-    lower = top + LINE + height + COLUMN_GAP
+    down = 2 * LINE + height + 2 * COLUMN_GAP + below
+    rows = -(-(len(columns) + 1) // across)
+    canvas, top = begun(caption, across * pitch - COLUMN_GAP, rows * down - COLUMN_GAP)
+    lower = LINE + height + COLUMN_GAP
     _subject(canvas, subject, (top, MARGIN), scale)
-    _draw_predicted(canvas, subject, (lower, MARGIN), pitch - COLUMN_GAP)
+    _draw_predicted(canvas, subject, (top + lower, MARGIN), pitch - COLUMN_GAP)
     for number, column in enumerate(columns, 1):
-        left = MARGIN + number * pitch
-        _pane(canvas, column.title, column.raw, (top, left), scale)
-        _pane(canvas, "over the image", column.over, (lower, left), scale)
+        y, left = top + number // across * down, MARGIN + number % across * pitch
+        title = shortened(column.title, SMALL, pitch - COLUMN_GAP)
+        _pane(canvas, title, column.raw, (y, left), scale)
+        _pane(canvas, "over the image", column.over, (y + lower, left), scale)
     return canvas
 
 
@@ -92,17 +100,13 @@ def _draw_predicted(canvas: Canvas, subject: Subject, place: tuple[int, int], wi
         canvas.text("predicted", top, left, SMALL, INK)
         top += LINE
     for name, probability in subject.guesses:
-        share = (
-            f"{probability:.1%}"
-            if probability >= LEAST_PROBABILITY
-            else f"< {LEAST_PROBABILITY:.1%}"
-        )
+        share = percent(probability)
         room = width - text_size(share, SMALL)[0]
         canvas.text(shortened(name, SMALL, room - COLUMN_GAP), top, left, SMALL, FAINT)
         canvas.text(share, top, left + room, SMALL, FAINT)
         filled = round(width * probability)
-        _draw_bar(canvas, (top + LINE, left), width, EMPTY)
         _draw_bar(canvas, (top + LINE, left), filled, FILLED)
+        _draw_bar(canvas, (top + LINE, left + filled), width - filled, EMPTY)
         top += PITCH
     top += COLUMN_GAP
     canvas.tile(colour_bar(COLOUR_BAR, width), top, left)

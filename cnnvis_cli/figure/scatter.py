@@ -49,14 +49,31 @@ def scatter(plot: Scatter, caption: Caption) -> Canvas:
     """Return a plot with one dot per pair of numbers; both axes begin at 0 or below."""
     xs, ys = _ticks(plot.x), _ticks(plot.y)
     gutter = max(text_size(f"{tick:g}", SMALL)[0] for tick in ys) + 8
-    canvas, top = begun(caption, gutter + WIDTH, HEAD + HEIGHT + FOOT)
-    frame = canvas.frame(top + HEAD, MARGIN + gutter, HEIGHT, WIDTH)
+    size = (HEIGHT, WIDTH)
+    if caption.room:
+        size = ((caption.room - gutter) * HEIGHT // WIDTH, caption.room - gutter)
+    lines = _band_lines(plot, size[1])
+    head = HEAD + (SMALL + 4) * len(lines)
+    canvas, top = begun(caption, gutter + size[1], head + size[0] + FOOT)
+    frame = canvas.frame(top + head, MARGIN + gutter, *size)
     axes = _ScatterAxes(frame, _axis_range(plot.x, xs), _axis_range(plot.y, ys))
     _draw_grid(canvas, axes, xs, ys)
-    _draw_axis_names(canvas, axes, plot.names)
+    _draw_axis_names(canvas, axes, plot.names, top + HEAD - SMALL - 6 if not lines else top)
     _dots(axes, plot)
+    if lines:
+        for number, band in enumerate(lines, 1):
+            y = top + number * (SMALL + 4)
+            canvas.text(band.text, y, MARGIN + gutter - 2, SMALL, band.ink)
+        return canvas
     _draw_bands(canvas, axes, plot.bands)
     return canvas
+
+
+def _band_lines(plot: Scatter, width: int) -> tuple[Band, ...]:
+    """Return the bands, if their texts need lines of their own below the name of the y axis."""
+    texts = (plot.names[1], *(band.text for band in plot.bands))
+    together = sum(text_size(text, SMALL)[0] + 16 for text in texts)
+    return plot.bands if together > width else ()
 
 
 def _ticks(values: Numbers) -> list[float]:
@@ -86,9 +103,9 @@ class _ScatterAxes:
         """Return the position of two numbers in the frame, in pixels."""
         right = (x - self.across[0]) / (self.across[1] - self.across[0])
         down = (self.up[1] - y) / (self.up[1] - self.up[0])
-        return FRAME_MARGIN + right * (WIDTH - 2 * FRAME_MARGIN), FRAME_MARGIN + down * (
-            HEIGHT - 2 * FRAME_MARGIN
-        )
+        _, _, width, height = self.frame.box
+        x_in = FRAME_MARGIN + right * (width - 2 * FRAME_MARGIN)
+        return x_in, FRAME_MARGIN + down * (height - 2 * FRAME_MARGIN)
 
     def on_sheet(self, x: float, y: float) -> Point:
         """Return the position of two numbers on the sheet, in pixels."""
@@ -110,12 +127,14 @@ def _draw_grid(canvas: Canvas, axes: _ScatterAxes, xs: list[float], ys: list[flo
         canvas.text(text, top + height, round(x - text_size(text, SMALL)[0] / 2), SMALL, FAINT)
 
 
-def _draw_axis_names(canvas: Canvas, axes: _ScatterAxes, names: tuple[str, str]) -> None:
-    """Draw the names of the axes: x below on the right, y above on the left."""
+def _draw_axis_names(
+    canvas: Canvas, axes: _ScatterAxes, names: tuple[str, str], above: int
+) -> None:
+    """Draw the names of the axes: x below on the right, y on the left at a height `above`."""
     left, top, width, height = axes.frame.box
     right = left + width - FRAME_MARGIN - text_size(names[0], SMALL)[0]
     canvas.text(names[0], top + height + SMALL + 8, right, SMALL, INK)
-    canvas.text(names[1], top - SMALL - 6, left - 2, SMALL, INK)
+    canvas.text(names[1], above, left - 2, SMALL, INK)
 
 
 def _dots(axes: _ScatterAxes, plot: Scatter) -> None:

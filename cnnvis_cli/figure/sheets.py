@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, Canvas, scaled, shortened, text_size
+from cnnvis_cli.nouns import Column
 
 TITLE, SMALL = 15, 11  # height of text in pixels
 MARGIN = 14
@@ -18,15 +19,49 @@ PAGE = 16_000_000  # most pixels on one page
 ROOMY = 24  # least width in pixels of a tile with its own label
 CLASS_NAME_WIDTH = 48  # and with a class name
 LINE = SMALL + 4
+LEAST_SIDE = 20  # least side in pixels of a tile in a paper, if fewer columns help
+GAP_OF_ROWS = 14  # pixels between rows of layers
+WIDEST_TILE = 150  # most pixels of a side there, for a unit of few pictures
 SPACE = 5  # pixels between panes of a cell
 
 
 @dataclass(frozen=True)
 class Caption:
-    """The text above a sheet: a title, and a line on how to read it."""
+    """The text above a sheet: a title, and a line on how to read it.
+
+    In a `column` of a paper it is not on the sheet, which is as wide as the column.
+    """
 
     title: str
     note: str
+    column: Column | None = None
+
+    @property
+    def room(self) -> int:
+        """The width of the column in pixels of the sheet; 0 where there is none."""
+        return room_of(self.column)
+
+    @property
+    def text(self) -> str:
+        """All of it, as a caption."""
+        return f"{self.title}. {self.note}".strip()
+
+
+def room_of(column: Column | None) -> int:
+    """Return a column's width in pixels of a sheet, whose small text has the column's height."""
+    return 0 if column is None else int(column.width / column.points * SMALL)
+
+
+def scale_to(width: Callable[[float], int], room: int) -> float:
+    """Return the largest scale at which a width that grows with it fits; 0 if none does."""
+    low, high = 0.0, 64.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        if width(middle) <= room:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @dataclass(frozen=True)
@@ -44,7 +79,8 @@ class Pane:
         down, across = self.pitch(scale)
         rows, columns = -(-count // self.columns), min(self.columns, count)
         head = LINE if self.title else 0
-        return head + rows * down - 1, columns * across - 1
+        title = text_size(self.title, SMALL)[0] if self.title else 0
+        return head + rows * down - 1, max(columns * across - 1, title)
 
     def pitch(self, scale: float) -> tuple[int, int]:
         """The distance in pixels from a picture to the one below and to the next."""
@@ -115,55 +151,103 @@ class Cell:
 def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
     """Return all cells in a nearly square grid, row by row, under a caption.
 
-    Cells are of one size. Each has its label underneath if there is room; in rows of small cells,
+    Cells are of one size. Each has its label above if there is room; in rows of small cells,
     only the first has a label.
     """
-    height, width = cells[0].size(scale)
-    grid = _CellGrid.around(
-        len(cells), height, width, max(text_size(c.label, SMALL)[0] for c in cells)
-    )
+    label = max(text_size(c.label, SMALL)[0] for c in cells)
+    if caption.room:
+        cells = narrowed(cells, caption.room)
+        scale, grid = _grid_in_column(cells, label, caption.room)
+    else:
+        grid = _CellGrid.around(len(cells), *cells[0].size(scale), label)
+    height, _ = cells[0].size(scale)
     canvas, head = begun(caption, grid.width, grid.height)
     for number, cell in enumerate(cells):
         row, column = divmod(number, grid.columns)
         top = head + row * grid.row_pitch
         left = MARGIN + grid.gutter + column * grid.column_pitch
-        cell.draw(canvas, top, left, scale)
         if not grid.gutter:
-            canvas.text(cell.label, top + height + 1, left, SMALL, FAINT)
+            canvas.text(cell.label, top, left, SMALL, FAINT)
+            top += LINE
         elif column == 0:
             canvas.text(cell.label, top + (height - SMALL) // 2 - 1, MARGIN, SMALL, FAINT)
+        cell.draw(canvas, top, left, scale)
     return canvas
+
+
+def narrowed(cells: Sequence[Cell], room: int) -> list[Cell]:
+    """Return cells with as few panes per row as their titles need in a column of this width."""
+    most = max(len(row) for row in cells[0].rows)
+    for across in range(most, 1, -1):
+        if _side_in(replace(cells[0], across=across), room) >= LEAST_SIDE:
+            return [replace(cell, across=across) for cell in cells]
+    return [replace(cell, across=1) for cell in cells]
+
+
+def _side_in(cell: Cell, room: int) -> float:
+    """Return the side of the first pane's tiles where a cell fills a width."""
+    return scale_to(lambda scale: cell.size(scale)[1], room) * float(
+        max(cell.panes[0].tiles.shape[1:3])
+    )
+
+
+def _grid_in_column(cells: Sequence[Cell], label: int, room: int) -> tuple[float, _CellGrid]:
+    """Return the scale and the places at which cells fill a column's width."""
+    height, width = cells[0].size(1)
+    count = len(cells)
+    wanted = round(math.sqrt(count * 1.3 * (height + LINE) / width))
+    even = -(-count // -(-count // max(1, min(count, wanted))))  # full rows, as far as possible
+    for columns in range(even, 0, -1):
+
+        def grid(scale: float, columns: int = columns) -> _CellGrid:
+            return _CellGrid.around(count, *cells[0].size(scale), label, columns)
+
+        scale = scale_to(lambda scale: grid(scale).width, room)
+        if columns == 1 or scale * min(cells[0].panes[0].tiles.shape[1:3]) >= LEAST_SIDE:
+            break
+    return scale, grid(scale)
 
 
 @dataclass(frozen=True)
 class CellRow:
-    """Cells of one layer side by side, with the layer's name."""
+    """Cells of one layer side by side, with the layer's name; at a scale of its own, or 0."""
 
     title: str
     cells: tuple[Cell, ...]
+    scale: float = 0
 
 
 def rows_of_cells(rows: Sequence[CellRow], caption: Caption, scale: float = 1) -> Canvas:
     """Return layers below each other, each with its cells in one line, as in print."""
-    gutter = max(text_size(row.title, TITLE)[0] for row in rows) + 14
-    heights = [max(cell.size(scale)[0] for cell in row.cells) for row in rows]
-    width = gutter + max(_line_width(row.cells, scale) for row in rows)
-    pitches = [max(height + LINE, TITLE) + 16 for height in heights]
+    size = SMALL if caption.room else TITLE
+    gutter = gutter_of([row.title for row in rows], caption)
+    scales = [row.scale or scale for row in rows]
+    both = list(zip(rows, scales, strict=True))
+    heights = [max(cell.size(own)[0] for cell in row.cells) for row, own in both]
+    width = gutter + max(_line_width(row.cells, own) for row, own in both)
+    pitches = [LINE + max(height, size) + GAP_OF_ROWS for height in heights]
     canvas, top = begun(caption, width, sum(pitches))
-    for row, height, pitch in zip(rows, heights, pitches, strict=True):
-        canvas.text(row.title, top + max(0, (height - TITLE) // 2), MARGIN, TITLE)
+    for (row, own), height, pitch in zip(both, heights, pitches, strict=True):
+        canvas.text(row.title, top + LINE + max(0, (height - size) // 2), MARGIN, size)
         left = MARGIN + gutter
         for cell in row.cells:
-            cell.draw(canvas, top, left, scale)
-            canvas.text(_under(cell, scale), top + height + 1, left, SMALL, FAINT)
-            left += _advance(cell, scale)
+            label = shortened(cell.label, SMALL, _advance(cell, own) - 3)
+            canvas.text(label, top, left, SMALL, FAINT)
+            cell.draw(canvas, top + LINE, left, own)
+            left += _advance(cell, own)
         top += pitch
     return canvas
 
 
-def _under(cell: Cell, scale: float) -> str:
-    """Return a cell's label, cut to fit under it."""
-    return shortened(cell.label, SMALL, _advance(cell, scale) - 3)
+def gutter_of(titles: Sequence[str], caption: Caption) -> int:
+    """Return the room for the names of rows at their left."""
+    size = SMALL if caption.room else TITLE
+    return max(text_size(title, size)[0] for title in titles) + (8 if caption.room else 14)
+
+
+def row_scale(cell: Cell, count: int, room: int) -> float:
+    """Return the scale at which so many such cells fill a row."""
+    return scale_to(lambda scale: count * _advance(cell, scale), room)
 
 
 def _advance(cell: Cell, scale: float) -> int:
@@ -183,6 +267,10 @@ def fitting(cell: Cell, width: int, scale: float) -> int:
 
 def single(cell: Cell, caption: Caption, scale: float = 1) -> Canvas:
     """Return one unit's panes under a caption."""
+    if caption.room:
+        (cell,) = narrowed([cell], caption.room)
+        most = WIDEST_TILE / max(cell.panes[0].tiles.shape[1:3])
+        scale = min(most, scale_to(lambda scale: cell.size(scale)[1], caption.room))
     height, width = cell.size(scale)
     canvas, top = begun(caption, width, height)
     cell.draw(canvas, top, MARGIN, scale)
@@ -191,6 +279,10 @@ def single(cell: Cell, caption: Caption, scale: float = 1) -> Canvas:
 
 def begun(caption: Caption, width: int, height: int) -> tuple[Canvas, int]:
     """Return a sheet with `height` x `width` pixels under a caption, and where these begin."""
+    if caption.room:
+        canvas = Canvas(height + 2 * MARGIN, width + 2 * MARGIN)
+        canvas.caption = caption.text
+        return canvas, MARGIN
     title, _ = text_size(caption.title, TITLE)
     notes = wrapped(caption.note, max(width, 360))
     head = MARGIN + TITLE + 6 + len(notes) * LINE + 8
@@ -211,20 +303,23 @@ class _CellGrid:
     row_pitch: int
     column_pitch: int
     gutter: int  # width of the labels of rows; 0 if each cell has its own
+    gap: int  # between columns
 
     @classmethod
-    def around(cls, count: int, height: int, width: int, label: int) -> _CellGrid:
+    def around(cls, count: int, height: int, width: int, label: int, columns: int = 0) -> _CellGrid:
+        """Return the places of cells in so many columns, by default as in a wide rectangle."""
         own = width >= max(ROOMY, label)
         gap = max(3, min(width // 12, 12))
-        row_pitch = height + (SMALL + 6 if own else 0) + gap
+        row_pitch = height + (LINE + 2 if own else 0) + gap
         if not own:
             row_pitch = max(row_pitch, SMALL + 3)
         column_pitch = width + gap
-        columns = max(1, min(count, round(math.sqrt(count * row_pitch / column_pitch * 1.3))))
-        if not own and columns >= 8:
-            columns -= columns % 8  # labels of rows are then easy to count from
+        if not columns:
+            columns = max(1, min(count, round(math.sqrt(count * row_pitch / column_pitch * 1.3))))
+            if not own and columns >= 8:
+                columns -= columns % 8  # labels of rows are then easy to count from
         rows = -(-count // columns)
-        return cls(rows, columns, row_pitch, column_pitch, 0 if own else label + 8)
+        return cls(rows, columns, row_pitch, column_pitch, 0 if own else label + 8, gap)
 
     @property
     def height(self) -> int:
@@ -232,7 +327,7 @@ class _CellGrid:
 
     @property
     def width(self) -> int:
-        return self.gutter + self.columns * self.column_pitch
+        return self.gutter + self.columns * self.column_pitch - self.gap
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -255,21 +350,32 @@ def toolbox_montage(blocks: Mapping[str, Pixels]) -> Canvas:
     """Return two by two blocks of 3x3 runs by style (n, h, w, 3), as the toolbox's viewer needs.
 
     Each block has a border of 1 + 2 pixels; the whole is square with an even side
-    (deep-visualization-toolbox, caffevis/caffevis_helper.py, crop_to_corner). Without style 3, the
-    first style takes its place, which is the one that is shown.
+    (deep-visualization-toolbox, caffevis/caffevis_helper.py, crop_to_corner). The viewer shows the
+    third block: style 3, or without it, or if the first is a style of another name, the first.
+    Others take the blocks that are left.
     """
     height, width = next(iter(blocks.values())).shape[1:3]
     side = 3 * max(height, width) + 2
     half = side + 2 * 3
     canvas = Canvas(2 * half, 2 * half)
-    shown = dict(blocks)
-    if CORNERS[SHOWN_CORNER] not in shown:
-        shown[CORNERS[SHOWN_CORNER]] = next(iter(blocks.values()))
-    for number, name in enumerate(CORNERS):
+    for number, name in enumerate(_in_corners(list(blocks))):
         row, column = divmod(number, 2)
-        if name in shown:
-            canvas.tile(block(shown[name][:9]), row * half + 3, column * half + 3)
+        if name is not None:
+            canvas.tile(block(blocks[name][:9]), row * half + 3, column * half + 3)
     return canvas
+
+
+def _in_corners(names: Sequence[str]) -> list[str | None]:
+    """Return the style of each of the four corners."""
+    corners = [name if name in names else None for name in CORNERS]
+    first = names[0]
+    if first not in CORNERS or corners[SHOWN_CORNER] is None:
+        corners[SHOWN_CORNER] = first
+    left = [name for name in names if name not in corners]
+    for number, name in enumerate(corners):
+        if name is None and left:
+            corners[number] = left.pop(0)
+    return corners
 
 
 def block(tiles: Pixels, columns: int = 3, gap: int = 1) -> Pixels:

@@ -197,9 +197,9 @@ def test_each_cell_has_ink_for_its_label_nearby(label: str, width: int) -> None:
     ink = np.asarray((paper < 250).any(axis=-1))
     tops = {places(paper, cell.panes[0].tiles[0])[0] for cell in cells}
     for top, left in tops:
-        below = ink[top + 40 : top + 40 + 14, left : left + width].any()
+        above = ink[top - 15 : top, left : left + width].any()
         beside_it = ink[top : top + 40, : min(x for _, x in tops)].any()
-        assert below or beside_it
+        assert above or beside_it
 
 
 def test_a_dead_cell_is_crossed_out_and_the_others_are_not() -> None:
@@ -349,7 +349,8 @@ def test_rows_of_cells_have_every_tile_at_true_size_and_titles_at_the_left(scale
         height, width = (side * scale for side in row.cells[0].panes[0].tiles.shape[1:3])
         bottom = max(tops) + height
         for cell, left in zip(found, lefts, strict=True):
-            assert ink[bottom + 1 : bottom + 16, left : left + max(24, width)].any(), "its label"
+            label = ink[min(tops) - 15 : min(tops), left : left + max(24, width)]
+            assert label.any(), "its label"
             assert cell[0] == min(cell)
         words = ink[min(tops) : bottom + 24, 14 : min(lefts) - 4]
         assert words.any()

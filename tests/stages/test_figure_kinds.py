@@ -187,10 +187,11 @@ def test_the_panes_of_a_unit_stand_side_by_side(do: Do, flags: Flags, made: Path
     patch = np.full((bottom - y, right - x, 3), 128, np.uint8)
     seen = photograph[max(y, 0) : bottom, max(x, 0) : right]
     patch[max(-y, 0) :, max(-x, 0) :][: seen.shape[0], : seen.shape[1]] = seen
-    ((top1, left1),) = places(sheet, stretched(read(flags, "conv3", "3/image")[1, 0]))
+    ((_, left0), *_) = places(sheet, stretched(read(flags, "conv3", "1/image")[1, 0]))
+    (*_, (top1, left1)) = places(sheet, stretched(read(flags, "conv3", "3/image")[1, 0]))
     ((_, left2), *_) = places(sheet, patch)
     ((_, left3), *_) = places(sheet, stretched(projected[0]))
-    assert left1 < left2 < left3
+    assert left0 < left1 < left2 < left3
     assert top1 > 30, "below the titles"
 
 

@@ -125,16 +125,20 @@ def style_of(session: Session, layer: Layer) -> OptimizedImages:
     if len(plan.montage.style) > 1:
         raise UsageError("this kind of figure shows one style; give one --style")
     asked = plan.montage.style[0] if plan.montage.style else None
-    style = _one_of("style", asked, list(file.styles()), plan.optimize.style, layer)
+    held = ordered_styles(file.styles())
+    style = _one_of("style", asked, held, plan.optimize.style, layer)
     return OptimizedImages(session, layer, style)
 
 
 def styles_of(session: Session, layer: Layer) -> list[OptimizedImages]:
-    """Return the styles to show side by side: the requested ones, or the paper's four, or all."""
+    """Return the styles to show side by side: the requested ones, or all that the file has.
+
+    Sums and directions, which are no units, are left out beside units.
+    """
     file = OptimizedFile(session.run.optimized(layer.alias))
-    held = list(file.styles())
-    paper = [name for name in TABLE_1 if name in held]
-    names = session.plan.montage.style or paper or held
+    held = ordered_styles(file.styles())
+    of_units = [name for name, made in file.styles().items() if not made.get("targets")]
+    names = session.plan.montage.style or [name for name in held if name in of_units] or held
     for name in names:
         _one_of("style", name, held, (), layer)
     if not held:
@@ -142,7 +146,13 @@ def styles_of(session: Session, layer: Layer) -> list[OptimizedImages]:
     return [OptimizedImages(session, layer, name) for name in names]
 
 
-TABLE_1 = ("1", "2", "3", "4")
+FIRST_STYLES = ("natural", "1", "2", "3", "4")  # others follow in the order of the file
+
+
+def ordered_styles(held: Iterable[str]) -> list[str]:
+    """Return the names of styles as figures show them: natural, the paper's four, the others."""
+    place = {name: number for number, name in enumerate(FIRST_STYLES)}
+    return sorted(held, key=lambda name: place.get(name, len(place)))
 
 
 @dataclass(frozen=True)

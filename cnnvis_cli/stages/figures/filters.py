@@ -236,7 +236,8 @@ def _sheets(found: Filters) -> Figure:
     plan, alias = found.session.plan.filters, found.layer.alias
     scale = plan.scale or filter_scale(found.size)
     states = [_picture(found, found.weights), _picture(found, found.clipped)]
-    caption = Caption(found.title(f"{len(found.rms)} filters"), _sheet_note(found, states, scale))
+    title, column = found.title(f"{len(found.rms)} filters"), found.session.plan.figure.column
+    caption = Caption(title, _sheet_note(found, states, scale), column)
 
     def draw() -> Canvas:
         titles = ("as they are", f"clipped to an RMS of {found.radius:.3g}")
@@ -274,13 +275,14 @@ def _sheet_note(found: Filters, states: Sequence[Floats], scale: int) -> str:
     """Return how to read the sheets."""
     plan, (height, width) = found.session.plan.filters, found.size
     before, after = _largest_sizes(states)
+    drawn = "" if found.session.plan.figure.column else f", each {scale}x{scale} pixels"
     deaths = (
         f"Which are dead is not known: {NEEDS}."
         if found.activity is None
         else f"Crossed out: never active in {found.activity.images} images, {_counted(found.dead)}."
     )
     return (
-        f"{height}x{width} weights in RGB, each {scale}x{scale} pixels. Right: those with an RMS "
+        f"{height}x{width} weights in RGB{drawn}. Right: those with an RMS "
         f"above {found.radius:.3g}{found.said_radius} scaled down to it (Zeiler & Fergus 2013, "
         f"section 3). Framed: the RMS exceeds it, {_counted(found.exceeds)}. "
         f"{deaths} Tone: {TONES[plan.tone]}; max |x| is {before:.3g} left, {after:.3g} right."
@@ -343,7 +345,11 @@ class Spectrum:
 
     def figure(self) -> Figure:
         found, alias = self.found, self.found.layer.alias
-        caption = Caption(found.title("activation by spatial frequency"), self._note())
+        caption = Caption(
+            found.title("activation by spatial frequency"),
+            self._note(),
+            found.session.plan.figure.column,
+        )
         record = {
             "layer": alias,
             "weights_sha256": found.session.network.digest,

@@ -20,7 +20,9 @@ from cnnvis_cli.figure.sheets import (
     CellRow,
     Pane,
     fitting,
+    gutter_of,
     per_page,
+    row_scale,
     rows_of_cells,
     sheet,
     single,
@@ -40,7 +42,7 @@ from cnnvis_cli.stages.figures.data import (
     unit_label,
     windows_of,
 )
-from cnnvis_cli.stages.figures.render import Figure
+from cnnvis_cli.stages.figures.render import Figure, tile_scale
 from cnnvis_cli.stages.figures.selection import Held, choose, sample
 from cnnvis_cli.store.run import Record, Run
 
@@ -93,7 +95,7 @@ class UnitSheet:
 
     def _page(self, session: Session, number: int, units: Units) -> Figure:
         name = self.layer.alias + (f"_page{number}" if number > 1 else "")
-        caption = Caption(_title(session, self.layer, units), self.note)
+        caption = _caption(session, _title(session, self.layer, units), self.note)
         record = {"layer": self.layer.alias, "units": list(units), **self.record}
         return Figure(self.kind, name, caption.title, record, partial(self.page, units, caption))
 
@@ -116,10 +118,16 @@ def _units_shown(units: Units, channels: int) -> str:
     return f"{len(units)} of {channels} units"
 
 
-def _pixels(size: Size, scale: float) -> str:
-    """Return a tile's true size, and the factor by which it is drawn."""
-    drawn = "" if scale == 1 else f", drawn {scale:g} times as large"
+def _pixels(session: Session, size: Size) -> str:
+    """Return a tile's true size, and the factor by which it is drawn; none in a column."""
+    plan = session.plan.figure
+    scale = tile_scale(plan, size)
+    drawn = "" if scale == 1 or plan.column else f", drawn {scale:g} times as large"
     return f"{size[0]}x{size[1]} pixels{drawn}"
+
+
+def _caption(session: Session, title: str, note: str) -> Caption:
+    return Caption(title, note, session.plan.figure.column)
 
 
 def _tone(session: Session, values: Floats) -> Pixels:
@@ -135,17 +143,18 @@ def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
 
 def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
     plan = session.plan.figure
+    scale = tile_scale(plan, images.size)
     note = (
-        f"{images.what}, style {images.style}, {_pixels(images.size, plan.scale)}. "
+        f"{images.what}, style {images.style}, {_pixels(session, images.size)}. "
         f"Tone: {TONE_RULES[plan.tone]}. Crossed out: no gradient reached the image."
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
         shown = zip(units, _best_tiles(session, images, units), images.dead(units), strict=True)
         cells = [Cell.of(images.label(unit), tile, bool(dead)) for unit, tile, dead in shown]
-        return sheet(cells, caption, max(1, plan.scale))
+        return sheet(cells, caption, max(1, scale))
 
-    height, width = (scaled(side, plan.scale) for side in images.size)
+    height, width = (scaled(side, scale) for side in images.size)
     units, room = choose(session, images.layer, images.held), per_page((height, width))
     return UnitSheet("optimized", images.layer, units, note, images.record, page, room)
 
@@ -156,11 +165,12 @@ UNITS_AT_ONCE = 32  # units that are read at once
 def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iterator[Pixels]:
     """Yield the best run of each unit, toned, and reduced if the plan's scale is below 1."""
     plan, mean = session.plan.figure, session.network.preprocessing.mean
+    least = min(1.0, tile_scale(plan, images.size))
     some = in_groups(units, UNITS_AT_ONCE)
     top = max(common_divisor(images.best(few)) for few in some) if plan.tone == "sheet" else None
     for few in some:
         for tile in toned(images.best(few), plan.tone, mean, top)[:, 0]:
-            yield reduced(tile, min(1, plan.scale))
+            yield reduced(tile, least)
 
 
 @kind("top", Run.projected, asked=False)
@@ -174,18 +184,19 @@ def top(session: Session, layers: Sequence[Layer]) -> list[Pages]:
 
 def _top(session: Session, images: TopImages) -> UnitSheet:
     plan = session.plan.figure
+    scale = tile_scale(plan, images.size)
     note = (
         f"The {images.shown} strongest places: {images.method} projections (left), image patches "
-        f"(right), {_pixels(images.size, plan.scale)}. Tone of projections: "
+        f"(right), {_pixels(session, images.size)}. Tone of projections: "
         f"{TONE_RULES[plan.tone]}; patches as photographed, grey outside the image."
         f"{images.windows}"
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
         projections = toned(images.projections(units), plan.tone)
-        return sheet(_top_cells(images, units, projections), caption, plan.scale)
+        return sheet(_top_cells(images, units, projections), caption, scale)
 
-    room = per_page(_blank_top(images).size(plan.scale))
+    room = per_page(_blank_top(images).size(scale))
     units = choose(session, images.layer, images.held)
     return UnitSheet("top", images.layer, units, note, images.record, page, room)
 
@@ -215,10 +226,11 @@ def _blank_top(images: TopImages) -> Cell:
 def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
     """Return a few units of each layer in one figure, as in print."""
     tone = session.plan.figure.tone
-    chosen = _units_in_rows(session, sources, _blank_top)
+    scales = _row_scales(session, sources, _blank_top)
+    chosen = _units_in_rows(session, sources, _blank_top, scales)
     note = (
         f"The strongest places of some units of each layer: {sources[0].method} projections "
-        f"(left) beside image patches (right), all at one scale. Tone of projections: "
+        f"(left) beside image patches (right), {_sizes(session)}. Tone of projections: "
         f"{TONE_RULES[tone]}; patches as photographed, grey outside the image."
         f"{windows_of(sources)}"
     )
@@ -226,8 +238,10 @@ def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
     def rows() -> list[CellRow]:
         values = [images.projections(units) for images, units in _pairs(sources, chosen)]
         rows = []
-        for images, units, tiles in zip(sources, chosen, toned_together(values, tone), strict=True):
-            rows.append(CellRow(images.layer.alias, tuple(_top_cells(images, units, tiles))))
+        toned = toned_together(values, tone)
+        for images, units, tiles, scale in zip(sources, chosen, toned, scales, strict=True):
+            cells = tuple(_top_cells(images, units, tiles))
+            rows.append(CellRow(images.layer.alias, cells, scale))
         return rows
 
     return [_of_layers("top", session, note, _sheet_records(sources, chosen), rows)]
@@ -237,10 +251,11 @@ def _top_together(session: Session, sources: Sequence[TopImages]) -> Pages:
 def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return all layers at true size, the last on top, four runs per channel: Yosinski, Fig. 5."""
     sources = [style_of(session, layer) for layer in reversed(layers)]
-    chosen = _units_in_rows(session, sources, _blank_runs)
+    scales = _row_scales(session, sources, _blank_runs)
+    chosen = _units_in_rows(session, sources, _blank_runs, scales)
     note = (
-        f"{sources[0].what}, style {sources[0].style}, up to {RUNS} runs per unit. All layers "
-        "are at one scale, so sizes are those of the features. "
+        f"{sources[0].what}, style {sources[0].style}, up to {RUNS} runs per unit, "
+        f"{_sizes(session)}. "
         f"Tone: {TONE_RULES[session.plan.figure.tone]}."
     )
 
@@ -248,11 +263,10 @@ def layers(session: Session, layers: Sequence[Layer]) -> list[Pages]:
         tone, mean = session.plan.figure.tone, session.network.preprocessing.mean
         values = [images.runs(units, RUNS) for images, units in _pairs(sources, chosen)]
         rows = []
-        for images, units, tiles in zip(
-            sources, chosen, toned_together(values, tone, mean), strict=True
-        ):
+        toned = toned_together(values, tone, mean)
+        for images, units, tiles, scale in zip(sources, chosen, toned, scales, strict=True):
             cells = map(_runs_cell, map(images.label, units), tiles)
-            rows.append(CellRow(images.layer.alias, tuple(cells)))
+            rows.append(CellRow(images.layer.alias, tuple(cells), scale))
         return rows
 
     return [[_of_layers("layers", session, note, _sheet_records(sources, chosen), rows)]]
@@ -265,13 +279,65 @@ def _pairs(sources: Sequence[Any], chosen: Sequence[Units]) -> list[tuple[Any, U
     return list(zip(sources, chosen, strict=True))
 
 
-def _units_in_rows(
+def _sizes(session: Session) -> str:
+    """Return in words whether tiles have one scale or one size."""
+    if session.plan.montage.equal:
+        return "tiles of all layers equally large"
+    return "all at one scale, so that sizes are those of the features"
+
+
+EQUAL_SIDE = 112  # pixels of a tile's side where those of all layers are alike
+UNITS_IN_COLUMN = 4  # units of a layer in a column of a paper, unless they are chosen
+TILE_IN_COLUMN = 26  # least side of a tile of the largest layer there, if fewer units help
+
+
+def _row_scales(
     session: Session, sources: Sequence[Any], blank: Callable[[Any], Cell]
+) -> list[float]:
+    """Return the scale of each layer's row: one for all, or those that make tiles alike."""
+    plan, cells = session.plan, [blank(each) for each in sources]
+    given = plan.figure.scale or 1
+    room = _row_room(session, sources)
+    if plan.figure.column is None:
+        if not plan.montage.equal:
+            return [given] * len(cells)
+        return [given * _to_side(max(each.size)) for each in sources]
+    found = []
+    for each, cell in zip(sources, cells, strict=True):
+        across = sum(pane.columns for pane in cell.panes)
+        usual = max(1, min(UNITS_IN_COLUMN, room // (across * TILE_IN_COLUMN)))
+        chosen = len(choose(session, each.layer, each.held))
+        asked = plan.units or plan.montage.random or plan.montage.best
+        found.append(row_scale(cell, chosen if asked else min(usual, chosen), room))
+    return found if plan.montage.equal else [min(found)] * len(found)
+
+
+def _to_side(side: int) -> float:
+    """Return the scale that brings a side near `EQUAL_SIDE`, whole if it enlarges."""
+    return float(max(1, round(EQUAL_SIDE / side))) if side <= EQUAL_SIDE else EQUAL_SIDE / side
+
+
+def _row_room(session: Session, sources: Sequence[Any]) -> int:
+    """Return the width in pixels that the units of a row may take."""
+    caption = _caption(session, "", "")
+    if not caption.room:
+        return LINE_WIDTH
+    return caption.room - gutter_of([each.layer.alias for each in sources], caption)
+
+
+def _units_in_rows(
+    session: Session,
+    sources: Sequence[Any],
+    blank: Callable[[Any], Cell],
+    scales: Sequence[float],
 ) -> list[Units]:
     """Return the units of each layer that fit in its row."""
-    chosen = []
-    for each in sources:
-        chosen.append(_few(session, each.layer, each.held, blank(each)))
+    chosen, room = [], _row_room(session, sources)
+    for each, scale in zip(sources, scales, strict=True):
+        fit = fitting(blank(each), room, scale)
+        if session.plan.figure.column is None:
+            fit = max(LEAST_UNITS, fit)
+        chosen.append(_few(session, each.layer, each.held, fit))
     return chosen
 
 
@@ -306,25 +372,33 @@ def _of_layers(
 ) -> Figure:
     """Return one figure with a row of units for each layer."""
     names = ", ".join(record["layer"] for record in records)
-    caption = Caption(f"{session.network.name} · {names}", note)
+    caption = _caption(session, f"{session.network.name} · {names}", note)
+
+    record: Record = {"layers": records}
+    if session.plan.montage.equal:
+        record["sizes"] = "equal"
 
     def draw() -> Canvas:
-        return rows_of_cells(rows(), caption, session.plan.figure.scale)
+        return rows_of_cells(rows(), caption)
 
-    return Figure(name, ALL_LAYERS, caption.title, {"layers": records}, draw)
+    return Figure(name, ALL_LAYERS, caption.title, record, draw)
 
 
 LINE_WIDTH = 1900  # width in pixels of a row of units; or
 LEAST_UNITS = 4  # units
 
 
-def _few(session: Session, layer: Layer, held: Held, like: Cell) -> Units:
+def _few(session: Session, layer: Layer, held: Held, room: int) -> Units:
     """Return as many units as fit in a row: the first of those requested, or a random sample."""
-    room = max(LEAST_UNITS, fitting(like, LINE_WIDTH, session.plan.figure.scale))
     units, plan = choose(session, layer, held), session.plan.montage
-    if session.plan.units or plan.random or plan.best or plan.sort:
-        return units[:room]
-    return sample(session, layer, units, room)
+    if not (session.plan.units or plan.random or plan.best or plan.sort):
+        return sample(session, layer, units, room)
+    if len(units) > room and (session.plan.units or plan.random or plan.best):
+        session.report.once(
+            f"{layer.alias}: {room} of the {len(units)} chosen units fit in its row; a smaller "
+            "--scale shows more"
+        )
+    return units[:room]
 
 
 class Cells(NamedTuple):
@@ -334,6 +408,7 @@ class Cells(NamedTuple):
     held: Held
     make: Callable[[int], Cell]
     record: Record
+    tile: Size = (0, 0)  # the height and width of a tile
 
 
 def _unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]) -> list[Pages]:
@@ -351,7 +426,7 @@ def _unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]
 
 
 def _unit_sheet(name: str, note: str, session: Session, cells: Cells, units: Units) -> Pages:
-    scale = session.plan.figure.scale
+    scale = tile_scale(session.plan.figure, cells.tile)
 
     def page(units: Units, caption: Caption) -> Canvas:
         return sheet([cells.make(unit) for unit in units], caption, scale)
@@ -366,7 +441,8 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
     title = f"{session.network.name} {Unit(alias, unit)}" + (f" · {called}" if called else "")
 
     def draw() -> Canvas:
-        return single(cells.make(unit), Caption(title, note), session.plan.figure.scale)
+        scale = tile_scale(session.plan.figure, cells.tile)
+        return single(cells.make(unit), _caption(session, title, note), scale)
 
     record = _sheet_record(cells.layer, [unit], cells.record)
     return Figure(name, f"{alias}_{unit:04d}", title, record, draw)
@@ -374,16 +450,14 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
 
 @kind("styles", Run.optimized)
 def styles(session: Session, layers: Sequence[Layer]) -> list[Pages]:
-    """Return four blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
+    """Return blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
     note = "Preferred images: one block per style, up to nine runs in each, the strongest first."
     return _unit_figures("styles", note, session, [_style_cells(session, la) for la in layers])
 
 
 def _style_cells(session: Session, layer: Layer) -> Cells:
     sources = styles_of(session, layer)
-    held = sources[0].held
-    for images in sources[1:]:
-        held = np.intersect1d(held, images.held)
+    held = _held_by_all(sources)
 
     def make(unit: int) -> Cell:
         panes = []
@@ -392,36 +466,46 @@ def _style_cells(session: Session, layer: Layer) -> Cells:
             panes.append(Pane(tiles, columns_of(len(tiles)), title=f"style {images.style}"))
         return Cell(sources[0].label(unit), tuple(panes), across=columns_of(len(panes)))
 
-    return Cells(layer, held, make, {"styles": [images.record for images in sources]})
+    record = {"styles": [images.record for images in sources]}
+    return Cells(layer, held, make, record, sources[0].size)
 
 
 @kind("unit", Run.projected)
 def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
-    note = "Preferred images, the strongest image patches, and what in them caused it."
+    note = "Preferred images by style, the strongest image patches, and what in them caused it."
     note += windows_of([projected_of(session, layer) for layer in layers])
     return _unit_figures("unit", note, session, [_unit_cells(session, la) for la in layers])
 
 
 def _unit_cells(session: Session, layer: Layer) -> Cells:
-    preferred, strongest = style_of(session, layer), projected_of(session, layer)
+    preferred, strongest = styles_of(session, layer), projected_of(session, layer)
 
     def make(unit: int) -> Cell:
-        runs = _tone(session, preferred.runs([unit], SQUARE))[0]
         patches = strongest.patches(unit)
         projections = toned(strongest.projections([unit]), session.plan.figure.tone)[0]
         columns, names = columns_of(len(patches)), strongest.names(unit)
         room = ("",) * SQUARE if any(names) else ()  # so that the panes' rows stay level
-        panes = (
-            Pane(runs, columns_of(len(runs)), room, f"preferred, style {preferred.style}"),
-            Pane(patches, columns, names, "strongest in images"),
-            Pane(projections, columns, room, f"{strongest.method} projections"),
-        )
-        return Cell(preferred.label(unit), panes, strongest.dead(unit))
+        panes = []
+        for images in preferred:
+            runs = _tone(session, images.runs([unit], SQUARE))[0]
+            panes.append(Pane(runs, columns_of(len(runs)), room, f"style {images.style}"))
+        panes.append(Pane(patches, columns, names, "strongest images"))
+        panes.append(Pane(projections, columns, room, f"{strongest.method} projections"))
+        return Cell(strongest.label(unit), tuple(panes), strongest.dead(unit))
 
-    held = np.intersect1d(preferred.held, strongest.held)
-    record = {"optimized": preferred.record, "projected": strongest.record}
-    return Cells(layer, held, make, record)
+    held = _held_by_all([*preferred, strongest])
+    optimized = [images.record for images in preferred]
+    record = {"optimized": optimized, "projected": strongest.record}
+    return Cells(layer, held, make, record, preferred[0].size)
+
+
+def _held_by_all(sources: Sequence[Any]) -> Held:
+    """Return the units that all of several sources have."""
+    held: Held = sources[0].held
+    for images in sources[1:]:
+        held = np.intersect1d(held, images.held)
+    return held
 
 
 @kind("toolbox", Run.optimized, Run.projected)
@@ -491,7 +575,7 @@ def history(session: Session, layers: Sequence[Layer]) -> list[Pages]:
 
 
 def _history(session: Session, images: OptimizedImages) -> UnitSheet:
-    scale = session.plan.figure.scale
+    scale = session.plan.figure.scale or 1
     note = (
         f"Activation at each step of the ascent, style {images.style}, one line per run; the dot "
         "is the best image, which is kept."

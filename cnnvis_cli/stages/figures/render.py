@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, available_memory, cores, run_tasks
-from cnnvis_cli.figure.canvas import Canvas, read_record
+from cnnvis_cli.figure.canvas import PRINT_DPI, Canvas, read_record
+from cnnvis_cli.figure.latex import latex, read_latex_key
+from cnnvis_cli.figure.sheets import room_of
 from cnnvis_cli.figure.tone import TONE_RULES
+from cnnvis_cli.nouns import Size
+from cnnvis_cli.settings import FigurePlan
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
 
 PAGE_MEMORY = 1 << 29  # bytes for drawing one page, or a few units of a gallery
+
+
+LEAST_SIDE = 64  # pixels of a picture's longer side, to which smaller ones are enlarged
+
+
+def tile_scale(plan: FigurePlan, size: Size) -> float:
+    """Return the plan's scale for pictures of a size: by default whole, and 1 for large ones."""
+    return plan.scale or max(1, -(-LEAST_SIDE // max(*size, 1)))
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,10 @@ def draw_figure(session: Session, figure: Figure) -> list[Path]:
     paths = figure_files(session, figure)
     missing = [path for path in paths if figure_key(path) != key]
     if missing:
-        canvas = figure.draw()
+        canvas = _in_column(session, figure.draw())
         text = {"Title": figure.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
         for path in missing:
-            content = _encoded_figure(canvas, path.suffix, text | {"cnnvis-key": key}, session)
+            content = _encoded_figure(canvas, path, text | {"cnnvis-key": key}, session)
             publish(path, content)
     return paths
 
@@ -70,8 +82,10 @@ def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
 
 
 def figure_files(session: Session, figure: Figure) -> list[Path]:
-    """Return the files of a figure: the PNG, and on request the PDF."""
-    also = ("pdf",) if session.plan.figure.pdf and "png" in figure.formats else ()
+    """Return the files of a figure: the PNG, on request the PDF, and for a paper the captions."""
+    plan, also = session.plan.figure, tuple[str, ...]()
+    if "png" in figure.formats:
+        also = ("pdf", "txt", "tex") if plan.column else ("pdf",) if plan.pdf else ()
     name = session.run.figure(figure.kind, figure.name)
     return [name.with_name(f"{name.name}.{suffix}") for suffix in (*figure.formats, *also)]
 
@@ -98,11 +112,28 @@ def _figure_record(session: Session, figure: Figure) -> Record:
         "scale": plan.scale,
         "dpi": plan.dpi,
         **figure.record,
+        **({"paper": asdict(plan.column)} if plan.column else {}),
     }
 
 
-def _encoded_figure(canvas: Canvas, suffix: str, text: dict[str, str], session: Session) -> bytes:
+def _in_column(session: Session, canvas: Canvas) -> Canvas:
+    """Return a figure in its column of a paper, if it is drawn for one."""
+    column = session.plan.figure.column
+    if column is None:
+        return canvas
+    room = room_of(column)
+    return canvas.printed(room, column.width / room)
+
+
+def _encoded_figure(canvas: Canvas, path: Path, text: dict[str, str], session: Session) -> bytes:
+    suffix, name = path.suffix, path.name.removesuffix(path.suffix)
     dpi = session.plan.figure.dpi
+    if session.plan.figure.column:
+        dpi = dpi or PRINT_DPI
+        if suffix == ".txt":
+            return f"{canvas.caption}\n".encode()
+        if suffix == ".tex":
+            return latex(canvas.caption, name, canvas.size_in_print[0], text["cnnvis-key"]).encode()
     if suffix == ".pdf":
         from cnnvis_cli.figure.pdf import pdf
 
@@ -116,4 +147,8 @@ def figure_key(path: Path) -> str | None:
         from cnnvis_cli.figure.pdf import read_key
 
         return read_key(path)
+    if path.suffix == ".txt":  # has nothing but the caption; the other says of what it is
+        return figure_key(path.with_name(f"{path.stem}.tex")) if path.is_file() else None
+    if path.suffix == ".tex":
+        return read_latex_key(path)
     return read_record(path).get("cnnvis-key")

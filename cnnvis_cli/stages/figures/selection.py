@@ -34,6 +34,8 @@ def choose(session: Session, layer: Layer, held: Held) -> tuple[int, ...]:
             "cnnvis optimize or project for them, or choose others with --units"
         )
     if plan.random:
+        if plan.random > len(units):
+            session.report.once(f"{layer.alias}: --random {plan.random}: has {len(units)} to show")
         units = sample(session, layer, units, plan.random)
     if plan.sort or plan.best:
         units = _sorted(session, layer, units)

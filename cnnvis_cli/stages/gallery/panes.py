@@ -24,6 +24,7 @@ from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,
     crop,
+    ordered_styles,
 )
 from cnnvis_cli.stages.figures.montages import SQUARE, UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.selection import Held
@@ -163,11 +164,9 @@ class Photographs:
 
 
 def styles_held(session: Session, layer: Layer) -> list[OptimizedImages]:
-    """Return the styles with images of units, the planned ones first (no sums or directions)."""
+    """Return the styles with images of units, natural first (no sums or directions)."""
     file = OptimizedFile(session.run.optimized(layer.alias))
-    planned = session.plan.optimize.style
-    names = sorted(file.styles(), key=lambda name: (name not in planned, name))
-    found = [OptimizedImages(session, layer, name) for name in names]
+    found = [OptimizedImages(session, layer, name) for name in ordered_styles(file.styles())]
     return [images for images in found if not images.made.get("targets") and len(images.held)]
 
 

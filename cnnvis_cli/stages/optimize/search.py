@@ -38,7 +38,7 @@ from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.stages.common.layer_job import LayerJob, LayerTask, announce
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.render import Figure, draw_figure
+from cnnvis_cli.stages.figures.render import Figure, draw_figure, tile_scale
 from cnnvis_cli.stages.optimize.job import LayerOptimization
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.optimize.styles import known_styles
@@ -329,12 +329,17 @@ class _Sheets:
     def pages(self) -> list[Path]:
         """Return all rows, best first, as pages of cards."""
         cards = [self._card(place) for place in self._search.ranked()]
-        size = cards_on_a_page(cards, self._plan.figure.scale)
+        size = cards_on_a_page(cards, self._scale)
         found = []
         for number, chunk in enumerate(in_groups(cards, size), 1):
             name = self._search.layer.alias + (f"_page{number}" if number > 1 else "")
             found.append(self._publish(name, partial(contact_sheet, chunk)))
         return found
+
+    @property
+    def _scale(self) -> float:
+        height, width = self._held["image"].shape[2:4]
+        return tile_scale(self._plan.figure, (int(height), int(width)))
 
     def sweeps(self) -> list[Path]:
         """Return one line of cards per swept parameter."""
@@ -376,7 +381,7 @@ class _Sheets:
             "undisturbed, and the standard deviation in grey levels. "
             f"Tone: {TONE_RULES[self._plan.figure.tone]}."
         )
-        return Caption(title, note)
+        return Caption(title, note, self._plan.figure.column)
 
     def _publish(self, name: str, make: Any) -> Path:
         session, caption = self._search.session, self._caption()
@@ -385,6 +390,6 @@ class _Sheets:
             "name": name,
             "score": self._plan.search.score,
         }
-        scale = self._plan.figure.scale
+        scale = self._scale
         figure = Figure("search", name, caption.title, record, partial(make, caption, scale))
         return draw_figure(session, figure)[0]

@@ -18,7 +18,8 @@ from cnnvis_cli.figure import activations as figures
 from cnnvis_cli.figure.activations import Heading, OverImage, Panel, Stop, Values
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.grid import Grid, Scale, finite, grid_of, in_colour, over_image
-from cnnvis_cli.network.outputs import Output
+from cnnvis_cli.figure.words import percent
+from cnnvis_cli.network.outputs import PROB, Output
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.lists import names_of
 from cnnvis_cli.stages.common.session import Session
@@ -223,10 +224,10 @@ def _heading(session: Session, subject: ShownImages, what: str, note: str) -> He
     lines = []
     for image, seen in zip(subject.images, subject.seen, strict=False):
         found = guesses(session.network, seen.prob)
-        text = ", ".join(f"{guess.name} {guess.share:.3f}" for guess in found)
+        text = ", ".join(f"{guess.name} {percent(guess.share)}" for guess in found)
         if found:
             lines.append(f"{image.name}: {text}" if many else text)
-    return Heading(f"{names} · {what}", tuple(lines), note)
+    return Heading(f"{names} · {what}", tuple(lines), note, session.plan.figure.column)
 
 
 def _layer_figure(
@@ -266,7 +267,8 @@ def _with_strongest(outputs: Outputs, output: Output, name: str, maps: Floats) -
     """Return a vector with the labels of its strongest channels; ties by number."""
     values = maps[:, 0, 0]
     order = np.argsort(-values, kind="stable")[:NAMED_CHANNELS].tolist()
-    return Values(name, values, tuple((i, outputs.label(output, i)) for i in order))
+    strongest = tuple((i, outputs.label(output, i)) for i in order)
+    return Values(name, values, strongest, output.name == PROB)
 
 
 def _bars_note(subject: ShownImages, output: Output) -> str:

@@ -25,6 +25,7 @@ from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.occlusion import Heat, Panels, inks_of, legend_of, occlusion_sheet
 from cnnvis_cli.figure.sheets import Caption, Pane
 from cnnvis_cli.figure.tone import TONE_RULES, as_photograph, toned
+from cnnvis_cli.figure.words import four_digits, percent, percent_between
 from cnnvis_cli.network.backward import rectify, way_back
 from cnnvis_cli.network.occlusion import Occluder, Squares
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
@@ -295,11 +296,6 @@ class OcclusionJob:
         return np.asarray(gradient[0].permute(1, 2, 0).cpu().numpy())
 
 
-def _four_digits(value: float) -> str:
-    """Return a number with at least four digits, never with an exponent if large."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
-
-
 @dataclass(frozen=True)
 class Occlusion:
     """An image's numbers, for drawing."""
@@ -351,8 +347,9 @@ class Occlusion:
 
     def draw(self) -> Canvas:
         fit = max(1, round(LARGE / self.image.pixels.shape[1]))  # small inputs are enlarged
-        scale = self.session.plan.figure.scale * fit
-        return occlusion_sheet(self.panels(), Caption(self.title, self.note()), scale)
+        plan = self.session.plan.figure
+        scale, caption = (plan.scale or 1) * fit, Caption(self.title, self.note(), plan.column)
+        return occlusion_sheet(self.panels(), caption, scale)
 
     @property
     def from_zero(self) -> bool:
@@ -364,6 +361,7 @@ class Occlusion:
         whole = int(self.record["whole_predicted"])
         inks = inks_of(arrays["predicted"], whole)
         (projection,) = self._toned(arrays["projection"][None, None])[0]
+        chances = arrays["probability"]
         rows, columns = self.study.squares.nearest(network.size)
         size = self.study.squares.size
         square = as_photograph(np.zeros((size, size, 3), np.float32), network.preprocessing.mean)
@@ -372,20 +370,20 @@ class Occlusion:
             square=square,
             said=self._said(whole),
             total=Heat(
-                f"strongest map ({self.channel}): total activation",
+                f"map {self.channel}, summed",
                 arrays["total"],
                 float(self.record["whole_total"]),
-                _four_digits,
+                four_digits,
                 self.from_zero,
             ),
             projection=projection,
-            projected=f"strongest map ({self.channel}), projected",
+            projected=f"map {self.channel}, projected",
             top=self._strongest(),
             probability=Heat(
                 f"probability of {self.called}",
                 arrays["probability"],
                 float(self.record["whole_probability"]),
-                "{:.3f}".format,
+                percent_between(float(chances.min()), float(chances.max())),
                 self.from_zero,
             ),
             predicted=arrays["predicted"],
@@ -400,7 +398,7 @@ class Occlusion:
         name, squares = class_name(self.session.network, whole), self.study.squares
         taken = f"predicted {name}"
         if whole == self.record["class"]:
-            taken += f", {self.record['whole_probability']:.1%}"
+            taken += f", {percent(float(self.record['whole_probability']))}"
         side = f"{squares.size}x{squares.size}"
         return taken, f"square of {side} pixels, {squares.stride} apart:"
 

@@ -233,9 +233,10 @@ class SaliencyJob:
         for name, raw in self._raw(answer).items():
             overlaid = over(image.pixels, answer.heats[name])
             shown.append(Explained(self._titled(name, answer), raw, overlaid))
+        scale = self.session.plan.figure.scale or 1
         subject = Subject(image.pixels, self._guesses(answer), self._seen(answer))
-        caption = Caption(title, self.note())
-        return saliency_sheet(subject, shown, caption, self.session.plan.figure.scale)
+        caption = Caption(title, self.note(), self.session.plan.figure.column)
+        return saliency_sheet(subject, shown, caption, scale)
 
     def _raw(self, answer: Explanation) -> dict[str, Pixels]:
         """Return each method's map in its tone."""

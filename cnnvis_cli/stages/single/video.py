@@ -178,7 +178,9 @@ class VideoJob:
 
         def draw() -> Canvas:
             seconds, leads = self._leads()
-            return timeline(seconds, leads, Heading(title, (), note))
+            return timeline(
+                seconds, leads, Heading(title, (), note, self.session.plan.figure.column)
+            )
 
         return Figure(f"activations/{self.name}", STRONGEST, title, record, draw)
 
