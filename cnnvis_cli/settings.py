@@ -29,6 +29,7 @@ Decode = Literal["exact", "fast", "gpu"]
 FilterTone = Literal["tile", "sheet"]
 LayerTone = Literal["layer", "tile"]
 Start = Literal["place", "map"]
+Back = Literal["raw", "gray", "norm", "blur"]
 Normalisation = Literal["derivative", "pass"]
 Method = Literal["deconv", "guided", "gradient"]
 SaliencyMethod = Literal["gradient", "guided", "deconv", "gradcam", "smoothgrad", "integrated"]
@@ -387,6 +388,24 @@ class MontagePlan:
         False,
         "--together",
         "Draw one figure for all layers (top), or for all units of a layer (styles, unit).",
+    )
+    images: Several[Text] = setting((), "IMAGE", "Images of the kind screen.")
+    unit: Several[Text] = setting(
+        (),
+        "--unit",
+        "Unit of the kind screen, such as conv5/151; repeatable.",
+        metavar="LAYER/N",
+    )
+    back: Back = setting(
+        "raw",
+        "--back",
+        "How screen shows the way back to the image: raw, gray, norm, or blur, the norm blurred.",
+    )
+    start: Start = setting(
+        "map", "--start", "Where screen's way back starts: the unit's strongest place, or its map."
+    )
+    gamma: float = setting(
+        1.0, "--gamma", "Power of screen's activations; below 1 shows weak ones.", gt=0, le=4
     )
     equal: bool = setting(
         False,

@@ -16,7 +16,16 @@ import click
 from click.shell_completion import CompletionItem
 
 OWN_MODELS = ("caffenet", "demo", "zfnet")  # models, beside torchvision's
-MONTAGE_KINDS = ("history", "layers", "optimized", "styles", "top", "toolbox", "unit")  # of montage
+MONTAGE_KINDS = (
+    "history",
+    "layers",
+    "optimized",
+    "screen",
+    "styles",
+    "top",
+    "toolbox",
+    "unit",
+)
 Items = list[CompletionItem]
 
 

@@ -14,7 +14,9 @@ from cnnvis_cli.settings import Plan
 
 
 @click.command("montage")
-@click.argument("montage__kind", metavar="[KIND]...", nargs=-1, shell_complete=completing.kinds)
+@click.argument(
+    "montage__kind", metavar="[KIND]... [IMAGE]...", nargs=-1, shell_complete=completing.kinds
+)
 @takes(*section("montage"), MOVED, *DRAWING, *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
     """Draw figures as PNG from the results in the run directory.
@@ -28,9 +30,13 @@ def command(**flags: Any) -> None:
       unit       optimized, patches, projections, 3x3 each (panes of Fig. 1)
       toolbox    JPEGs in the folders that the deep-visualization-toolbox reads
       history    the activation during each ascent
+      screen     the toolbox's screen for IMAGE and --unit (Fig. 1), alone: it runs the network
 
     Example: cnnvis montage optimized --model demo --layer conv1 (after the example of optimize)
     """
+    kinds = flags["montage__kind"]
+    if kinds[:1] == ("screen",):
+        flags["montage__kind"], flags["montage__images"] = kinds[:1], kinds[1:]
     run_command("montage", flags, _draw_montage)
 
 
@@ -39,5 +45,12 @@ def _draw_montage(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.figures.montage import check_kinds, montage
 
     check_kinds(plan)
+    if "screen" in plan.montage.kind:
+        from cnnvis_cli.stages.single.screen import check_screen, screen
+
+        check_screen(plan)
+        with open_session(plan, report) as session:
+            screen(session)
+        return
     with open_session(plan, report, new=False, weights=False) as session:
         montage(session)

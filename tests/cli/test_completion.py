@@ -12,6 +12,7 @@ from torchvision import models
 
 from cnnvis_cli.cli import COMMANDS, cli, completing
 from cnnvis_cli.network.zoo import OWN
+from cnnvis_cli.stages.figures.montage import SCREEN
 from cnnvis_cli.stages.figures.montages import KINDS
 
 
@@ -66,7 +67,7 @@ def test_paths_are_the_shell_s_own_affair(line: str, kind: str) -> None:
 def test_what_is_offered_is_what_there_is() -> None:
     """The names are written by hand, or read from a source: here they are compared."""
     assert set(completing.OWN_MODELS) == set(OWN)
-    assert set(completing.MONTAGE_KINDS) == set(KINDS)
+    assert set(completing.MONTAGE_KINDS) == {*KINDS, SCREEN}
     assert set(completing._builders()) == set(models.list_models(module=models))
 
 

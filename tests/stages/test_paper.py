@@ -24,7 +24,7 @@ WIDE = ("top", "unit together", "layers, equal", "occlude", "saliency", "sweep",
 NETWORK = "--model demo --device cpu --run run -q"
 HERE = "--run run --workers 0 -q"  # in this process
 ONE = "images/cat/0.png"
-MONTAGES = tuple(kind for kind in KINDS if kind not in ("toolbox", "screen"))
+MONTAGES = tuple(kind for kind in KINDS if kind != "toolbox")
 LINES = {
     **{kind: f"montage {kind} {HERE}" for kind in MONTAGES},
     "top together": f"montage top --together {HERE}",
@@ -32,6 +32,7 @@ LINES = {
     "layers, equal": f"montage layers --equal {HERE}",
     "unit together": f"montage unit --together {HERE}",
     "styles together": f"montage styles --together {HERE}",
+    "screen": f"montage screen {ONE} --run run -q --unit conv3/5 --unit fc8/9",
     "filters": f"filters {NETWORK}",
     "saliency": f"saliency {ONE} {NETWORK}",
     "saliency of a unit": f"saliency {ONE} {NETWORK} --target conv3/0002 --method gradient",

@@ -11,11 +11,14 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montages import KINDS, MontageKind, Pages
 from cnnvis_cli.stages.figures.render import draw_figures, figure_files, figure_key
 
+SCREEN = "screen"  # the kind that runs the network, by a stage of its own
+
 
 def check_kinds(plan: Plan) -> None:
     """Raise `UsageError` for an unknown kind of figure."""
     for kind in plan.montage.kind:
-        KINDS.require(kind)
+        if kind != SCREEN:
+            KINDS.require(kind)
 
 
 def montage(session: Session) -> None:
@@ -24,6 +27,8 @@ def montage(session: Session) -> None:
     Raise `UsageError` for a requested layer without results, or if there are none at all.
     """
     asked = session.plan.montage.kind
+    if SCREEN in asked:
+        raise UsageError("screen takes images: cnnvis montage screen IMAGE --unit conv5/151")
     usual = [name for name, kind in KINDS.items() if not kind.asked]
     pages: list[Pages] = []
     for name in asked or usual:
