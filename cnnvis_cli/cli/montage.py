@@ -25,7 +25,7 @@ def command(**flags: Any) -> None:
     KIND, repeatable; by default optimized and top:
       optimized  one tile per channel (Yosinski et al. 2015, Fig. S1)
       top        projections beside image patches (Zeiler & Fergus 2013, Fig. 2)
-      styles     3x3 runs in each of four styles, per unit (Yosinski et al., Fig. 4)
+      styles     3x3 runs in each style that the run has, per unit (Yosinski et al., Fig. 4)
       layers     all layers at true size, four runs per channel (Fig. 5)
       unit       optimized, patches, projections, 3x3 each (panes of Fig. 1)
       toolbox    JPEGs in the folders that the deep-visualization-toolbox reads

@@ -51,7 +51,9 @@ def draw_figure(session: Session, figure: Figure) -> list[Path]:
     paths = figure_files(session, figure)
     missing = [path for path in paths if figure_key(path) != key]
     if missing:
-        canvas = _in_column(session, figure.draw())
+        canvas = figure.draw()
+        if "png" in figure.formats:  # others are for a program
+            canvas = _in_column(session, canvas)
         text = {"Title": figure.title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
         for path in missing:
             content = _encoded_figure(canvas, path, text | {"cnnvis-key": key}, session)
