@@ -33,6 +33,7 @@ LINES = {
     "unit together": f"montage unit --together {HERE}",
     "styles together": f"montage styles --together {HERE}",
     "screen": f"montage screen {ONE} --run run -q --unit conv3/5 --unit fc8/9",
+    "look": f"look {ONE} {NETWORK} --layer conv3",
     "filters": f"filters {NETWORK}",
     "saliency": f"saliency {ONE} {NETWORK}",
     "saliency of a unit": f"saliency {ONE} {NETWORK} --target conv3/0002 --method gradient",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,8 +17,17 @@ from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.heat import over, to_largest
-from cnnvis_cli.figure.sheets import Caption, Cell, CellRow, Pane, rows_of_cells
+from cnnvis_cli.figure.sheets import (
+    Caption,
+    Cell,
+    CellRow,
+    Pane,
+    gutter_of,
+    row_scale,
+    rows_of_cells,
+)
 from cnnvis_cli.figure.tone import toned
+from cnnvis_cli.figure.words import percent
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import TopImages, projected_of, style_of
@@ -53,6 +62,19 @@ def _picture(session: Session, place: str) -> str:
     if not path.exists():
         write_png(path, draw(CLASSES[0], 0))
     return str(path)
+
+
+def _in_column(rows: Sequence[CellRow], caption: Caption) -> list[CellRow]:
+    """Return rows for a column of a paper: the decision, then a row per unit, each as wide."""
+    room = caption.room - gutter_of([row.title for row in rows], caption)
+    decision, *layers = rows
+    count = len(decision.cells)
+    found = [replace(decision, scale=row_scale(decision.cells[0], count, room))]
+    for layer in layers:
+        for number, cell in enumerate(layer.cells):
+            title = "" if number else layer.title
+            found.append(CellRow(title, (cell,), row_scale(cell, 1, room)))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +125,11 @@ class Look:
         for layer in self.layers:
             self.session.report.check_stop()
             rows.append(CellRow(layer.alias, tuple(self.units(layer, maps[layer.alias]))))
-        caption = Caption(f"{title} · {self.guessed(answer)}", self.note())
-        return rows_of_cells(rows, caption, self.session.plan.figure.scale)
+        plan = self.session.plan.figure
+        caption = Caption(f"{title} · {self.guessed(answer)}", self.note(), plan.column)
+        if caption.room:
+            rows = _in_column(rows, caption)
+        return rows_of_cells(rows, caption, plan.scale or 1)
 
     def maps(self) -> dict[str, Floats]:
         """Return each layer's map for the image, (C, rows, columns)."""
@@ -122,7 +147,7 @@ class Look:
         names = []
         for guess in np.argsort(-answer.probability, kind="stable")[:GUESSES].tolist():
             name = class_name(self.session.network, guess)
-            names.append(f"{name} {answer.probability[guess]:.1%}")
+            names.append(f"{name} {percent(float(answer.probability[guess]))}")
         return ", ".join(names) or "no classes"
 
     def decision(self, saliency: SaliencyJob, answer: Explanation) -> CellRow:
@@ -165,7 +190,7 @@ class Look:
             columns = (np.arange(width) * maps.shape[2]) // width
             seen = over(self.image.pixels, to_largest(positive)[rows][:, columns])
             panes = [self._cell("", seen).panes[0], *self._kept(layer, unit)]
-            share = f", {strength[unit]:.0%} of its best" if rule else ""
+            share = f", {percent(float(strength[unit]))} of its best" if rule else ""
             yield Cell(f"{Unit(layer.alias, unit)}: {value:.3g}{share}", tuple(panes))
 
     def _strengths(self, layer: Layer, maps: Floats) -> tuple[Floats, bool]:
