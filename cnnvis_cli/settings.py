@@ -387,7 +387,8 @@ class MontagePlan:
     together: bool = setting(
         False,
         "--together",
-        "Draw one figure for all layers (top), or for all units of a layer (styles, unit).",
+        "Draw one figure for all layers (optimized, top), or for all units of a layer (styles, "
+        "unit).",
     )
     images: Several[Text] = setting((), "IMAGE", "Images of the kind screen.")
     unit: Several[Text] = setting(

@@ -154,25 +154,57 @@ def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
     Cells are of one size. Each has its label above if there is room; in rows of small cells,
     only the first has a label.
     """
-    label = max(text_size(c.label, SMALL)[0] for c in cells)
-    if caption.room:
-        cells = narrowed(cells, caption.room)
-        scale, grid = _grid_in_column(cells, label, caption.room)
-    else:
-        grid = _CellGrid.around(len(cells), *cells[0].size(scale), label)
-    height, _ = cells[0].size(scale)
-    canvas, head = begun(caption, grid.width, grid.height)
-    for number, cell in enumerate(cells):
-        row, column = divmod(number, grid.columns)
-        top = head + row * grid.row_pitch
-        left = MARGIN + grid.gutter + column * grid.column_pitch
-        if not grid.gutter:
-            canvas.text(cell.label, top, left, SMALL, FAINT)
-            top += LINE
-        elif column == 0:
-            canvas.text(cell.label, top + (height - SMALL) // 2 - 1, MARGIN, SMALL, FAINT)
-        cell.draw(canvas, top, left, scale)
+    placed = _Placed.of(cells, caption, scale)
+    canvas, head = begun(caption, placed.grid.width, placed.grid.height)
+    placed.draw(canvas, head)
     return canvas
+
+
+def sheets_below(parts: Sequence[CellRow], caption: Caption) -> Canvas:
+    """Return the sheets of several layers below each other, each under its name."""
+    size = SMALL if caption.room else TITLE
+    sheets = [_Placed.of(part.cells, caption, part.scale) for part in parts]
+    heights = [size + 6 + placed.grid.height + GAP_OF_ROWS for placed in sheets]
+    canvas, top = begun(caption, max(placed.grid.width for placed in sheets), sum(heights))
+    for part, placed, height in zip(parts, sheets, heights, strict=True):
+        canvas.text(part.title, top, MARGIN, size)
+        placed.draw(canvas, top + size + 6)
+        top += height
+    return canvas
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The cells of a sheet with their places and their scale."""
+
+    cells: Sequence[Cell]
+    scale: float
+    grid: _CellGrid
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell], caption: Caption, scale: float) -> _Placed:
+        """Return cells in a nearly square grid at a scale, or so that they fill a column."""
+        label = max(text_size(c.label, SMALL)[0] for c in cells)
+        if not caption.room:
+            grid = _CellGrid.around(len(cells), *cells[0].size(scale), label)
+            return cls(cells, scale, grid)
+        cells = narrowed(cells, caption.room)
+        return cls(cells, *_grid_in_column(cells, label, caption.room))
+
+    def draw(self, canvas: Canvas, head: int) -> None:
+        """Draw the cells from a height on."""
+        height, _ = self.cells[0].size(self.scale)
+        grid = self.grid
+        for number, cell in enumerate(self.cells):
+            row, column = divmod(number, grid.columns)
+            top = head + row * grid.row_pitch
+            left = MARGIN + grid.gutter + column * grid.column_pitch
+            if not grid.gutter:
+                canvas.text(cell.label, top, left, SMALL, FAINT)
+                top += LINE
+            elif column == 0:
+                canvas.text(cell.label, top + (height - SMALL) // 2 - 1, MARGIN, SMALL, FAINT)
+            cell.draw(canvas, top, left, self.scale)
 
 
 def narrowed(cells: Sequence[Cell], room: int) -> list[Cell]:
@@ -230,9 +262,11 @@ def rows_of_cells(rows: Sequence[CellRow], caption: Caption, scale: float = 1) -
     for (row, own), height, pitch in zip(both, heights, pitches, strict=True):
         canvas.text(row.title, top + LINE + max(0, (height - size) // 2), MARGIN, size)
         left = MARGIN + gutter
-        for cell in row.cells:
-            label = shortened(cell.label, SMALL, _advance(cell, own) - 3)
-            canvas.text(label, top, left, SMALL, FAINT)
+        for number, cell in enumerate(row.cells, 1):
+            free = _advance(cell, own) - 3
+            if number == len(row.cells):  # the last one's label may use the rest of the row
+                free = max(free, MARGIN + max(width, caption.room) - left)
+            canvas.text(shortened(cell.label, SMALL, free), top, left, SMALL, FAINT)
             cell.draw(canvas, top + LINE, left, own)
             left += _advance(cell, own)
         top += pitch

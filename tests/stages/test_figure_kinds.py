@@ -373,3 +373,41 @@ def test_figures_do_not_need_the_weights(do: Do, flags: Flags) -> None:
         assert [layer.alias for layer in session.network.layers][-1] == "fc8"
         STAGES["montage"](session)
     assert "optimized/fc8.png" in figures(flags)
+
+
+def test_styles_and_unit_show_every_style_that_the_run_has(do: Do, flags: Flags) -> None:
+    """Named as in the file, natural first; a flag chooses."""
+    with h5py.File(Path(flags["run"]) / "optimized" / "fc8.h5", "r+") as file:
+        file.copy("3", "natural")
+        file.copy("3", "fourier")
+    flags |= {"layer": ("fc8",), "units": "9"}
+    do("montage", **flags | {"montage__kind": ("styles", "unit")})
+    held = ["natural", "1", "3", "fourier"]
+    assert [each["style"] for each in record(flags, "styles/fc8_0009.png")["styles"]] == held
+    assert [each["style"] for each in record(flags, "unit/fc8_0009.png")["optimized"]] == held
+    do("montage", **flags | {"montage__kind": ("unit",), "montage__style": ("fourier", "1")})
+    chosen = [each["style"] for each in record(flags, "unit/fc8_0009.png")["optimized"]]
+    assert chosen == ["fourier", "1"]
+
+
+def test_fewer_units_than_asked_for_are_explained(
+    flags: Flags, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags |= {"montage__kind": ("optimized",), "layer": ("fc8",), "montage__random": 6}
+    with open_session(Plan.make(None, flags), Report()) as session:
+        STAGES["montage"](session)
+    assert "fc8: --random 6: has 3 to show" in capsys.readouterr().err
+    assert len(record(flags, "optimized/fc8.png")["units"]) == 3
+
+
+def test_small_tiles_are_enlarged_unless_a_scale_is_given(do: Do, flags: Flags) -> None:
+    """Tiles of 37 pixels are drawn twice as large, each pixel as a square."""
+    flags |= {"montage__kind": ("optimized",), "layer": ("conv3",), "units": "9"}
+    value = read(flags, "conv3", "3/activation")[1]
+    tile = stretched(read(flags, "conv3", "3/image")[1, int(value.argmax())])
+    times = -(-64 // max(tile.shape[:2]))
+    assert times > 1
+    del flags["figure__scale"]
+    do("montage", **flags)
+    large = tile.repeat(times, axis=0).repeat(times, axis=1)
+    assert len(places(opened(flags, "optimized/conv3.png"), large)) == 1

@@ -27,6 +27,7 @@ ONE = "images/cat/0.png"
 MONTAGES = tuple(kind for kind in KINDS if kind != "toolbox")
 LINES = {
     **{kind: f"montage {kind} {HERE}" for kind in MONTAGES},
+    "optimized together": f"montage optimized --together {HERE}",
     "top together": f"montage top --together {HERE}",
     "top together, equal": f"montage top --together --equal {HERE}",
     "layers, equal": f"montage layers --equal {HERE}",

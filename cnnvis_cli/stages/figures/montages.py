@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnnvis_cli.arrays import Floats, Pixels, Units
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Canvas, reduced, scaled
 from cnnvis_cli.figure.grid import columns_of
 from cnnvis_cli.figure.lines import Plot, plots, plots_on_a_page
@@ -25,6 +26,7 @@ from cnnvis_cli.figure.sheets import (
     row_scale,
     rows_of_cells,
     sheet,
+    sheets_below,
     single,
     toolbox_montage,
 )
@@ -138,7 +140,48 @@ def _tone(session: Session, values: Floats) -> Pixels:
 @kind("optimized", Run.optimized, asked=False)
 def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return one tile per channel at its true size: Yosinski et al. 2015, Fig. S1."""
-    return [_optimized_sheet(session, style_of(session, layer)).pages(session) for layer in layers]
+    sources = [style_of(session, layer) for layer in layers]
+    if session.plan.montage.together:
+        return [[_optimized_together(session, sources)]]
+    return [_optimized_sheet(session, images).pages(session) for images in sources]
+
+
+def _optimized_together(session: Session, sources: Sequence[OptimizedImages]) -> Figure:
+    """Return the sheets of several layers in one figure, as Fig. S1 has them."""
+    plan = session.plan.figure
+    chosen = [choose(session, images.layer, images.held) for images in sources]
+    scales = [tile_scale(plan, images.size) for images in sources]
+    pixels = 0.0
+    for images, units, scale in zip(sources, chosen, scales, strict=True):
+        pixels += len(units) * images.size[0] * images.size[1] * scale**2
+    if pixels > LARGEST_TOGETHER:
+        raise UsageError(
+            f"--together: {pixels / 1e6:.0f} million pixels in one figure; choose layers with "
+            "--layer, units with --random, or a smaller --scale"
+        )
+    note = f"{sources[0].what}, style {sources[0].style}. Tone: {TONE_RULES[plan.tone]}."
+    names = ", ".join(images.layer.alias for images in sources)
+    caption = _caption(session, f"{session.network.name} · {names}", note)
+
+    def draw() -> Canvas:
+        parts = []
+        for images, units, scale in zip(sources, chosen, scales, strict=True):
+            cells = tuple(_best_cells(session, images, units))
+            parts.append(CellRow(images.layer.alias, cells, max(1, scale)))
+        return sheets_below(parts, caption)
+
+    record: Record = {"layers": _sheet_records(sources, chosen)}
+    return Figure("optimized", ALL_LAYERS, caption.title, record, draw)
+
+
+LARGEST_TOGETHER = 60_000_000  # pixels of the tiles of one figure
+
+
+def _best_cells(session: Session, images: OptimizedImages, units: Units) -> Iterator[Cell]:
+    """Yield a cell per unit with its best image."""
+    tiles = _best_tiles(session, images, units)
+    for unit, tile, dead in zip(units, tiles, images.dead(units), strict=True):
+        yield Cell.of(images.label(unit), tile, bool(dead))
 
 
 def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
@@ -150,9 +193,7 @@ def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
-        shown = zip(units, _best_tiles(session, images, units), images.dead(units), strict=True)
-        cells = [Cell.of(images.label(unit), tile, bool(dead)) for unit, tile, dead in shown]
-        return sheet(cells, caption, max(1, scale))
+        return sheet(list(_best_cells(session, images, units)), caption, max(1, scale))
 
     height, width = (scaled(side, scale) for side in images.size)
     units, room = choose(session, images.layer, images.held), per_page((height, width))

@@ -164,9 +164,11 @@ class Photographs:
 
 
 def styles_held(session: Session, layer: Layer) -> list[OptimizedImages]:
-    """Return the styles with images of units, natural first (no sums or directions)."""
+    """Return the styles with images of units, the planned ones first (no sums or directions)."""
     file = OptimizedFile(session.run.optimized(layer.alias))
-    found = [OptimizedImages(session, layer, name) for name in ordered_styles(file.styles())]
+    planned = session.plan.optimize.style
+    names = sorted(ordered_styles(file.styles()), key=lambda name: name not in planned)
+    found = [OptimizedImages(session, layer, name) for name in names]
     return [images for images in found if not images.made.get("targets") and len(images.held)]
 
 

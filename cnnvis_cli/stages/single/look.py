@@ -27,7 +27,7 @@ from cnnvis_cli.figure.sheets import (
     rows_of_cells,
 )
 from cnnvis_cli.figure.tone import toned
-from cnnvis_cli.figure.words import percent
+from cnnvis_cli.figure.words import four_digits, percent
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import TopImages, projected_of, style_of
@@ -65,15 +65,16 @@ def _picture(session: Session, place: str) -> str:
 
 
 def _in_column(rows: Sequence[CellRow], caption: Caption) -> list[CellRow]:
-    """Return rows for a column of a paper: the decision, then a row per unit, each as wide."""
+    """Return rows for a column of a paper: the decision, as wide as it, then a row per unit."""
     room = caption.room - gutter_of([row.title for row in rows], caption)
     decision, *layers = rows
     count = len(decision.cells)
-    found = [replace(decision, scale=row_scale(decision.cells[0], count, room))]
+    scale = row_scale(decision.cells[0], count, room)
+    found = [replace(decision, scale=scale)]
     for layer in layers:
         for number, cell in enumerate(layer.cells):
             title = "" if number else layer.title
-            found.append(CellRow(title, (cell,), row_scale(cell, 1, room)))
+            found.append(CellRow(title, (cell,), min(scale, row_scale(cell, 1, room))))
     return found
 
 
@@ -191,7 +192,7 @@ class Look:
             seen = over(self.image.pixels, to_largest(positive)[rows][:, columns])
             panes = [self._cell("", seen).panes[0], *self._kept(layer, unit)]
             share = f", {percent(float(strength[unit]))} of its best" if rule else ""
-            yield Cell(f"{Unit(layer.alias, unit)}: {value:.3g}{share}", tuple(panes))
+            yield Cell(f"{Unit(layer.alias, unit)}: {four_digits(value)}{share}", tuple(panes))
 
     def _strengths(self, layer: Layer, maps: Floats) -> tuple[Floats, bool]:
         """Return how strongly each unit answers, and whether as a share of its best image."""
