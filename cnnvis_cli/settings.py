@@ -553,6 +553,9 @@ class OccludePlan:
         "each image's predicted class",
         "NAME|NUMBER",
     )
+    together: bool = setting(
+        False, "--together", "Also draw the images' figures below each other, in one."
+    )
     zero: bool = setting(
         False, "--zero", "Begin the colour bars at 0 instead of at the lowest value."
     )

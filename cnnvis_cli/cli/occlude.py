@@ -28,6 +28,7 @@ from cnnvis_cli.settings import Plan
     "occlude.target",
     "occlude.method",
     "occlude.zero",
+    "occlude.together",
     "topk.max_unreadable",
     "figure.tone",
     *SIZING,

@@ -140,6 +140,18 @@ class Canvas:
         self.caption = ""  # what is said beside the sheet, not on it
         self.unit: float | None = None
 
+    @classmethod
+    def stacked(cls, sheets: Sequence[Canvas], gap: int) -> Canvas:
+        """Return sheets below each other, `gap` pixels apart; their captions follow each other."""
+        height = sum(sheet.height + gap for sheet in sheets) - gap
+        whole = cls(height, max(sheet.width for sheet in sheets))
+        top = 0
+        for sheet in sheets:
+            whole.marks += [_shifted(mark, 0, top) for mark in sheet.marks]
+            top += sheet.height + gap
+        whole.caption = " ".join(sheet.caption for sheet in sheets).strip()
+        return whole
+
     def printed(self, width: int, unit: float) -> Canvas:
         """Return the marks alone, without margins, centred in a column of a paper.
 

@@ -120,7 +120,7 @@ def occlusion_sheet(panels: Panels, caption: Caption, scale: float = 1) -> Canva
 
 
 PANELS = 5
-LEAST_PANEL = 150  # least width of a panel in a column of a paper
+LEAST_PANEL = 140  # least width of a panel in a column of a paper
 
 
 @dataclass(frozen=True)

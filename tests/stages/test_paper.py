@@ -39,6 +39,8 @@ LINES = {
     "saliency": f"saliency {ONE} {NETWORK}",
     "saliency of a unit": f"saliency {ONE} {NETWORK} --target conv3/0002 --method gradient",
     "occlude": f"occlude {ONE} {NETWORK} --workers 0 --stride 40 --size 40 --layer conv3",
+    "occlude together": f"occlude {ONE} images/dog/1.png {NETWORK} --workers 0 --stride 50 "
+    "--size 40 --layer conv3 --together",
     "activations": f"activations {ONE} {NETWORK} --workers 0",
     "activations of a unit": f"activations {ONE} {NETWORK} --workers 0 --unit conv3/2",
     "activations compared": f"activations {ONE} images/dog/1.png {NETWORK} --workers 0 --compare "

@@ -52,6 +52,7 @@ from cnnvis_cli.store.run import Record, Run
 SIZE, STRIDE = 1 / 5, 1 / 20
 POSITIONS_PER_PASS = {"cpu": 64, "cuda": 256}  # positions per pass: more gain nothing there
 SHOWN_IMAGES = 9  # number of the unit's strongest images
+STACK_GAP = 4  # pixels between the sheets of several images
 LARGE = 224  # preferred side of a panel in pixels
 
 
@@ -62,10 +63,29 @@ def occlude(session: Session) -> None:
     _share(session, list(filter(takes, range(len(InputImages(plan.occlude.images))))))
     session = session.here()
     studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
+    found: list[list[Occlusion]] = [[] for _ in studies]
     for image in photographs(session, plan.occlude.images, takes):
-        for study in studies:
+        for study, own in zip(studies, found, strict=True):
             for path in study.files(image):
                 session.report.result(str(path))
+            if plan.occlude.together:
+                own.append(study.result(image))
+    for several in found:
+        for path in draw_figure(session, _together(several)) if several else ():
+            session.report.result(str(path))
+
+
+def _together(several: Sequence[Occlusion]) -> Figure:
+    """Return the figures of several images below each other: Zeiler & Fergus 2013, Fig. 7."""
+    figures = [each.figure() for each in several]
+    layer = several[0].study.layer.alias
+    title = f"{several[0].session.network.name} · occlusion of {len(several)} images · {layer}"
+    record: Record = {"layer": layer, "images": [figure.record for figure in figures]}
+
+    def draw() -> Canvas:
+        return Canvas.stacked([figure.draw() for figure in figures], STACK_GAP)
+
+    return Figure("occlude", f"together_{layer}", title, record, draw)
 
 
 def _share(session: Session, numbers: Sequence[int]) -> None:
@@ -227,8 +247,11 @@ class OcclusionJob:
             with self.session.timed("occlude"):
                 self.keep(image)
         yield file.path
-        found = Occlusion(self, image, *file.read())
-        yield from draw_figure(self.session, found.figure())
+        yield from draw_figure(self.session, self.result(image).figure())
+
+    def result(self, image: InputImage) -> Occlusion:
+        """Return the stored numbers of an image."""
+        return Occlusion(self, image, *self._file(image).read())
 
     def _file(self, image: InputImage) -> OccludedFile:
         return OccludedFile(self.session.run.occluded(self.name(image)))
@@ -397,8 +420,8 @@ class Occlusion:
         """Return the predicted class of the whole image, and the description of the square."""
         name, squares = class_name(self.session.network, whole), self.study.squares
         taken = f"predicted {name}"
-        if whole == self.record["class"]:
-            taken += f", {percent(float(self.record['whole_probability']))}"
+        if whole == self.record["class"]:  # its number first: a long name is cut
+            taken = f"predicted {percent(float(self.record['whole_probability']))} {name}"
         side = f"{squares.size}x{squares.size}"
         return taken, f"square of {side} pixels, {squares.stride} apart:"
 
