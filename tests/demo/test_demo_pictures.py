@@ -13,7 +13,7 @@ from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.optimize.stage import optimize
 from cnnvis_cli.store.optimized import OptimizedFile
 
-RANGES = {"3": (1.0, 30.0), "natural": (15.0, 80.0)}  # of standard deviation, in grey levels
+RANGES = {"3": (1.0, 40.0), "natural": (15.0, 105.0)}  # of standard deviation, in grey levels
 
 
 @pytest.mark.parametrize("style", RANGES)

@@ -127,7 +127,7 @@ def _check_figure(run: Run, path: Path, text: dict[str, str], findings: Findings
     if text.get("cnnvis-key") != digest(record):
         problems.append(f"{path}: its record does not have its key; {AGAIN}")
     other = kind in OF_ONE_UNIT and isinstance(layer, str) and f"{path.stem}_".find(f"{layer}_")
-    if record.get("kind") != kind or other:
+    if str(record.get("kind")).partition("/")[0] != kind or other:
         shown = f"{record.get('kind')} {layer or ''}".strip()
         problems.append(f"{path}: says that it shows {shown}; {AGAIN}")
     findings.stored("figures", 1, problems)
