@@ -15,7 +15,7 @@ from cnnvis_cli.settings import Plan
 
 @click.command("look")
 @click.argument("look__images", metavar="PHOTO...", nargs=-1, shell_complete=completing.path_items)
-@takes(*section("look"), "layer", *DRAWING, *EXPLAINING)
+@takes(*section("look"), "topk.max_unreadable", "layer", *DRAWING, *EXPLAINING)
 def command(**flags: Any) -> None:
     """Show on one sheet what a network sees in an image.
 

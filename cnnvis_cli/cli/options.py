@@ -121,9 +121,12 @@ def planned(flags: dict[str, Any]) -> tuple[Plan, Report]:
     log: Path | None = flags.pop("log")
     report = Report(flags.pop("quiet"), flags.pop("verbose"))
     reports.append(report)
-    if log is not None:
-        report.log_to(log)
     plan = Plan.make(flags.pop("config"), flags)
+    if log is not None:
+        from cnnvis_cli.stages.run.plan_log import check_log
+
+        check_log(log, plan)
+        report.log_to(log)
     if log is None and plan.log is not None:
         from cnnvis_cli.stages.run.plan_log import plan_log  # few plans have one
 

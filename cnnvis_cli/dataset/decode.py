@@ -213,6 +213,8 @@ def is_plain_jpeg(content: bytes) -> bool:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB; raise `Unreadable` for values of an unknown scale."""
+    if image.format == "TIFF":
+        _check_meaning(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         depths = () if image.format == "PPM" else DEPTHS  # Pillow scales it by its largest value
         return Image.fromarray(_grey_of(np.asarray(image), depths)).convert("RGB")
@@ -220,6 +222,20 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy it
+
+
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of a TIFF (TIFF 6.0, sections 3 and 19)
+WHITE_IS_ZERO, SIGNED = 0, 2  # their values
+
+
+def _check_meaning(image: Any) -> None:
+    """Raise `Unreadable` for a TIFF whose numbers Pillow does not read as they are meant."""
+    deep = image.mode.startswith("I") or image.mode == "F"
+    if deep and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        raise Unreadable("is a negative of more than 8 bits (white is 0); convert it to 8 bits")
+    signed = SIGNED in tuple(image.tag_v2.get(SAMPLE_FORMAT, ()))
+    if signed and image.mode not in ("I", "F"):  # whose values show their sign
+        raise Unreadable("has signed values, of an unknown scale; convert it to 8 bits")
 
 
 DEPTHS = (8, 10, 12)  # bits that an image of 16 bits may really have
@@ -277,7 +293,7 @@ TURNS = {
 
 def _reason(error: Exception) -> str:
     """Return a short line for skipped.tsv, without tabs or addresses, which vary between runs."""
-    text = re.sub(r"<_io\.BytesIO[^>]*>", "the file", str(error))
+    text = re.sub(r" file <_io\.BytesIO[^>]*>|<_io\.BytesIO[^>]*>", "", str(error))
     return printable(" ".join(text.split()))[:LONGEST_REASON] or type(error).__name__
 
 

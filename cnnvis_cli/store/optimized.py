@@ -57,6 +57,8 @@ class OptimizedFile:
             return np.empty(0, np.int32)
         with reading(self.path, "optimized") as file:
             units: NDArray[np.int32] = file[style]["unit"][()]
+            if (np.diff(units) <= 0).any() or len(units) != len(file[style]["image"]):
+                raise ValueError(f"{style}: its units are not in ascending order, each once")
             return units
 
     def canvas(self, style: str) -> tuple[int, int]:

@@ -443,3 +443,22 @@ def test_photographs_are_upright_where_the_plan_says_so(orientation: int, fast: 
     assert np.array_equal(decode(content, upright, fast), wanted)
     plain = prepare(Image.open(io.BytesIO(content)).convert("RGB"), SMALL)
     assert np.array_equal(decode(content, SMALL), plain)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "words"),
+    [
+        (np.arange(64, dtype=np.uint16), {262: 0}, "negative of more than 8 bits"),
+        (np.linspace(0, 1, 64, dtype=np.float32), {262: 0}, "negative of more than 8 bits"),
+        (np.arange(64, dtype=np.uint16), {339: 2}, "signed values"),
+        (np.arange(64, dtype=np.uint8), {339: 2}, "signed values"),
+    ],
+    ids=["16 bits, white is 0", "fractions, white is 0", "signed 16 bits", "signed 8 bits"],
+)
+def test_a_tiff_whose_numbers_mean_something_else_is_no_picture(
+    values: NDArray[Any], tags: dict[int, int], words: str
+) -> None:
+    held = io.BytesIO()
+    Image.fromarray(values.reshape(8, 8)).save(held, "TIFF", tiffinfo=tags)
+    with pytest.raises(Unreadable, match=words):
+        decode(held.getvalue(), Preprocessing(resize=8, crop=(8, 8)))

@@ -9,6 +9,19 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.store.inside import check_regular, is_ours
 
 
+def check_log(log: Path, plan: Plan) -> None:
+    """Raise `UsageError` for a log of the command line in the place of a run directory's own file.
+
+    Folders above the log count too: ``--log run/optimized/x.h5`` names the run directory's.
+    """
+    there = log.resolve()
+    for run in (plan.run and plan.folder.resolve(), *there.parents):
+        if run and (run / "run.json").exists() and there.is_relative_to(run):
+            first = there.relative_to(run).parts[0]
+            if is_ours(first):
+                raise UsageError(f"--log {log}: cnnvis uses {first} itself; choose another name")
+
+
 def plan_log(plan: Plan) -> Path:
     """Return the log that a plan names, with the run directory made for it.
 
