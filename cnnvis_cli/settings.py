@@ -214,6 +214,14 @@ class TopKPlan:
         "a WebDataset or Parquet file), none.",
         metavar="LEVEL",
     )
+    sample: int | None = setting(
+        None,
+        "--sample",
+        "Also keep each channel's largest value in each of this many images, chosen by a hash of "
+        "their paths, in sample.h5; 10000 is a good number.",
+        metavar="N",
+        ge=1,
+    )
     decode: Decode = setting(
         "exact",
         "--decode",
