@@ -432,6 +432,26 @@ class GalleryPlan:
 
 
 @dataclass(frozen=True)
+class NamePlan:
+    """When a unit gets the name of a class."""
+
+    least: int = setting(5, "--least", "Images that a class must have in the sample.", ge=1)
+    shuffles: int = setting(
+        999, "--shuffles", "Random orders of the images that names are compared with.", ge=19
+    )
+    level: float = setting(
+        0.01,
+        "--level",
+        "Largest share of random orders that may do as well as a named unit.",
+        gt=0,
+        lt=1,
+    )
+    named: Text | None = setting(
+        None, "--named", "Print only units whose name contains this.", metavar="WORD"
+    )
+
+
+@dataclass(frozen=True)
 class FiltersPlan:
     """How first-layer filters are clipped and drawn."""
 
@@ -710,6 +730,7 @@ class Plan:
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
     gallery: GalleryPlan = field(default_factory=GalleryPlan)
+    name: NamePlan = field(default_factory=NamePlan)
     filters: FiltersPlan = field(default_factory=FiltersPlan)
     look: LookPlan = field(default_factory=LookPlan)
     saliency: SaliencyPlan = field(default_factory=SaliencyPlan)

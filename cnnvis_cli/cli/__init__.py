@@ -42,6 +42,9 @@ GROUPS = {
         "filters": "First-layer filters: dominating, dead, frequencies",
         "gallery": "A web page to browse every unit",
     },
+    "Numbers": {
+        "name": "A word for each unit",
+    },
     "Operations": {
         "run": "All stages of a TOML file, resumable",
         "status": "What is done, what is left, and for how long",
