@@ -44,6 +44,7 @@ GROUPS = {
     },
     "Numbers": {
         "name": "A word for each unit",
+        "compare": "Two runs, matched unit by unit",
     },
     "Operations": {
         "run": "All stages of a TOML file, resumable",

@@ -24,8 +24,7 @@ def command(as_json: bool, **flags: Any) -> None:
     the last column. The table of all units is names.tsv in the run directory; those of --layer
     and --units are printed.
 
-    Example: cnnvis name --run outputs/demo --layer fc8 (after cnnvis topk demo --model demo
-    --sample 600)
+    Example: cnnvis name --run outputs/demo --layer fc8 --least 2 (after cnnvis demo)
     """
     run_command("name-json" if as_json else "name", flags, partial(_name, as_json=as_json))
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnvis_cli.stages.numbers.likeness import alignment, centred, correlations
 from cnnvis_cli.stages.numbers.separation import (
     Groups,
     areas,
@@ -131,3 +132,90 @@ def test_the_demo_network_s_classes_are_the_names_of_its_last_layer(cnnvis: Call
     classes = json.loads(Path("r/run.json").read_text())["network"]["classes"]
     right = [row[1] == name for row, name in zip(rows, classes, strict=True)]
     assert np.mean(right) >= 0.95
+
+
+def kernel_alignment(x: np.ndarray, y: np.ndarray) -> float:
+    """Return unbiased CKA by forming both kernels, as Song et al. 2012 write it."""
+
+    def hsic(k: np.ndarray, m: np.ndarray) -> float:
+        n, one = len(k), np.ones(len(k))
+        k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+        first = np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        return float((first - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3)))
+
+    k, m = x @ x.T, y @ y.T
+    return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
+
+
+def test_alignment_is_that_of_the_kernels() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((30, 7)) * 3 + 5
+    y = x @ rng.standard_normal((7, 9)) + rng.standard_normal((30, 9))
+    found = alignment(centred(x.astype(np.float32)), centred(y.astype(np.float32)))
+    assert found == pytest.approx(kernel_alignment(x, y), abs=1e-5)  # centring changes nothing
+    turned = np.linalg.qr(rng.standard_normal((7, 7)))[0]
+    same = alignment(centred(x.astype(np.float32)), centred((x @ turned * 9).astype(np.float32)))
+    assert same == pytest.approx(1, abs=1e-5)
+    apart = [
+        alignment(*(centred(rng.standard_normal((40, 60)).astype(np.float32)) for _ in range(2)))
+        for _ in range(40)
+    ]
+    assert abs(float(np.mean(apart))) < 0.03  # where plain CKA would be about 0.6
+    assert np.isnan(alignment(centred(np.ones((9, 3), np.float32)), centred(x[:9].astype("f4"))))
+
+
+def test_correlations_are_pearson_s() -> None:
+    rng = np.random.default_rng(5)
+    x, y = (rng.standard_normal((25, n)).astype(np.float32) * 1e3 + 9 for n in (4, 6))
+    x[:, 2] = 7
+    found = correlations(centred(x), centred(y))
+    for p in (0, 1, 3):
+        for q in range(6):
+            assert found[p, q] == pytest.approx(np.corrcoef(x[:, p], y[:, q])[0, 1], abs=1e-5)
+    assert not found[2].any()
+
+
+PERMUTED = """
+import torch
+from tinynet import exact
+
+
+def permuted():
+    network = exact()
+    with torch.no_grad():
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+        network[3].weight.copy_(network[3].weight[order])
+        network[3].bias.copy_(network[3].bias[order])
+        last = network[6].weight.view(10, 8, 49)[:, order].reshape(10, -1)
+        turn = torch.arange(9, -1, -1)
+        network[6].weight.copy_(last[turn])
+        network[6].bias.copy_(network[6].bias[turn])
+    return network
+"""
+
+
+def test_a_permuted_copy_matches_completely(plans: None, cnnvis: Call) -> None:
+    Path("permuted.py").write_text(PERMUTED)
+    cnnvis("topk images -c exact.toml --run a --sample 20")
+    cnnvis("topk images -c exact.toml --model permuted:permuted --run b --sample 20")
+    layers = json.loads(cnnvis("compare a b --json").out.rpartition("]")[0] + "]")
+    assert [each["layer"] for each in layers] == ["conv1", "conv2", "fc3"]
+    assert all(each["cka"] == pytest.approx(1, abs=1e-4) for each in layers)
+    assert [each["survive"] for each in layers[1:]] == [1, 1]
+    (table,) = Path("a/figures/compare").glob("b-*-units.tsv")
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    fc3 = [row for row in rows if row[0].startswith("fc3")]
+    assert [row[1] for row in fc3] == [f"fc3/{9 - unit:04d}" for unit in range(10)]
+    assert all(row[1] == row[4] and float(row[2]) > 0.999 for row in fc3)
+    assert len([row for row in rows if row[0].startswith("conv2")]) == 8
+    assert table.with_name(table.name.replace("-units.tsv", ".png")).is_file()
+
+
+def test_samples_without_common_images_are_not_compared(plans: None, cnnvis: Call) -> None:
+    cnnvis("topk images -c exact.toml --run a")
+    Path("others").mkdir()
+    for path in Path("images").rglob("*.png"):
+        path.rename(Path("others", path.name))
+    cnnvis("topk others -c exact.toml --run b")
+    assert "have 0 images in common" in cnnvis("compare a b", 2).err
+    assert "nowhere has no sample.h5" in cnnvis("compare a nowhere", 2).err
