@@ -452,6 +452,31 @@ class NamePlan:
 
 
 @dataclass(frozen=True)
+class ScorePlan:
+    """By which network, and how sharply, pictures are compared."""
+
+    encoder: Text | None = setting(
+        None,
+        "--encoder",
+        "Network that says how alike pictures look; written as for --model.",
+        "the network itself",
+        "MODEL",
+    )
+    encoder_weights: Text | None = setting(
+        None, "--encoder-weights", "Its weights, written as for --weights."
+    )
+    encoder_layer: Text | None = setting(
+        None, "--encoder-layer", "Its layer whose outputs are compared.", "the last but one"
+    )
+    alpha: float = setting(
+        0.16,
+        "--alpha",
+        "Difference of similarities at which a task is solved with certainty 0.73.",
+        gt=0,
+    )
+
+
+@dataclass(frozen=True)
 class FiltersPlan:
     """How first-layer filters are clipped and drawn."""
 
@@ -730,6 +755,7 @@ class Plan:
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
     gallery: GalleryPlan = field(default_factory=GalleryPlan)
+    score: ScorePlan = field(default_factory=ScorePlan)
     name: NamePlan = field(default_factory=NamePlan)
     filters: FiltersPlan = field(default_factory=FiltersPlan)
     look: LookPlan = field(default_factory=LookPlan)

@@ -43,6 +43,7 @@ GROUPS = {
         "gallery": "A web page to browse every unit",
     },
     "Numbers": {
+        "score": "How well pictures explain each unit",
         "name": "A word for each unit",
         "compare": "Two runs, matched unit by unit",
     },

@@ -23,7 +23,7 @@ FOLDERS = frozenset(
     }
 )
 FILES = re.compile(
-    r"run\.json|(skipped|names)\.tsv|styles\.toml|[^.].*\.h5|\.(lock|progress|failed)(-.+)?"
+    r"run\.json|(skipped|names|scores)\.tsv|styles\.toml|[^.].*\.h5|\.(lock|progress|failed)(-.+)?"
 )
 _KINDS = (
     *((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder")),
