@@ -113,6 +113,13 @@ def test_a_run_is_scored_by_all_that_it_has(
             unit, both = int(row["unit"][-4:]), row["explanation"] == "images"
             wanted = score_by_hand(file.values("fc3")[:, unit], features, both)
             assert float(row["score"]) == pytest.approx(wanted, rel=2e-3)  # four digits
+    before = Path("r/scores.tsv").read_text()
+    again = "score -c exact.toml --run r --layer fc3 --units 1 --encoder-layer fc3"
+    cnnvis(again)  # some of the same: the others stay
+    assert Path("r/scores.tsv").read_text() == before
+    told = cnnvis(f"{again} --alpha 0.3")
+    assert "scores of another encoder, alpha or sample are replaced" in told.err
+    assert len(Path("r/scores.tsv").read_text().splitlines()) == 1 + 4
     controls = [float(row["control"]) for row in rows if row["explanation"] == "images"]
     assert np.mean(controls) == pytest.approx(0.5, abs=0.1)
 

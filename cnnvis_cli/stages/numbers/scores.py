@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from cnnvis_cli.stages.numbers.interpretability import (
     unit_length,
 )
 from cnnvis_cli.stages.numbers.names import sample_of
-from cnnvis_cli.stages.numbers.table import publish_table, shown_table
+from cnnvis_cli.stages.numbers.table import Row, publish_table, read_table, shown_table
 from cnnvis_cli.store.optimized import OptimizedFile
 
 IMAGES, STRONGEST = "images", "images+"  # explanations: both tails of the sample, the upper one
@@ -86,10 +87,33 @@ def score_units(session: Session, as_json: bool) -> None:
         pictures = _pictures(session, layer, encoder, mean)
         found += _of_layer(session, layer, file.values(layer.alias)[used], features, pictures)
     path = session.run.path / "scores.tsv"
-    publish_table(path, [{**asdict(each), "encoder": encoder.words} for each in found])
+    how = {"encoder": encoder.words, "alpha": f"{session.plan.score.alpha:g}"}
+    _add(session, path, found, how | {"images": str(len(features))})
     records = list(map(asdict, _means(found)))
     session.report.result(json.dumps(records, indent=1) if as_json else shown_table(records))
     session.report.note(f"{path}: {len(found)} scores, similarity by {encoder.words}")
+
+
+def _add(session: Session, path: Path, found: Sequence[Scored], how: Mapping[str, str]) -> None:
+    """Write the scores beside those of other units that were made in the same way.
+
+    Those made in another way are dropped, with a line about them.
+    """
+    rows: list[Row] = [{**asdict(each), **how} for each in found]
+    own = {(each.unit, each.explanation) for each in found}
+    old = read_table(path)
+    alike = [row for row in old if all(row.get(name) == how[name] for name in how)]
+    if len(alike) < len(old):
+        session.report.note(f"{path}: scores of another encoder, alpha or sample are replaced")
+    order = {layer.alias: number for number, layer in enumerate(session.network.layers)}
+    alike = [row for row in alike if row.get("unit", "").rpartition("/")[0] in order]
+    rows += [row for row in alike if (row["unit"], row.get("explanation")) not in own]
+
+    def place(row: Row) -> tuple[int, int]:
+        unit = Unit.parse(row["unit"])
+        return order[unit.layer], unit.channel
+
+    publish_table(path, sorted(rows, key=place))
 
 
 Explained = dict[str, dict[int, Pictures]]  # by explanation and unit

@@ -32,6 +32,15 @@ def _cell(value: Any) -> str:
     return printable(str(value))  # which leaves no tab or line break
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table as text; none if there is no such file, or it is no table."""
+    try:
+        head, *lines = read_regular(path).decode("utf-8", "surrogateescape").splitlines()
+        return [dict(zip(head.split("\t"), line.split("\t"), strict=True)) for line in lines]
+    except (FileNotFoundError, ValueError):
+        return []
+
+
 def publish_table(path: Path, rows: Sequence[Row]) -> None:
     """Write a table with tabs between its columns, unless it is there already.
 
