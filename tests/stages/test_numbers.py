@@ -209,6 +209,7 @@ def test_a_permuted_copy_matches_completely(plans: None, cnnvis: Call) -> None:
     assert all(row[1] == row[4] and float(row[2]) > 0.999 for row in fc3)
     assert len([row for row in rows if row[0].startswith("conv2")]) == 8
     assert table.with_name(table.name.replace("-units.tsv", ".png")).is_file()
+    cnnvis("verify a --trust-code --dataset images")
 
 
 def test_samples_without_common_images_are_not_compared(plans: None, cnnvis: Call) -> None:

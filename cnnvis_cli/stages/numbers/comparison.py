@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Doubles, Floats
+from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.matrix import matrix
 from cnnvis_cli.figure.sheets import Caption
@@ -202,7 +203,8 @@ def _written(
     )
     canvas = matrix(likeness, list(one.layers), list(two.layers), Caption(title, note))
     weights = [side.record["weights_sha256"] for side in (one, two)]
-    record = json.dumps({"kind": "compare", "images": count, "weights_sha256": weights})
+    record = {"kind": "compare", "images": count, "weights_sha256": weights}
+    text = {"Title": title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
     path = base.with_name(f"{name}.png")
-    publish(path, canvas.png({"Title": title, "Software": "cnnvis", "cnnvis": record}))
+    publish(path, canvas.png(text | {"cnnvis-key": digest(record)}))
     return path
