@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnvis_cli.stages.numbers.likeness import alignment, centred, correlations
+from cnnvis_cli.stages.numbers.likeness import alignment, centred, correlations, dependence
 from cnnvis_cli.stages.numbers.separation import (
     Groups,
     areas,
@@ -116,6 +116,14 @@ def test_a_table_of_all_units(run: Path, cnnvis: Call) -> None:
     assert (run / "names.tsv").stat().st_mtime_ns == before
 
 
+def test_classes_of_one_name_are_told_apart(run: Path, cnnvis: Call) -> None:
+    Path("names.txt").write_text("crane\ncrane\nowl\ntoad\n")
+    cnnvis("name --run r --trust-code --classes names.txt")
+    best = {line.split("\t")[6] for line in (run / "names.tsv").read_text().splitlines()[1:]}
+    assert "crane" not in best
+    assert best & {"crane (c0)", "crane (c1)"}
+
+
 def test_what_cannot_be_named_is_refused(plans: None, cnnvis: Call) -> None:
     cnnvis("topk images -c exact.toml --run r")
     told = cnnvis("name --run r --trust-code --least 9", 2)
@@ -147,21 +155,21 @@ def kernel_alignment(x: np.ndarray, y: np.ndarray) -> float:
     return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
 
 
+def aligned(x: np.ndarray, y: np.ndarray) -> float:
+    one, two = (centred(each.astype(np.float32)) for each in (x, y))
+    return alignment(one, two, dependence(one, one) * dependence(two, two))
+
+
 def test_alignment_is_that_of_the_kernels() -> None:
     rng = np.random.default_rng(4)
     x = rng.standard_normal((30, 7)) * 3 + 5
     y = x @ rng.standard_normal((7, 9)) + rng.standard_normal((30, 9))
-    found = alignment(centred(x.astype(np.float32)), centred(y.astype(np.float32)))
-    assert found == pytest.approx(kernel_alignment(x, y), abs=1e-5)  # centring changes nothing
+    assert aligned(x, y) == pytest.approx(kernel_alignment(x, y), abs=1e-5)  # centred or not
     turned = np.linalg.qr(rng.standard_normal((7, 7)))[0]
-    same = alignment(centred(x.astype(np.float32)), centred((x @ turned * 9).astype(np.float32)))
-    assert same == pytest.approx(1, abs=1e-5)
-    apart = [
-        alignment(*(centred(rng.standard_normal((40, 60)).astype(np.float32)) for _ in range(2)))
-        for _ in range(40)
-    ]
+    assert aligned(x, x @ turned * 9) == pytest.approx(1, abs=1e-5)
+    apart = [aligned(*rng.standard_normal((2, 40, 60))) for _ in range(40)]
     assert abs(float(np.mean(apart))) < 0.03  # where plain CKA would be about 0.6
-    assert np.isnan(alignment(centred(np.ones((9, 3), np.float32)), centred(x[:9].astype("f4"))))
+    assert np.isnan(aligned(np.ones((9, 3)), x[:9]))
 
 
 def test_correlations_are_pearson_s() -> None:

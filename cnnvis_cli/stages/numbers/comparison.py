@@ -22,6 +22,7 @@ from cnnvis_cli.stages.numbers.likeness import (
     best_of_shuffled,
     centred,
     correlations,
+    dependence,
     pairs,
 )
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
@@ -137,10 +138,16 @@ def _common(one: SampledImages, two: SampledImages) -> tuple[NDArray[np.int64], 
 def _likeness(one: Side, two: Side, report: Report) -> Doubles:
     """Return the alignment of each layer of one run with each of the other."""
     found = np.zeros((len(one.layers), len(two.layers)))
+    own = [_own_dependence(one), _own_dependence(two)]
     for row, x in enumerate(report.track(one.layers.values(), "compare", len(found), "layers")):
         for column, y in enumerate(two.layers.values()):
-            found[row, column] = alignment(x, y)
+            found[row, column] = alignment(x, y, own[0][row] * own[1][column])
     return found
+
+
+def _own_dependence(side: Side) -> list[float]:
+    """Return the dependence of each layer on itself, which is computed once for all pairs."""
+    return [dependence(x, x) for x in side.layers.values()]
 
 
 def _counterparts(one: Side, two: Side, likeness: Doubles) -> dict[str, str]:

@@ -35,16 +35,16 @@ def correlations(x: Floats, y: Floats) -> Doubles:
     return np.clip(found, -1, 1)
 
 
-def alignment(x: Floats, y: Floats) -> float:
+def alignment(x: Floats, y: Floats, scale: float) -> float:
     """Return the linear centred kernel alignment of centred x (N, p) and y (N, q), unbiased.
 
-    That of layers that have nothing in common is 0 on average; NaN where a layer is constant.
+    `scale` is the product of the dependence of each on itself. That of layers that have nothing
+    in common is 0 on average; NaN where a layer is constant.
     """
-    scale = _independence(x, x) * _independence(y, y)
-    return float(_independence(x, y) / np.sqrt(scale)) if scale > 0 else float("nan")
+    return dependence(x, y) / scale**0.5 if scale > 0 else float("nan")
 
 
-def _independence(x: Floats, y: Floats) -> float:
+def dependence(x: Floats, y: Floats) -> float:
     """Return the unbiased HSIC of two linear kernels (Song et al. 2012, equation 5).
 
     The kernels X X' and Y Y', (N, N) with diagonals of 0, are never formed.

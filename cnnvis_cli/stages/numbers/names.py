@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -81,8 +82,9 @@ def sample_of(session: Session) -> SampleFile:
 def _groups(session: Session, images: SampledImages) -> Groups:
     """Return the classes, and the folders that hold several, with enough images in the sample."""
     every = TopKFile(session.run.topk).images()
-    names = class_names(
-        classes_of(session.run, every), session.network.classes, session.plan.figure.classes
+    classes = classes_of(session.run, every)
+    names = _told_apart(
+        class_names(classes, session.network.classes, session.plan.figure.classes), classes
     )
     used = ~images.skipped
     labels, index = images.label[used], images.index[used]
@@ -98,6 +100,13 @@ def _groups(session: Session, images: SampledImages) -> Groups:
             f"them (the largest has {most}); make a larger --sample, or give a smaller --least"
         )
     return Groups(tuple(kept), np.stack(list(kept.values())))
+
+
+def _told_apart(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the names, with its class behind each that several classes have, like ``crane``."""
+    several = {name for name, count in Counter(names).items() if count > 1}
+    pairs = zip(names, classes, strict=True)
+    return [f"{name} ({own})" if name in several else name for name, own in pairs]
 
 
 def _of_layer(

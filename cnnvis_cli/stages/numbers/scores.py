@@ -161,7 +161,7 @@ def _of_layer(
     for unit in session.units(layer):
         session.report.check_stop()
         column = values[:, unit]
-        if np.nanmax(column) == np.nanmin(column):
+        if len(np.unique(column[~np.isnan(column)])) < 2:
             continue
         generator = np.random.default_rng([session.plan.seed, number, unit])
         real, control = tasks_of(column), tasks_of(generator.permutation(column))

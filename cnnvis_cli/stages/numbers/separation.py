@@ -11,6 +11,8 @@ from scipy.stats import rankdata
 
 from cnnvis_cli.arrays import Doubles, Floats, Int64s
 
+UNITS = 256  # whose ranks are in memory at a time
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -31,8 +33,12 @@ def areas(values: Floats, groups: Groups) -> Doubles:
     It is the share of pairs, one image in the group and one outside, of which the one inside has
     the larger value; a tie counts half. NaN is below all numbers.
     """
-    ranks = rankdata(np.where(np.isnan(values), -np.inf, values), axis=0)
-    return _areas_of_ranks(np.asarray(ranks, np.float64), groups)
+    found = np.empty((len(groups.names), values.shape[1]))
+    for first in range(0, values.shape[1], UNITS):
+        some = values[:, first : first + UNITS]
+        ranks = rankdata(np.where(np.isnan(some), -np.inf, some), axis=0)
+        found[:, first : first + UNITS] = _areas_of_ranks(np.asarray(ranks, np.float64), groups)
+    return found
 
 
 def _areas_of_ranks(ranks: Doubles, groups: Groups) -> Doubles:
