@@ -214,6 +214,14 @@ class TopKPlan:
         "a WebDataset or Parquet file), none.",
         metavar="LEVEL",
     )
+    sample: int | None = setting(
+        None,
+        "--sample",
+        "Also keep each channel's largest value in each of this many images, chosen by a hash of "
+        "their paths, in sample.h5; 10000 is a good number.",
+        metavar="N",
+        ge=1,
+    )
     decode: Decode = setting(
         "exact",
         "--decode",
@@ -421,6 +429,51 @@ class GalleryPlan:
     """How the web page is called."""
 
     title: Text | None = setting(None, "--title", "Title of the page.", "the network's name")
+
+
+@dataclass(frozen=True)
+class NamePlan:
+    """When a unit gets the name of a class."""
+
+    least: int = setting(5, "--least", "Images that a class must have in the sample.", ge=1)
+    shuffles: int = setting(
+        999, "--shuffles", "Random orders of the images that names are compared with.", ge=19
+    )
+    level: float = setting(
+        0.01,
+        "--level",
+        "Largest share of random orders that may do as well as a named unit.",
+        gt=0,
+        lt=1,
+    )
+    named: Text | None = setting(
+        None, "--named", "Print only units whose name contains this.", metavar="WORD"
+    )
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """By which network, and how sharply, pictures are compared."""
+
+    encoder: Text | None = setting(
+        None,
+        "--encoder",
+        "Network that says how alike pictures look; written as for --model.",
+        "the network itself",
+        "MODEL",
+    )
+    encoder_weights: Text | None = setting(
+        None, "--encoder-weights", "Its weights, written as for --weights."
+    )
+    encoder_layer: Text | None = setting(
+        None, "--encoder-layer", "Its layer whose outputs are compared.", "the last but one"
+    )
+    alpha: float = setting(
+        0.16,
+        "--alpha",
+        "Difference of similarities at which a task is solved with certainty 0.73.",
+        gt=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -702,6 +755,8 @@ class Plan:
     project: ProjectPlan = field(default_factory=ProjectPlan)
     montage: MontagePlan = field(default_factory=MontagePlan)
     gallery: GalleryPlan = field(default_factory=GalleryPlan)
+    score: ScorePlan = field(default_factory=ScorePlan)
+    name: NamePlan = field(default_factory=NamePlan)
     filters: FiltersPlan = field(default_factory=FiltersPlan)
     look: LookPlan = field(default_factory=LookPlan)
     saliency: SaliencyPlan = field(default_factory=SaliencyPlan)

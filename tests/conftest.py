@@ -196,7 +196,7 @@ units = "0-3"
 SHARED = """
 device = "cpu"
 workers = 0
-topk = {k = 3}
+topk = {k = 3, sample = 9}
 stages = ["topk", "optimize", "project"]
 """
 

@@ -42,6 +42,11 @@ GROUPS = {
         "filters": "First-layer filters: dominating, dead, frequencies",
         "gallery": "A web page to browse every unit",
     },
+    "Numbers": {
+        "score": "How well pictures explain each unit",
+        "name": "A word for each unit",
+        "compare": "Two runs, matched unit by unit",
+    },
     "Operations": {
         "run": "All stages of a TOML file, resumable",
         "status": "What is done, what is left, and for how long",

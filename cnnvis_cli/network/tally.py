@@ -229,8 +229,8 @@ class Tally:
         if rectify and not own:
             output.relu_()
 
-    def end(self, slots: Slots) -> None:
-        """Record a batch, once all layers have been seen."""
+    def end(self, slots: Slots) -> Summary:
+        """Record a batch, once all layers have been seen; return all layers side by side."""
         seen = self._joined(self._seen)
         self._strongest.offer(seen.value, seen.place, slots)
         if self._weakest is not None:
@@ -240,6 +240,7 @@ class Tally:
         self._images += int(slots.used.sum())
         self._sort_by_class(seen.positive, slots)
         self._sampled.clear()
+        return seen
 
     def _joined(self, by_layer: dict[str, Summary]) -> Summary:
         """Return the layers side by side, and forget them."""

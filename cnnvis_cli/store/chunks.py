@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from heapq import merge
 from itertools import groupby, product
@@ -35,15 +35,43 @@ def write_rows(dataset: h5py.Dataset, rows: Iterable[tuple[int, NDArray[Any]]]) 
             dataset[row] = values
         return
     _check_filters(dataset)
+    _write_chunks((dataset, *chunk) for chunk in _chunks(dataset, rows))
+
+
+def write_bands(datasets: Sequence[h5py.Dataset], bands: Iterable[Sequence[NDArray[Any]]]) -> None:
+    """Write bands of rows, one array per dataset and band, side by side.
+
+    A chunk of each dataset is a band: all its columns and as many rows as each band has, except
+    for the last one. Raise ValueError as `write_rows`.
+    """
+    for dataset in datasets:
+        _check_filters(dataset)
+
+    def chunks() -> Iterator[tuple[h5py.Dataset, tuple[int, ...], NDArray[Any]]]:
+        first = 0
+        for band in bands:
+            for dataset, values in zip(datasets, band, strict=True):
+                missing = dataset.chunks[0] - len(values)
+                padded = np.pad(values, [(0, missing), (0, 0)]) if missing else values
+                yield dataset, (first, 0), padded.astype(dataset.dtype, copy=False)
+            first += len(band[0])
+
+    _write_chunks(chunks())
+
+
+def _write_chunks(
+    chunks: Iterable[tuple[h5py.Dataset, tuple[int, ...], NDArray[Any]]],
+) -> None:
+    """Write chunks in their order, compressed on all cores."""
     threads = len(os.sched_getaffinity(0))
-    going: deque[tuple[tuple[int, ...], Future[bytes]]] = deque()
+    going: deque[tuple[h5py.Dataset, tuple[int, ...], Future[bytes]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for offset, values in _chunks(dataset, rows):
-            going.append((offset, pool.submit(_packed_chunk, values)))
+        for dataset, offset, values in chunks:
+            going.append((dataset, offset, pool.submit(_packed_chunk, values)))
             if len(going) > 2 * threads:
-                _write_chunk(dataset, *going.popleft())
+                _write_chunk(*going.popleft())
         while going:
-            _write_chunk(dataset, *going.popleft())
+            _write_chunk(*going.popleft())
 
 
 def _write_chunk(dataset: h5py.Dataset, offset: tuple[int, ...], done: Future[bytes]) -> None:

@@ -22,7 +22,9 @@ FOLDERS = frozenset(
         *("figures", "gallery", "parts", "shards", "receipts"),
     }
 )
-FILES = re.compile(r"run\.json|skipped\.tsv|styles\.toml|[^.].*\.h5|\.(lock|progress|failed)(-.+)?")
+FILES = re.compile(
+    r"run\.json|(skipped|names|scores)\.tsv|styles\.toml|[^.].*\.h5|\.(lock|progress|failed)(-.+)?"
+)
 _KINDS = (
     *((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder")),
     *((stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device")),

@@ -14,16 +14,18 @@ from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.store.schema import VERSION, VERSION_WITH_LOCAL_FIELDS
 
 LATEST = {"topk": VERSION_WITH_LOCAL_FIELDS}  # versions that are read, where it is not VERSION
+OF_ALL_LAYERS = ("topk", "sample")  # kinds with one file per run, made from the dataset
 OF_ONE_LAYER = ("optimized", "projected", "search")  # kinds whose files are named by their layer
 
 
 def check_origin(path: Path, kind: str, file: h5py.File) -> None:
     """Raise `UsageError`, naming both sides, if an open file is not of the run that it stands in.
 
-    Model, weights, layer, module and version are compared, and of a topk.h5 its preprocessing and
-    dataset, as far as both sides state them: files of older versions, or outside a run, are read.
+    Model, weights, layer, module and version are compared, and of a file made from the dataset its
+    preprocessing and dataset, as far as both sides state them: files of older versions, or outside
+    a run, are read.
     """
-    run = Run(path.parent if kind == "topk" else path.parent.parent)
+    run = Run(path.parent if kind in OF_ALL_LAYERS else path.parent.parent)
     state = path, kind, _state(path), _state(run.manifest)
     if state in _checked:
         return
@@ -33,8 +35,8 @@ def check_origin(path: Path, kind: str, file: h5py.File) -> None:
     both = [(identity, attributes)]
     if kind in OF_ONE_LAYER:
         both.append(({"layer": path.stem, "module": _modules(record).get(path.stem)}, attributes))
-    elif kind == "topk":
-        both += _of_topk(attributes, file, record)
+    elif kind in OF_ALL_LAYERS:
+        both += _of_all_layers(attributes, file, record)
     for known, have in both if record else []:
         _compare(path, run, have, known)
     _checked.add(state)
@@ -66,10 +68,10 @@ def _modules(record: Record) -> dict[str, str]:
     return {layer["alias"]: layer["module"] for layer in layers}
 
 
-def _of_topk(
+def _of_all_layers(
     attributes: Record, file: h5py.File, record: Record
 ) -> Iterator[tuple[Record, Record]]:
-    """Yield what else run.json and a topk.h5 state: the run's and the file's, by the same names."""
+    """Yield what else run.json and a file of all layers state: the run's, then the file's."""
     yield record.get("preprocessing", {}), json.loads(attributes.get("preprocessing", "{}"))
     dataset = json.loads(attributes.get("plan", "{}")).get("dataset")
     yield {"dataset": record.get("dataset", {}).get("digest")}, {"dataset": dataset}

@@ -58,6 +58,10 @@ class Run:
         return self.path / "topk.h5"
 
     @property
+    def sample(self) -> Path:
+        return self.path / "sample.h5"
+
+    @property
     def skipped(self) -> Path:
         return self.path / "skipped.tsv"
 

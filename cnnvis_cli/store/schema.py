@@ -55,6 +55,15 @@ TOPK_LAYER: Table = {
     "stats/quantiles": Column("f8", ("C", "Q"), "of the places in the histogram"),
     "histogram": Column("i8", ("C", "bins"), "places by activation, up to 8 per image"),
 }
+SAMPLE_IMAGES: Table = {
+    "index": Column("i8", ("N",), "index into the images of topk.h5, ascending"),
+    **{name: IMAGES[name] for name in ("path", "label", "skipped", "crc")},
+}
+SAMPLE_LAYER: Table = {
+    "value": Column("f2", ("N", "C"), "largest value of the map in units of scale; NaN: none"),
+    "place": Column("i4", ("N", "C"), "its place in the map, row by row; -1: none"),
+    "scale": Column("f4", ("C",), "a power of two, which makes value the activation"),
+}
 OPTIMIZED_STYLE: Table = {
     "image": Column("f2", ("U", "R", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
     "activation": Column("f4", ("U", "R"), "the unit's value for the best image"),

@@ -124,7 +124,7 @@ def less() -> Iterator[None]:
         patch.setattr(session.Session, "units", fewer)
         patch.setattr(network_loading, "build", build_once)
         patch.setattr(demo_stage, "OptimizePlan", lambda **_: OptimizePlan(iterations=FEW))
-        patch.setattr(dataset_images, "PER_CLASS", 4)
+        patch.setattr(dataset_images, "PER_CLASS", 6)  # score needs 140 images
         patch.setattr(saliency, "SAMPLES", 2)
         patch.setattr(saliency, "PATH_STEPS", 2)
         yield

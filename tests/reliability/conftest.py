@@ -48,7 +48,7 @@ SHARED = """
 device = "cpu"
 dataset = "images"
 batch-size = 2
-topk = {k = 3}
+topk = {k = 3, sample = 9}
 stages = ["topk", "optimize", "project", "montage"]
 """
 # What a few steps leave is said, and says nothing of reliability; no other word is passed over.

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cnnvis_cli.arrays import Int32s, Int64s
 from cnnvis_cli.dataset.classes import WORDNET, class_at
 from cnnvis_cli.dataset.containers import is_container
 from cnnvis_cli.dataset.kinds import Folders, folders_of
@@ -15,6 +17,8 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.zoo import imagenet_names
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk_file import Images, TopKFile
+
+Members = NDArray[np.bool_]
 
 
 def classes_of(run: Run, images: Images) -> list[str]:
@@ -69,6 +73,27 @@ def _from_paths(images: Images) -> list[str]:
             if classes == sorted(set(classes) - {""}):
                 return classes
     return [f"class {label}" for label in range(int(images.label.max(initial=-1)) + 1)]
+
+
+def folders_above(images: Images, index: Int64s, labels: Int32s) -> dict[str, Members]:
+    """Return which of some images, with these labels, lie in each folder of two or more classes.
+
+    Only folders that take each class whole, and not all images, tell anything: (n,) by path.
+    """
+    inside: dict[str, list[int]] = {}
+    for row, number in enumerate(index.tolist()):
+        holder = images.path[number].rpartition(b"/")[0]
+        folders = _folders(holder, bool(images.offset[number] >= 0))
+        for depth in range(1, len(folders) + 1):
+            inside.setdefault("/".join(folders[:depth]), []).append(row)
+    found = {}
+    for folder, rows in inside.items():
+        members = np.zeros(len(index), np.bool_)
+        members[rows] = True
+        own, others = set(labels[members].tolist()), set(labels[~members].tolist())
+        if len(own - {-1}) > 1 and others and not own & others:
+            found[folder] = members
+    return found
 
 
 def _folders(holder: bytes, inside: bool) -> Folders:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from cnnvis_cli.demo.synthetic import CLASSES
 from cnnvis_cli.report import Report
-from cnnvis_cli.settings import FigurePlan, MontagePlan, OptimizePlan, Plan
+from cnnvis_cli.settings import FigurePlan, MontagePlan, OptimizePlan, Plan, TopKPlan
+from cnnvis_cli.stages.common.dataset_images import PER_CLASS
 from cnnvis_cli.stages.common.session import Session, open_session
 from cnnvis_cli.stages.figures.filters import filters
 from cnnvis_cli.stages.figures.montage import montage
@@ -21,6 +23,7 @@ def run_demo(plan: Plan, report: Report) -> None:
     settings = replace(
         plan,
         optimize=OptimizePlan(iterations=96),
+        topk=TopKPlan(sample=len(CLASSES) * PER_CLASS),
         stages=("topk", "optimize", "project"),
     )
     with open_session(settings, report) as session:

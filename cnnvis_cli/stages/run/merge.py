@@ -26,8 +26,10 @@ from cnnvis_cli.stages.topk.assemble import (
     MANIFEST,
     MANIFEST_COLUMNS,
     announce_result,
+    announce_sample,
     dataset_record,
     finish,
+    finish_sample,
     is_done,
 )
 from cnnvis_cli.stages.topk.job import TopKJob
@@ -37,6 +39,7 @@ from cnnvis_cli.store.parts import Parts, described
 from cnnvis_cli.store.projected import Projected, ProjectedFile
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
+from cnnvis_cli.store.sample_file import SampleFile
 from cnnvis_cli.store.topk_file import TopKFile
 
 IDENTITY = ("model", "weights_sha256", "preprocessing")
@@ -260,6 +263,7 @@ class _Shard:
     identity: Record
     parts: Parts
     manifest: Manifest
+    sample: tuple[int, Parts] | None  # how many images, and their parts
 
 
 def _join_topk(
@@ -272,18 +276,34 @@ def _join_topk(
                 f"{shard.run.path} and {first.run.path} are of different plans: "
                 f"{differences(first.identity, shard.identity)}"
             )
-    file, job = (
-        TopKFile(target.topk),
-        TopKJob.of(target, first.identity, first.manifest, plan, network),
-    )
+        _check_samples(first, shard)
+    file, count = TopKFile(target.topk), first.sample and first.sample[0]
+    job = TopKJob.of(target, first.identity, first.manifest, plan, network).sampled(target, count)
     if not is_done(file.path, file.identity(), job.identity):
         target.note(
             "dataset", dataset_record(first.manifest)
         )  # first: a topk.h5 of another one is refused
         finish(target, job, [shard.parts for shard in shards], report)
     target.note("dataset", dataset_record(first.manifest))
-    job.parts.clear()  # of shards that shared this directory
+    if job.sample is not None:
+        sampled = SampleFile(target.sample)
+        if not is_done(sampled.path, sampled.identity(), job.sample.identity):
+            sources = [shard.sample[1] for shard in shards if shard.sample is not None]
+            finish_sample(target, job, sources, report)
+        announce_sample(target, report)
+    job.clear()  # of shards that shared this directory
     announce_result(file, target, first.manifest, plan.topk.max_unreadable, report)
+
+
+def _check_samples(one: _Shard, other: _Shard) -> None:
+    """Raise `UsageError` for shards with different samples, or of which only one has any."""
+    counts = [shard.sample[0] if shard.sample else 0 for shard in (one, other)]
+    if counts[0] != counts[1]:
+        raise UsageError(
+            f"{other.run.path} and {one.run.path} are of different plans: their samples have "
+            f"{counts[1]} and {counts[0]} images; run each cnnvis topk --shard with the same "
+            "--sample"
+        )
 
 
 def _shards(run: Run) -> Iterator[_Shard]:
@@ -309,4 +329,20 @@ def _read_shard(run: Run, folder: Path) -> _Shard:
     manifest = Manifest(
         root, **columns, classes=classes, level=level, passed_over=passed, deeper=deeper
     )
-    return _Shard(run, json.loads(about["plan"].tolist()[0]), parts, manifest)
+    identity = json.loads(about["plan"].tolist()[0])
+    return _Shard(run, identity, parts, manifest, _sample_of(run, identity))
+
+
+def _sample_of(run: Run, identity: Record) -> tuple[int, Parts] | None:
+    """Return the sample that belongs to a shard; raise `UsageError` for several."""
+    found = []
+    for folder in sorted(run.parts("sample").glob("*")):
+        about = described(folder)
+        if about is not None and all(identity.get(n) == about[n] for n in about if n != "sample"):
+            found.append((int(about["sample"]), Parts.of(folder)))
+    if len(found) > 1:
+        raise UsageError(
+            f"{run.path}: holds samples of {found[0][0]} and {found[1][0]} images; remove the "
+            "folder in parts/sample that is not wanted"
+        )
+    return found[0] if found else None

@@ -181,11 +181,11 @@ def _progress_rows(run: Run, asked: Record, notes: list[Record]) -> Iterator[Sta
 def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[StageProgress]:
     rate = next(filter(None, (_of(n, "topk").get("images_a_second") for n in notes)), None)
     for what, job in asked.items():
-        if run.topk.exists():
+        if (run.sample if what == "sample" else run.topk).exists():
             images, skipped = TopKFile(run.topk).summary()
             yield StageProgress("topk", what, "images", images, images, skipped, rate)
-            return
-        parts = list(_finished_parts(run, "topk", job))
+            continue
+        parts = list(_finished_parts(run, "sample" if what == "sample" else "topk", job))
         done = min(job["total"], len(parts) * job["size"])
         yield StageProgress(
             "topk",
@@ -223,7 +223,16 @@ class _MadePart:
     units: tuple[int, ...]
 
 
-FOLDERS = {"topk": "topk", "optimize": "optimized", "search": "search", "project": "projected"}
+FOLDERS = {
+    "topk": "topk",
+    "sample": "sample",
+    "optimize": "optimized",
+    "search": "search",
+    "project": "projected",
+}
+
+
+OF_IMAGES = ("topk", "sample")  # folders whose parts are ranges of images
 
 
 def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
@@ -231,11 +240,11 @@ def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
     for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
         parts = replace(Parts.of(folder), only_looks=True)
-        if stage == "topk" or record is not None:
+        if stage in OF_IMAGES or record is not None:
             for name in parts.names():
                 with suppress(OSError, CnnvisError):
                     path = folder / f"{name}.h5"
-                    units = () if stage == "topk" else _part_units(parts, name, stage)
+                    units = () if stage in OF_IMAGES else _part_units(parts, name, stage)
                     yield _MadePart(path.stat().st_mtime, units)
 
 

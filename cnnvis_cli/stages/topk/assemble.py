@@ -19,6 +19,7 @@ from cnnvis_cli.stages.topk.job import Partition, TopKJob
 from cnnvis_cli.store.parts import Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
+from cnnvis_cli.store.sample_file import SampledImages, SampleFile
 from cnnvis_cli.store.stats import Account
 from cnnvis_cli.store.topk_file import Images, LayerResult, TopKFile
 
@@ -46,6 +47,8 @@ def is_done(path: Path, have: Record | None, identity: Record) -> bool:
 def leave_for_merge(job: TopKJob) -> None:
     """Store with a shard's parts what `merge` needs."""
     manifest, parts = job.manifest, job.parts
+    if job.sample is not None:
+        job.sample.parts.describe(job.sample.identity)
     if MANIFEST in parts:
         return
     names = list(map(_text_bytes, manifest.classes))
@@ -72,7 +75,7 @@ def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> 
     (without locks) has already published topk.h5 and removed the parts.
     """
     manifest, cut = job.manifest, job.cut
-    with _unless_published(run, job.identity):
+    with _unless_published(TopKFile(run.topk), job.identity):
         skipped = np.zeros(len(manifest), np.bool_)
         crcs = np.zeros(len(manifest), np.uint32)
         reasons: dict[int, str] = {}
@@ -93,13 +96,54 @@ def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> 
         TopKFile(run.topk).publish(job.identity, listed, report.each(results))
 
 
+def finish_sample(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> None:
+    """Put the parts of a sample together, in their order, and publish sample.h5.
+
+    topk.h5 has been published. Raise `Missing` as `finish`, and `CnnvisError` for an image that has
+    changed since; its part is then removed, to be made again.
+    """
+    assert job.sample is not None
+    file, count = SampleFile(run.sample), job.cut.count
+    images = TopKFile(run.topk).images()
+    numbers = [number for number in range(count) if len(job.sampled_in(number))]
+    largest = np.zeros(sum(layer.channels for layer in job.layers), np.float32)
+    with _unless_published(file, job.sample.identity):
+        for number in numbers:
+            part = _find_part(number, count, sources, ("largest", "used", "crc"))
+            mine = job.sampled_in(number)
+            changed = (images.crc[mine] != part["crc"]) | (images.skipped[mine] == part["used"])
+            if changed.any():
+                for parts in sources:
+                    parts.remove(number)
+                place = job.manifest.root / job.manifest.path(int(mine[changed.argmax()]))
+                raise CnnvisError(
+                    f"{place}: has changed since {run.topk} was made; put it back, or run topk "
+                    "--sample in another --run"
+                )
+            largest = np.maximum(largest, part["largest"])
+        pieces = (_find_part(n, count, sources, ("value", "place")) for n in report.each(numbers))
+        rows = ((piece["value"], piece["place"]) for piece in pieces)
+        chosen = SampledImages.of(images, job.sample.images)
+        file.publish(job.sample.identity, chosen, job.layers, largest, rows)
+
+
+def announce_sample(run: Run, report: Report) -> None:
+    """Report a finished sample."""
+    file = SampleFile(run.sample)
+    images = file.images()
+    report.result(
+        f"{file.path}: {len(images.index)} images, {int(images.skipped.sum())} skipped, "
+        f"{len(file.layers())} layers"
+    )
+
+
 @contextmanager
-def _unless_published(run: Run, identity: Record) -> Iterator[None]:
-    """Ignore a missing part in this block if topk.h5 exists meanwhile."""
+def _unless_published(file: TopKFile | SampleFile, identity: Record) -> Iterator[None]:
+    """Ignore a missing part in this block if the file exists meanwhile."""
     try:
         yield
     except Missing:
-        if not is_done(run.topk, TopKFile(run.topk).identity(), identity):
+        if not is_done(file.path, file.identity(), identity):
             raise
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 
+from cnnvis_cli.arrays import Arrays, Int64s
 from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.digests import digest
 from cnnvis_cli.network.network import Network
@@ -52,6 +54,28 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """The images whose values sample.h5 keeps, and the finished parts of it."""
+
+    images: Int64s  # indices, ascending
+    identity: Record  # all that decides what sample.h5 holds
+    parts: Parts
+
+    @classmethod
+    def of(cls, run: Run, identity: Record, manifest: Manifest, count: int) -> Sample:
+        """Return the sample of a top-k with this identity, of up to `count` images."""
+        images = manifest.sample(count)
+        own = {name: value for name, value in identity.items() if name not in ("k", "min")}
+        own["sample"] = len(images)
+        key = digest(own)
+        return cls(images, own, Parts(run.parts("sample", key), key))
+
+    def among(self, images: range) -> Int64s:
+        """Return those of the sample's images that are among consecutive ones."""
+        return self.images[slice(*np.searchsorted(self.images, (images.start, images.stop)))]
+
+
+@dataclass(frozen=True)
 class TopKJob(Portable):
     """A top-k, made once for all who work at it; a copy in another process has no network."""
 
@@ -62,6 +86,8 @@ class TopKJob(Portable):
     parts: Parts
     plan: Plan
     network: Network | None
+    sample: Sample | None = None
+    is_placed: bool = False  # topk.h5 is complete: only the sample is made
 
     @classmethod
     def of(
@@ -72,6 +98,45 @@ class TopKJob(Portable):
         layers = network.aliased(tuple(identity["layers"]))
         manifest = replace(manifest, root=manifest.root.absolute())
         return cls(identity, manifest, layers, Parts(run.parts("topk", key), key), plan, network)
+
+    def sampled(self, run: Run, count: int | None) -> TopKJob:
+        """Return the same with a sample of `count` images, or without one."""
+        sample = None if count is None else Sample.of(run, self.identity, self.manifest, count)
+        return replace(self, sample=sample)
+
+    def sampled_in(self, part: int) -> Int64s:
+        """Return the sample's images in a part."""
+        return (
+            np.zeros(0, np.int64)
+            if self.sample is None
+            else self.sample.among(self.cut.images_of(part))
+        )
+
+    def batches_of(self, part: int) -> list[int]:
+        """Return the batches of a part that have to be computed."""
+        batches = list(self.cut.batches_of(part))
+        if not self.is_placed:
+            return batches
+        return sorted(set((self.sampled_in(part) // self.cut.size).tolist()))
+
+    def is_done(self, part: int) -> bool:
+        """Return whether all that is wanted of a part is kept."""
+        if not self.is_placed and part not in self.parts:
+            return False
+        return self.sample is None or not len(self.sampled_in(part)) or part in self.sample.parts
+
+    def keep(self, part: int, arrays: Arrays, sampled: Arrays) -> None:
+        """Store what was found in a part; the sample first, since it is made with it."""
+        if self.sample is not None and len(self.sampled_in(part)):
+            self.sample.parts[part] = sampled
+        if not self.is_placed:
+            self.parts[part] = arrays
+
+    def clear(self) -> None:
+        """Remove all parts, once their results are published."""
+        self.parts.clear()
+        if self.sample is not None:
+            self.sample.parts.clear()
 
     @property
     def cut(self) -> Partition:

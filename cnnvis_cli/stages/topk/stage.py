@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from cnnvis_cli.stages.common.dataset_images import dataset_path
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.topk.assemble import (
     announce_result,
+    announce_sample,
     dataset_record,
     finish,
+    finish_sample,
     is_done,
     leave_for_merge,
 )
 from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.stages.topk.worker import Step, scan
 from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.sample_file import SampleFile
 from cnnvis_cli.store.topk_file import TopKFile
 
 BATCH_SIZES = {"cpu": 32, "cuda": 128}  # images; the defaults
@@ -49,7 +52,8 @@ def topk(session: Session) -> None:
         _refuse_other_classes(session, dataset, have["dataset"])
     identity = _topk_identity(session, manifest, devices[0].type, have or {})
     job = TopKJob.of(session.run, identity, manifest, session.portable_plan, session.network)
-    if not is_done(file.path, have, identity):
+    job = _asked(session, job, is_done(file.path, have, identity))
+    if not (job.is_placed and job.sample is None):
         _scan(session, job)
         if session.plan.shard is not None:
             leave_for_merge(job)
@@ -61,11 +65,32 @@ def topk(session: Session) -> None:
             "dataset", dataset_record(manifest)
         )  # first: a topk.h5 of another dataset is refused
         with session.timed("topk"):
-            finish(session.run, job, [job.parts], session.report)
-    job.parts.clear()
+            if not job.is_placed:
+                finish(session.run, job, [job.parts], session.report)
+            if job.sample is not None:
+                finish_sample(session.run, job, [job.sample.parts], session.report)
+    job.clear()
     session.run.note("dataset", dataset_record(manifest))
+    if session.plan.topk.sample is not None:
+        announce_sample(session.run, session.report)
     allowed = session.plan.topk.max_unreadable
     announce_result(file, session.run, manifest, allowed, session.report)
+
+
+def _asked(session: Session, job: TopKJob, is_placed: bool) -> TopKJob:
+    """Return the job with the sample that is asked for and not done, and say if it comes late."""
+    job = replace(job.sampled(session.run, session.plan.topk.sample), is_placed=is_placed)
+    file = SampleFile(session.run.sample)
+    if job.sample is None:
+        return job
+    if is_done(file.path, file.identity(), job.sample.identity):
+        job.sample.parts.clear()
+        return replace(job, sample=None)
+    if is_placed:
+        session.report.once(
+            f"{session.run.topk} is complete: {file.path} takes a second pass over the images"
+        )
+    return job
 
 
 def _refuse_other_classes(session: Session, dataset: Path, known: str) -> None:
@@ -138,11 +163,12 @@ class Pace:
 
 def _scan(session: Session, job: TopKJob) -> None:
     """Compute and keep every part of this shard that is not there yet."""
-    pending = [n for n in session.plan.share(job.cut.count) if n not in job.parts]
+    pending = [n for n in session.plan.share(job.cut.count) if not job.is_done(n)]
     if not pending:
         return
+    batches = sum(len(job.batches_of(number)) for number in pending)
     pool = session.pool(topk_memory(session, job.cut.size))
-    meter = session.report.meter("topk", sum(len(job.cut.images_of(n)) for n in pending), "images")
+    meter = session.report.meter("topk", batches * job.cut.size, "images")
     pace = Pace(min(len(pool), len(pending)))
 
     def on_event(message: Any) -> None:
@@ -153,7 +179,10 @@ def _scan(session: Session, job: TopKJob) -> None:
 
     load_loops()  # what this process has, the forked ones have as well
     about = {"total": job.cut.images, "size": job.cut.length * job.cut.size}
-    session.announce("topk", {"images": {**about, "parts": job.parts.folder.name}})
+    if job.is_placed and job.sample is not None:
+        session.announce("topk", {"sample": {**about, "parts": job.sample.parts.folder.name}})
+    else:
+        session.announce("topk", {"images": {**about, "parts": job.parts.folder.name}})
     with session.timed("topk") as facts:
         run_tasks(functools.partial(scan, job), pool, pending, on_event, job.describe)
         facts.update(pace.record())

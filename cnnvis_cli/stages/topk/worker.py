@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnvis_cli.arrays import Arrays
 from cnnvis_cli.dataset.batches import Batch, Batches
 from cnnvis_cli.engine import (
     Aside,
@@ -24,10 +26,9 @@ from cnnvis_cli.engine import (
     shared_memory,
 )
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.network.tally import Slots, Tally
+from cnnvis_cli.network.tally import Slots, Summary, Tally
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.topk.job import TopKJob
-from cnnvis_cli.store.parts import Parts
 
 
 class Step(NamedTuple):
@@ -72,7 +73,7 @@ def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: E
     """
     network = work.on(worker_slot.device)
     layers, cut = work.layers, work.cut
-    batches = (batch for number in numbers for batch in cut.batches_of(number))
+    batches = (batch for number in numbers for batch in work.batches_of(number))
     read = reader_of(work, network, worker_slot, emit).read(batches)
     precision = work.plan.topk.precision
     account, first = _Part(work, worker_slot.device), True
@@ -88,7 +89,7 @@ def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: E
         network.rectified_by_reader(layers) as rectified,
         network.tap(layers, see) as run,
     ):
-        keeper = _Keeper(work.parts, writer, emit)
+        keeper = _Keeper(work, writer, emit)
         for batch, pixels, clock in _feed(read, worker_slot.device):
             slots = Slots(batch.first, batch.used, batch.labels)
             run(network.normalise(network.centre(pixels)))
@@ -96,8 +97,8 @@ def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: E
             emit(Step(min(cut.size, cut.images - batch.first), first, *clock.lap()))
             first = False
             part = batch.number // cut.length
-            if batch.number + 1 == cut.batches_of(part).stop:
-                keeper.keep(part, account.arrays())
+            if batch.number == work.batches_of(part)[-1]:
+                keeper.keep(part, account.arrays(), account.sampled.arrays())
                 account = _Part(work, worker_slot.device)
         keeper.settle()
 
@@ -108,11 +109,12 @@ class _Part:
     def __init__(self, work: TopKJob, device: torch.device) -> None:
         settings = work.plan.topk
         self.tally = Tally(work.layers, settings.k, settings.min, device)
+        self.sampled = _Sampled(work)
         self._failures: dict[int, str] = {}
         self._crcs: list[Any] = []
 
     def end(self, batch: Batch, slots: Slots) -> None:
-        self.tally.end(slots)
+        self.sampled.add(batch, self.tally.end(slots))
         self._failures |= batch.failures
         self._crcs.append(batch.crcs)
 
@@ -124,17 +126,53 @@ class _Part:
         return self.tally.arrays() | about
 
 
+class _Sampled:
+    """The largest values in the images of a part that are in the sample: n of M channels."""
+
+    def __init__(self, work: TopKJob) -> None:
+        self._sample = work.sample
+        self._values: list[Tensor] = []
+        self._places: list[Tensor] = []
+        self._used: list[NDArray[np.bool_]] = []
+        self._crcs: list[NDArray[np.uint32]] = []
+
+    def add(self, batch: Batch, seen: Summary) -> None:
+        """Take a batch's rows; they stay on the device until the part ends."""
+        if self._sample is None:
+            return
+        images = range(batch.first, batch.first + len(batch.used))
+        rows = self._sample.among(images) - batch.first
+        if len(rows):
+            there = torch.from_numpy(rows).to(seen.value.device, non_blocking=True)
+            self._values.append(seen.value[there])
+            self._places.append(seen.place[there])
+            self._used.append(batch.used[rows])
+            self._crcs.append(batch.crcs[rows])
+
+    def arrays(self) -> Arrays:
+        """Return `value` and `place` (n, M), NaN and -1 without one; `largest` (M,), and so on."""
+        if not self._values:
+            return {}
+        value, place = (torch.cat(t).cpu().numpy() for t in (self._values, self._places))
+        used = np.concatenate(self._used)
+        none = (place < 0) | ~used[:, None]
+        value, place = np.where(none, np.float32(np.nan), value), np.where(none, -1, place)
+        largest = np.where(np.isfinite(value), np.abs(value), 0).max(axis=0)
+        crc = np.concatenate(self._crcs)
+        return {"value": value, "place": place, "largest": largest, "used": used, "crc": crc}
+
+
 @dataclass
 class _Keeper:
     """Write parts aside, one at a time."""
 
-    parts: Parts
+    work: TopKJob
     writer: Aside
     emit: Emit
     pending: int | None = None
 
-    def keep(self, number: int, arrays: dict[str, Any]) -> None:
-        self.writer.begin(self.parts.__setitem__, number, arrays)  # waits for the last one
+    def keep(self, number: int, arrays: Arrays, sampled: Arrays) -> None:
+        self.writer.begin(self.work.keep, number, arrays, sampled)  # waits for the last one
         done, self.pending = self.pending, number
         if done is not None:
             self.emit(TaskDone(done))

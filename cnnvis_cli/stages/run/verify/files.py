@@ -99,10 +99,11 @@ _WHOLE = {
 
 def _check_owner(run: Run, path: Path, findings: Findings) -> None:
     """Check that a result is of this run, its layer and a known version, and nothing else."""
-    kind = path.stem if path == run.topk else path.parent.name
-    if path != run.topk and path.parent.parent != run.path:
+    of_all = path in (run.topk, run.sample)
+    kind = path.stem if of_all else path.parent.name
+    if not of_all and path.parent.parent != run.path:
         return
-    if path == run.topk or kind in OF_ONE_LAYER:
+    if of_all or kind in OF_ONE_LAYER:
         with findings.guarded("files", path):
             odd = [f"{path}: {text}" for text in strangers(path, kind)]
             told = stated(path, kind)
@@ -113,7 +114,7 @@ def _check_owner(run: Run, path: Path, findings: Findings) -> None:
             odd += [f"{path}: does not state its {name}" for name in sorted(lacking)]
             findings.stored("files", 0, odd)
     if path != run.topk and kind not in ("optimized", "projected"):
-        why = "searches and files of single images have their seal alone"
+        why = "samples, searches and files of single images have their seal alone"
         findings.leave("other results", 1, why)
 
 

@@ -1,0 +1,37 @@
+"""`cnnvis name`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+
+from cnnvis_cli.cli.options import JSON, WORKING_ON_UNITS, section, takes
+from cnnvis_cli.cli.work import run_command
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
+
+
+@click.command("name")
+@takes(*section("name"), "figure.classes", JSON, *WORKING_ON_UNITS)
+def command(as_json: bool, **flags: Any) -> None:
+    """Find a word for each unit: the class that its activations separate best.
+
+    Needs topk --sample. A unit's name is the class of the dataset, or the folder that holds
+    several classes, with the largest area under the ROC curve over all images of the sample. A
+    unit that does no better than it would with shuffled images is unnamed; its best class is in
+    the last column. The table of all units is names.tsv in the run directory; those of --layer
+    and --units are printed.
+
+    Example: cnnvis name --run outputs/demo --layer fc8 --least 2 (after cnnvis demo)
+    """
+    run_command("name-json" if as_json else "name", flags, partial(_name, as_json=as_json))
+
+
+def _name(plan: Plan, report: Report, as_json: bool) -> None:
+    from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.numbers.names import name_units
+
+    with open_session(plan, report, new=False, weights=False) as session:
+        name_units(session, as_json)

@@ -1,0 +1,217 @@
+"""`cnnvis compare`: the units of two runs, matched by their values over the same images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.arrays import Doubles, Floats
+from cnnvis_cli.digests import digest
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.matrix import matrix
+from cnnvis_cli.figure.sheets import Caption
+from cnnvis_cli.nouns import Unit
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.numbers.likeness import (
+    alignment,
+    best_of_shuffled,
+    centred,
+    correlations,
+    dependence,
+    pairs,
+)
+from cnnvis_cli.stages.numbers.table import publish_table, shown_table
+from cnnvis_cli.store.inside import check_inside
+from cnnvis_cli.store.publish import publish
+from cnnvis_cli.store.run import Record, Run
+from cnnvis_cli.store.sample_file import SampledImages, SampleFile
+
+LEAST_IMAGES = 10
+BEYOND_CHANCE = 0.99  # quantile of the best correlations of shuffled images
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the runs: its layers' values over the images that both have, centred."""
+
+    run: Run
+    record: Record
+    layers: dict[str, Floats]  # (N, C) each
+
+
+@dataclass(frozen=True)
+class LayerMatch:
+    """A layer of the first run beside its counterpart in the second."""
+
+    layer: str
+    counterpart: str
+    cka: float
+    units: int
+    survive: float  # share of units with a best correlation beyond chance
+    chance: float  # the correlation that one in a hundred units reaches with shuffled images
+    median: float  # of the units' best correlations
+
+
+@dataclass(frozen=True)
+class UnitMatch:
+    """A unit of the first run, the most similar one of the counterpart, and its partner."""
+
+    unit: str
+    best: str
+    correlation: float
+    survives: bool
+    partner: str  # where each unit has one at most; empty without one
+    partner_correlation: float
+
+
+def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Report) -> None:
+    """Match the units of two runs, and write tables and a matrix below the first one's figures.
+
+    Raise `UsageError` for a run without a sample, or samples with too few images in common.
+    """
+    for folder in (first, second):
+        check_inside(folder)
+    with report.stoppable(), Run(first).lock(say=report.once):
+        one, two, count = _sides(Run(first), Run(second), report)
+        likeness = _likeness(one, two, report)
+        names = _counterparts(one, two, likeness)
+        order = np.random.default_rng(seed).permutation(count)
+        layers, units = [], []
+        for row, (layer, other) in enumerate(report.each(names.items())):
+            cka = float(likeness[row, list(two.layers).index(other)])
+            match, found = _matched(one, two, (layer, other), cka, order)
+            layers.append(match)
+            units += found
+        path = _written(one, two, (layers, units), likeness, count)
+    records = list(map(asdict, layers))
+    report.result(json.dumps(records, indent=1) if as_json else shown_table(records))
+    report.result(str(path))
+
+
+def _sides(first: Run, second: Run, report: Report) -> tuple[Side, Side, int]:
+    """Return both runs' values over the images that both samples have, and how many these are."""
+    files = [_sample(run) for run in (first, second)]
+    images = [file.images() for file in files]
+    rows = _common(*images)
+    count = len(rows[0])
+    if count < LEAST_IMAGES:
+        raise UsageError(
+            f"{files[0].path} and {files[1].path} have {count} images in common, by path and "
+            f"content, and at least {LEAST_IMAGES} are needed; make both with topk --sample over "
+            "the same dataset"
+        )
+    most = max(len(each.index) for each in images)
+    if count < most:
+        report.note(f"{count} of {most} images are usable in both samples")
+    sides = []
+    for run, file, chosen in zip((first, second), files, rows, strict=True):
+        layers = {name: centred(file.values(name)[chosen]) for name in file.layers()}
+        sides.append(Side(run, run.read(), layers))
+    return sides[0], sides[1], count
+
+
+def _sample(run: Run) -> SampleFile:
+    file = SampleFile(run.sample)
+    if not run.read() or file.identity() is None:
+        raise UsageError(f"{run.path} has no sample.h5; run cnnvis topk --sample 10000 there first")
+    return file
+
+
+def _common(one: SampledImages, two: SampledImages) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of usable images with the same path and content in both samples."""
+    places = []
+    for images in (one, two):
+        keys = zip(images.path.tolist(), images.crc.tolist(), strict=True)
+        used = (~images.skipped).tolist()
+        places.append({key: row for row, key in enumerate(keys) if used[row]})
+    both = [key for key in places[0] if key in places[1]]
+    rows = ([place[key] for key in both] for place in places)
+    first, second = (np.array(each, np.int64) for each in rows)
+    return first, second
+
+
+def _likeness(one: Side, two: Side, report: Report) -> Doubles:
+    """Return the alignment of each layer of one run with each of the other."""
+    found = np.zeros((len(one.layers), len(two.layers)))
+    own = [_own_dependence(one), _own_dependence(two)]
+    for row, x in enumerate(report.track(one.layers.values(), "compare", len(found), "layers")):
+        for column, y in enumerate(two.layers.values()):
+            found[row, column] = alignment(x, y, own[0][row] * own[1][column])
+    return found
+
+
+def _own_dependence(side: Side) -> list[float]:
+    """Return the dependence of each layer on itself, which is computed once for all pairs."""
+    return [dependence(x, x) for x in side.layers.values()]
+
+
+def _counterparts(one: Side, two: Side, likeness: Doubles) -> dict[str, str]:
+    """Return each layer's counterpart: of the same name in networks alike, else the most alike."""
+    shapes = ({name: x.shape for name, x in side.layers.items()} for side in (one, two))
+    if next(shapes) == next(shapes):
+        return dict(zip(one.layers, one.layers, strict=True))
+    names = list(two.layers)
+    nearest = np.nan_to_num(likeness, nan=-1).argmax(axis=1).tolist()
+    return {layer: names[column] for layer, column in zip(one.layers, nearest, strict=True)}
+
+
+def _matched(
+    one: Side, two: Side, names: tuple[str, str], cka: float, order: NDArray[np.int64]
+) -> tuple[LayerMatch, list[UnitMatch]]:
+    """Return how a layer and its units match their counterpart."""
+    layer, other = names
+    x, y = one.layers[layer], two.layers[other]
+    found = correlations(x, y)
+    best, largest = found.argmax(axis=1), found.max(axis=1)
+    chance = float(np.quantile(best_of_shuffled(x, y, order), BEYOND_CHANCE))
+    partner = dict(zip(*(side.tolist() for side in pairs(found)), strict=True))
+    units = []
+    for unit, unit_best in enumerate(best.tolist()):
+        mate = partner.get(unit)
+        units.append(
+            UnitMatch(
+                unit=str(Unit(layer, unit)),
+                best=str(Unit(other, unit_best)),
+                correlation=float(largest[unit]),
+                survives=bool(largest[unit] > chance),
+                partner="" if mate is None else str(Unit(other, mate)),
+                partner_correlation=float("nan" if mate is None else found[unit, mate]),
+            )
+        )
+    share = float((largest > chance).mean())
+    match = LayerMatch(layer, other, cka, len(best), share, chance, float(np.median(largest)))
+    return match, units
+
+
+def _written(
+    one: Side,
+    two: Side,
+    tables: tuple[Sequence[LayerMatch], Sequence[UnitMatch]],
+    likeness: Doubles,
+    count: int,
+) -> Path:
+    """Write the tables and the matrix; return the path of the matrix."""
+    name = f"{two.run.path.resolve().name}-{str(two.record['weights_sha256'])[:8]}"
+    base = one.run.figure("compare", name)
+    layers, units = tables
+    publish_table(base.with_name(f"{name}-layers.tsv"), list(map(asdict, layers)))
+    publish_table(base.with_name(f"{name}-units.tsv"), list(map(asdict, units)))
+    titles = [f"{side.record['model']} ({side.run.path.name})" for side in (one, two)]
+    title = f"{titles[0]} beside {titles[1]}"
+    note = (
+        f"Similarity of layers (unbiased linear CKA) by the largest values of their units in "
+        f"{count} images. Rows: {titles[0]}; columns: {titles[1]}. 0: nothing in common; 1: the "
+        "same up to rotation and scale."
+    )
+    canvas = matrix(likeness, list(one.layers), list(two.layers), Caption(title, note))
+    weights = [side.record["weights_sha256"] for side in (one, two)]
+    record = {"kind": "compare", "images": count, "weights_sha256": weights}
+    text = {"Title": title, "Software": "cnnvis", "cnnvis": json.dumps(record)}
+    path = base.with_name(f"{name}.png")
+    publish(path, canvas.png(text | {"cnnvis-key": digest(record)}))
+    return path

@@ -1,0 +1,71 @@
+"""How alike two layers are, and which of their units: correlations over the same N images."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from cnnvis_cli.arrays import Doubles, Floats, Int64s
+
+
+def centred(values: Floats) -> Floats:
+    """Return values (N, C) with the mean of each unit removed; NaN becomes the mean.
+
+    Units are scaled by the largest magnitude of all, so that squares stay finite.
+    """
+    finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    known = np.isfinite(finite).any(axis=0)
+    means = np.zeros(finite.shape[1])
+    means[known] = np.nanmean(finite[:, known], axis=0)
+    away = np.nan_to_num(finite - means)
+    top = np.abs(away).max(initial=0)
+    found: Floats = (away / (top or 1)).astype(np.float32)
+    return found
+
+
+def correlations(x: Floats, y: Floats) -> Doubles:
+    """Return Pearson's correlation of each unit of x (N, p) with each of y (N, q): (p, q).
+
+    Both are centred. That of a constant unit is 0.
+    """
+    sizes = (np.linalg.norm(each.astype(np.float64), axis=0) for each in (x, y))
+    across, down = (np.where(size > 0, size, np.inf) for size in sizes)
+    found: Doubles = (x.T @ y) / across[:, None] / down
+    return np.clip(found, -1, 1)
+
+
+def alignment(x: Floats, y: Floats, scale: float) -> float:
+    """Return the linear centred kernel alignment of centred x (N, p) and y (N, q), unbiased.
+
+    `scale` is the product of the dependence of each on itself. That of layers that have nothing
+    in common is 0 on average; NaN where a layer is constant.
+    """
+    return dependence(x, y) / scale**0.5 if scale > 0 else float("nan")
+
+
+def dependence(x: Floats, y: Floats) -> float:
+    """Return the unbiased HSIC of two linear kernels (Song et al. 2012, equation 5).
+
+    The kernels X X' and Y Y', (N, N) with diagonals of 0, are never formed.
+    """
+    n = len(x)
+    own = [np.square(each, dtype=np.float64).sum(axis=1) for each in (x, y)]  # the diagonals
+    sums = [
+        each @ each.sum(axis=0, dtype=np.float64) - d for each, d in zip((x, y), own, strict=True)
+    ]
+    trace = float(np.square(x.T @ y, dtype=np.float64).sum() - own[0] @ own[1])
+    both = float(sums[0].sum() * sums[1].sum()) / ((n - 1) * (n - 2))
+    return (trace + both - 2 * float(sums[0] @ sums[1]) / (n - 2)) / (n * (n - 3))
+
+
+def pairs(found: Doubles) -> tuple[Int64s, Int64s]:
+    """Return the pairs, one unit of each side, with the largest sum of correlations."""
+    rows, columns = linear_sum_assignment(found, maximize=True)
+    return rows.astype(np.int64), columns.astype(np.int64)
+
+
+def best_of_shuffled(x: Floats, y: Floats, order: NDArray[np.int64]) -> Doubles:
+    """Return each unit's largest correlation once the images of y are in another order: (p,)."""
+    found: Doubles = correlations(x, y[order]).max(axis=1)
+    return found

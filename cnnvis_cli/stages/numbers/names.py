@@ -1,0 +1,138 @@
+"""`cnnvis name`: a word for each unit, the class or folder of classes that it separates best."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from cnnvis_cli.arrays import Doubles, Floats
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.nouns import Layer, Unit
+from cnnvis_cli.stages.common.class_names import class_names, classes_of, folders_above
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.numbers.separation import (
+    Groups,
+    areas,
+    best_by_chance,
+    chances,
+    standard_errors,
+)
+from cnnvis_cli.stages.numbers.table import publish_table, shown_table
+from cnnvis_cli.store.sample_file import SampledImages, SampleFile
+from cnnvis_cli.store.topk_file import TopKFile
+
+UNNAMED = "unnamed"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A unit's name; `best` is the group with the largest area, whether or not chance gives it."""
+
+    unit: str
+    name: str
+    area: float
+    error: float  # standard error of the area
+    chance: float  # share of shuffled images whose best area is as large
+    images: int  # of the best group in the sample
+    best: str
+
+
+def name_units(session: Session, as_json: bool) -> None:
+    """Name every unit in sample.h5, and print those that are asked for.
+
+    Raise `UsageError` without a sample, or where no class has enough images in it.
+    """
+    file = sample_of(session)
+    images = file.images()
+    used = ~images.skipped
+    groups = _groups(session, images)
+    plan = session.plan.name
+    by_chance = best_by_chance(groups, plan.shuffles, session.plan.seed)
+    held = file.layers()
+    layers = [layer for layer in session.network.layers if layer.alias in held]
+    found: list[Named] = []
+    for layer in session.report.track(layers, "name", len(layers), "layers"):
+        found += _of_layer(session, layer, file.values(layer.alias)[used], groups, by_chance)
+    path = session.run.path / "names.tsv"
+    publish_table(path, list(map(asdict, found)))
+    shown = _chosen(session, found)
+    records = list(map(asdict, shown))
+    if as_json:
+        session.report.result(json.dumps(records, indent=1))
+    else:
+        session.report.result(shown_table(records))
+    named = sum(each.name != UNNAMED for each in found)
+    session.report.note(f"{path}: {named} of {len(found)} units have a name")
+
+
+def sample_of(session: Session) -> SampleFile:
+    """Return the run's sample; raise `UsageError` if there is none."""
+    file = SampleFile(session.run.sample)
+    if file.identity() is None:
+        raise UsageError(
+            f"{session.run.path} has no sample.h5 yet; run cnnvis topk --sample 10000 first"
+        )
+    return file
+
+
+def _groups(session: Session, images: SampledImages) -> Groups:
+    """Return the classes, and the folders that hold several, with enough images in the sample."""
+    every = TopKFile(session.run.topk).images()
+    classes = classes_of(session.run, every)
+    names = _told_apart(
+        class_names(classes, session.network.classes, session.plan.figure.classes), classes
+    )
+    used = ~images.skipped
+    labels, index = images.label[used], images.index[used]
+    groups = {names[label]: labels == label for label in np.unique(labels[labels >= 0]).tolist()}
+    for folder, inside in folders_above(every, index, labels).items():
+        groups.setdefault(folder, inside)
+    least = session.plan.name.least
+    kept = {name: inside for name, inside in groups.items() if least <= inside.sum() < len(labels)}
+    if not kept:
+        most = max((int(inside.sum()) for inside in groups.values()), default=0)
+        raise UsageError(
+            f"{session.run.sample}: no class has --least {least} images in it, and others beside "
+            f"them (the largest has {most}); make a larger --sample, or give a smaller --least"
+        )
+    return Groups(tuple(kept), np.stack(list(kept.values())))
+
+
+def _told_apart(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the names, with its class behind each that several classes have, like ``crane``."""
+    several = {name for name, count in Counter(names).items() if count > 1}
+    pairs = zip(names, classes, strict=True)
+    return [f"{name} ({own})" if name in several else name for name, own in pairs]
+
+
+def _of_layer(
+    session: Session,
+    layer: Layer,
+    values: Floats,
+    groups: Groups,
+    by_chance: Doubles,
+) -> Iterable[Named]:
+    """Return a layer's names, unit by unit, from its values (N, C)."""
+    found = areas(values, groups)
+    chosen = found.argmax(axis=0)
+    largest = found.max(axis=0)
+    columns = (largest, standard_errors(values, groups, chosen), chances(largest, by_chance))
+    sizes = groups.sizes
+    for unit, group in enumerate(chosen.tolist()):
+        area, error, chance = (float(column[unit]) for column in columns)
+        best = groups.names[group]
+        name = best if chance <= session.plan.name.level else UNNAMED
+        yield Named(
+            str(Unit(layer.alias, unit)), name, area, error, chance, int(sizes[group]), best
+        )
+
+
+def _chosen(session: Session, found: Sequence[Named]) -> list[Named]:
+    """Return the units of --layer and --units whose name has the word of --named."""
+    chosen = {str(Unit(la.alias, unit)) for la in session.layers for unit in session.units(la)}
+    word = (session.plan.name.named or "").lower()
+    return [each for each in found if each.unit in chosen and word in each.name.lower()]
