@@ -234,7 +234,7 @@ def _check_meaning(image: Any) -> None:
     if deep and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         raise Unreadable("is a negative of more than 8 bits (white is 0); convert it to 8 bits")
     signed = SIGNED in tuple(image.tag_v2.get(SAMPLE_FORMAT, ()))
-    if signed and image.mode not in ("I", "F"):  # whose values show their sign
+    if signed and max(image.tag_v2.get(258, (8,))) <= 16:  # 32 bits show by their values
         raise Unreadable("has signed values, of an unknown scale; convert it to 8 bits")
 
 

@@ -203,3 +203,20 @@ def test_what_is_wrong_is_said_before_weights_are_downloaded(
     Path("plan.toml").write_text('model = "resnet18"\ndataset = "/nope"\n')
     assert said in cnnvis(line, code=2).err
     assert not Path("hub").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "topk.h5", "optimized/conv2.h5", "gallery/x.log"])
+def test_a_log_never_takes_the_place_of_a_result(name: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "optimized").mkdir(parents=True)
+    for kept in ("run.json", "topk.h5", "optimized/conv2.h5"):
+        (run / kept).write_bytes(b"{}")
+    told = subprocess.run(
+        [sys.executable, "-m", "cnnvis_cli", "status", str(run), "--log", str(run / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert "choose another name" in told.stderr
+    assert (run / "topk.h5").read_bytes() == (run / "run.json").read_bytes() == b"{}"
