@@ -46,7 +46,7 @@ class NaturalParameterization(FourierParameterization):
     more want edges at full contrast.
     """
 
-    spread: float = 1.0
+    spread: float = 0.2
     jitter: float = 0.1
     scale: float = 0.25
     rotate: float = 15.0
