@@ -277,7 +277,7 @@ def test_fresh_processes_give_the_same_bytes(
         for workers in (0, 2):
             cnnvis(f"{line} --run run{workers} --workers {workers}")
     assert results(Path("run2")) == results(Path("run0"))
-    assert len(results(Path("run0"))) == 1 + 3 + 1 + 2
+    assert len(results(Path("run0"))) == 2 + 3 + 1 + 2
 
 
 # -- orphans ------------------------------------------------------------------------------------
