@@ -61,20 +61,23 @@ def topk(session: Session) -> None:
             what = f"parts {mine.start} to {mine.stop - 1}" if mine else "no part"
             session.shard_is_done(f", {what} of 0 to {job.cut.count - 1}")
             return
-        session.run.note(
-            "dataset", dataset_record(manifest)
-        )  # first: a topk.h5 of another dataset is refused
-        with session.timed("topk"):
-            if not job.is_placed:
-                finish(session.run, job, [job.parts], session.report)
-            if job.sample is not None:
-                finish_sample(session.run, job, [job.sample.parts], session.report)
+        _publish(session, job)
     job.clear()
     session.run.note("dataset", dataset_record(manifest))
     if session.plan.topk.sample is not None:
         announce_sample(session.run, session.report)
     allowed = session.plan.topk.max_unreadable
     announce_result(file, session.run, manifest, allowed, session.report)
+
+
+def _publish(session: Session, job: TopKJob) -> None:
+    """Join the parts; the dataset is noted first, since a topk.h5 of another one is refused."""
+    session.run.note("dataset", dataset_record(job.manifest))
+    with session.timed("topk"):
+        if not job.is_placed:
+            finish(session.run, job, [job.parts], session.report)
+        if job.sample is not None:
+            finish_sample(session.run, job, [job.sample.parts], session.report)
 
 
 def _asked(session: Session, job: TopKJob, is_placed: bool) -> TopKJob:
