@@ -111,7 +111,7 @@ class FourierParameterization:
 
 
 class PictureStatistics(NamedTuple):
-    """The colours and the spectrum that pictures begin with.
+    """Colours and spectrum of the first pictures.
 
     scale : (1 or 3, h, w // 2 + 1) the height of each frequency, of all or each of the three
         uncorrelated colour components.
@@ -125,7 +125,7 @@ class PictureStatistics(NamedTuple):
 
 
 class PictureModel:
-    """The map from spectra to pictures: heights of frequencies, colour correlation, sigmoid."""
+    """Map spectra to pictures: scale each frequency, correlate the colours, apply the sigmoid."""
 
     def __init__(
         self, canvas: tuple[int, int], statistics: PictureStatistics, mean: Tensor

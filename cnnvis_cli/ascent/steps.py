@@ -88,7 +88,7 @@ class Normalized:
 
 
 CALIBRATED = Normalized(2.0)
-"""The step that suits any network and layer: 2 grey levels (docs/measurements.md)."""
+"""The default step, 2 grey levels, for any network and layer (docs/measurements.md)."""
 
 
 def _squared(gradient: Tensor) -> Tensor:

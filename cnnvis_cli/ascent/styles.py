@@ -40,7 +40,7 @@ class Updater(Protocol):
 
     @property
     def wanders(self) -> bool:
-        """Whether an ascent goes on without a gradient, until it may find one."""
+        """Whether an ascent continues without a gradient, in case it finds one later."""
 
     def phase(self, age: int) -> Hashable:
         """Return all that `advance` uses of the step's number: in equal phases it does the same."""
@@ -59,7 +59,7 @@ class Updater(Protocol):
 
     @property
     def progress(self) -> Sequence[Tensor]:
-        """The tensors (N, ...) that its steps have changed: all that a later process needs."""
+        """The tensors (N, ...) that steps change, which a later process needs to continue."""
 
     def resume(self, age: int) -> None:
         """Go on after `age` steps, from the tensors of `progress` as they are now."""
@@ -145,7 +145,7 @@ class Style:
 
     @property
     def calibrates(self) -> bool:
-        """Whether it makes steps of a policy at all."""
+        """Whether it uses a step policy."""
         return isinstance(self.image, PixelParameterization)
 
     def parameters(self) -> dict[str, Any]:

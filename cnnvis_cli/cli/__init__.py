@@ -55,7 +55,7 @@ GROUPS = {
         "bench": "This machine's limits, and what cnnvis reaches",
     },
 }
-"""The commands by what they are for, with a line for each that fits 80 columns."""
+"""The commands, grouped by purpose; each summary fits in 80 columns."""
 
 COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 

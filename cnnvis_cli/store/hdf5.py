@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,3 +99,14 @@ def stored_key(path: Path, kind: str) -> str | None:
     except DAMAGED as error:
         _raise_if_the_system_failed(path, error)
         return None
+
+
+def stored_plan(path: Path, kind: str, keys: AbstractSet[str]) -> Record | None:
+    """Return the plan that a file was made by, with at least these keys; None without a file."""
+    if not path.exists():
+        return None
+    with reading(path, kind) as file:
+        plan = parse_record(file.attrs["plan"])
+        if not keys <= plan.keys():
+            raise ValueError("holds no record of its plan")
+        return plan

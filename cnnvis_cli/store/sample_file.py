@@ -16,7 +16,7 @@ from cnnvis_cli.arrays import Doubles, Floats, Int32s
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.store.chunks import write_bands
-from cnnvis_cli.store.hdf5 import parse_record, reading
+from cnnvis_cli.store.hdf5 import reading, stored_plan
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import SAMPLE_IMAGES, SAMPLE_LAYER, VERSION, storage, write
@@ -57,13 +57,7 @@ class SampleFile:
 
     def identity(self) -> Record | None:
         """Return the plan that the file was made by; None if there is no file."""
-        if not self.path.exists():
-            return None
-        with reading(self.path, "sample") as file:
-            plan = parse_record(file.attrs["plan"])
-            if not {"layers", "sample"} <= plan.keys():
-                raise ValueError("holds no record of its plan")
-            return plan
+        return stored_plan(self.path, "sample", {"layers", "sample"})
 
     def layers(self) -> list[str]:
         """Return the aliases of its layers, in the network's order."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cnnvis_cli import histogram
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Box, Layer, ReceptiveField, Size
-from cnnvis_cli.store.hdf5 import Array, parse_record, plain_value, reading
+from cnnvis_cli.store.hdf5 import Array, plain_value, reading, stored_plan
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import (
@@ -89,13 +89,7 @@ class TopKFile:
 
     def identity(self) -> Record | None:
         """Return the plan that the file was made by; None if there is no file."""
-        if not self.path.exists():
-            return None
-        with reading(self.path, "topk") as file:
-            plan = parse_record(file.attrs["plan"])
-            if not {"layers", "decode"} <= plan.keys():
-                raise ValueError("holds no record of its plan")
-            return plan
+        return stored_plan(self.path, "topk", {"layers", "decode"})
 
     def summary(self) -> tuple[int, int]:
         """Return the number of its images, and how many of them could not be used."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +32,12 @@ class InputImage:
     name: str
     path: str
     pixels: Pixels  # (height, width, 3)
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the image as the network sees it: its shape and its pixels."""
+        content = f"{self.pixels.shape}".encode() + self.pixels.tobytes()
+        return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)

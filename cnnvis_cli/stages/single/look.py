@@ -13,7 +13,7 @@ import torch
 from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.dataset.decode import write_png
 from cnnvis_cli.demo.synthetic import CLASSES, draw
-from cnnvis_cli.digests import digest, file_digest
+from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.heat import over, to_largest
@@ -89,7 +89,7 @@ class Look:
         """Return the figure, which depends on the image, the network and what the run holds."""
         title = f"{self.session.network.name} · {self.image.name}"
         record = {
-            "pixels": digest([self.image.pixels.shape, self.image.pixels.tobytes().hex()]),
+            "pixels": self.image.digest,
             "weights_sha256": self.session.network.digest,
             "layers": [layer.alias for layer in self.layers],
             "held": self._held(),
@@ -102,7 +102,8 @@ class Look:
         paths = [run.topk]
         for layer in self.layers:
             paths += [run.optimized(layer.alias), run.projected(layer.alias)]
-        return {path.name: file_digest(path) for path in paths if path.is_file()}
+        held = filter(Path.is_file, paths)
+        return {path.relative_to(run.path).as_posix(): file_digest(path) for path in held}
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

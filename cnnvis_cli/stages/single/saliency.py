@@ -138,7 +138,7 @@ class SaliencyJob:
         """Return what decides an image's maps."""
         return {
             "image": image.name,
-            "pixels": _image_digest(image),
+            "pixels": image.digest,
             "model": self.session.network.name,
             "weights_sha256": self.session.network.digest,
             "target": str(self.target),
@@ -352,14 +352,9 @@ def _map_layer(session: Session, target: Target) -> Layer:
     return layer
 
 
-def _image_digest(image: InputImage) -> str:
-    """Return the SHA-256 of an image as the network sees it."""
-    return hashlib.sha256(f"{image.pixels.shape}".encode() + image.pixels.tobytes()).hexdigest()
-
-
 def _seed(seed: int, image: InputImage) -> int:
     """Return the seed of random numbers for an image, from its pixels alone."""
-    drawn = hashlib.sha256(f"{seed} {_image_digest(image)}".encode()).digest()
+    drawn = hashlib.sha256(f"{seed} {image.digest}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") >> 1
 
 

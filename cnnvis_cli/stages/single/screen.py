@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -125,7 +124,7 @@ class ScreenUnit:
         plan = self.session.plan.montage
         record: Record = {
             "image": image.name,
-            "pixels": hashlib.sha256(image.pixels.tobytes()).hexdigest(),
+            "pixels": image.digest,
             "weights_sha256": self.session.network.digest,
             "unit": str(self.name),
             "method": self.method,
