@@ -18,6 +18,7 @@ APART = 28  # pixels between sheets side by side
 PAGE = 16_000_000  # most pixels on one page
 ROOMY = 24  # least width in pixels of a tile with its own label
 CLASS_NAME_WIDTH = 48  # and with a class name
+LABELLED = 80  # and with a label that may be shortened
 LINE = SMALL + 4
 LEAST_SIDE = 20  # least side in pixels of a tile in a paper, if fewer columns help
 GAP_OF_ROWS = 14  # pixels between rows of layers
@@ -151,8 +152,8 @@ class Cell:
 def sheet(cells: Sequence[Cell], caption: Caption, scale: float = 1) -> Canvas:
     """Return all cells in a nearly square grid, row by row, under a caption.
 
-    Cells are of one size. Each has its label above if there is room; in rows of small cells,
-    only the first has a label.
+    Cells are of one size. Each has its label above if there is room, shortened where it is
+    wider; in rows of small cells, only the first has a label.
     """
     placed = _Placed.of(cells, caption, scale)
     canvas, head = begun(caption, placed.grid.width, placed.grid.height)
@@ -200,7 +201,8 @@ class _Placed:
             top = head + row * grid.row_pitch
             left = MARGIN + grid.gutter + column * grid.column_pitch
             if not grid.gutter:
-                canvas.text(cell.label, top, left, SMALL, FAINT)
+                label = shortened(cell.label, SMALL, grid.column_pitch - 3)
+                canvas.text(label, top, left, SMALL, FAINT)
                 top += LINE
             elif column == 0:
                 canvas.text(cell.label, top + (height - SMALL) // 2 - 1, MARGIN, SMALL, FAINT)
@@ -342,7 +344,7 @@ class _CellGrid:
     @classmethod
     def around(cls, count: int, height: int, width: int, label: int, columns: int = 0) -> _CellGrid:
         """Return the places of cells in so many columns, by default as in a wide rectangle."""
-        own = width >= max(ROOMY, label)
+        own = width >= max(ROOMY, min(label, LABELLED))
         gap = max(3, min(width // 12, 12))
         row_pitch = height + (LINE + 2 if own else 0) + gap
         if not own:

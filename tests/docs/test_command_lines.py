@@ -54,6 +54,7 @@ NOT_RUN = {
     "python tests/": "needs other networks' weights, or takes minutes",
     "python -c": "needs a million files; the figure beside it says of what",
     "make test": "is this",
+    "make setup": "installs",
     "make long": "takes minutes; is this, in its long form",
     "make meaning": "takes 20 minutes",
     "make train": "takes 12 minutes",

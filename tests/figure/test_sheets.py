@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats, Pixels
-from cnnvis_cli.figure.canvas import Canvas, read_record, reduced, shortened, text_size
+from cnnvis_cli.figure.canvas import (
+    Canvas,
+    TextLine,
+    read_record,
+    reduced,
+    shortened,
+    text_size,
+)
 from cnnvis_cli.figure.sheets import (
     Caption,
     Cell,
@@ -442,3 +450,18 @@ def test_a_shortened_text_fits_and_a_short_one_is_whole() -> None:
         found = shortened("lesser panda", 11, width)
         assert not found or text_size(found, 11)[0] <= width
     assert shortened("lesser panda", 11, 50).startswith("les")
+
+
+def test_a_label_wider_than_its_tile_is_shortened_and_not_left_out() -> None:
+    """Of classes with long names each tile was once named by its row's first alone."""
+    names = [f"{number} European fire salamander" for number in range(6)]
+    cells = [Cell.of(name, np.zeros((112, 112, 3), np.uint8)) for name in names]
+    marks = sheet(cells, Caption("title", "note")).marks
+    said = [mark.text for mark in marks if isinstance(mark, TextLine)]
+    for number in range(6):
+        assert any(re.match(rf"{number} European .*\.\.\.$", text) for text in said), said
+    small = [Cell.of(name, np.zeros((60, 60, 3), np.uint8)) for name in names]
+    marks = sheet(small, Caption("title", "note")).marks
+    said = [mark.text for mark in marks if isinstance(mark, TextLine)]
+    assert names[0] in said
+    assert len(said) < 6
