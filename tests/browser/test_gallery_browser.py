@@ -140,10 +140,10 @@ def test_units_are_sorted_and_filtered(browser: Browser, gallery: Path) -> None:
     for order in ("selectivity", "active", "outcome", "number"):
         page.get_by_label("Sort", exact=True).select_option(order)
         assert sorted(shown(page)) == list(range(10))
-    page.get_by_label("Filter by class name").fill("no such class")
+    page.get_by_label("Filter by class or name").fill("no such class")
     playwright.expect(page.locator("#none")).to_be_visible()
     assert shown(page) == []
-    page.get_by_label("Filter by class name").fill("ONERROR")
+    page.get_by_label("Filter by class or name").fill("ONERROR")
     playwright.expect(page.locator("#none")).to_be_hidden()
     assert shown(page)
     page.keyboard.press("Escape")
@@ -200,7 +200,7 @@ def test_keys_move_through_the_units(browser: Browser, gallery: Path) -> None:
     page.keyboard.press("Escape")
     at(page, "fc3 ")
     assert page.evaluate("document.activeElement.hash") == "#fc3/0001"
-    page.keyboard.press("/")
+    page.keyboard.press("f")
     assert page.evaluate("document.activeElement.id") == "filter"
     page.keyboard.press("Escape")
     page.keyboard.press("[")
@@ -264,6 +264,55 @@ def test_it_is_readable_at_every_width(
         .map((node) => parseFloat(getComputedStyle(node).fontSize)))"""
     )
     assert smallest >= 11
+
+
+def test_a_search_finds_units_of_all_layers_the_best_first(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#conv2/0005")
+    results = page.locator("#results a")
+    page.keyboard.press("/")
+    page.get_by_label("Class, name or unit").fill("CLASS1")
+    playwright.expect(results.first).to_be_visible()
+    shares = [text.split(" of ")[0] for text in page.locator("#results bdi").all_text_contents()]
+    assert shares == sorted(shares, key=int, reverse=True)
+    layers = {text.split("/")[0] for text in results.locator(".number").all_text_contents()}
+    assert layers == {"conv1", "conv2", "fc3"}
+    page.get_by_label("Class, name or unit").fill("fc3 7")
+    playwright.expect(results).to_have_count(1)
+    page.keyboard.press("Enter")
+    at(page, "fc3/0007")
+    page.keyboard.press("/")
+    page.get_by_label("Class, name or unit").fill("conv")
+    playwright.expect(results).to_have_count(2)  # layers, as no class has this name
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    at(page, "conv1 ")
+    page.keyboard.press("/")
+    page.get_by_label("Class, name or unit").fill("no such class")
+    playwright.expect(page.locator("#results-told")).to_have_text("Nothing has that name.")
+    page.keyboard.press("Escape")
+    playwright.expect(page).to_have_url(re.compile("#conv1$"))
+
+
+def test_a_view_is_in_the_address(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#fc3")
+    page.get_by_label("Sort", exact=True).select_option("max")
+    page.get_by_label("Show", exact=True).select_option("patches")
+    page.get_by_label("Filter by class or name").fill("class1")
+    playwright.expect(page).to_have_url(re.compile("class1"))
+    wanted, hash_ = shown(page), page.evaluate("location.hash")
+    assert hash_ == "#fc3?sort=max&show=patches&filter=class1"
+    for again in (page, browser.open(hash_)):
+        again.reload()
+        again.locator("#grid a").first.wait_for()
+        assert shown(again) == wanted
+        assert again.get_by_label("Show", exact=True).input_value() == "patches"
+    page.locator("#grid a").first.click()
+    at(page, f"fc3/{wanted[0]:04d}")
+    assert page.evaluate("location.hash").endswith("?sort=max&show=patches&filter=class1")
+    other = browser.open("#fc3?sort=nonsense&find=fc3/3")
+    playwright.expect(other.locator("#results a")).to_have_count(1)
+    assert other.get_by_label("Sort", exact=True).input_value() == "number"
 
 
 def test_every_control_has_a_name(browser: Browser, gallery: Path) -> None:
@@ -346,6 +395,21 @@ def test_a_layer_of_4096_units_opens_soon_and_scrolls(
     print(f"the slowest frame while scrolling took {slowest:.3f} s")
     assert slowest < 1
     page.get_by_label("Sort", exact=True).select_option("max")
-    page.get_by_label("Filter by class name").fill("class1")
+    page.get_by_label("Filter by class or name").fill("class1")
     page.locator("#grid a").first.wait_for()
     assert is_narrow_enough(page)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Search all layers").click()
+    page.get_by_label("Class, name or unit").fill("class1")
+    page.locator("#results a").first.wait_for()
+    milliseconds = page.evaluate(
+        """() => {
+          const field = document.getElementById("find");
+          field.value = "class2";
+          const start = performance.now();
+          field.dispatchEvent(new Event("input"));
+          return performance.now() - start;
+        }"""
+    )
+    print(f"a search of {WIDE} units took {milliseconds:.0f} ms")
+    assert milliseconds < 100 * WIDE / 1000

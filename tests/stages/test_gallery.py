@@ -141,6 +141,52 @@ def test_numbers_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_pa
             assert layer["outcome"][unit] == optimized["3/outcome"][unit, first]
 
 
+def test_names_that_were_found_are_shown_and_searched(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path
+) -> None:
+    do("gallery", **ready)
+    assert layer_of(folder, "conv2")["labels"] is None
+    table = "unit\tname\tarea\nconv2/0003\tzebra\t0.9\nconv2/0004\tunnamed\t0.5\n"
+    (tmp_path / "run" / "names.tsv").write_text(table)
+    before = (folder / "conv1" / "layer.js").stat().st_mtime_ns
+    do("gallery", **ready)
+    assert layer_of(folder, "conv2")["labels"] == ["", "", "", "zebra", "", "", "", ""]
+    (searched,) = read(folder / "search.js")
+    assert searched["conv2"]["labels"][3] == "zebra"
+    assert "labels" not in searched["conv1"]
+    assert (folder / "conv1" / "layer.js").stat().st_mtime_ns == before
+
+
+def test_a_search_knows_the_classes_of_the_top_images(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path
+) -> None:
+    do("gallery", **ready)
+    (searched,) = read(folder / "search.js")
+    with h5py.File(tmp_path / "run" / "topk.h5") as top:
+        labels, images = top["images/label"][()], top["layers/fc3/image"][()]
+    for unit, found in enumerate(searched["fc3"]["classes"]):
+        own = labels[images[unit][images[unit] >= 0]].tolist()
+        for label, count, rank in zip(found[::3], found[1::3], found[2::3], strict=True):
+            assert (own.count(label), own.index(label)) == (count, rank)
+        assert sum(found[1::3]) == len(own)
+    assert searched["fc3"]["k"] == images.shape[1]
+
+
+def test_icons_are_the_pictures_of_the_grid(do: Do, ready: Flags, folder: Path) -> None:
+    do("gallery", **ready)
+    (run,) = read(folder / "run.js")
+    for alias, channels in CHANNELS.items():
+        listed = run["listed"][alias]
+        assert listed["units"] == channels
+        icons = np.asarray(Image.open(folder / alias / f"icons_000.{listed['suffix']}"))
+        (height, width), columns = listed["cell"], run["columns"]
+        assert icons.shape[:2] == (-(-channels // columns) * height, columns * width) or (
+            channels < columns and icons.shape[:2] == (height, channels * width)
+        )
+    do("gallery", **ready | {"units": "1,3-4", "layer": ("conv1",)})
+    assert read(folder / "run.js")[0]["listed"]["conv1"]["units"] == [1, 3, 4]
+
+
 def test_pictures_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_path: Path) -> None:
     do("gallery", **ready)
     with (
@@ -267,7 +313,8 @@ def test_only_the_layer_that_has_changed_is_made_anew(
     do("optimize", **ready | other, optimize__step="1")
     do("gallery", **ready)
     changed = {name for name, found in snapshot(folder).items() if before.get(name) != found}
-    assert {name.split("/")[0] for name in changed} == {"fc3", "index.html", "run.js"}
+    page = {"index.html", "run.js", "search.js"}
+    assert {name.split("/")[0] for name in changed} == {"fc3", *page}
     kinds = [(pane["kind"], pane["name"]) for pane in layer_of(folder, "fc3")["sheet"]["panes"]]
     assert kinds[:2] == [("optimized", "3"), ("optimized", "1")]
 

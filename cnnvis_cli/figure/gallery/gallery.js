@@ -16,15 +16,19 @@
     outcome: { title: "Outcome", rank: [3, 0, 1, 2], text: (layer, i) => ENDS[layer.outcome[i]] },
   };
 
-  let run = { classes: [], layers: [] };
+  const FOUND = 60; // results of a search that are shown
+
+  let run = { classes: [], layers: [], listed: {} };
+  let searched = null;
   const layers = new Map();
   const chunks = new Map();
-  const state = { alias: "", unit: null, sort: "number", filter: "", face: "", scroll: new Map() };
+  const state = { alias: "", unit: null, sort: "number", filter: "", face: "", find: null, scroll: new Map() };
 
   window.gallery = {
     run(facts) { run = facts; },
     layer(facts) { layers.set(facts.alias, { ...facts, dead: new Set(facts.dead) }); },
     units(alias, number, facts) { chunks.set(`${alias} ${number}`, facts); },
+    search(facts) { searched = facts; },
   };
 
   // light and dark
@@ -116,7 +120,7 @@
   };
   const facePicture = (layer, position, number) => {
     const face = layer.faces[number];
-    const unit = `${layer.alias}/${padded(layer.units[position])}`;
+    const unit = [`${layer.alias}/${padded(layer.units[position])}`, layer.labels?.[position]].filter(Boolean).join(", ");
     if (!face) return make("span", { class: "crop", role: "img", "aria-label": `${unit}, no picture` });
     const lacks = face.missing.has(position);
     const crossed = face.kind === "optimized" ? layer.outcome[position] === 3 : layer.dead.has(position) && lacks;
@@ -135,6 +139,27 @@
     node.fill = () => crop(node, url, place, size);
     return node;
   };
+
+  const listedAt = (alias, unit) => { // the place of a unit in its layer; -1 if it is not shown
+    const { units } = run.listed[alias] ?? { units: 0 };
+    return typeof units === "number" ? (unit < units ? unit : -1) : units.indexOf(unit);
+  };
+  const iconOf = (alias, position, name) => {
+    const { tile, cell, suffix, units } = run.listed[alias];
+    const node = make("span", { class: "crop", role: "img", "aria-label": name });
+    if (!tile) return node;
+    node.classList.toggle("sharp", Math.max(...tile) < 40);
+    const [number, at] = [Math.floor(position / run.chunk), position % run.chunk];
+    const all = typeof units === "number" ? units : units.length;
+    const count = Math.min(run.chunk, all - number * run.chunk);
+    const place = [(at % run.columns) * cell[1], Math.floor(at / run.columns) * cell[0], tile[1], tile[0]];
+    const size = [Math.ceil(count / run.columns) * cell[0], Math.min(run.columns, count) * cell[1]];
+    const url = `${alias}/icons_${String(number).padStart(3, "0")}.${suffix}`;
+    node.style.setProperty("--shape", `${tile[1]} / ${tile[0]}`);
+    whenSeen(node, () => crop(node, url, place, size));
+    return node;
+  };
+  const fold = (text) => text.toLowerCase().normalize("NFD").replace(/[\u0300-\u036f]/g, "");
 
   // data loaded when needed
 
@@ -198,8 +223,9 @@
   const tileOf = (layer, position) => {
     const unit = layer.units[position];
     const under = make("span", { class: "under" }, make("span", { class: "number" }, String(unit)), make("bdi"));
-    const node = make("a", { href: `#${layer.alias}/${padded(unit)}`, tabindex: -1 },
-      facePicture(layer, position, faceOf(layer)), under);
+    const called = layer.labels?.[position];
+    const node = make("a", { href: `#${layer.alias}/${padded(unit)}`, tabindex: -1, title: called },
+      facePicture(layer, position, faceOf(layer)), called && make("bdi", { class: "called" }, called), under);
     node.position = position;
     return node;
   };
@@ -212,8 +238,7 @@
     }
     const value = SORTS[state.sort].text;
     for (const position of order) {
-      const text = state.sort === "number" && layer.labels?.[position] || value(layer, position);
-      layer.tiles[position].lastChild.lastChild.textContent = text;
+      layer.tiles[position].lastChild.lastChild.textContent = value(layer, position);
     }
     grid.replaceChildren(...order.map((position) => layer.tiles[position]));
     for (const tile of grid.children) {
@@ -232,7 +257,6 @@
 
   const told = (layer, order) => {
     if (state.sort !== "number") return SORTS[state.sort].title.toLowerCase();
-    if (layer.labels) return order.length === 1 ? "class" : "classes";
     return layer.max ? "maximum" : "outcome";
   };
 
@@ -240,19 +264,19 @@
     const select = make("select", { "aria-label": title });
     for (const [key, text] of options) select.append(make("option", { value: key }, text));
     select.value = value;
-    select.addEventListener("change", () => change(select.value));
+    select.addEventListener("change", () => { change(select.value); keepAddress(); });
     return make("label", {}, title, select);
   };
   const filterField = (layer) => {
     const field = make("input", {
-      type: "search", id: "filter", list: "classes", placeholder: "a class, or a number", autocomplete: "off",
-      "aria-label": "Filter by class name", spellcheck: "false",
+      type: "search", id: "filter", list: "classes", placeholder: "class, name, number", autocomplete: "off",
+      "aria-label": "Filter by class or name", spellcheck: "false",
     });
     field.value = state.filter;
     let waiting = 0;
     field.addEventListener("input", () => {
       clearTimeout(waiting);
-      waiting = setTimeout(() => { state.filter = field.value; showTiles(layer); }, 80);
+      waiting = setTimeout(() => { state.filter = field.value; keepAddress(); showTiles(layer); }, 80);
     });
     const names = make("datalist", { id: "classes" });
     for (const name of run.classes) names.append(make("option", { value: name }));
@@ -289,6 +313,90 @@
     const scale = enlarged(tile, GRID);
     const sizes = { "--wide": tile[1] * scale, "--high": tile[0] * scale, "--cell": Math.max(CELL, tile[1] * scale) };
     for (const [name, size] of Object.entries(sizes)) byId("grid").style.setProperty(name, `${size}px`);
+  };
+
+  // search over all layers
+
+  const nearness = (text, name) => { // how well a name answers: 0 if it does not
+    const at = name.indexOf(text);
+    if (at < 0) return 0;
+    if (name.length === text.length) return 1;
+    return at === 0 ? 0.8 : /[^a-z0-9]/.test(name[at - 1]) ? 0.7 : 0.4;
+  };
+  const findUnits = (typed) => {
+    const text = fold(typed).trim();
+    if (!text) return [];
+    const address = /^([a-z]+\d+)[\s/]+(\d+)$/.exec(text);
+    const number = /^\d+$/.test(text) ? Number(text) : null;
+    const classes = run.classes.map((name) => nearness(text, fold(name)));
+    const found = [];
+    run.layers.forEach((alias, depth) => {
+      const { labels, classes: seen, k } = searched[alias];
+      const { units } = run.listed[alias];
+      const count = typeof units === "number" ? units : units.length;
+      if (alias.startsWith(text)) found.push({ alias, unit: null, score: 100 + nearness(text, alias), depth, why: many(count, "unit") });
+      if (address || known(number)) {
+        const unit = known(number) ? number : Number(address[2]);
+        const position = known(number) || address[1] === alias ? listedAt(alias, unit) : -1;
+        if (position >= 0) found.push({ alias, unit, position, score: 50, depth, why: labels?.[position] ?? "" });
+        return;
+      }
+      for (let position = 0; position < count; position += 1) {
+        let [score, why] = [0, ""];
+        if (labels?.[position]) [score, why] = [10 * nearness(text, fold(labels[position])), labels[position]];
+        for (let i = 0; i < (seen?.[position].length ?? 0); i += 3) {
+          const [label, often, rank] = seen[position].slice(i, i + 3);
+          const here = classes[label] * (often + 0.5 / (rank + 1)) / k; // equal ones by the strongest image
+          if (here > score) [score, why] = [here, `${often} of ${k} ${run.classes[label]}`];
+        }
+        if (score > 0) found.push({ alias, unit: typeof units === "number" ? position : units[position], position, score, depth, why });
+      }
+    });
+    return found.sort((a, b) => b.score - a.score || b.depth - a.depth || a.unit - b.unit);
+  };
+  const showFound = () => {
+    const found = findUnits(byId("find").value);
+    const rows = found.slice(0, FOUND).map(({ alias, unit, position, why }) => {
+      const name = unit === null ? alias : `${alias}/${padded(unit)}`;
+      return make("li", {}, make("a", { href: `#${name}` },
+        unit === null ? make("span", { class: "crop missing" }) : iconOf(alias, position, name),
+        make("span", { class: "number" }, name), make("bdi", {}, why)));
+    });
+    byId("results").replaceChildren(...rows);
+    const text = found.length > FOUND ? `The best ${FOUND} of ${found.length.toLocaleString("en")}.`
+      : found.length ? many(found.length, "result") : byId("find").value.trim() ? "Nothing has that name." : "";
+    byId("results-told").textContent = text;
+  };
+  const search = async (text) => {
+    const dialog = byId("search");
+    if (!dialog.open) dialog.showModal();
+    if (byId("find").value !== text) byId("find").value = text;
+    state.find = text;
+    keepAddress();
+    if (!searched) await load("search.js").catch(() => {});
+    if (searched) showFound();
+    else byId("results-told").textContent = "search.js cannot be read. Make the gallery again.";
+  };
+  const prepareSearch = () => {
+    const dialog = byId("search");
+    byId("open-search").addEventListener("click", () => search(""));
+    byId("find").addEventListener("input", () => search(byId("find").value));
+    dialog.addEventListener("close", () => { state.find = null; keepAddress(); });
+    dialog.addEventListener("click", (event) => {
+      if (event.target === dialog) dialog.close();
+      if (event.target.closest?.("a")) state.find = null; // the address that it leads to has none
+    });
+    dialog.addEventListener("keydown", (event) => {
+      event.stopPropagation(); // keys in it are not the page's
+      const links = [...byId("results").querySelectorAll("a")];
+      const here = links.indexOf(document.activeElement);
+      if (event.key === "Escape") dialog.close(); // which would empty the field first
+      else if (event.key === "Enter" && here < 0) links[0]?.click();
+      else if (event.key === "ArrowDown") links[Math.min(here + 1, links.length - 1)]?.focus();
+      else if (event.key === "ArrowUp") (here > 0 ? links[here - 1] : byId("find")).focus();
+      else return;
+      event.preventDefault();
+    });
   };
 
   // a unit
@@ -415,13 +523,11 @@
   const neighbours = (unit, layer) => {
     if (!unit.near?.length) return null;
     const near = make("div", { class: "near" });
-    const tile = layer.faces[faceOf(layer)]?.tile ?? [1, 1];
-    near.style.setProperty("--shape", `${tile[1]} / ${tile[0]}`);
     for (const [other, shared] of unit.near) {
-      const picture = facePicture(layer, layer.at.get(other), faceOf(layer));
-      if (picture.fill) whenSeen(picture, picture.fill);
-      near.append(make("a", { href: `#${layer.alias}/${padded(other)}` }, picture,
-        make("span", { class: "under" }, make("span", { class: "number" }, String(other)), make("span", {}, `${shared} shared`))));
+      const name = layer.labels?.[layer.at.get(other)] || "";
+      near.append(make("a", { href: `#${layer.alias}/${padded(other)}`, title: name },
+        iconOf(layer.alias, layer.at.get(other), [`${layer.alias}/${padded(other)}`, name].filter(Boolean).join(", ")),
+        make("span", { class: "under" }, make("span", { class: "number" }, String(other)), name && make("bdi", {}, name), make("span", {}, `${shared} shared`))));
     }
     return section("Shares top images with", near);
   };
@@ -478,9 +584,24 @@
 
   // from an address to the page
 
+  const USUAL = { sort: "number", show: "", filter: "", find: null };
+  const view = () => ({ sort: state.sort, show: state.face, filter: state.filter, find: state.find });
+  const keepAddress = () => { // what is chosen is in the address: it can be reloaded and shared
+    const asked = new URLSearchParams();
+    for (const [name, value] of Object.entries(view())) if (value !== USUAL[name]) asked.set(name, value);
+    const wanted = `#${location.hash.slice(1).split("?")[0]}${asked.size ? `?${asked}` : ""}`;
+    if (wanted !== (location.hash || "#")) history.replaceState(null, "", wanted);
+  };
+  const takeView = (text) => {
+    const asked = { ...USUAL, ...Object.fromEntries(new URLSearchParams(text)) };
+    state.sort = Object.hasOwn(SORTS, asked.sort) ? asked.sort : USUAL.sort;
+    [state.face, state.filter, state.find] = [asked.show, asked.filter, asked.find];
+  };
   const address = () => {
+    const [path, ...asked] = location.hash.slice(1).split("?");
+    if (asked.length) takeView(asked.join("?"));
     let text = "";
-    try { text = decodeURIComponent(location.hash.slice(1)); } catch { /* no address of ours */ }
+    try { text = decodeURIComponent(path); } catch { /* no address of ours */ }
     const [alias, unit] = text.split("/");
     if (!run.layers.includes(alias)) return { alias: "", unit: null };
     return { alias, unit: /^\d+$/.test(unit ?? "") ? Number(unit) : null };
@@ -494,6 +615,7 @@
     const before = { alias: state.alias, unit: state.unit };
     if (!before.unit && before.unit !== 0) state.scroll.set(before.alias, scrollY);
     Object.assign(state, address());
+    keepAddress();
     for (const link of document.querySelectorAll("[data-layer]")) {
       link.removeAttribute("aria-current");
       if (link.dataset.layer !== state.alias) continue;
@@ -501,6 +623,8 @@
       const row = link.closest("ol"); // on narrow pages it is scrolled sideways
       row.scrollLeft = link.offsetLeft - row.offsetLeft - row.clientWidth / 2;
     }
+    if (known(state.find)) search(state.find);
+    else byId("search").close();
     try {
       await show(before);
     } catch (error) {
@@ -588,10 +712,9 @@
     if (key === "Escape") { close(); event.preventDefault(); return; }
     if (typing) return;
     if (key === "[" || key === "]") stepLayer(key === "[" ? -1 : 1);
-    else if (key === "/" && state.alias) {
-      if (state.unit !== null) location.hash = `#${state.alias}`;
-      setTimeout(() => byId("filter")?.focus(), state.unit === null ? 0 : 60);
-    } else if (key.startsWith("Arrow")) {
+    else if (key === "/") search("");
+    else if (key === "f" && byId("filter")?.checkVisibility()) byId("filter").focus();
+    else if (key.startsWith("Arrow")) {
       if (state.unit !== null && layers.get(state.alias)?.at.has(state.unit)) {
         if (key === "ArrowUp" || key === "ArrowDown") return; // they scroll
         neighbour(key === "ArrowLeft" ? -1 : 1);
@@ -612,6 +735,7 @@
       name();
     });
     name();
+    prepareSearch();
     document.querySelectorAll("[data-strip]").forEach(fillStrip);
     byId("skip").addEventListener("click", () => byId("main").focus());
     byId("unit").addEventListener("mouseover", mark);

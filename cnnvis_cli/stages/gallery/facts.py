@@ -50,6 +50,14 @@ def class_counts(labels: Sequence[int]) -> list[tuple[int, int]]:
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
+def searched_classes(labels: Sequence[int], most: int) -> list[int]:
+    """Return the most frequent classes of a unit's images, each with its count and first rank."""
+    found = []
+    for label, count in class_counts(labels)[:most]:
+        found += [label, count, list(labels).index(label)]
+    return found
+
+
 def neighbours(images: Indices, chosen: slice) -> list[list[tuple[int, int]]]:
     """Return the units that share most of their top images (U, k) with each of the chosen rows.
 

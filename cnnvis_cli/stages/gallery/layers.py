@@ -18,7 +18,7 @@ from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.figure import sprites
 from cnnvis_cli.figure.tone import TONE_RULES
 from cnnvis_cli.histogram import LEVELS
-from cnnvis_cli.nouns import Layer, Size
+from cnnvis_cli.nouns import Layer, Size, Unit
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     STRONGEST_SHOWN,
@@ -33,6 +33,7 @@ from cnnvis_cli.stages.gallery.facts import (
     histogram_bars,
     neighbours,
     plain_numbers,
+    searched_classes,
 )
 from cnnvis_cli.stages.gallery.panes import (
     Photographs,
@@ -45,17 +46,19 @@ from cnnvis_cli.stages.gallery.panes import (
     styles_held,
     top_of,
 )
+from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile
 
-THUMB, SMALL = 112, 80  # side in pixels of a picture in the grid, in the strip
+THUMB, SMALL, ICON = 112, 80, 48  # side in pixels of a picture in the grid, the strip, a list
 SHARP = 32  # side in pixels up to which those are lossless
+SEARCHED = 4  # classes per unit that a search knows
 STRIP = 14  # units in a layer's strip
 UNIT_PIXELS = 2_000_000  # pixels of a unit's pictures: well below a megabyte, even if noisy
 CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
-FORM = (1, THUMB, SMALL, SHARP, STRIP, UNIT_PIXELS, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+FORM = (2, THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -108,6 +111,7 @@ class ShownLayer:
     layer: Layer
     dataset: Dataset | None  # None if the run has no topk.h5
     photographs: Photographs | None
+    tables: UnitTables
 
     @property
     def folder(self) -> Path:
@@ -146,15 +150,21 @@ class ShownLayer:
 
     @cached_property
     def labels(self) -> list[str]:
-        """The names of the units besides their numbers: classes, for the last layer."""
+        """The names of the units besides their numbers: classes in the last layer, or found."""
         names = []
         for unit in self.units:
-            names.append(unit_label(self.session, self.layer, unit).partition(" ")[2])
+            own = unit_label(self.session, self.layer, unit).partition(" ")[2]
+            names.append(own or self.tables.name(Unit(self.layer.alias, unit)))
         return names
 
     @cached_property
     def faces(self) -> list[Face]:
         return [Face.of(pane, THUMB) for pane in self.panes]
+
+    @cached_property
+    def icon(self) -> Face | None:
+        """How a unit is shown in lists of several layers; None without pictures."""
+        return Face.of(self.panes[self.usual], ICON) if self.panes else None
 
     @property
     def usual(self) -> int:
@@ -184,6 +194,7 @@ class ShownLayer:
                 "layer": [alias, self.layer.module],
                 "units": self.units,
                 "labels": self.labels,
+                "tables": self.tables.key(alias),
                 "classes": self.dataset.classes if self.dataset else [],
                 "tone": TONE_RULES[self.session.plan.figure.tone],
                 "panes": [[p.kind, p.name, p.size, p.count] for p in self.panes],
@@ -243,6 +254,27 @@ class ShownLayer:
             if np.isfinite(known).any():
                 rank = np.where(np.isfinite(known), known, -np.inf)
         return rank
+
+    @property
+    def listed(self) -> Record:
+        """Return what lists of units of several layers need: how to find an icon."""
+        every = self.units == list(range(len(self.units)))
+        found: Record = {"units": len(self.units) if every else self.units}
+        if self.icon:
+            size = self.icon.size
+            found |= {"tile": size, "cell": sprites.padded(size), "suffix": self.icon.suffix}
+        return found
+
+    @property
+    def searched(self) -> Record:
+        """Return what a search knows of the units: names, and classes of their top images."""
+        found: Record = {"labels": self.labels} if any(self.labels) else {}
+        if self.top and self.dataset:
+            images = self.top.places.image[self.units]
+            found |= {"k": int(images.shape[1]), "classes": []}
+            for row in images.tolist():
+                found["classes"].append(searched_classes(self.dataset.labels(row), SEARCHED))
+        return found
 
     @property
     def dead(self) -> int:

@@ -24,6 +24,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.render import drawing_slots
 from cnnvis_cli.stages.gallery.layers import (
+    CHUNK,
     COLUMNS,
     STRIP,
     Dataset,
@@ -32,13 +33,14 @@ from cnnvis_cli.stages.gallery.layers import (
     gallery_folder,
 )
 from cnnvis_cli.stages.gallery.panes import Photographs
+from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import is_temporary, publish
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
 GALLERY_FILE = re.compile(  # the names of a gallery's files, and of their temporary files
-    r"\d{4,}\.(jpg|png)|(grid\d+|units)_\d+\.(jpg|png|js)|layer\.js|strip\.(jpg|png)|\..*\.tmp"
+    r"\d{4,}\.(jpg|png)|(grid\d+|units|icons)_\d+\.(jpg|png|js)|layer\.js|strip\.(jpg|png)|\..*\.tmp"
 )
 LAYER = re.compile(r"(conv|fc)\d+")
 
@@ -59,9 +61,10 @@ def gallery(session: Session) -> None:
 def _shown(session: Session) -> list[ShownLayer]:
     """Return the layers to show: the requested ones, or all with any results."""
     dataset, photographs = topk_dataset(session), Photographs(session, set())
+    tables = UnitTables.of(session.run)
     found = []
     for layer in session.layers:
-        shown = ShownLayer(session, layer, dataset, photographs)
+        shown = ShownLayer(session, layer, dataset, photographs, tables)
         if shown.units:
             found.append(shown)
         elif session.plan.layer:
@@ -134,12 +137,17 @@ class Pictures:
 
     def files(self) -> list[str]:
         own = [f"{unit:04d}.{self.shown.suffix}" for unit in self.units]
-        pictures = [*own, *self._grids()] if self.shown.panes else []
+        pictures = [*own, *self._grids(), *self._icons()]
+        pictures = pictures if self.shown.panes else []
         return [*pictures, f"units_{self.number:03d}.js"]
 
     def _grids(self) -> list[str]:
         faces = enumerate(self.shown.faces)
         return [f"grid{n}_{self.number:03d}.{face.suffix}" for n, face in faces]
+
+    def _icons(self) -> list[str]:
+        icon = self.shown.icon
+        return [f"icons_{self.number:03d}.{icon.suffix}"] if icon else []
 
     def is_done(self) -> bool:
         return _is_done(self)
@@ -156,7 +164,10 @@ class Pictures:
             for first, pictures in zip(firsts, drawn, strict=True):
                 first.append(pictures[:, 0])
             yield len(few)
-        for name, face, first in zip(self._grids(), shown.faces, firsts, strict=True):
+        faces = [*zip(self._grids(), shown.faces, firsts, strict=True)]
+        if shown.icon:
+            faces += zip(self._icons(), [shown.icon], [firsts[shown.usual]], strict=True)
+        for name, face, first in faces:
             sheet = sprites.mosaic(np.concatenate(first), face.size, COLUMNS)
             publish(shown.folder / name, sprites.encoded(sheet, face.suffix))
         facts = Facts(shown, self.number).records()
@@ -261,10 +272,15 @@ def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
 def page_of(session: Session, shown: Sequence[ShownLayer]) -> dict[str, bytes]:
     """Return the page and its data by name, the page last."""
     classes = shown[0].dataset.classes if shown[0].dataset else []
-    run = {"classes": classes, "layers": [each.layer.alias for each in shown]}
+    aliases = [each.layer.alias for each in shown]
+    listed = {each.layer.alias: each.listed for each in shown}
+    searched = {each.layer.alias: each.searched for each in shown}
+    places = {"chunk": CHUNK, "columns": COLUMNS}
+    run = {"classes": classes, "layers": aliases, "listed": listed, **places}
     key = digest([each.key for each in shown])
     return {
         "run.js": site.data("run", run, key=key),
+        "search.js": site.data("search", searched, key=key),
         "index.html": site.page(_facts(session, shown)),
     }
 

@@ -33,6 +33,7 @@ Work = Callable[[Plan, Report], None]
 Stamps = dict[str, list[int]]  # path -> size, modification time; a folder's: files, their digest
 FOLDER = "receipts"
 PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's followed by its name
+TABLES = ("names.tsv", "scores.tsv")  # that the gallery shows too
 SHOWING = ("look", "montage", "gallery", "filters", "occlude")  # new data of the run is shown too
 PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, but not results
 
@@ -155,7 +156,7 @@ class Receipt:
 
 def _data(files: Stamps) -> set[str]:
     """Return the files of numbers among results."""
-    return {path for path in files if path.endswith(".h5")}
+    return {path for path in files if path.endswith(".h5") or path in TABLES}
 
 
 def _can_be_said(record: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.gallery.layers import CHUNK, Facts, ShownLayer, gallery_folder
 from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.stage import page_of, topk_dataset
+from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.inside import read_regular
 
@@ -75,9 +76,9 @@ def _layer(session: Session, alias: str, findings: Findings) -> ShownLayer | Non
         (layer,) = session.network.aliased((alias,))
         key, values = _script(folder / "layer.js")
         _check_names(folder, values[0], findings)
-        dataset = topk_dataset(session)
+        dataset, tables = topk_dataset(session), UnitTables.of(session.run)
         for photographs in (Photographs(session, set()), None):
-            shown = ShownLayer(session, layer, dataset, photographs)
+            shown = ShownLayer(session, layer, dataset, photographs, tables)
             if shown.key == key:
                 _check_data(shown, findings)
                 return shown
