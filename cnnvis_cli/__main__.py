@@ -16,6 +16,10 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
+    # Threads that wait for work must not spin: on a machine that others use as well, they would
+    # take several times the work's own processor time. OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from cnnvis_cli.cli import main as run
 
     run()

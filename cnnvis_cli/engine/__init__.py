@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from cnnvis_cli.engine.dask import Cluster, connect, share_tasks_on
 from cnnvis_cli.engine.devices import (
     Graphs,
@@ -37,7 +39,14 @@ from cnnvis_cli.engine.slots import (
     shared_memory,
     worker_slots,
 )
-from cnnvis_cli.engine.threads import Aside, ahead, in_order, in_threads, one_thread
+from cnnvis_cli.engine.threads import (
+    Aside,
+    ahead,
+    in_order,
+    in_threads,
+    one_thread,
+    threads_of_torch,
+)
 
 __all__ = [
     "ATTEMPTS",
@@ -73,6 +82,7 @@ __all__ = [
     "run_tasks",
     "shared_memory",
     "tensor_cores",
+    "threads_of_torch",
     "worker_slots",
 ]
 
@@ -98,6 +108,6 @@ def run_tasks(
     if isinstance(pool, Cluster):
         share_tasks_on(pool, work, numbers, emit, describe)
     elif pool[0].device.type == "cpu" and (len(pool) == 1 or len(numbers) < 2):
-        work(pool[0], iter(numbers), emit)
+        work(pool[0]._replace(threads=torch.get_num_threads()), iter(numbers), emit)
     else:
         share_tasks(work, pool, numbers, emit, describe)

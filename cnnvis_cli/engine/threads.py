@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -86,14 +86,19 @@ def in_order(action: Callable[[T], R], items: Iterable[T], count: int) -> Genera
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread in this block; processes can be forked after it."""
+def threads_of_torch(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads in this block."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Let torch compute with one thread in this block; processes can be forked after it."""
+    return threads_of_torch(1)
 
 
 _OVER = object()  # marks the end of the items

@@ -21,10 +21,13 @@ _aten: Any = torch.ops.aten
 FEW = 4  # input channels: with so few, a convolution's usual backward leaves a processor idle
 
 
-def trace(function: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]:
+def trace(
+    function: Callable[..., Any], *examples: Tensor, then: Callable[[fx.GraphModule], object] = id
+) -> Callable[..., Any]:
     """Return the function for arguments of these shapes; it may compute gradients inside.
 
-    Tensors that the function uses besides its arguments, such as weights, are shared.
+    Tensors that the function uses besides its arguments, such as weights, are shared. `then` may
+    change the finished graph.
     """
     with torch.enable_grad():
         module = make_fx(function)(*examples)
@@ -37,6 +40,7 @@ def trace(function: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]
             rewrite(module, node)
     graph.eliminate_dead_code()
     _in_place(graph)
+    then(module)
     graph.lint()
     module.recompile()
 

@@ -246,11 +246,9 @@ def test_more_runs_than_a_batch_holds(
         assert len({run.tobytes() for run in runs}) == 6  # each from noise of its own
 
 
-def test_the_last_batch_is_as_full_as_the_others(
-    do: Callable[..., None], flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last bits of a result depend on the size of its batch, so that must not vary."""
-    sizes = []
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which every step adds how many slots it computes."""
+    sizes: list[int] = []
 
     def watched(evaluate: Evaluate, *rest: Any) -> Iterator[Ascent]:
         def seen(x: torch.Tensor, targets: torch.Tensor) -> Any:
@@ -260,10 +258,37 @@ def test_the_last_batch_is_as_full_as_the_others(
         return climb(seen, *rest)
 
     monkeypatch.setattr(stage, "climb", watched)
-    flags["workers"] = 0
-    do("optimize", **flags | {"optimize__step": "1", "units": "0-2", "optimize__iterations": 2})
-    assert len(sizes) >= 4
-    assert set(sizes) == {4}
+    return sizes
+
+
+@pytest.mark.parametrize("alias", ["conv2", "fc8"])
+def test_one_unit_alone_costs_no_full_batch_and_has_the_same_bits(
+    alias: str, do: Callable[..., None], flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of a result depend on the size of the batch that is recorded, not on others."""
+    flags |= {"workers": 0, "layer": (alias,), "batch_size": None, "optimize__runs": 1}
+    flags["optimize__iterations"] = 20
+    sizes = evaluated(monkeypatch)
+    do("optimize", **flags | {"units": "4"})
+    alone = set(sizes)
+    sizes.clear()
+    do("optimize", **flags | {"units": "1-7", "run": flags["run"] + "-more"})
+    assert max(alone) <= 2 < max(sizes)
+    files = [Path(flags["run"] + end) / "optimized" / f"{alias}.h5" for end in ("", "-more")]
+    with h5py.File(files[0]) as one, h5py.File(files[1]) as more:
+        assert one["3"].attrs["parameters"] == more["3"].attrs["parameters"]
+        for name in ("image", "activation", "history", "best_step"):
+            np.testing.assert_array_equal(one["3"][name][0], more["3"][name][3])
+
+
+def test_units_are_shared_evenly(
+    do: Callable[..., None], flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five ascents at a time in two rounds, not four in three with an empty last one."""
+    sizes = evaluated(monkeypatch)
+    flags |= {"workers": 0, "batch_size": 8, "optimize__runs": 1, "units": "0-9"}
+    do("optimize", **flags | {"optimize__iterations": 3})
+    assert sizes == [5] * 6
 
 
 def test_the_paper_s_step_and_a_number_are_taken_as_they_are(

@@ -28,6 +28,8 @@ from cnnvis_cli.stages.optimize.worker import (
 )
 from cnnvis_cli.store.optimized import Optimized
 
+SHARES = 16  # of a layer's units, from which processes take one after the other
+
 
 def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
@@ -78,7 +80,7 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
     if not climbs:
         return
     pool = session.pool(MEMORY, gradients=True)
-    blocks = [_half_batches(each, isinstance(pool, Cluster)) for each in climbs]
+    blocks = [_blocks_of(each, isinstance(pool, Cluster)) for each in climbs]
     styles, tasks = tuple(each.style for each in climbs), tasks_of(climbs, blocks)
     plan, setup = session.portable_plan, climbs[0].setup
     work = OptimizeJob(plan, setup, session.network, styles, tasks)
@@ -97,10 +99,17 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
         raise lost
 
 
-def _half_batches(climbs: LayerOptimization, alone: bool) -> Blocks:
-    """Return half batches, for two processes to share evenly; whole ones for lone processes."""
+def _blocks_of(climbs: LayerOptimization, alone: bool) -> Blocks:
+    """Return half batches, for two processes to share evenly; whole ones for lone processes.
+
+    On CPUs there are at least `SHARES` blocks if there are as many units, so that few units keep
+    all cores at work too. The division depends on what is asked alone: shards have to agree.
+    """
     runs = climbs.session.plan.optimize.runs
-    return Blocks(climbs.parts, max(1, climbs.setup.size // (runs if alone else runs * 2)))
+    size = climbs.setup.size // (runs if alone else runs * 2)
+    if climbs.session.device.type == "cpu":
+        size = min(size, -(-len(climbs.asked) // SHARES))
+    return Blocks(climbs.parts, max(1, size))
 
 
 def _climb(
@@ -109,12 +118,18 @@ def _climb(
     """Let the pool do the tasks of a layer."""
     for each in climbs:
         each.parts.describe(each.described)
-    tasks, run_group, size = work.tasks, work.setup.objective.run_group, work.setup.size
-    if not isinstance(pool, Cluster):
+    tasks, runs = work.tasks, session.plan.optimize.runs
+    if isinstance(pool, Cluster):
+        used = runs * max(len(task.units) for task in tasks)  # each is a call of its own
+    else:
         pool = pool[: len(tasks)]
-        ascents = sum(len(task.units) for task in tasks) * session.plan.optimize.runs
+        ascents = runs * sum(len(task.units) for task in tasks)
         share = -(-ascents // len(pool))  # so that one process does not take what is there for two
-        work = replace(work, max_active=min(size, -(-share // run_group) * run_group))
+        rounds = -(-share // work.setup.size)
+        used = -(-share // rounds)
+    run_group = work.setup.objective.run_group
+    used = min(work.setup.size, -(-used // run_group) * run_group)
+    work = replace(work, max_active=used)
     on_event = _OptimizeProgress(session, climbs, tasks)
     run_tasks(partial(optimize_blocks, work), pool, range(len(tasks)), on_event, work.describe)
     on_event.meter.end()

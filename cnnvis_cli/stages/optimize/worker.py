@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from cnnvis_cli.engine import (
     ahead,
     arithmetic,
     resolve_precision,
+    threads_of_torch,
 )
 from cnnvis_cli.errors import CnnvisError, Stopped
 from cnnvis_cli.network.network import Network
@@ -41,7 +43,13 @@ from cnnvis_cli.nouns import Box, Unit
 from cnnvis_cli.settings import Plan, Precision
 from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
-from cnnvis_cli.stages.optimize.evaluation import TOLERANCES, evaluate_window, traced_evaluate
+from cnnvis_cli.stages.optimize.evaluation import (
+    TOLERANCES,
+    PassShape,
+    evaluate_window,
+    fitting_shape,
+    traced_evaluate,
+)
 from cnnvis_cli.stages.optimize.resuming import (
     AscentKey,
     KeptAscents,
@@ -176,7 +184,11 @@ def optimize_blocks(
     """
     network = work.on(worker_slot.device)
     check_pass(work, network)
-    desk, pulse = OpenBlocks(work), Pulse(work.max_active or work.setup.size, emit)
+    used, shape = work.max_active or work.setup.size, PassShape(work.setup.size, 1)
+    if network.device.type == "cpu":
+        pass_of = partial(work.evaluate, network)
+        shape = fitting_shape(work.setup, pass_of, used, worker_slot.threads)
+    desk, pulse = OpenBlocks(work), Pulse(used, emit)
     pulse.keep = desk.keep_under_way
 
     def run_groups() -> Iterator[Sequence[AscentSpec]]:
@@ -190,10 +202,11 @@ def optimize_blocks(
                 if runs:
                     yield from [runs] if work.setup.objective.run_group > 1 else [[r] for r in runs]
 
-    evaluate = work.evaluate(network, work.setup.size)
-    batch = batch_on(worker_slot, work.setup.size, pulse, max_active=work.max_active, half=True)
+    evaluate = work.evaluate(network, shape.slots)
+    batch = batch_on(worker_slot, shape.slots, pulse, max_active=work.max_active, half=True)
     drawn = ahead(run_groups(), batch.used if worker_slot.device.type == "cuda" else 0)
-    with Aside() as writer, closing(drawn), pulse.keeping():
+    threads = threads_of_torch(shape.threads)
+    with threads, Aside() as writer, closing(drawn), pulse.keeping():
         for ascent in climb(evaluate, drawn, batch, network.mean):
             number = desk.put(ascent)
             iterations = work.style_of(number).iterations
