@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from cnnvis_cli import __main__ as entry
 from cnnvis_cli import engine
 from cnnvis_cli.engine import (
     Aside,
@@ -217,3 +218,13 @@ def test_threads_give_results_in_order_and_begin_nothing_after_a_failure() -> No
     with pytest.raises(CnnvisError, match="the fourth"), closing(results):
         list(results)
     assert len(begun) < 1000
+
+
+def test_waiting_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP's default would burn a core per thread while others use the machine."""
+    seen: list[str | None] = []
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr("cnnvis_cli.cli.main", lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    entry.main()
+    assert seen == ["PASSIVE"]

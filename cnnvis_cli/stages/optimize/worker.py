@@ -111,6 +111,17 @@ class OptimizeJob(Portable):
         """Return the arithmetic of the network's pass; the ascent's own is float32."""
         return resolve_precision(self.plan.optimize.precision, network.device)
 
+    @property
+    def used(self) -> int:
+        """Return how many ascents a process makes at a time."""
+        return self.max_active or self.setup.size
+
+    def shape(self, network: Network, threads: int) -> PassShape:
+        """Return how a process evaluates them, with up to this many threads."""
+        if network.device.type != "cpu":
+            return PassShape(self.setup.size, 1)
+        return fitting_shape(self.setup, partial(self.evaluate, network), self.used, threads)
+
     def ascents(
         self, network: Network, style: Style, target: int, number: int = 0
     ) -> list[AscentSpec]:
@@ -184,11 +195,8 @@ def optimize_blocks(
     """
     network = work.on(worker_slot.device)
     check_pass(work, network)
-    used, shape = work.max_active or work.setup.size, PassShape(work.setup.size, 1)
-    if network.device.type == "cpu":
-        pass_of = partial(work.evaluate, network)
-        shape = fitting_shape(work.setup, pass_of, used, worker_slot.threads)
-    desk, pulse = OpenBlocks(work), Pulse(used, emit)
+    shape = work.shape(network, worker_slot.threads)
+    desk, pulse = OpenBlocks(work), Pulse(work.used, emit)
     pulse.keep = desk.keep_under_way
 
     def run_groups() -> Iterator[Sequence[AscentSpec]]:
@@ -205,8 +213,7 @@ def optimize_blocks(
     evaluate = work.evaluate(network, shape.slots)
     batch = batch_on(worker_slot, shape.slots, pulse, max_active=work.max_active, half=True)
     drawn = ahead(run_groups(), batch.used if worker_slot.device.type == "cuda" else 0)
-    threads = threads_of_torch(shape.threads)
-    with threads, Aside() as writer, closing(drawn), pulse.keeping():
+    with threads_of_torch(shape.threads), Aside() as writer, closing(drawn), pulse.keeping():
         for ascent in climb(evaluate, drawn, batch, network.mean):
             number = desk.put(ascent)
             iterations = work.style_of(number).iterations
