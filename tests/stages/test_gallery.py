@@ -19,7 +19,7 @@ from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.figure import site
 from cnnvis_cli.histogram import BINS, edges
-from cnnvis_cli.report import Report
+from cnnvis_cli.report import Meter, Report
 from cnnvis_cli.stages.gallery.facts import histogram_bars, neighbours
 
 Do = Callable[..., None]
@@ -466,3 +466,20 @@ def test_bars_hold_every_count_where_it_belongs() -> None:
     )
     assert histogram_bars(np.zeros(BINS, np.int64), np.nan) is None
     assert histogram_bars(counts, np.nan) is None
+
+
+def test_the_units_of_its_progress_are_those_of_the_run(
+    do: Do, ready: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once: the strips of layers show some again."""
+    counted: dict[str, int] = {}
+    add = Meter.add
+
+    def note(meter: Meter, units: int, note: str = "") -> None:
+        counted[meter._what] = counted.get(meter._what, 0) + units
+        assert meter._total == sum(CHANNELS.values())
+        add(meter, units, note)
+
+    monkeypatch.setattr(Meter, "add", note)
+    do("gallery", **ready)
+    assert counted == {"drawing": sum(CHANNELS.values())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from PIL import Image
 
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.canvas import Canvas
+from cnnvis_cli.report import Report
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.figures.render import Figure, draw_figures
 
 UNITS = (1, 4, 5)
 
@@ -231,3 +237,28 @@ def test_a_place_that_reaches_outside_the_image_is_grey_there(
                 outside += min(box) < 0 or max(box) > 112
                 assert contains(sheet, patch)
     assert outside, "no place reached outside, so this tested nothing"
+
+
+def test_a_figure_is_told_once_it_is_drawn_and_not_with_the_last(tmp_path: Path) -> None:
+    """The second figure waits until the first one's file has been told."""
+    told, seen = list[Path](), tmp_path / "seen"
+
+    def tell(path: Path) -> None:
+        told.append(path)
+        seen.touch()
+
+    def late() -> Canvas:
+        end = time.monotonic() + 5
+        while not seen.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        return Canvas(20, 20 if seen.exists() else 1)
+
+    plan = Plan(model="demo", run=str(tmp_path / "run"), workers=0, device="cpu")
+    with open_session(plan, Report(quiet=True)) as session:
+        drawn: list[Callable[[], Canvas]] = [lambda: Canvas(20, 20), late]
+        figures = [Figure("test", name, name, {}, d) for name, d in zip("ab", drawn, strict=True)]
+        draw_figures(session, figures, tell)
+        assert [path.name for path in told] == ["a.png", "b.png"]
+        assert opened(told[1]).shape[:2] == (20, 20)
+        draw_figures(session, figures, tell)  # what is there is told as well
+        assert told[2:] == told[:2]

@@ -37,8 +37,8 @@ def montage(session: Session) -> None:
         raise UsageError(
             f"{session.run.path} holds nothing to show yet; run cnnvis optimize or project first"
         )
-    for path in draw_figures(session, list(chain.from_iterable(pages))):
-        session.report.result(str(path))
+    figures = list(chain.from_iterable(pages))
+    draw_figures(session, figures, lambda path: session.report.result(str(path)))
     for figures in pages:
         _drop_other_pages(session, figures)
 

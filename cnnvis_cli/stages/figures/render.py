@@ -61,26 +61,39 @@ def draw_figure(session: Session, figure: Figure) -> list[Path]:
     return paths
 
 
-def draw_figures(session: Session, figures: Sequence[Figure]) -> Iterator[Path]:
-    """Draw the missing figures, several at a time; return all files, in order."""
-    todo = [f for f in figures if not is_there(session, f)]
+def draw_figures(session: Session, figures: Sequence[Figure], tell: Callable[[Path], None]) -> None:
+    """Draw the missing figures, several at a time; tell all files in order, each once it is there.
+
+    Those behind a figure that takes long are told after it.
+    """
+    waiting = {number for number, f in enumerate(figures) if not is_there(session, f)}
+    todo = sorted(waiting)
     meter = session.report.meter("drawing", len(todo), "figures")
+    untold = 0
+
+    def tell_drawn() -> None:
+        nonlocal untold
+        while untold < len(figures) and untold not in waiting:
+            for path in figure_files(session, figures[untold]):
+                tell(path)
+            untold += 1
 
     def work(_: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
         for number in numbers:
-            draw_figure(session, todo[number])
+            draw_figure(session, figures[todo[number]])
             emit(TaskDone(number))
 
     def on_event(message: object) -> None:
         session.report.check_stop()
         if isinstance(message, TaskDone):
+            waiting.discard(todo[message.number])
             meter.add(1)
+            tell_drawn()
 
+    tell_drawn()
     if todo:
         run_tasks(work, drawing_slots(session, len(todo)), range(len(todo)), on_event)
         meter.end()
-    for figure in figures:
-        yield from figure_files(session, figure)
 
 
 def figure_files(session: Session, figure: Figure) -> list[Path]:

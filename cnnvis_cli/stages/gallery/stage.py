@@ -200,7 +200,7 @@ class LayerSummary:
             pictures = np.concatenate(firsts)
             sheet = sprites.mosaic(pictures, face.size, STRIP)
             publish(shown.folder / f"strip.{face.suffix}", sprites.encoded(sheet, face.suffix))
-        yield len(units)
+        yield 0  # `Pictures` count them
         publish(shown.folder / "layer.js", site.data("layer", shown.record, key=shown.key))
 
 
@@ -220,7 +220,8 @@ class UnitsDrawn:
 def _make(session: Session, found: Sequence[Piece]) -> set[int]:
     """Make the missing pieces, several at a time; return the unreadable images."""
     todo, lost = [piece for piece in found if not piece.is_done()], set[int]()
-    meter = session.report.meter("drawing", sum(len(p.units) for p in todo), "units")
+    count = sum(len(piece.units) for piece in todo if isinstance(piece, Pictures))
+    meter = session.report.meter("drawing", count, "units")
 
     def work(_: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
         for number in numbers:

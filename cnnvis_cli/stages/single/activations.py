@@ -157,7 +157,9 @@ def _draw_missing(
         subjects = _looked_at(eye, subjects)
         kept = _kept(session, outputs, subjects, eye.size)
         planned = _figures(session, outputs, subjects)
-        yield from draw_figures(session, planned)
+        drawn: list[Path] = []
+        draw_figures(session, planned, drawn.append)
+        yield from drawn
     else:
         for figure in planned:
             yield from figure_files(session, figure)
