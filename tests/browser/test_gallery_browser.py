@@ -238,6 +238,34 @@ def test_a_picture_opens_large_and_closes_by_itself(browser: Browser, gallery: P
     assert heading(page) == "conv1/0001"
 
 
+def test_arrows_step_through_enlarged_patches_and_their_photographs(
+    browser: Browser, gallery: Path
+) -> None:
+    page = browser.open("#conv2/0005")
+    page.get_by_role("button").filter(has=page.get_by_role("img", name="patch 1")).click()
+    dialog = page.get_by_role("dialog")
+    playwright.expect(dialog).to_have_accessible_name(re.compile("patch 1"))
+    frame = dialog.locator(".frame")
+    frame.wait_for()
+    places = [frame.evaluate("(node) => node.style.cssText")]
+    whole, inside = dialog.locator(".whole").bounding_box(), frame.bounding_box()
+    assert whole
+    assert inside
+    assert 0.05 < inside["width"] / whole["width"] < 1
+    page.keyboard.press("ArrowRight")
+    playwright.expect(dialog).to_have_accessible_name(re.compile("patch 2"))
+    page.keyboard.press("ArrowRight")
+    frame.wait_for()
+    places.append(frame.evaluate("(node) => node.style.cssText"))
+    assert places[0] != places[1]
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    playwright.expect(dialog).to_have_accessible_name(re.compile("patch 1"))
+    page.keyboard.press("Escape")
+    playwright.expect(dialog).to_have_count(0)
+    assert heading(page) == "conv2/0005", "the unit's own keys are left alone"
+
+
 def test_light_and_dark(browser: Browser, gallery: Path) -> None:
     colours = "getComputedStyle(document.body).backgroundColor"
     dark = browser.open(scheme="dark")

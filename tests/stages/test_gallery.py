@@ -215,6 +215,32 @@ def test_pictures_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_p
                 assert (picture(folder, "conv1", unit, "patches", rank) == wanted).all()
 
 
+def test_photographs_are_there_as_a_whole(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path
+) -> None:
+    do("gallery", **ready)
+    (about,) = read(folder / "photographs" / "photographs.js")
+    with h5py.File(tmp_path / "run" / "topk.h5") as top:
+        paths, shown = top["images/path"].asstr()[()], set[int]()
+        for alias in CHANNELS:
+            image, box = top[f"layers/{alias}/image"][()], top[f"layers/{alias}/box"][()]
+            shown |= set(image[:, :9].ravel().tolist()) - {-1}
+            for unit, facts in enumerate(units_of(folder, alias)):
+                rows = [row for row in facts["top"] if alias != "fc3"]
+                for rank, (_, _, name, index, *window) in enumerate(rows):
+                    assert (name, index) == (paths[index], image[unit, rank])
+                    assert window == box[unit, rank].tolist()
+    assert about["images"] == sorted(shown)
+    sheet = np.asarray(Image.open(folder / "photographs" / "0000.jpg"))
+    (high, wide), (height, width) = about["cell"], about["tile"]
+    for place, index in enumerate(about["images"][:16]):
+        top_, left = place // about["columns"] * high, place % about["columns"] * wide
+        found = sheet[top_ : top_ + height, left : left + width].astype(int)
+        wanted = np.asarray(Image.open(tmp_path / "images" / paths[index])).astype(int)
+        others = [np.abs(found - np.roll(wanted, k, axis=1)).mean() for k in (0, 8)]
+        assert others[0] < others[1] / 2
+
+
 def test_a_dead_unit_says_so_and_has_no_top_images(do: Do, ready: Flags, folder: Path) -> None:
     do("gallery", **ready)
     layer, units = layer_of(folder, "conv1"), units_of(folder, "conv1")
@@ -253,7 +279,9 @@ def test_names_of_a_person_s_files_stay_text(
     new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
     assert all(path.is_relative_to(folder) for path in new)
     for path in new:
-        assert re.fullmatch(r"((conv|fc)\d+/)?[a-z0-9_]+\.\w+", str(path.relative_to(folder)))
+        assert re.fullmatch(
+            r"((conv|fc)\d+/|photographs/)?[a-z0-9_]+\.\w+", str(path.relative_to(folder))
+        )
 
 
 def test_names_that_are_no_unicode_are_shown_as_well_as_can_be() -> None:

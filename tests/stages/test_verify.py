@@ -292,7 +292,8 @@ def test_deleted_results_are_missed(plans: None, cnnvis: Call) -> None:
     cnnvis("montage optimized --run run")
     cnnvis("gallery --run run")
     assert checked(cnnvis)["pages"]["recomputed"] > 5
-    for name in ("topk.h5", "optimized/conv1.h5", "figures/optimized/conv1.png"):
+    sheet = "gallery/photographs/0000.jpg"
+    for name in ("topk.h5", "optimized/conv1.h5", "figures/optimized/conv1.png", sheet):
         path, kept = Path("run", name), Path("kept")
         path.rename(kept)
         verify(cnnvis, wrong=f"{path}: is gone|run: .*are there")

@@ -20,6 +20,7 @@
 
   let run = { classes: [], layers: [], listed: {} };
   let searched = null;
+  let whole = null;
   const layers = new Map();
   const chunks = new Map();
   const state = { alias: "", unit: null, sort: "number", filter: "", face: "", find: null, scroll: new Map() };
@@ -29,6 +30,7 @@
     layer(facts) { layers.set(facts.alias, { ...facts, dead: new Set(facts.dead) }); },
     units(alias, number, facts) { chunks.set(`${alias} ${number}`, facts); },
     search(facts) { searched = facts; },
+    photographs(facts) { whole = facts; },
   };
 
   // light and dark
@@ -410,6 +412,7 @@
     block.style.setProperty("--wide", `${Math.min(most, pane.tile[1] * scale)}px`);
     block.style.setProperty("--shape", `${pane.tile[1]} / ${pane.tile[0]}`);
     const url = `${layer.alias}/${padded(layer.units[position])}.${layer.sheet.suffix}`;
+    const pictures = [];
     for (let i = 0; i < pane.count; i += 1) {
       const { name, text, note, mark } = aboutPicture(layer, position, unit, pane, i);
       if (name === null) continue;
@@ -417,26 +420,75 @@
       const place = [i * pane.cell[1], pane.top, pane.tile[1], pane.tile[0]];
       whenSeen(picture, () => crop(picture, url, place, layer.sheet.size));
       const button = make("button", { type: "button", class: "zoom" }, picture);
-      button.addEventListener("click", () => zoom(url, place, layer.sheet.size, name, note));
+      const found = pane.kind === "optimized" || !isPart(unit.top?.[i], layer) ? null : unit.top[i];
+      const nth = pictures.push({ url, place, size: layer.sheet.size, name, text: note, found }) - 1;
+      button.addEventListener("click", () => zoom(pictures, nth));
       const cell = make("div", { "data-rank": mark }, button, make("bdi", { class: "text", title: note }, text));
       block.append(cell);
     }
     return block.children.length ? block : null;
   };
-  const zoom = (url, place, size, name, note) => {
-    const [, , width, height] = place;
-    const scale = Math.max(1, Math.floor(Math.min(innerWidth * 0.9, innerHeight * 0.8, 800) / Math.max(width, height)));
-    const picture = make("span", { class: `crop${scale > 1 ? " sharp" : ""}`, role: "img", "aria-label": name });
-    crop(picture, url, place, size);
-    const closing = make("button", { type: "button" }, "Close");
-    const dialog = make("dialog", { "aria-label": name }, picture, make("p", {}, make("bdi", {}, note), closing));
-    dialog.style.setProperty("--wide", `${width * scale}px`);
-    dialog.style.setProperty("--shape", `${width} / ${height}`);
+  const isPart = (found, layer) => found && (hasMap(layer) || found[6] - found[4] < layer.field[0] || found[7] - found[5] < layer.field[1]);
+  const zoom = (pictures, first) => {
+    let at = first;
+    const stage = make("div", { class: "stage" });
+    const [before, after, closing] = ["← previous", "next →", "Close"].map((text) => make("button", { type: "button" }, text));
+    const note = make("bdi");
+    const dialog = make("dialog", {}, stage, make("p", {}, note, make("span", { class: "keyed" }, before, after, closing)));
+    const enlarge = ({ url, place, size, name, text, found }) => {
+      const most = Math.min(innerWidth * 0.9, innerHeight * 0.78, found ? innerWidth * 0.42 : Infinity, 800);
+      const [, , width, height] = place;
+      const scale = Math.max(width, height) > most ? most / Math.max(width, height) : enlarged([height, width], most);
+      const picture = make("span", { class: `crop${scale > 1 ? " sharp" : ""}`, role: "img", "aria-label": name });
+      picture.style.setProperty("--wide", `${width * scale}px`);
+      picture.style.setProperty("--shape", `${width} / ${height}`);
+      crop(picture, url, place, size);
+      stage.replaceChildren(picture, ...(found ? [wholeOf(found)] : []));
+      dialog.setAttribute("aria-label", name);
+      note.textContent = text;
+      [before.disabled, after.disabled] = [at === 0, at === pictures.length - 1];
+      say(name);
+    };
+    const step = (by) => {
+      if (!pictures[at + by]) return;
+      at += by;
+      enlarge(pictures[at]);
+    };
+    before.addEventListener("click", () => step(-1));
+    after.addEventListener("click", () => step(1));
     closing.addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
     dialog.addEventListener("close", () => dialog.remove());
+    dialog.addEventListener("keydown", (event) => {
+      event.stopPropagation();
+      if (event.key === "ArrowLeft") step(-1);
+      if (event.key === "ArrowRight") step(1);
+    });
     document.body.append(dialog);
+    enlarge(pictures[at]);
     dialog.showModal();
+  };
+  const wholeOf = ([, , file, image, ...box]) => { // the photograph, with the window in a frame
+    const node = make("span", { class: "crop whole", role: "img", "aria-label": `the whole photograph ${file}` });
+    load("photographs/photographs.js").then(() => {
+      const { images, size, tile, cell, sheet, columns } = whole;
+      const position = images.indexOf(image);
+      if (position < 0) { node.remove(); return; }
+      const number = Math.floor(position / sheet);
+      const at = position % sheet;
+      const count = Math.min(sheet, images.length - number * sheet);
+      const place = [(at % columns) * cell[1], Math.floor(at / columns) * cell[0], tile[1], tile[0]];
+      const sides = [Math.ceil(count / columns) * cell[0], Math.min(columns, count) * cell[1]];
+      node.style.setProperty("--shape", `${size[1]} / ${size[0]}`);
+      crop(node, `photographs/${String(number).padStart(4, "0")}.jpg`, place, sides);
+      const frame = make("span", { class: "frame" });
+      const [top, left, bottom, right] = box;
+      const share = (pixels, all) => `${(100 * pixels) / all}%`;
+      Object.assign(frame.style, { top: share(top, size[0]), left: share(left, size[1]),
+        height: share(bottom - top, size[0]), width: share(right - left, size[1]) });
+      node.append(frame);
+    }).catch(() => node.remove()); // made without them
+    return node;
   };
   const aboutPicture = (layer, position, unit, pane, i) => {
     const title = `${layer.alias}/${padded(layer.units[position])}`;

@@ -58,7 +58,7 @@ UNIT_PIXELS = 2_000_000  # pixels of a unit's pictures: well below a megabyte, e
 CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
-FORM = (2, THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+FORM = (3, THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -343,9 +343,9 @@ class Facts:
                 record.setdefault("runs", {})[images.style] = runs
         if self.shown.top and self.shown.dataset:
             found = self._near(self.shown.top)
-            counts = self.shown.counts
+            counts, size = self.shown.counts, self.shown.session.network.size
             for record, unit, near in zip(records, chunk, found, strict=True):
-                record.update(_strongest_places(self.shown.top, self.shown.dataset, unit))
+                record.update(_strongest_places(self.shown.top, self.shown.dataset, unit, size))
                 record.update(_statistics(self.shown.top, unit))
                 largest = float(self.shown.top.stats["max"][unit])
                 record.update(near=near, bars=histogram_bars(counts[unit], largest))
@@ -379,13 +379,19 @@ def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
     return list(map(list, rows))
 
 
-def _strongest_places(top: LayerTopK, dataset: Dataset, unit: int) -> Record:
-    """Return the unit's strongest places (activation, class and file), and all their classes."""
+def _strongest_places(top: LayerTopK, dataset: Dataset, unit: int, size: Size) -> Record:
+    """Return the unit's strongest places, and the classes of all.
+
+    A place is its activation, class, file, image and window in an input of `size`.
+    """
     row = top.places.image[unit]
     images = row[row >= 0].tolist()
     labels, values = dataset.labels(images), plain_numbers(top.places.activation[unit])
-    shown = zip(values[: len(images)], labels, map(dataset.name, images), strict=True)
-    return {"top": list(map(list, shown))[:STRONGEST_SHOWN], "classes": class_counts(labels)}
+    shown = [*zip(values[: len(images)], labels, map(dataset.name, images), images, strict=True)]
+    places = []
+    for rank, place in enumerate(shown[:STRONGEST_SHOWN]):
+        places.append([*place, *top.tile(unit, rank, size)])
+    return {"top": places, "classes": class_counts(labels)}
 
 
 def _statistics(top: LayerTopK, unit: int) -> Record:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cnnvis_cli.arrays import Pixels, Units
+from cnnvis_cli.arrays import Int64s, Pixels, Units
 from cnnvis_cli.digests import digest
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, run_tasks
 from cnnvis_cli.errors import UsageError
@@ -21,6 +21,7 @@ from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.class_names import class_names, classes_of
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.data import STRONGEST_SHOWN
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.render import drawing_slots
 from cnnvis_cli.stages.gallery.layers import (
@@ -34,13 +35,14 @@ from cnnvis_cli.stages.gallery.layers import (
 )
 from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.tables import UnitTables
+from cnnvis_cli.stages.gallery.wholes import LIST, WholePhotographs
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import is_temporary, publish
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
 GALLERY_FILE = re.compile(  # the names of a gallery's files, and of their temporary files
-    r"\d{4,}\.(jpg|png)|(grid\d+|units|icons)_\d+\.(jpg|png|js)|layer\.js|strip\.(jpg|png)|\..*\.tmp"
+    r"\d{4,}\.(jpg|png)|(grid\d+|units|icons)_\d+\.(jpg|png|js)|(layer|photographs)\.js|strip\.(jpg|png)|\..*\.tmp"
 )
 LAYER = re.compile(r"(conv|fc)\d+")
 
@@ -50,16 +52,20 @@ def gallery(session: Session) -> None:
 
     Raise `UsageError` if there is nothing to show, or nothing of a requested layer.
     """
-    shown = _shown(session)
-    lost = _make(session, list(chain.from_iterable(map(pieces, shown))))
+    shown, readable = _shown(session)
+    wholes = _wholes(session, shown, readable)
+    lost = _make(session, [*chain.from_iterable(map(pieces, shown)), *wholes])
     _tell_what_is_lost(session, shown, lost)
     _publish_page(session, shown)
-    _drop_others(session, shown)
+    _drop_others(session, shown, wholes)
     session.report.result(str(gallery_folder(session) / "index.html"))
 
 
-def _shown(session: Session) -> list[ShownLayer]:
-    """Return the layers to show: the requested ones, or all with any results."""
+def _shown(session: Session) -> tuple[list[ShownLayer], bool]:
+    """Return the layers to show, and whether the images of their patches can be read.
+
+    They are the requested layers, or all with any results.
+    """
     dataset, photographs = topk_dataset(session), Photographs(session, set())
     tables = UnitTables.of(session.run)
     found = []
@@ -76,7 +82,8 @@ def _shown(session: Session) -> list[ShownLayer]:
             f"{session.run.path} holds nothing to show yet; run cnnvis topk, optimize or project "
             "first"
         )
-    return found if _are_there(photographs, found) else list(map(_without_patches, found))
+    readable = _are_there(photographs, found)
+    return found if readable else list(map(_without_patches, found)), readable
 
 
 def topk_dataset(session: Session) -> Dataset | None:
@@ -92,10 +99,24 @@ def topk_dataset(session: Session) -> Dataset | None:
 
 def _are_there(photographs: Photographs, shown: Sequence[ShownLayer]) -> bool:
     """Return whether the images of the patches can be read."""
-    tops = [layer.top.places.image.ravel() for layer in shown if layer.top]
-    wanted = np.unique(np.concatenate(tops)) if tops else np.empty(0, np.int64)
-    wanted = wanted[wanted >= 0]
+    wanted = shown_images(shown)
     return not len(wanted) or photographs.are_there(wanted)
+
+
+def shown_images(shown: Sequence[ShownLayer]) -> Int64s:
+    """Return the images of the units' patches, sorted: their numbers in topk.h5."""
+    tops = [la.top.places.image[la.units, :STRONGEST_SHOWN].ravel() for la in shown if la.top]
+    found = np.unique(np.concatenate(tops)) if tops else np.empty(0, np.int64)
+    return found[found >= 0]
+
+
+def _wholes(
+    session: Session, shown: Sequence[ShownLayer], readable: bool
+) -> list[WholePhotographs]:
+    """Return the whole photographs, if there are any to show or they were made before."""
+    wanted = shown_images([layer for layer in shown if layer.photographs])
+    wholes = WholePhotographs(Photographs(session, set()), wanted)
+    return [wholes] if len(wanted) and (readable or wholes.is_done()) else []
 
 
 def _without_patches(shown: ShownLayer) -> ShownLayer:
@@ -104,10 +125,10 @@ def _without_patches(shown: ShownLayer) -> ShownLayer:
 
 
 class Piece(Protocol):
-    """Some files of a layer, the last of which states that all are complete, and their sources."""
+    """Some files, the last of which states that all are complete, and their sources."""
 
     @property
-    def shown(self) -> ShownLayer: ...
+    def photographs(self) -> Photographs | None: ...
     @property
     def units(self) -> Units: ...
     def files(self) -> list[str]: ...
@@ -115,8 +136,8 @@ class Piece(Protocol):
     def is_done(self) -> bool: ...
 
 
-def _is_done(piece: Piece) -> bool:
-    """Return whether the files exist, made from the present sources."""
+def _is_done(piece: Pictures | LayerSummary) -> bool:
+    """Return whether a layer's files exist, made from the present sources."""
     *others, last = map(piece.shown.folder.joinpath, piece.files())
     with suppress(OSError):
         known = site.key_of(read_regular(last))
@@ -130,6 +151,10 @@ class Pictures:
 
     shown: ShownLayer
     number: int
+
+    @property
+    def photographs(self) -> Photographs | None:
+        return self.shown.photographs
 
     @property
     def units(self) -> Units:
@@ -182,6 +207,10 @@ class LayerSummary:
     shown: ShownLayer
 
     @property
+    def photographs(self) -> Photographs | None:
+        return self.shown.photographs
+
+    @property
     def units(self) -> Units:
         return self.shown.best()[1]
 
@@ -204,7 +233,7 @@ class LayerSummary:
         publish(shown.folder / "layer.js", site.data("layer", shown.record, key=shown.key))
 
 
-def pieces(shown: ShownLayer) -> list[Piece]:
+def pieces(shown: ShownLayer) -> list[Pictures | LayerSummary]:
     """Return a layer's files, in pieces that are made independently."""
     return [*(Pictures(shown, number) for number in range(shown.chunks)), LayerSummary(shown)]
 
@@ -226,7 +255,7 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
     def work(_: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
         for number in numbers:
             for units in todo[number].make():
-                photographs = todo[number].shown.photographs
+                photographs = todo[number].photographs
                 emit(UnitsDrawn(units, frozenset(photographs.lost if photographs else ())))
             emit(TaskDone(number))
 
@@ -344,15 +373,18 @@ def _holds(shown: ShownLayer, kind: str, name: str, count: int) -> str:
     }[kind]
 
 
-def _drop_others(session: Session, shown: Sequence[ShownLayer]) -> None:
+def _drop_others(
+    session: Session, shown: Sequence[ShownLayer], wholes: Sequence[WholePhotographs]
+) -> None:
     """Remove files of an older gallery that this one does not have; other files stay."""
-    kept = set[Path]()
+    kept = {each.folder / name for each in wholes for name in each.files()}
     for layer in shown:
         for piece in pieces(layer):
             kept.update(map(layer.folder.joinpath, piece.files()))
     folder = gallery_folder(session)
     for place in sorted(folder.iterdir()):
-        if place.is_dir() and LAYER.fullmatch(place.name) and _is_ours(place):
+        known = LAYER.fullmatch(place.name) or place.name == "photographs"
+        if place.is_dir() and known and _is_ours(place):
             for path in session.report.each(sorted(place.iterdir())):
                 if path not in kept and GALLERY_FILE.fullmatch(path.name):
                     path.unlink()
@@ -364,5 +396,5 @@ def _drop_others(session: Session, shown: Sequence[ShownLayer]) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Return whether a layer's folder was made by cnnvis: some file in it says so."""
-    told = (*folder.glob("units_*.js"), *folder.glob("layer.js"))
+    told = (*folder.glob("units_*.js"), *folder.glob("layer.js"), *folder.glob(LIST))
     return any(site.key_of(read_regular(path)) for path in told)

@@ -17,6 +17,7 @@ from cnnvis_cli.stages.gallery.layers import CHUNK, Facts, ShownLayer, gallery_f
 from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.stage import page_of, topk_dataset
 from cnnvis_cli.stages.gallery.tables import UnitTables
+from cnnvis_cli.stages.gallery.wholes import LIST, PER_SHEET
 from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.inside import read_regular
 
@@ -36,8 +37,12 @@ def check_gallery(session: Session, findings: Findings) -> None:
     with findings.guarded(KIND):
         aliases = _script(folder / "run.js")[1][0]["layers"]
         shown = [_layer(session, alias, findings) for alias in aliases]
-        others = {path.name for path in folder.iterdir() if path.is_dir()} - set(aliases)
+        others = {path.name for path in folder.iterdir() if path.is_dir()} - {
+            *aliases,
+            "photographs",
+        }
         findings.leave(KIND, len(others), "folders of no layer of the page")
+        _check_wholes(folder / "photographs", findings)
         known = [layer for layer in shown if layer is not None]
         if len(known) == len(shown):
             _check_page(session, known, findings)
@@ -102,6 +107,17 @@ def _check_names(folder: Path, record: dict[str, list[str]], findings: Findings)
         if name.endswith(".js") and (folder / name).exists():
             with findings.guarded(KIND):
                 _script(folder / name)
+
+
+def _check_wholes(folder: Path, findings: Findings) -> None:
+    """Check that the whole photographs of the page are there, if it has any."""
+    if not folder.exists():
+        return
+    about = _script(folder / LIST)[1][0]
+    sheets = range(-(-len(about["images"]) // PER_SHEET))
+    names = [folder / f"{number:04d}.jpg" for number in sheets]
+    gone = [f"{path}: is gone; {AGAIN}" for path in names if not path.exists()]
+    findings.stored("pictures of pages", len(names), gone)
 
 
 def _check_data(shown: ShownLayer, findings: Findings) -> None:
