@@ -14,16 +14,15 @@ DROPPED_BITS = 20  # of the 23 binary places of a float32, all but the first thr
 LOWEST_OCTAVE = -16  # octave; smaller values count as 2^-16, zero as positive
 BINS_PER_SIGN = 32 * 8  # bins per sign: up to 2^16; the last one holds everything beyond
 BINS = 2 * BINS_PER_SIGN
-FIRST = (127 + LOWEST_OCTAVE) << (23 - DROPPED_BITS)  # the first bin's bits
+FIRST_BIN = (127 + LOWEST_OCTAVE) << (23 - DROPPED_BITS)  # the first bin's bits
 LEVELS = (0.001, 0.005, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.995, 0.999)
 
 
 def bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the bin of each value, 0 to BINS - 1; NaN has none and must be left out before."""
     bits = np.ascontiguousarray(values, np.float32).view(np.int32)
-    step = np.clip(((bits & 0x7FFFFFFF) >> DROPPED_BITS) - FIRST, 0, BINS_PER_SIGN - 1).astype(
-        np.int64
-    )
+    above = ((bits & 0x7FFFFFFF) >> DROPPED_BITS) - FIRST_BIN
+    step = np.clip(above, 0, BINS_PER_SIGN - 1).astype(np.int64)
     found: NDArray[np.int64] = np.where(values < 0, BINS_PER_SIGN - 1 - step, BINS_PER_SIGN + step)
     return found
 

@@ -181,7 +181,7 @@ def _climb_together(
     An ascent whose slot is taken waits for the next batch.
     """
     max_active = slots.batch.used // length
-    for _, alike in groupby(run_groups, key=_alike):
+    for _, alike in groupby(run_groups, key=_shared_step):
         waiting: list[Sequence[AscentSpec]] = []
         while waiting := [*waiting, *islice(alike, max_active - len(waiting))]:
             chosen: dict[int, Sequence[AscentSpec]] = {}
@@ -195,7 +195,7 @@ def _climb_together(
             waiting = [run_group for run_group in waiting if id(run_group) not in begun]
 
 
-def _alike(run_group: Sequence[AscentSpec]) -> tuple[Style, int]:
+def _shared_step(run_group: Sequence[AscentSpec]) -> tuple[Style, int]:
     """Return what slots must share to make their steps together."""
     return run_group[0].style, run_group[0].age
 

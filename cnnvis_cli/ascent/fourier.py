@@ -364,7 +364,7 @@ class Motion:
         """
         down, right, zoom, tan, sin = (column[:, None] for column in moves.unbind(1))
         h, w = canvas
-        y, x = centred(h, moves), centred(w, moves)
+        y, x = middle_distances(h, moves), middle_distances(w, moves)
         return cls(
             zoom_matrices(zoom, h)[:, None],
             zoom_matrices(zoom, w)[:, None],
@@ -385,14 +385,14 @@ class Motion:
         return self.rows.mT @ shifted(sheared, -self.along, 3) @ self.columns
 
 
-def centred(size: int, like: Tensor) -> Tensor:
+def middle_distances(size: int, like: Tensor) -> Tensor:
     """Return the pixels' distances from the middle of a side: (size,)."""
     return torch.arange(size, device=like.device).to(like) - (size - 1) / 2
 
 
 def zoom_matrices(zoom: Tensor, size: int) -> Tensor:
     """Return the periodic linear interpolation that zooms a side: (N, 1) -> (N, n, n)."""
-    place = centred(size, zoom)
+    place = middle_distances(size, zoom)
     apart = (place / zoom)[:, :, None] - place  # (N, to, from)
     apart = apart - size * (apart / size).round()  # the short way round
     return (1 - apart.abs()).clamp(min=0)

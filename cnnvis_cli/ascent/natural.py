@@ -25,7 +25,11 @@ from cnnvis_cli.ascent.fourier import FourierParameterization, PictureStatistics
 if TYPE_CHECKING:
     from cnnvis_cli.ascent.styles import Style, Updater
 
-COLOUR = ((0.1574, -0.5464, -1.3622), (-0.3027, -0.0361, -1.4370), (0.1442, 0.5204, -1.5299))
+PHOTOGRAPH_COLOURS = (
+    (0.1574, -0.5464, -1.3622),
+    (-0.3027, -0.0361, -1.4370),
+    (0.1442, 0.5204, -1.5299),
+)
 """A root of the colours' covariance; columns: green to magenta, red to blue, dark to light."""
 
 OFFSET = (-0.0755, -0.2659, -0.5588)  # the mean of red, green and blue
@@ -72,7 +76,7 @@ class NaturalParameterization(FourierParameterization):
         """Return the colours and the spectrum of photographs; see the head of this module."""
         larger = max(1.0, SMALL / max(canvas))
         scale = natural_spectrum(canvas) * self.contrast * larger
-        return PictureStatistics(scale, np.array(COLOUR), np.array(OFFSET))
+        return PictureStatistics(scale, np.array(PHOTOGRAPH_COLOURS), np.array(OFFSET))
 
 
 def natural_spectrum(canvas: tuple[int, int]) -> NDArray[np.float64]:

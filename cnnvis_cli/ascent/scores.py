@@ -22,7 +22,7 @@ MOST_SHIFT = (
     4  # pixels at most; the unit's own class survived it on seven of eight SqueezeNet images
 )
 SHIFTED = 8  # a shift is at most this fraction (1/8) of the shorter side
-BLUR = 1.0  # pixels, sigma
+SCORE_BLUR = 1.0  # pixels, sigma
 SCALES = (0.9, 1.1)
 GREY_SHARE = (
     0.1  # of the picture's largest deviation: hardly seen when that is stretched to black, white
@@ -142,7 +142,7 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
 
 def blur(images: Tensor) -> Tensor:
     """Return the pictures blurred as the regularizer blurs them."""
-    return Blur(BLUR, 1)(images, images, 0)
+    return Blur(SCORE_BLUR, 1)(images, images, 0)
 
 
 def rescale(images: Tensor, factor: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Random search and sweeps over the regularizers' parameters: which settings give good images?
 
 Yosinski et al. 2015, section 3, drew 300 combinations at random and kept four by eye: Table 1. A
-`Row` is one such combination; it becomes a style, and a saved style becomes a few lines of a plan.
+`Combination` is one of them; it becomes a style, and a saved style becomes a few lines of a plan.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ TEXTS = {  # the label of a parameter that differs from plain ascent
 
 
 @checked(frozen=True, config=STRICT)
-class Row:
+class Combination:
     """One combination of parameters, as a row of Table 1: its number and settings.
 
     0 means absent. Without any settings it is plain ascent at the layer's own step.
@@ -141,7 +141,7 @@ class Row:
     rate: AtLeast0 = 1.0
 
     @model_validator(mode="after")
-    def _blurs_at_some_step(self) -> Row:
+    def _blurs_at_some_step(self) -> Combination:
         if self.blur_width and not self.blur_every:
             raise ValueError(f"blur_width = {self.blur_width:g} also needs blur_every, from 1 up")
         return self
@@ -170,12 +170,12 @@ class Row:
         >>> Row(decay=0.003, blur_width=0.8, norm=30, rate=2.5).label()
         'decay 0.003 · blur 0.8/4 · norm 30 · rate 2.5x'
         """
-        plain = Row()
+        plain = Combination()
         changed = (name for name in TEXTS if getattr(self, name) != getattr(plain, name))
         return " · ".join(TEXTS[name] for name in changed).format_map(vars(self)) or "plain"
 
 
-def draw_rows(ranges: Ranges, count: int, seed: int) -> tuple[Row, ...]:
+def draw_rows(ranges: Ranges, count: int, seed: int) -> tuple[Combination, ...]:
     """Return random rows, numbered from 0, each a function of ranges, seed and its number alone.
 
     So a longer search begins with the rows of a shorter one, and any row can be reproduced.
@@ -183,7 +183,7 @@ def draw_rows(ranges: Ranges, count: int, seed: int) -> tuple[Row, ...]:
     return tuple(_draw_row(ranges, seed, number) for number in range(count))
 
 
-def _draw_row(ranges: Ranges, seed: int, number: int) -> Row:
+def _draw_row(ranges: Ranges, seed: int, number: int) -> Combination:
     """Return a random row; all numbers are drawn, used or not, so ranges stay independent."""
     random = Random(f"{seed} row {number}")  # Python keeps this sequence across its versions
     parts = dict.fromkeys(parameter.part for parameter in PARAMETERS.values())
@@ -193,7 +193,7 @@ def _draw_row(ranges: Ranges, seed: int, number: int) -> Row:
         low, high = getattr(ranges, name)
         value = parameter.between(low, high, random.random(), DRAWN_DIGITS)
         values[name] = value if present[parameter.part] else type(value)()
-    return Row(number, **values)
+    return Combination(number, **values)
 
 
 def spread_values(parameter: str, ranges: Ranges, count: int) -> tuple[float, ...]:
@@ -209,7 +209,7 @@ def spread_values(parameter: str, ranges: Ranges, count: int) -> tuple[float, ..
     return tuple(dict.fromkeys(scale.between(low, high, x, SWEPT_DIGITS) for x in shares))
 
 
-def sweep(parameter: str, values: Sequence[float], base: Row) -> tuple[Row, ...]:
+def sweep(parameter: str, values: Sequence[float], base: Combination) -> tuple[Combination, ...]:
     """Return rows that differ in one parameter only, numbered from the base row's number on."""
     PARAMETERS.require(parameter)
     if parameter == "blur_every" and not base.blur_width:
@@ -221,7 +221,7 @@ def sweep(parameter: str, values: Sequence[float], base: Row) -> tuple[Row, ...]
     return tuple(rows)
 
 
-def every_sweep(ranges: Ranges, values: int) -> dict[str, tuple[Row, ...]]:
+def every_sweep(ranges: Ranges, values: int) -> dict[str, tuple[Combination, ...]]:
     """Return a sweep of each regularizer alone, from none to strong, as in the paper's figure 3.
 
     Each sweep has `values` rows, the first without any regularizer; the numbers run through all of
@@ -229,9 +229,9 @@ def every_sweep(ranges: Ranges, values: int) -> dict[str, tuple[Row, ...]]:
     """
     if values < 2:
         raise UsageError(f"sweeps over {values} values: give at least 2, none and some")
-    sheet: dict[str, tuple[Row, ...]] = {}
+    sheet: dict[str, tuple[Combination, ...]] = {}
     for parameter in SWEPT:
-        base = Row(number=len(sheet) * values)
+        base = Combination(number=len(sheet) * values)
         if getattr(ranges, parameter)[0]:
             some: tuple[float, ...] = (0.0, *_distinct(parameter, ranges, values - 1))
         else:

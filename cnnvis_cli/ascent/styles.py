@@ -151,14 +151,14 @@ class Style:
     def parameters(self) -> dict[str, Any]:
         """Return all that defines the style, as plain values for the record."""
         return {
-            "regularizers": [_described(part) for part in self.regularizers],
-            "step": _described(self.step),
+            "regularizers": [_part_record(part) for part in self.regularizers],
+            "step": _part_record(self.step),
             "iterations": self.iterations,
-            "image": _described(self.image),
+            "image": _part_record(self.image),
         }
 
 
-def _described(part: Any) -> dict[str, Any]:
+def _part_record(part: Any) -> dict[str, Any]:
     kind = type(part).__name__.removesuffix("Parameterization")
     return {"kind": _STORED.get(kind, kind), **asdict(part)}
 

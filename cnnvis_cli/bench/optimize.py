@@ -30,7 +30,7 @@ from cnnvis_cli.engine import (
     worker_slots,
 )
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.network.survey import canonical, reading
+from cnnvis_cli.network.survey import canonical, reading_outputs
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -309,7 +309,7 @@ def through_all(
     def keep(layer: Layer, output: Any) -> None:
         kept.append(canonical(layer, output))
 
-    with reading(network.module, [layer], keep):
+    with reading_outputs(network.module, [layer], keep):
         network.module(network.normalise(x))
     values = kept[0][:, :, place[0], place[1]] if kept[0].dim() == 4 else kept[0]
     value = values[:, targets[0]]

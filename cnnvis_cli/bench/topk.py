@@ -162,7 +162,7 @@ def _topk_job(plan: Plan, folder: Path, size: int) -> TopKJob:
     return TopKJob(identity, manifest, network.choose(plan.layer), nowhere, plan, network)
 
 
-class Arrangement(NamedTuple):
+class ForwardPass(NamedTuple):
     """A way to run the forward pass."""
 
     worker_slots: tuple[WorkerSlot, ...]
@@ -177,22 +177,22 @@ class Arrangement(NamedTuple):
         )
 
 
-def _arrangements(work: TopKJob, devices: Sequence[torch.device]) -> Iterator[Arrangement]:
+def _arrangements(work: TopKJob, devices: Sequence[torch.device]) -> Iterator[ForwardPass]:
     crews = [tuple(worker_slots(devices, None, 1))]
     if devices[0].type == "cpu":
         crews.append(tuple(worker_slots(devices, 1, 1)))
     for pool in dict.fromkeys(crews):
         for size in dict.fromkeys((work.cut.size, 16, 64)):
-            yield Arrangement(pool, size, True)
-        yield Arrangement(pool, work.cut.size, False)
+            yield ForwardPass(pool, size, True)
+        yield ForwardPass(pool, work.cut.size, False)
 
 
 def _best_forward(
     work: TopKJob, devices: Sequence[torch.device], report: Report, seconds: float
-) -> tuple[Arrangement, list[RateRow]]:
+) -> tuple[ForwardPass, list[RateRow]]:
     """Try every arrangement briefly, in both orders; return the fastest, and all of them."""
     options = list(_arrangements(work, devices))
-    found: dict[Arrangement, list[Rate]] = {option: [] for option in options}
+    found: dict[ForwardPass, list[Rate]] = {option: [] for option in options}
     order = [*options, *reversed(options)]
     for option in report.track(order, "forward pass", len(order), "arrangements"):
         measure = functools.partial(_measure_forward, work, option, seconds)
@@ -204,7 +204,7 @@ def _best_forward(
 
 def _round(
     work: TopKJob,
-    best: Arrangement,
+    best: ForwardPass,
     devices: Sequence[torch.device],
     seconds: float,
     report: Report,
@@ -278,7 +278,7 @@ def _decode(
 
 def _measure_forward(
     work: TopKJob,
-    how: Arrangement,
+    how: ForwardPass,
     seconds: float,
     worker_slot: WorkerSlot,
     _number: int,
@@ -303,7 +303,7 @@ def _measure_forward(
     emit(watch.rate())
 
 
-def _shaped(network: Network, pixels: torch.Tensor, how: Arrangement) -> torch.Tensor:
+def _shaped(network: Network, pixels: torch.Tensor, how: ForwardPass) -> torch.Tensor:
     normalised = network.normalise(network.centre(pixels))
     return normalised if how.channels_last else normalised.contiguous()
 

@@ -20,7 +20,7 @@ from cnnvis_cli.registry import unknown
 from cnnvis_cli.report import SIGNALS as STOPPING
 from cnnvis_cli.report import printable
 
-GROUPS = {
+COMMAND_GROUPS = {
     "Start": {
         "look": "One sheet on what a network sees in an image",
         "demo": "The whole pipeline, bundled: no data, no GPU",
@@ -57,7 +57,7 @@ GROUPS = {
 }
 """The commands, grouped by purpose; each summary fits in 80 columns."""
 
-COMMANDS = tuple(command for group in GROUPS.values() for command in group)
+COMMANDS = tuple(command for group in COMMAND_GROUPS.values() for command in group)
 
 
 class _Commands(click.Group):
@@ -80,7 +80,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, commands in GROUPS.items():
+        for title, commands in COMMAND_GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl(list(commands.items()))
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import JOINING, planned, takes
+from cnnvis_cli.cli.options import MERGING, planned, takes
 
 
 @click.command("merge")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@takes("topk.max_unreadable", *JOINING)
+@takes("topk.max_unreadable", *MERGING)
 def command(runs: tuple[Path, ...], **flags: Any) -> None:
     """Join runs made with --shard i/n into one.
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import EXPLAINING, SHARING, SIZING, setting_option, takes
+from cnnvis_cli.cli.options import ONE_IMAGE, SHARING, SIZING, setting_option, takes
 from cnnvis_cli.cli.work import need_images, run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -34,7 +34,7 @@ from cnnvis_cli.settings import Plan
     *SIZING,
     "workers",
     *SHARING,
-    *EXPLAINING,
+    *ONE_IMAGE,
 )
 def command(**flags: Any) -> None:
     """Show which parts of an image a prediction depends on (Zeiler & Fergus 2013, Fig. 7).

@@ -99,15 +99,15 @@ WORK = ("run", "layer", "device", "seed", "batch_size", "workers")
 SHARING = ("shard", "scheduler", "trust_network")
 
 DESCRIBING = (*NETWORK, "run", *CONFIGURING)  # a command that only describes a network
-EXPLAINING = (*NETWORK, "run", "device", "seed", "batch_size", *CONFIGURING)  # single images
+ONE_IMAGE = (*NETWORK, "run", "device", "seed", "batch_size", *CONFIGURING)  # single images
 WORKING = (*NETWORK, *WORK, *CONFIGURING)  # that processes a dataset into a run directory
 WORKING_ON_UNITS = (*NETWORK, *WORK, "units", *CONFIGURING)
 RUNNING = (*NETWORK, *WORK, "units", *TALKING)  # whose settings file is its argument
-JOINING = ("trust_code", "run", *CONFIGURING)
+MERGING = ("trust_code", "run", *CONFIGURING)
 VERIFYING = ("weights", "trust_code", "device", "seed", *TALKING)
 
-PAPER = ("figure.paper", "figure.width", "figure.columns", "figure.points")
-PRINTING = ("figure.dpi", "figure.pdf", *PAPER)  # with tone and scale options of its own
+PAPER_SETTINGS = ("figure.paper", "figure.width", "figure.columns", "figure.points")
+PRINTING = ("figure.dpi", "figure.pdf", *PAPER_SETTINGS)  # with tone and scale options of its own
 SIZING = ("figure.scale", *PRINTING)  # with a tone option of its own
 DRAWING = section("figure")
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import EXPLAINING, SIZING, section, setting_option, takes
+from cnnvis_cli.cli.options import ONE_IMAGE, SIZING, section, setting_option, takes
 from cnnvis_cli.cli.work import need_images, run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -27,7 +27,7 @@ from cnnvis_cli.settings import Plan
         type=click.Choice(["tile", "max", "sheet"]),
     ),
     *SIZING,
-    *EXPLAINING,
+    *ONE_IMAGE,
 )
 def command(**flags: Any) -> None:
     """Show what in an image a class or a unit depends on.

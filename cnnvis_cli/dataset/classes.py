@@ -35,13 +35,13 @@ def labels_of(
     level = "1" if level == "first" else level
     names = [class_at(level, folder) for folder in folders]
     with_images = set(names) - {""}
-    empty = {class_at(level, folder) for folder in _ends(found.folders, folders)}
+    empty = {class_at(level, folder) for folder in _leaf_folders(found.folders, folders)}
     classes = tuple(sorted((with_images | (empty if with_images else set())) - {""}))
     rank = {name: number for number, name in enumerate(classes)}
     return np.array([rank.get(name, -1) for name in names], np.int32), classes, level
 
 
-def _ends(empty: Collection[Folders], others: Collection[Folders]) -> set[Folders]:
+def _leaf_folders(empty: Collection[Folders], others: Collection[Folders]) -> set[Folders]:
     """Return the folders without images that have no folders in them either."""
     parents = {place[:n] for place in (*empty, *others) for n in range(1, len(place))}
     return set(empty) - parents

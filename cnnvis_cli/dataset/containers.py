@@ -219,7 +219,7 @@ def _zip(path: Path, found: Found) -> Iterator[Member]:
 INDEXES: dict[str, Callable[[Path, Found], Iterator[Member]]] = {
     ".tar": _of_tar,
     ".zip": _of_zip,
-    ".parquet": parquet.members,
+    ".parquet": parquet.parquet_members,
 }
 
 

@@ -33,7 +33,7 @@ BITMAP_HEADER = (
     4096  # bytes that must contain the sizes of a portable bitmap; comments lie between them
 )
 LONGEST_REASON = 200  # characters of a reason
-TILE = (322, 323)  # a TIFF's TileWidth and TileLength
+TIFF_TILE = (322, 323)  # a TIFF's TileWidth and TileLength
 
 
 def decode(content: bytes, preprocessing: Preprocessing, fast: bool = False) -> Pixels:
@@ -143,7 +143,7 @@ def _check_work(image: Any, content: bytes) -> None:
             f"is a decompression bomb: {width}x{height} pixels, above {largest / 1e6:.0f} million"
         )
     if image.format == "TIFF":
-        across, down = (int(image.tag_v2.get(tag, 0)) for tag in TILE)
+        across, down = (int(image.tag_v2.get(tag, 0)) for tag in TIFF_TILE)
         if across * down > largest:
             raise Unreadable(f"is a decompression bomb: tiles of {across}x{down} pixels")
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1

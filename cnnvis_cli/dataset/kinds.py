@@ -11,7 +11,7 @@ from cnnvis_cli.errors import UsageError
 
 JPEG_2000 = (".j2k", ".jp2", ".jpf", ".jpx")
 HEIC = (".heic", ".heif", ".hif")
-CODECS = {  # suffixes that not every Pillow reads: the format, and what is passed over without it
+OPTIONAL_FORMATS = {  # suffixes that not every Pillow reads: the format, and what is passed over
     **dict.fromkeys((".avif",), ("AVIF", "AVIF, which this Pillow cannot read")),
     **dict.fromkeys(JPEG_2000, ("JPEG2000", "JPEG 2000, which this Pillow cannot read")),
     **dict.fromkeys(HEIC, ("HEIF", "HEIC (pip install 'cnnvis[heic]' reads it)")),
@@ -102,11 +102,11 @@ def is_image(name: str) -> bool:
 
 def _reads(suffix: str) -> bool:
     """Return whether a suffix is that of a format that this Pillow happens to read."""
-    if suffix not in CODECS:
+    if suffix not in OPTIONAL_FORMATS:
         return False
     from cnnvis_cli.dataset.decode import formats  # imports Pillow
 
-    return CODECS[suffix][0] in formats()
+    return OPTIONAL_FORMATS[suffix][0] in formats()
 
 
 def is_hidden(part: str) -> bool:
@@ -122,6 +122,6 @@ def begins_like_an_image(content: bytes) -> bool:
 def kind_left(name: str) -> str:
     """Return the kind of a file that is no image, no container and not hidden."""
     suffix = suffix_of(name)
-    if suffix in CODECS:
-        return CODECS[suffix][1]
+    if suffix in OPTIONAL_FORMATS:
+        return OPTIONAL_FORMATS[suffix][1]
     return PACKED if suffix in COMPRESSED else OTHER

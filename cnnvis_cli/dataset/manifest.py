@@ -46,7 +46,7 @@ from cnnvis_cli.folders import open_folder
 LISTS = (".txt", ".lst")
 ACCEPTED = f"a folder, a list ({', '.join(LISTS)}) or a file ({', '.join(INDEXES)})"
 LONGEST_PATH = 4096  # bytes of a path, PATH_MAX of Linux; a longer one would widen every row
-ROWS = 1 << 16  # number of rows that are turned into arrays at a time
+ROWS_AS_ARRAYS = 1 << 16  # number of rows that are turned into arrays at a time
 
 ImageRow = tuple[str, int, int, Where]  # path, bytes, place in its container or -1, its folders
 Paths = NDArray[np.bytes_]
@@ -326,7 +326,7 @@ def _arranged(rows: Iterator[ImageRow], found: Found) -> tuple[Columns, list[Whe
 def _columns_of_rows(rows: Iterator[ImageRow], codes: dict[Where, int]) -> Columns:
     """Return rows as arrays, built in blocks: a million strings never exist at once."""
     blocks = [_block([], codes)]
-    while block := list(islice(rows, ROWS)):
+    while block := list(islice(rows, ROWS_AS_ARRAYS)):
         blocks.append(_block(block, codes))
     paths, sizes, offsets, places = zip(*blocks, strict=True)
     return (
@@ -364,7 +364,7 @@ def _encoded_paths(paths: list[str]) -> list[bytes]:
 
 def _order(paths: Paths) -> NDArray[np.int64]:
     """Return the rows in the order of `sorted()` of the paths as text; equal ones stay in order."""
-    if all(_is_utf8(paths[i : i + ROWS]) for i in range(0, len(paths), ROWS)):
+    if all(_is_utf8(paths[i : i + ROWS_AS_ARRAYS]) for i in range(0, len(paths), ROWS_AS_ARRAYS)):
         return np.argsort(paths, kind="stable")  # bytes of UTF-8 sort as its characters do
     names = [os.fsdecode(path) for path in paths]
     return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)

@@ -24,7 +24,7 @@ IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")  # of columns, the 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "class_name")
 
 
-def members(path: Path, found: Found) -> Iterator[Member]:
+def parquet_members(path: Path, found: Found) -> Iterator[Member]:
     """Yield a row for each image, with the class that its label column states.
 
     The size of each is that of the file: rows do not tell theirs before they are unpacked. A file

@@ -47,7 +47,7 @@ def key_of(name: str) -> str:
 
 
 SIDECARS = ("cls", "json", "txt")  # what stands beside an image in a WebDataset
-FIRST = ("jpg", "jpeg", "png", "webp")  # which of a sample's images is meant
+PREFERRED_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # which of a sample's images is meant
 
 
 def images_of_sample(
@@ -63,7 +63,7 @@ def images_of_sample(
     whole = [e for s, e in suffixes.items() if "." not in s and e in images] or images
     if len(whole) > 1 and not suffixes.keys().isdisjoint(SIDECARS):
         by_suffix = {suffix_of(e.name)[1:]: e for e in reversed(whole)}
-        whole = [next((by_suffix[s] for s in FIRST if s in by_suffix), whole[0])]
+        whole = [next((by_suffix[s] for s in PREFERRED_SUFFIXES if s in by_suffix), whole[0])]
     stated = _stated_class(path, suffixes, read) if images else None
     used = ("cls",) if "cls" in suffixes else ("json",) if stated else ()
     for suffix, entry in suffixes.items():

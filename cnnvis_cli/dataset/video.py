@@ -76,7 +76,7 @@ class Video:
                 found = number + 1
                 seconds = picture.time if picture.time is not None else float(number / rate)
                 if number % self.every == 0:
-                    yield Frame(number, seconds, _prepared(picture, converter, preprocessing))
+                    yield Frame(number, seconds, _prepared_frame(picture, converter, preprocessing))
             expected = _expected(container)
         if found < SHORT_VIDEO * expected:
             self.problems.append(f"ends after {found} of about {expected} frames")
@@ -128,7 +128,7 @@ class Video:
 FILTERS = {"bilinear": "BILINEAR", "bicubic": "BICUBIC", "nearest": "POINT", "lanczos": "LANCZOS"}
 
 
-def _prepared(picture: Any, converter: Any, preprocessing: Preprocessing) -> Pixels:
+def _prepared_frame(picture: Any, converter: Any, preprocessing: Preprocessing) -> Pixels:
     """Return a picture resized and cropped like `dataset.decode.prepare`, along with its colours.
 
     FFmpeg resizes, in less time; values differ on average by a grey level or two.

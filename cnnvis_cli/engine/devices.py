@@ -122,7 +122,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
 
 
 COPIES = 4  # of a layer's output that a forward and backward pass holds: measured up to 3.5
-SHARE = 0.5  # of a GPU's memory that a pass may take; the rest is for others and fragments
+MEMORY_SHARE = 0.5  # of a GPU's memory that a pass may take; the rest is for others and fragments
 
 
 def limit_to_memory(batch: int, each: int, device: torch.device) -> int:
@@ -133,7 +133,7 @@ def limit_to_memory(batch: int, each: int, device: torch.device) -> int:
     """
     if device.type == "cpu":
         return batch
-    room = SHARE * torch.cuda.get_device_properties(device).total_memory
+    room = MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
     while batch > 1 and batch * each * COPIES > room:
         batch //= 2
     return batch

@@ -70,7 +70,7 @@ def tasks_failed(pieces: dict[int, str], describe: Callable[[int], str]) -> Task
 KILLED = "killed, most likely since memory ran out"
 
 
-def _ending(told: str) -> str:
+def _exit_reason(told: str) -> str:
     """Return how a process ended, from its exit code: the kernel kills (signal 9) for memory."""
     return KILLED if re.search(r"(?<!\d)-9\b", told) else told
 
@@ -131,7 +131,7 @@ class _Forked:
 
     def why(self) -> str:
         self._process.join()
-        return _ending(f"exit code {self._process.exitcode}")
+        return _exit_reason(f"exit code {self._process.exitcode}")
 
     def release(self, until: float) -> None:
         self._process.join(max(0, until - time.monotonic()))
@@ -186,7 +186,7 @@ class _Fresh:
         with suppress(Exception):
             error = self._future.exception(timeout=PATIENCE)
             told = str(error).split("exit codes of the workers are ")[-1].split("\n")[0]
-            return _ending(told)
+            return _exit_reason(told)
         return "no word"
 
     def release(self, until: float) -> None:

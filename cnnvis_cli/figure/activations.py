@@ -24,7 +24,7 @@ from cnnvis_cli.figure.canvas import (
 )
 from cnnvis_cli.figure.grid import Grey, Grid, in_colour
 from cnnvis_cli.figure.lines import GUTTER, INKS, RULE, round_numbers
-from cnnvis_cli.figure.sheets import APART, LINE, MARGIN, PAGE, SMALL, TITLE, room_of, wrapped
+from cnnvis_cli.figure.sheets import LINE, MARGIN, PAGE, SHEET_GAP, SMALL, TITLE, room_of, wrapped
 from cnnvis_cli.figure.words import percent
 from cnnvis_cli.nouns import Column
 
@@ -93,7 +93,7 @@ def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
     grid = Grid(len(tiles), (tiles.shape[1], tiles.shape[2]))
     gutter = text_size(str(grid.count - 1), SMALL)[0] + 8
     if heading.room:
-        own = (heading.room + APART) // len(panels) - APART - gutter
+        own = (heading.room + SHEET_GAP) // len(panels) - SHEET_GAP - gutter
         if own < LEAST_SHEET:
             raise UsageError(
                 f"{len(panels)} images side by side do not fit in the column; give --columns 2, a "
@@ -103,10 +103,10 @@ def sheets(panels: Sequence[Panel], heading: Heading, scale: float) -> Canvas:
     height, width = (scaled(side, scale) for side in grid.size)
     names = LINE + PICTURE + 12 if len(panels) > 1 else 0
     top_rule = SMALL + 5
-    whole = len(panels) * (gutter + width + APART) - APART
+    whole = len(panels) * (gutter + width + SHEET_GAP) - SHEET_GAP
     canvas, top = headed(heading, whole, names + top_rule + height)
     for number, panel in enumerate(panels):
-        left = MARGIN + number * (gutter + width + APART) + gutter
+        left = MARGIN + number * (gutter + width + SHEET_GAP) + gutter
         if len(panels) > 1:
             canvas.text(shortened(panel.name, SMALL, width), top, left, SMALL, INK)
             side = min(PICTURE, width) if heading.room else PICTURE

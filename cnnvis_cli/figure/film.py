@@ -11,7 +11,7 @@ import numpy as np
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import UsageError
 
-CODECS = {  # the first that this build of FFmpeg has, with options: one thread gives the same bytes
+ENCODERS = {  # the first that this FFmpeg has, with options: one thread gives the same bytes
     "libx264": {"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "threads": "1"},
     "mpeg4": {"qscale": "3", "threads": "1"},
 }
@@ -81,8 +81,8 @@ class Film:
         return both
 
     def _begun(self, width: int, height: int) -> Any:
-        codec = next(name for name in CODECS if name in self._av.codecs_available)
-        stream = self._container.add_stream(codec, rate=self._rate, options=dict(CODECS[codec]))
+        codec = next(name for name in ENCODERS if name in self._av.codecs_available)
+        stream = self._container.add_stream(codec, rate=self._rate, options=dict(ENCODERS[codec]))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         return stream
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.figure.canvas import FAINT, INK, WHITE, Canvas, scaled, text_size
 from cnnvis_cli.figure.lines import INKS
-from cnnvis_cli.figure.sheets import APART, MARGIN, SMALL, Caption, begun, scale_to
+from cnnvis_cli.figure.sheets import MARGIN, SHEET_GAP, SMALL, Caption, begun, scale_to
 from cnnvis_cli.figure.tone import about_grey
 
 TONES = {
@@ -58,17 +58,17 @@ def filter_sheets(
     """Return the same filters in several states side by side, marked alike in each."""
     tiles, across = sheets[0].tiles, len(sheets)
     if caption.room:
-        titles = max(text_size(sheet.title, SMALL)[0] for sheet in sheets) + APART
-        across = max(1, min(across, (caption.room + APART) // titles))
-        room = (caption.room + APART) // across - APART
+        titles = max(text_size(sheet.title, SMALL)[0] for sheet in sheets) + SHEET_GAP
+        across = max(1, min(across, (caption.room + SHEET_GAP) // titles))
+        room = (caption.room + SHEET_GAP) // across - SHEET_GAP
         scale = scale_to(lambda scale: _FilterGrid.of(tiles, scale).width, room)
     grid = _FilterGrid.of(tiles, scale)
-    width = across * (grid.width + APART) - APART
-    pitch = HEAD + grid.height + APART
-    canvas, top = begun(caption, width, -(-len(sheets) // across) * pitch - APART)
+    width = across * (grid.width + SHEET_GAP) - SHEET_GAP
+    pitch = HEAD + grid.height + SHEET_GAP
+    canvas, top = begun(caption, width, -(-len(sheets) // across) * pitch - SHEET_GAP)
     for number, sheet in enumerate(sheets):
         row, column = divmod(number, across)
-        left, y = MARGIN + column * (grid.width + APART), top + row * pitch
+        left, y = MARGIN + column * (grid.width + SHEET_GAP), top + row * pitch
         canvas.text(sheet.title, y, left + grid.gutter, SMALL, INK)
         _draw_filters(canvas, sheet.tiles, marks, grid, (y + HEAD, left))
     return canvas

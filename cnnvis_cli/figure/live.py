@@ -20,7 +20,7 @@ EDGE = 10  # margin on all sides
 SMALL, LARGE = 11, 13  # height of text
 BAR = 4  # height of a class's bar
 FULL = 0.85  # share of the room that a sheet must fill to be scaled by a whole number
-SHARE = 52  # room for a probability
+SHARE_WIDTH = 52  # room for a probability
 COLUMN = 180  # least width of the texts
 
 
@@ -141,7 +141,8 @@ def _draw_guesses(
         if y + LARGE + BAR > canvas.height:
             return
         canvas.text(percent(guess.share), y, left, LARGE, ink)
-        canvas.text(_shortened_once(guess.name, LARGE, width - SHARE), y, left + SHARE, LARGE, ink)
+        name = _shortened_once(guess.name, LARGE, width - SHARE_WIDTH)
+        canvas.text(name, y, left + SHARE_WIDTH, LARGE, ink)
         length = max(1, round(width * min(guess.share, 1)))
         middle = y + LARGE + 3 + BAR // 2
         canvas.line([(left, middle), (left + length - 1, middle)], INKS[0], BAR - 1)

@@ -105,7 +105,7 @@ def occlusion_sheet(panels: Panels, caption: Caption, scale: float = 1) -> Canva
     """Return five panels, (a) to (e), each above its explanation: in a row, or as fit a column."""
     grid = _PanelGrid.of(panels, caption.room, scale)
     canvas, top = begun(caption, grid.width, grid.height)
-    for number, (title, picture) in enumerate(_pictures(panels)):
+    for number, (title, picture) in enumerate(_titled_pictures(panels)):
         y, left = top + grid.tops[number], MARGIN + grid.lefts[number]
         words = shortened(f"({'abcde'[number]}) {title}", SMALL, grid.room)
         canvas.text(words, y, left, SMALL, INK)
@@ -169,7 +169,7 @@ class _PanelGrid:
         return cls(scale, zoom, picture, room, lower, tuple(tops), tuple(lefts), width, height)
 
 
-def _pictures(panels: Panels) -> list[tuple[str, Pixels]]:
+def _titled_pictures(panels: Panels) -> list[tuple[str, Pixels]]:
     """Return the panels' titles and pictures (h, w, 3)."""
     places = np.ix_(panels.rows, panels.columns)
     colours = np.zeros((*panels.predicted.shape, 3), np.uint8)

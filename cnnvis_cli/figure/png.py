@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Pixels
 
 SUB, UP = 1, 2  # filters: minus the pixel to the left, minus the one above
-BAND = 64  # rows at a time: they stay in the processor's cache
+ROWS_AT_ONCE = 64  # rows at a time: they stay in the processor's cache
 INCH = 0.0254  # metres
 
 
@@ -88,20 +88,20 @@ def _compressed(pixels: Pixels) -> bytes:
 def _filtered_rows(pixels: Pixels) -> Iterator[Pixels]:
     """Return rows with their filter in front, each with the one that gives smaller differences."""
     rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
-    for first in range(0, len(rows), BAND):
-        band = rows[first : first + BAND]
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        band = rows[first : first + ROWS_AT_ONCE]
         above = rows[first - 1 : first] if first else np.zeros_like(rows[:1])
         up = band - np.concatenate([above, band[:-1]])
         sub = band.copy()
         sub[:, 3:] -= band[:, :-3]
         out = np.empty((len(band), band.shape[1] + 1), np.uint8)
-        left = _length(sub) < _length(up)
+        left = _row_cost(sub) < _row_cost(up)
         out[:, 0] = np.where(left, SUB, UP)
         out[:, 1:] = np.where(left[:, None], sub, up)
         yield out
 
 
-def _length(differences: Pixels) -> NDArray[np.uint64]:
+def _row_cost(differences: Pixels) -> NDArray[np.uint64]:
     """Return the sum of each row's differences, as absolute signed numbers."""
     found: NDArray[np.uint64] = np.minimum(differences, -differences).sum(axis=1, dtype=np.uint64)
     return found

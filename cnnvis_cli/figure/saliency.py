@@ -24,7 +24,7 @@ COLOUR_BAR = 10  # height of the colour bar
 
 
 @dataclass(frozen=True)
-class Explained:
+class MethodPicture:
     """One method's map alone, and over the photograph: (h, w, 3) each."""
 
     title: str
@@ -42,7 +42,7 @@ class Subject:
 
 
 def saliency_sheet(
-    subject: Subject, columns: Sequence[Explained], caption: Caption, scale: float = 1
+    subject: Subject, columns: Sequence[MethodPicture], caption: Caption, scale: float = 1
 ) -> Canvas:
     """Return the image in the first column, then one column per method, map above overlay."""
     across = len(columns) + 1

@@ -24,7 +24,7 @@ from cnnvis_cli.figure.words import percent
 SIDE, GAP = 210, 10  # of a pane, and between panes, in pixels
 ACROSS = 4  # panes per row
 MARK = INKS[1]
-BLUR = 4.0  # pixels of deviation: the toolbox's caffevis_grad_norm_blur_radius
+NORM_BLUR = 4.0  # pixels of deviation: the toolbox's caffevis_grad_norm_blur_radius
 BACK_FILTERS = {
     "raw": "its colours",
     "gray": "the mean of its colours",
@@ -41,7 +41,7 @@ def back_filtered(values: Floats, how: str, tone: str) -> Pixels:
         return found
     length = np.sqrt(np.square(values.astype(np.float32)).sum(axis=2))
     if how == "blur":
-        length = gaussian_filter(length, BLUR)
+        length = gaussian_filter(length, NORM_BLUR)
     return in_grey(capped(length))
 
 
@@ -52,7 +52,7 @@ def boosted(maps: Floats, gamma: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Look:
+class ScreenContent:
     """What the screen shows: an image and its classes, a layer's maps (C, h, w), one unit."""
 
     image: Pixels  # (h, w, 3), as the network sees it
@@ -65,7 +65,7 @@ class Look:
     panes: tuple[Pane, ...]  # optimized images, strongest images, their projections
 
 
-def screen_sheet(look: Look, caption: Caption, scale: float = 1) -> Canvas:
+def screen_sheet(look: ScreenContent, caption: Caption, scale: float = 1) -> Canvas:
     """Return the screen: the layer's sheet, with the unit marked, between image and map."""
     side = scaled(SIDE, scale)
     if caption.room:
@@ -77,14 +77,14 @@ def screen_sheet(look: Look, caption: Caption, scale: float = 1) -> Canvas:
     height = 2 * pitch + (-(-len(below) // ACROSS) * (LINE + tall + GAP)) - GAP
     canvas, top = begun(caption, ACROSS * (side + GAP) - GAP, height)
     lefts = [MARGIN + number * (side + GAP) for number in range(ACROSS)]
-    _picture(canvas, "input", look.image, (top, lefts[0]), side)
-    _picture(canvas, look.back_title, look.back, (top + pitch, lefts[0]), side)
+    _draw_titled(canvas, "input", look.image, (top, lefts[0]), side)
+    _draw_titled(canvas, look.back_title, look.back, (top + pitch, lefts[0]), side)
     _sheet(canvas, look, (top, lefts[1]), 2 * side + GAP)
     scales = Scale.of(look.maps, "layer")
     enlarged = in_colour(scales.grey(look.maps[look.unit : look.unit + 1])[0])
-    _picture(canvas, f"unit {look.unit}", enlarged, (top, lefts[3]), side)
+    _draw_titled(canvas, f"unit {look.unit}", enlarged, (top, lefts[3]), side)
     if look.classes:
-        _classes(canvas, look.classes, (top + pitch, lefts[3]), side)
+        _write_classes(canvas, look.classes, (top + pitch, lefts[3]), side)
     begin = top + 2 * pitch
     for number, pane in enumerate(below):
         row, column = divmod(number, ACROSS)
@@ -99,14 +99,16 @@ def _across(pane: Pane, side: int) -> tuple[int, float]:
     return replace(pane, title="").size(scale)[0], scale
 
 
-def _picture(canvas: Canvas, title: str, pixels: Pixels, place: tuple[int, int], side: int) -> None:
+def _draw_titled(
+    canvas: Canvas, title: str, pixels: Pixels, place: tuple[int, int], side: int
+) -> None:
     """Draw a picture that fills a square below its title, at a place (top, left)."""
     top, left = place
     canvas.text(shortened(title, SMALL, side), top, left, SMALL, INK)
     canvas.tile(pixels, top + LINE, left, side / max(pixels.shape[:2]))
 
 
-def _sheet(canvas: Canvas, look: Look, place: tuple[int, int], side: int) -> None:
+def _sheet(canvas: Canvas, look: ScreenContent, place: tuple[int, int], side: int) -> None:
     """Draw the layer's maps with the unit's framed, as the toolbox does."""
     top, left = place
     title = f"{look.layer}, {len(look.maps)} maps" if look.maps.shape[1] > 1 else look.layer
@@ -122,7 +124,7 @@ def _sheet(canvas: Canvas, look: Look, place: tuple[int, int], side: int) -> Non
     canvas.border(top + LINE + round(y), left + round(x), height, width, MARK, 2)
 
 
-def _classes(
+def _write_classes(
     canvas: Canvas,
     classes: Sequence[tuple[str, float]],
     place: tuple[int, int],

@@ -14,13 +14,13 @@ from cnnvis_cli.nouns import Column
 
 TITLE, SMALL = 15, 11  # height of text in pixels
 MARGIN = 14
-APART = 28  # pixels between sheets side by side
+SHEET_GAP = 28  # pixels between sheets side by side
 PAGE = 16_000_000  # most pixels on one page
 ROOMY = 24  # least width in pixels of a tile with its own label
 CLASS_NAME_WIDTH = 48  # and with a class name
 LABELLED = 80  # and with a label that may be shortened
 LINE = SMALL + 4
-LEAST_SIDE = 20  # least side in pixels of a tile in a paper, if fewer columns help
+PAPER_TILE = 20  # least side in pixels of a tile in a paper, if fewer columns help
 GAP_OF_ROWS = 14  # pixels between rows of layers
 WIDEST_TILE = 150  # most pixels of a side there, for a unit of few pictures
 SPACE = 5  # pixels between panes of a cell
@@ -213,7 +213,7 @@ def narrowed(cells: Sequence[Cell], room: int) -> list[Cell]:
     """Return cells with as few panes per row as their titles need in a column of this width."""
     most = max(len(row) for row in cells[0].rows)
     for across in range(most, 1, -1):
-        if _side_in(replace(cells[0], across=across), room) >= LEAST_SIDE:
+        if _side_in(replace(cells[0], across=across), room) >= PAPER_TILE:
             return [replace(cell, across=across) for cell in cells]
     return [replace(cell, across=1) for cell in cells]
 
@@ -237,7 +237,7 @@ def _grid_in_column(cells: Sequence[Cell], label: int, room: int) -> tuple[float
             return _CellGrid.around(count, *cells[0].size(scale), label, columns)
 
         scale = scale_to(lambda scale: grid(scale).width, room)
-        if columns == 1 or scale * min(cells[0].panes[0].tiles.shape[1:3]) >= LEAST_SIDE:
+        if columns == 1 or scale * min(cells[0].panes[0].tiles.shape[1:3]) >= PAPER_TILE:
             break
     return scale, grid(scale)
 

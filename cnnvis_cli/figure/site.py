@@ -39,7 +39,7 @@ def data(call: str, *values: Any, key: str) -> bytes:
     return f"// {key}\ngallery.{call}({text.translate(_HARMLESS)});\n".encode("ascii")
 
 
-def key_of(content: bytes) -> str:
+def script_key(content: bytes) -> str:
     """Return the key in the first line of such a script; empty if there is none."""
     line = content.partition(b"\n")[0]
     return line[3:].decode("ascii", "replace") if line.startswith(b"// ") else ""

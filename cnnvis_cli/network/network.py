@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.fusion import left_out, rectifiers
 from cnnvis_cli.network.observe import in_evaluation
-from cnnvis_cli.network.survey import Omission, canonical, reading, survey
+from cnnvis_cli.network.survey import Omission, canonical, reading_outputs, survey
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Box, Layer, Preprocessing, Size
 from cnnvis_cli.registry import unknown
@@ -233,7 +233,7 @@ class Network:
             if missed:
                 raise CnnvisError(f"{self.name}: {', '.join(missed)} did not run")
 
-        with reading(self.module, list(pending.values()), see):
+        with reading_outputs(self.module, list(pending.values()), see):
             yield run
 
     def _refuse_reused(self, layer: Layer) -> None:

@@ -24,7 +24,7 @@ from cnnvis_cli.network.cut import Cut, cuts
 from cnnvis_cli.network.fusion import left_out
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.probability import ending_of, probabilities
-from cnnvis_cli.network.survey import canonical, reading
+from cnnvis_cli.network.survey import canonical, reading_outputs
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Axis, Box, Layer, Size
 
@@ -221,7 +221,7 @@ def asking(network: Network, layer: Layer) -> Iterator[Callable[[Tensor], Answer
     with (
         torch.inference_mode(),
         network.in_place(),
-        reading(network.module, [layer], see),
+        reading_outputs(network.module, [layer], see),
     ):
         yield ask
 

@@ -70,7 +70,7 @@ def _pair(value: Any) -> Size:
     return first, rest[0] if rest else first
 
 
-def _same(padding: Any, kernel: Size, dilation: Size) -> tuple[Margin, Margin]:
+def _same_padding(padding: Any, kernel: Size, dilation: Size) -> tuple[Margin, Margin]:
     """Return padding as margins; 'same' puts the odd one after, as torch does."""
     if padding == "valid":
         return (0, 0), (0, 0)
@@ -99,7 +99,7 @@ def _conv2d(
     def apply(padded: Tensor) -> Tensor:
         return F.conv2d(padded, weight, bias, stride, 0, dilation, groups)
 
-    margins = _same(padding, kernel, dilation)
+    margins = _same_padding(padding, kernel, dilation)
     return Sliding(
         kernel, _pair(stride), margins, dilation, False, 0.0, apply, int(weight.shape[0])
     )
@@ -120,7 +120,7 @@ def _max_pool2d(
     def apply(padded: Tensor) -> Tensor:
         return F.max_pool2d(padded, kernel, steps, 0, dilation)
 
-    margins, fill = _same(padding, kernel, dilation), float("-inf")
+    margins, fill = _same_padding(padding, kernel, dilation), float("-inf")
     exact = not return_indices  # numbers of places in the whole map, not in a window
     return Sliding(kernel, steps, margins, dilation, ceil_mode, fill, apply, exact=exact)
 
@@ -135,7 +135,7 @@ def _avg_pool2d(
     divisor_override: int | None = None,
 ) -> Sliding:
     kernel = _pair(kernel_size)
-    steps, margins = _pair(stride) if stride else kernel, _same(padding, kernel, (1, 1))
+    steps, margins = _pair(stride) if stride else kernel, _same_padding(padding, kernel, (1, 1))
 
     def apply(padded: Tensor) -> Tensor:
         return F.avg_pool2d(padded, kernel, steps, 0, divisor_override=divisor_override)
@@ -153,7 +153,9 @@ def _pixel_unshuffle(input: Tensor, downscale_factor: int) -> Sliding:
         return F.pixel_unshuffle(padded, downscale_factor)
 
     channels = int(input.shape[1]) * downscale_factor**2
-    return Sliding(block, block, _same(0, block, (1, 1)), (1, 1), False, 0.0, apply, channels)
+    return Sliding(
+        block, block, _same_padding(0, block, (1, 1)), (1, 1), False, 0.0, apply, channels
+    )
 
 
 SLIDING: dict[Callable[..., Any], Callable[..., Sliding]] = {

@@ -187,10 +187,10 @@ def _noticing(wanted: list[int]) -> Callable[[nn.Module, Any], None]:
 
 def takes_grey(module: nn.Module) -> None:
     """Have a network of one channel take three, as all images here have: it gets their mean."""
-    module.register_forward_pre_hook(_averaged)
+    module.register_forward_pre_hook(_grey_input)
 
 
-def _averaged(_module: nn.Module, inputs: Any) -> tuple[Any, ...]:
+def _grey_input(_module: nn.Module, inputs: Any) -> tuple[Any, ...]:
     """Return the mean of three channels as one: (B, 3, h, w) -> (B, 1, h, w).
 
     A convolution, which every way of following a network knows.

@@ -19,7 +19,7 @@ from cnnvis_cli.network.fields import Fields
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.observe import hookable
 from cnnvis_cli.network.probability import ending_of, probabilities
-from cnnvis_cli.network.survey import IMAGES, Layout, layout_of, mapped, reading
+from cnnvis_cli.network.survey import SURVEY_IMAGES, Layout, layout_of, mapped, reading_outputs
 from cnnvis_cli.network.walk import tensors
 from cnnvis_cli.nouns import Arrangement, Layer, ReceptiveField, Size
 from cnnvis_cli.registry import unknown
@@ -67,9 +67,9 @@ def find_outputs(network: Network) -> tuple[Output, ...]:
     handles = _hooks(network, finder.note)
     try:
         with torch.enable_grad():
-            blank = torch.zeros(IMAGES, 3, *network.size, device=network.device)
+            blank = torch.zeros(SURVEY_IMAGES, 3, *network.size, device=network.device)
             image = finder.walk.begin(blank)
-            with finder.walk, reading(network.module, _called(network), finder.note_layer):
+            with finder.walk, reading_outputs(network.module, _called(network), finder.note_layer):
                 output = network.module(image)
     finally:
         for handle in handles:
@@ -166,17 +166,17 @@ def choose_outputs(
     call. Raise `UsageError` with the nearest name.
     """
     aliases = {layer.module: layer.alias for layer in network.layers}
-    known = {name for each in outputs for name in _names(each, aliases)}
+    known = {name for each in outputs for name in _output_names(each, aliases)}
     wanted = set(names)
     for name in sorted(wanted - known):
         near = [each.name for each in outputs]
         raise unknown("layer", name, near, place=network.name)
     if not wanted:
         return tuple(each for each in outputs if each.usual)
-    return tuple(each for each in outputs if wanted & _names(each, aliases))
+    return tuple(each for each in outputs if wanted & _output_names(each, aliases))
 
 
-def _names(output: Output, aliases: dict[str, str]) -> set[str]:
+def _output_names(output: Output, aliases: dict[str, str]) -> set[str]:
     """Return all names that it may be given."""
     alias = aliases.get(output.module)
     own = {output.name, output.module, f"module:{output.module}"}
@@ -221,7 +221,7 @@ def watching(
 
     def run(pixels: Tensor) -> Tensor | None:
         passes.calls = Counter()
-        with reading(network.module, _called(network), partial(_as_module, on_event)):
+        with reading_outputs(network.module, _called(network), partial(_as_module, on_event)):
             output = network.module(pixels)
         calls = passes.calls
         missed = [each.name for each in wanted.values() if calls[each.module] < each.call]

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-WORK = 20_000_000  # visits of values, which take seconds; a training state has some 100,000
-DEPTH = 100  # of tuples in tuples; hashing recurses, and a training state has 3
+MOST_VISITS = 20_000_000  # visits of values, which take seconds; a training state has some 100,000
+TUPLE_DEPTH = 100  # of tuples in tuples; hashing recurses, and a training state has 3
 
 
 class TooHeavy(Exception):
@@ -73,13 +73,13 @@ class _Weighing:
     def _visit(self, things: list[_Thing]) -> int:
         weight = sum(thing.weight for thing in things)
         self.work += weight
-        if self.work > WORK:
+        if self.work > MOST_VISITS:
             raise TooHeavy
         return weight
 
     def _tuple(self, things: list[_Thing]) -> None:
         made = _Thing(1 + self._visit(things), 1 + max((t.depth for t in things), default=0))
-        if made.depth > DEPTH:
+        if made.depth > TUPLE_DEPTH:
             raise TooHeavy
         self.stack.append(made)
 

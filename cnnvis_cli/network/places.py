@@ -19,7 +19,7 @@ NOWHERE = -1
 
 
 @dataclass(frozen=True)
-class Grid:
+class PlaceGrid:
     """Rows and columns that lie regularly in a tensor: every `step` of another grid, from `first`.
 
     `dims` are the dimensions of rows and columns, counted from the end.
@@ -67,7 +67,7 @@ def thin(ids: Tensor) -> Tensor:
     return ids
 
 
-def regular(ids: Tensor, size: Size) -> Grid | None:
+def regular(ids: Tensor, size: Size) -> PlaceGrid | None:
     """Return how places of a grid of `size` lie in a tensor if they do so regularly, images first.
 
     Every other dimension must hold nothing but channels.
@@ -96,7 +96,7 @@ def regular(ids: Tensor, size: Size) -> Grid | None:
     end = ids[tuple(length - 1 for length in ids.shape)]
     if int(end) != int(expected.flatten()[-1]) or not bool((thin(ids) == expected).all()):
         return None
-    return Grid((rows - ids.dim(), columns - ids.dim()), first, step)
+    return PlaceGrid((rows - ids.dim(), columns - ids.dim()), first, step)
 
 
 def _stride(ids: Tensor, dim: int, base: int) -> int:

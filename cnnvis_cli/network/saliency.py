@@ -21,7 +21,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.observe import observing
 from cnnvis_cli.network.operations import ROLES, Role
 from cnnvis_cli.network.probability import probabilities as class_probabilities
-from cnnvis_cli.network.survey import mapped, reading
+from cnnvis_cli.network.survey import mapped, reading_outputs
 from cnnvis_cli.network.walk import JOINING, Call, tensors
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.registry import Registry
@@ -353,7 +353,7 @@ def _following(network: Network, layer: Layer) -> Iterator[_Followed]:
     def begin(_layer: Layer, output: Any) -> None:
         followed.begin(next(tensors(output)))
 
-    with observing(followed.note), reading(network.module, [layer], begin):
+    with observing(followed.note), reading_outputs(network.module, [layer], begin):
         yield followed
 
 

@@ -12,9 +12,9 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Layer
 
-APART = 1e-3  # by how much of a layer's largest value results of one image may differ: last bits
+LAST_BITS = 1e-3  # of a layer's largest value: by how much results of one image may differ
 HUGE = 1e30
-Summary = dict[str, Tensor]  # per layer's alias, the largest value and the mean: (B, C, 2)
+ImageSummary = dict[str, Tensor]  # per layer's alias, the largest value and the mean: (B, C, 2)
 
 
 def checked(network: Network) -> tuple[Network, tuple[str, ...]]:
@@ -71,10 +71,10 @@ def structured_noise(numbers: Sequence[int], size: tuple[int, int]) -> Tensor:
     return torch.stack(found)
 
 
-def _summaries(network: Network, numbers: Sequence[int]) -> Summary:
+def _summaries(network: Network, numbers: Sequence[int]) -> ImageSummary:
     """Run images through the network, and return what is left of each layer's map."""
     layers = tuple(la for la in network.layers if la.calls == 1)
-    found: Summary = {}
+    found: ImageSummary = {}
 
     def read(layer: Layer, output: Tensor) -> None:
         if output.shape[0] != len(numbers):
@@ -91,10 +91,10 @@ def _summaries(network: Network, numbers: Sequence[int]) -> Summary:
     return found
 
 
-def _compare(network: Network, both: Summary, alone: Summary) -> None:
+def _compare(network: Network, both: ImageSummary, alone: ImageSummary) -> None:
     """Raise `UsageError` for the first layer whose values depend on more than their image."""
     for alias, values in both.items():
-        own, allowed = values[0], APART * max(float(finite(values).abs().max()), 1e-30)
+        own, allowed = values[0], LAST_BITS * max(float(finite_values(values).abs().max()), 1e-30)
         if _apart(own, alone[alias][0]) > allowed:
             reason = "depend on the other images of a batch (batch statistics?)"
             if _apart(own, _summaries(network, (0, 1))[alias][0]) > allowed:
@@ -107,9 +107,9 @@ def _compare(network: Network, both: Summary, alone: Summary) -> None:
 
 def _apart(one: Tensor, other: Tensor) -> float:
     """Return the largest difference; values that overflow differ by nothing."""
-    return float((finite(one) - finite(other)).abs().max())
+    return float((finite_values(one) - finite_values(other)).abs().max())
 
 
-def finite(values: Tensor) -> Tensor:
+def finite_values(values: Tensor) -> Tensor:
     """Return values with 0 for those that are not finite numbers, or about to overflow."""
     return torch.where(values.abs() < HUGE, values, 0)

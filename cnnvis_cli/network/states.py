@@ -13,7 +13,7 @@ from torch import Tensor
 from cnnvis_cli.errors import UsageError
 
 State = Mapping[str, Tensor]
-DEPTH = 4  # of dictionaries in dictionaries
+STATE_DEPTH = 4  # of dictionaries in dictionaries
 
 BOOKKEEPING = frozenset(
     ["total_ops", "total_params", "n_averaged", "num_batches_tracked", "num_updates"]
@@ -57,24 +57,24 @@ def _states(tree: Mapping[Any, Any], key: str = "", depth: int = 0) -> Iterator[
     if own:
         yield key, own
     for name, value in tree.items():
-        if isinstance(value, Mapping) and isinstance(name, str) and depth < DEPTH:
+        if isinstance(value, Mapping) and isinstance(name, str) and depth < STATE_DEPTH:
             yield from _states(value, f"{key}.{name}" if key else name, depth + 1)
 
 
 def _matched(key: str, state: State, wanted: State) -> Match:
     """Return a dictionary under the names that fit best: its own, or changed all alike."""
-    best = _compared(key, state, wanted)
+    best = _compare_shapes(key, state, wanted)
     for words, rename in _renamings(state, wanted):
         if best.fits:
             break
         names = [rename(name) for name in state]
         if len(set(names)) == len(names):
-            again = _compared(key, dict(zip(names, state.values(), strict=True)), wanted)
+            again = _compare_shapes(key, dict(zip(names, state.values(), strict=True)), wanted)
             best = replace(again, renamed=words) if again.fits else best
     return best
 
 
-def _compared(key: str, state: State, wanted: State) -> Match:
+def _compare_shapes(key: str, state: State, wanted: State) -> Match:
     optional = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = tuple(n for n in wanted if n not in state and n not in optional)
     unknown = [n for n in state if n not in wanted]
@@ -88,11 +88,11 @@ def _renamings(state: State, wanted: State) -> Iterator[tuple[str, Callable[[str
     added = sorted(WRAPPERS & {part for name in state for part in name.split(".")})
     parts = " and ".join(repr(part) for part in added)
     if added:
-        yield f"without {parts}", _unwrapped
+        yield f"without {parts}", _without_wrapper
     for prefix in _prefixes(state):
         yield f"without the prefix {prefix!r}", partial(_without, prefix)
     if added:
-        plain = {_unwrapped(name): tensor for name, tensor in state.items()}
+        plain = {_without_wrapper(name): tensor for name, tensor in state.items()}
         for prefix in _prefixes(plain):
             yield f"without {parts} and the prefix {prefix!r}", partial(_without_both, prefix)
     for prefix in _prefixes(wanted):
@@ -104,14 +104,14 @@ def _without(prefix: str, name: str) -> str:
 
 
 def _without_both(prefix: str, name: str) -> str:
-    return _unwrapped(name).removeprefix(prefix)
+    return _without_wrapper(name).removeprefix(prefix)
 
 
 def _with(prefix: str, name: str) -> str:
     return prefix + name
 
 
-def _unwrapped(name: str) -> str:
+def _without_wrapper(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -141,7 +141,7 @@ def choose(tree: Mapping[Any, Any], wanted: State, place: str, ema: bool = False
     """
     found = matches(tree, wanted)
     fitting = [match for match in found if match.fits]
-    averages = [m for m in fitting if m.average or _counted(m)]
+    averages = [m for m in fitting if m.average or _is_average(m)]
     usual = [m for m in fitting if not m.average]
     if ema and not averages:
         raise UsageError(f"{place}: --ema: holds no averaged weights that fit{_keys(tree)}")
@@ -159,7 +159,7 @@ def choose(tree: Mapping[Any, Any], wanted: State, place: str, ema: bool = False
     return choice
 
 
-def _counted(match: Match) -> bool:
+def _is_average(match: Match) -> bool:
     """Return whether torch's own averaging has counted how many states it has averaged."""
     return any(name.rpartition(".")[2] == "n_averaged" for name in match.ignored)
 

@@ -20,7 +20,7 @@ from cnnvis_cli.network.places import arrange, arrangement
 from cnnvis_cli.network.walk import tensors
 from cnnvis_cli.nouns import Arrangement, Kind, Layer, Reads, ReceptiveField, Size
 
-IMAGES = 2  # of the pass that finds layers: which row belongs to which image shows only with two
+SURVEY_IMAGES = 2  # in the pass that finds layers: two show which row belongs to which image
 LISTED = (nn.Conv2d, nn.Linear)
 CHANNELS_LAST = Arrangement(-1, 0, 0, ())  # (B, rows, columns, C)
 _FUNCTIONS = (F.linear, F.conv2d, torch.conv2d)
@@ -59,20 +59,20 @@ class Layout:
 
 
 def layout_of(walk: Fields, output: Tensor, size: Size, linear: bool) -> Layout | str:
-    """Return the layout of a layer's output for `IMAGES` images, or why it has none."""
+    """Return the layout of a layer's output for `SURVEY_IMAGES` images, or why it has none."""
     whole = ReceptiveField.whole(size)
     known = walk[output]
     if known is None:
         return "its output does not depend on the image"
-    if not linear and output.dim() == 4 and output.shape[0] == IMAGES:
+    if not linear and output.dim() == 4 and output.shape[0] == SURVEY_IMAGES:
         shape = (int(output.shape[2]), int(output.shape[3]))
         plain = known.dims == (-2, -1)
         field, local = known.state if plain else (whole, whole)
         return Layout("conv", int(output.shape[1]), shape, field, local, None)
-    if linear and output.dim() == 4 and known.dims == (-3, -2) and output.shape[0] == IMAGES:
+    if linear and output.dim() == 4 and known.dims == (-3, -2) and output.shape[0] == SURVEY_IMAGES:
         shape = (int(output.shape[1]), int(output.shape[2]))
         return Layout("conv", int(output.shape[3]), shape, *known.state, CHANNELS_LAST)
-    vector = linear and output.dim() == 2 and output.shape[0] == IMAGES
+    vector = linear and output.dim() == 2 and output.shape[0] == SURVEY_IMAGES
     found = walk.places(output)
     if found is not None and not (vector and found[1] == (1, 1)):
         found_at = arrangement(*found, channel=-1 if linear else 1)
@@ -172,7 +172,7 @@ class _Survey:
     def run(self, channels: int) -> None:
         """Run zeros through the network, on whatever device it is."""
         like = next(self.module.parameters())
-        image = like.detach().new_zeros(IMAGES, channels, *self.size)
+        image = like.detach().new_zeros(SURVEY_IMAGES, channels, *self.size)
         with ExitStack() as stack:
             for _, child in hookable(self.module):
                 if not isinstance(child, (*LISTED, nn.MultiheadAttention)):
@@ -210,11 +210,11 @@ def _omissions(watch: _Survey) -> Iterator[Omission]:
     for child, name in watch.names.items():
         if name in watch.found or not any(True for _ in child.parameters(recurse=False)):
             continue
-        reason, told = _reason(child, name, watch)
+        reason, told = _why_no_layer(child, name, watch)
         yield Omission(name, type(child).__name__, reason, told)
 
 
-def _reason(child: nn.Module, name: str, watch: _Survey) -> tuple[str, bool]:
+def _why_no_layer(child: nn.Module, name: str, watch: _Survey) -> tuple[str, bool]:
     """Return why a module is no layer, and whether that must be said."""
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     if isinstance(child, norms) or "norm" in type(child).__name__.lower():
@@ -251,17 +251,17 @@ def said(omissions: tuple[Omission, ...]) -> str | None:
     by_reason: dict[str, list[str]] = {}
     for each in told:
         by_reason.setdefault(each.reason, []).append(each.module or "the network itself")
-    parts = [f"{_some(names)} ({reason})" for reason, names in by_reason.items()]
+    parts = [f"{_few_names(names)} ({reason})" for reason, names in by_reason.items()]
     return f"left out of the layers: {'; '.join(parts)}"
 
 
-def _some(names: list[str]) -> str:
+def _few_names(names: list[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
 
 
 @contextmanager
-def reading(
+def reading_outputs(
     module: nn.Module, layers: list[Layer], read: Callable[[Layer, Any], None]
 ) -> Iterator[None]:
     """Call `read` with each layer's raw output, while the network runs in this block."""

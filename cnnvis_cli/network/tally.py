@@ -272,7 +272,7 @@ class Tally:
         part = self._histogram[start : start + flat.shape[2]]
         compiled = _compiled(self._device)
         if compiled is not None:
-            bits = (histogram.DROPPED_BITS, histogram.FIRST)
+            bits = (histogram.DROPPED_BITS, histogram.FIRST_BIN)
             compiled.fill(flat.numpy(), rows, places, part.numpy(), *bits)
             return
         chosen = flat[_moved(rows[:, None], self._device), _moved(places, self._device)]
@@ -317,7 +317,7 @@ class Tally:
 def _count(values: Tensor, part: Tensor) -> None:
     """Count (n, C) values in the histograms (C, BINS) of their channels."""
     bits = values.contiguous().view(torch.int32)
-    step = ((bits & 0x7FFFFFFF) >> histogram.DROPPED_BITS) - histogram.FIRST
+    step = ((bits & 0x7FFFFFFF) >> histogram.DROPPED_BITS) - histogram.FIRST_BIN
     step = step.clamp(0, histogram.BINS_PER_SIGN - 1).long()
     found = torch.where(
         values < 0, histogram.BINS_PER_SIGN - 1 - step, histogram.BINS_PER_SIGN + step
@@ -359,7 +359,7 @@ def _warm(loops: Loops) -> None:
     loops.read(maps, used, False, value, place, doubles[:1], doubles)
     loops.pack(place[0], place[0], place[0])
     counts = np.zeros((1, histogram.BINS), np.int32)
-    loops.fill(maps, image[0], image, counts, histogram.DROPPED_BITS, histogram.FIRST)
+    loops.fill(maps, image[0], image, counts, histogram.DROPPED_BITS, histogram.FIRST_BIN)
     loops.rank(value, place, used, 0, value, image, place)
 
 

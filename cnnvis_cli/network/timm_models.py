@@ -66,7 +66,7 @@ def names_like(model: str) -> list[str]:
     return []
 
 
-def build(name: str, classes: int | None = None) -> nn.Module:
+def build_timm(name: str, classes: int | None = None) -> nn.Module:
     """Build a network of timm, without trained weights; for other classes if their number is given.
 
     Its parameters are drawn as timm draws them.
@@ -91,7 +91,7 @@ def converted(name: str, tree: Tree) -> nn.Module | None:
     return None
 
 
-FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def trained(name: str) -> Path:
@@ -102,7 +102,7 @@ def trained(name: str) -> Path:
     """
     known = configuration(name)
     hub, url = known.get("hf_hub_id"), known.get("url")
-    names = [known["hf_hub_filename"]] if known.get("hf_hub_filename") else list(FILES)
+    names = [known["hf_hub_filename"]] if known.get("hf_hub_filename") else list(WEIGHT_FILES)
     if not hub and not url:
         raise UsageError(
             f"{PREFIX}{name}: timm has no trained weights for it; give --weights FILE, or random"

@@ -97,7 +97,7 @@ def _fitted(
         say(f"{path}: is converted from its authors' names by the network's own rule")
         return converted
     state = {name: _reshaped(t, wanted.get(name)) for name, t in choice.match.state.items()}
-    count = _classes(state, wanted)
+    count = _class_count(state, wanted)
     if count is not None and plan.build_for is not None:
         module = _built_for(plan, count)
         say(f"{path}: the network has {count} classes, by the size of its last layer")
@@ -110,7 +110,7 @@ def _fitted(
 _FOR_CLASSES = "; the file is of {} classes: have your function build the network for as many"
 
 
-def _classes(state: State, wanted: State) -> int | None:
+def _class_count(state: State, wanted: State) -> int | None:
     """Return the number of classes of a state that differs from the network in nothing else."""
     pairs = {(tuple(state[n].shape), tuple(t.shape)) for n, t in wanted.items() if n in state}
     unequal = [(have, want) for have, want in pairs if have != want]

@@ -212,11 +212,11 @@ def _timm(model: str) -> Blueprint:
     imagenet = known.get("num_classes", 1000) == 1000 and not known.get("label_names")
     return Blueprint(
         model,
-        lambda: timm_models.build(name),
+        lambda: timm_models.build_timm(name),
         preprocessing,
         imagenet_classes() if imagenet else (),
         default_weights="DEFAULT",
-        build_for=lambda classes: timm_models.build(name, classes),
+        build_for=lambda classes: timm_models.build_timm(name, classes),
         fetch=lambda: timm_models.trained(name),
         convert=lambda tree: timm_models.converted(name, tree),
         remarks=tuple(remarks),

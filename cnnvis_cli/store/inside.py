@@ -16,13 +16,13 @@ from pathlib import Path
 
 from cnnvis_cli.errors import StorageError, UsageError
 
-FOLDERS = frozenset(
+OWN_FOLDERS = frozenset(
     {
         *("optimized", "projected", "search", "saliency", "occluded", "activations"),
         *("figures", "gallery", "parts", "shards", "receipts"),
     }
 )
-FILES = re.compile(
+OWN_FILES = re.compile(
     r"run\.json|(skipped|names|scores)\.tsv|styles\.toml|[^.].*\.h5|\.(lock|progress|failed)(-.+)?"
 )
 _KINDS = (
@@ -33,7 +33,7 @@ _KINDS = (
 
 def is_ours(name: str) -> bool:
     """Return whether a name in a run directory is one that cnnvis uses."""
-    return name in FOLDERS or FILES.fullmatch(name) is not None
+    return name in OWN_FOLDERS or OWN_FILES.fullmatch(name) is not None
 
 
 def check_inside(run: Path) -> None:

@@ -21,7 +21,7 @@ from cnnvis_cli.store.inside import check_inside, open_regular, read_regular
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _open: dict[Path, IO[str]] = {}  # of this process, which may enter its own directory again
-_without: set[Path] = set()  # those among them without a working lock
+_lockless: set[Path] = set()  # those among them without a working lock
 
 
 def _leave_to_the_parent() -> None:
@@ -59,7 +59,7 @@ def alone(
 
 
 def _tell(folder: Path, say: Callable[[str], None] | None) -> None:
-    if say is not None and folder / NAME in _without:
+    if say is not None and folder / NAME in _lockless:
         say(
             f"{folder}: its file system has no locks, so nothing stops a second start from doing "
             "the same work at the same time"
@@ -74,12 +74,12 @@ def file_name(shard: str) -> str:
 def is_alone(folder: Path) -> bool:
     """Return whether this process alone has a whole run directory, with working locks."""
     path = folder.absolute() / NAME
-    return path in _open and path not in _without
+    return path in _open and path not in _lockless
 
 
 def may_be_shared(place: Path) -> bool:
     """Return whether others may be working in a directory because its file system has no locks."""
-    return any(place.is_relative_to(path.parent) for path in _without)
+    return any(place.is_relative_to(path.parent) for path in _lockless)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def _held(path: Path, kind: int) -> Iterator[None]:
             yield
         finally:
             _open.pop(path, None)
-            _without.discard(path)
+            _lockless.discard(path)
             _tidy(path, handle, kind)
 
 
@@ -117,7 +117,7 @@ def _taken(path: Path, kind: int) -> IO[str]:
         if error.errno not in _NO_LOCKS:
             handle.close()
             raise StorageError(f"{path}: cannot be locked ({error.strerror})") from None
-        _without.add(path)
+        _lockless.add(path)
     if not _is_at(path, handle):  # its last holder has just removed it
         handle.close()
         return _taken(path, kind)

@@ -38,7 +38,7 @@ def check_origin(path: Path, kind: str, file: h5py.File) -> None:
     elif kind in OF_ALL_LAYERS:
         both += _of_all_layers(attributes, file, record)
     for known, have in both if record else []:
-        _compare(path, run, have, known)
+        _refuse_difference(path, run, have, known)
     _checked.add(state)
 
 
@@ -80,7 +80,7 @@ def _of_all_layers(
     yield {f"module of {alias}": name for alias, name in _modules(record).items()}, modules
 
 
-def _compare(path: Path, run: Run, have: Record, known: Record) -> None:
+def _refuse_difference(path: Path, run: Run, have: Record, known: Record) -> None:
     """Raise `UsageError` for what both sides state, and not alike."""
     both = [n for n in known if known[n] is not None and have.get(n) is not None]
     apart = differences({n: have[n] for n in both}, {n: known[n] for n in both}, _SIDES)

@@ -21,7 +21,7 @@ from cnnvis_cli.store.lock import alone, file_name, is_alone
 from cnnvis_cli.store.publish import publish, remove_remains
 
 Record = dict[str, Any]
-VERSION = 1  # of run.json
+RUN_VERSION = 1  # of run.json
 
 
 def differences(have: Record, want: Record, sides: tuple[str, str] = ("there", "here")) -> str:
@@ -149,7 +149,7 @@ class Run:
                 f"{self.path} holds files that cnnvis did not write ({min(strange).name}); choose "
                 "another --run"
             )
-        first = {"format": "cnnvis/run", "version": VERSION, **identity, "weights": weights}
+        first = {"format": "cnnvis/run", "version": RUN_VERSION, **identity, "weights": weights}
         if ema:
             first["ema"] = True
         _write_record(self.manifest, first)
@@ -168,7 +168,7 @@ class Run:
 
     def note(self, section: str, record: Record) -> None:
         """Add a stage's note to run.json; nothing is written if it is unchanged."""
-        known = self.noted() or {"format": "cnnvis/run", "version": VERSION}
+        known = self.noted() or {"format": "cnnvis/run", "version": RUN_VERSION}
         if known.get(section) != record:
             _write_record(self.notes, {**known, section: record})
 
@@ -205,7 +205,7 @@ def _written_by_this_command(log: Path | None) -> Iterator[os.stat_result]:
 _NAMED = ("preprocessing", "network", "dataset", "stages", "asked")
 _TIMED = ("topk", "search", "optimize", "project", "saliency", "occlude")
 _TIME: dict[str, Any] = {"seconds": (int, float), "arithmetic": [dict]}
-FORM: dict[str, Any] = {  # of run.json, as far as it is read: types, lists and tables of them
+RUN_FORM: dict[str, Any] = {  # of run.json, as far as it is read: types, lists and tables of them
     **dict.fromkeys(("model", "weights_sha256"), str),
     **dict.fromkeys(_NAMED, dict),
     **dict.fromkeys(_TIMED, _TIME),
@@ -220,7 +220,7 @@ _OF_EVERY_RUN = ("model", "weights_sha256", "preprocessing")
 _PUT_BACK = "put the file back as cnnvis wrote it, or choose another --run"
 
 
-def _misfit(value: Any, form: Any, place: str = "") -> str | None:
+def _ill_formed(value: Any, form: Any, place: str = "") -> str | None:
     """Return the first place where a value does not have a form; None if it has."""
     kind = type(form) if isinstance(form, (dict, list)) else form
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -230,7 +230,7 @@ def _misfit(value: Any, form: Any, place: str = "") -> str | None:
         inside = ((value[n], form[n], f"{place}.{n}") for n in form if n in value)
     elif isinstance(form, list):
         inside = ((item, form[0], f"{place}[{n}]") for n, item in enumerate(value))
-    return next((found for found in starmap(_misfit, inside) if found is not None), None)
+    return next((found for found in starmap(_ill_formed, inside) if found is not None), None)
 
 
 def _read_record(path: Path) -> Record:
@@ -244,13 +244,13 @@ def _read_record(path: Path) -> Record:
         raise UsageError(f"{path}: cannot be read ({error})") from None
     if not isinstance(found, dict) or found.get("format") != "cnnvis/run":
         raise UsageError(f"{path}: was not written by cnnvis; choose another --run")
-    misfit = _misfit(found, FORM)
+    misfit = _ill_formed(found, RUN_FORM)
     if misfit is not None:
         raise UsageError(f"{path}: {misfit.lstrip('.')} is of the wrong type; {_PUT_BACK}")
-    if found.get("version", VERSION) > VERSION:
+    if found.get("version", RUN_VERSION) > RUN_VERSION:
         raise UsageError(
             f"{path}: is of version {found['version']}, and cnnvis {__version__} reads versions up "
-            f"to {VERSION}; use the cnnvis that wrote it"
+            f"to {RUN_VERSION}; use the cnnvis that wrote it"
         )
     return dict(found)
 

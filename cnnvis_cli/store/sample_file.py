@@ -22,7 +22,7 @@ from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import SAMPLE_IMAGES, SAMPLE_LAYER, VERSION, storage, write
 from cnnvis_cli.store.topk_file import Images
 
-BAND = 128  # images of a chunk, which holds all channels of a layer
+IMAGES_PER_CHUNK = 128  # images of a chunk, which holds all channels of a layer
 LARGEST_EXPONENT = 15  # stored values stay below 2 to this power; half floats end at 65504
 SMALLEST_SCALE = -126  # the exponent of float32's smallest normal number
 Rows = tuple[Floats, Int32s]  # values and places of some images, (n, M) each
@@ -139,21 +139,23 @@ def _begin_layer(
     shape, found = (count, layer.channels), []
     for name in ("value", "place"):
         dtype = np.dtype(SAMPLE_LAYER[name].dtype)
-        kept = storage(shape, dtype.itemsize) | {"chunks": (min(BAND, count), layer.channels)}
+        kept = storage(shape, dtype.itemsize) | {
+            "chunks": (min(IMAGES_PER_CHUNK, count), layer.channels)
+        }
         found.append(group.create_dataset(name, shape, dtype, **kept))
     write(group, {"scale": SAMPLE_LAYER["scale"]}, {"scale": scale})
     return found
 
 
 def _bands(pieces: Iterable[Rows]) -> Iterator[Rows]:
-    """Yield the same rows in bands of `BAND`, and a last one of what is left."""
+    """Yield the same rows in bands of `IMAGES_PER_CHUNK`, and a last one of what is left."""
     held: Rows | None = None
     for value, place in pieces:
         if held is not None:
             value, place = np.concatenate([held[0], value]), np.concatenate([held[1], place])  # noqa: PLW2901
-        whole = len(value) // BAND * BAND
-        for first in range(0, whole, BAND):
-            yield value[first : first + BAND], place[first : first + BAND]
+        whole = len(value) // IMAGES_PER_CHUNK * IMAGES_PER_CHUNK
+        for first in range(0, whole, IMAGES_PER_CHUNK):
+            yield value[first : first + IMAGES_PER_CHUNK], place[first : first + IMAGES_PER_CHUNK]
         held = value[whole:], place[whole:]
     if held is not None and len(held[0]):
         yield held

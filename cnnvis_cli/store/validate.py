@@ -66,14 +66,14 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _failed(path, error) from None
+        raise _read_failure(path, error) from None
     with _Reader(number) as reader:
         try:
             with h5py.File(reader, "r") as file:
                 yield file
         finally:
             if reader.failure is not None:
-                raise _failed(path, reader.failure) from None
+                raise _read_failure(path, reader.failure) from None
 
 
 class _Reader(io.FileIO):
@@ -99,7 +99,7 @@ class _Reader(io.FileIO):
         return len(view)
 
 
-def _failed(path: Path, error: OSError) -> StorageError:
+def _read_failure(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{path}: cannot be read ({error.strerror or error})")
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, Outcome, climb
 from cnnvis_cli.ascent.fourier import FourierUpdater, Motion
 from cnnvis_cli.ascent.natural import (
-    COLOUR,
     FALL,
     HEIGHT,
     OFFSET,
+    PHOTOGRAPH_COLOURS,
     SMALL,
     UPRIGHT,
     NaturalParameterization,
@@ -56,7 +56,7 @@ def test_pictures_begin_with_the_colours_and_the_contrast_of_photographs() -> No
     logits = torch.log(values / (1 - values)).double()
     centred = logits - torch.tensor(OFFSET).view(3, 1, 1)
     covariance = torch.einsum("nchw,ndhw->cd", centred, centred) * 3 / centred.numel()
-    colour = torch.tensor(COLOUR, dtype=torch.float64)
+    colour = torch.tensor(PHOTOGRAPH_COLOURS, dtype=torch.float64)
     expected = colour @ colour.T
     # A fifth of half of the contrast has a fiftieth of the energy: both parts of normal numbers.
     share = float(covariance.trace() / expected.trace())

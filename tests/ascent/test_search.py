@@ -19,8 +19,8 @@ from cnnvis_cli.ascent.regularizers import Blur, Decay, TotalVariation
 from cnnvis_cli.ascent.search import (
     PARAMETERS,
     SWEPT,
+    Combination,
     Ranges,
-    Row,
     draw_rows,
     every_sweep,
     spread_values,
@@ -37,7 +37,7 @@ PARTS = ("decay", "blur_width", "norm", "contribution", "tv")
 ALL_ON = Ranges(absent=0, tv_absent=0)
 
 
-def column(rows: tuple[Row, ...], name: str) -> list[float]:
+def column(rows: tuple[Combination, ...], name: str) -> list[float]:
     return [getattr(row, name) for row in rows]
 
 
@@ -173,13 +173,15 @@ def test_ranges_that_make_no_sense_are_refused(change: dict[str, Any], words: st
 )
 def test_rows_that_make_no_sense_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError):
-        Row(**change)
+        Combination(**change)
     with pytest.raises(UsageError, match=re.escape(words)):
-        read_settings(Row, change, "here")
+        read_settings(Combination, change, "here")
 
 
 def test_a_row_is_a_style() -> None:
-    row = Row(12, decay=0.003, blur_width=0.8, blur_every=2, norm=30, contribution=5, rate=2.5)
+    row = Combination(
+        12, decay=0.003, blur_width=0.8, blur_every=2, norm=30, contribution=5, rate=2.5
+    )
     style = row.style(300, Constant(123.456))
     assert style == Style("row012", table_1(0.003, 0.8, 2, 30, 5), Constant(309.0), 300)
     assert style.regularizers[1] == Blur(0.8, 2)
@@ -189,9 +191,9 @@ def test_a_row_is_a_style() -> None:
 
 
 def test_labels_leave_out_what_is_absent() -> None:
-    assert Row().label() == "plain"
-    assert Row(rate=0.3).label() == "rate 0.3x"
-    full = Row(1, 1e-05, 0.8, 4, 30, 90, 0.02, 12)
+    assert Combination().label() == "plain"
+    assert Combination(rate=0.3).label() == "rate 0.3x"
+    full = Combination(1, 1e-05, 0.8, 4, 30, 90, 0.02, 12)
     assert full.label() == (
         "decay 1e-05 · blur 0.8/4 · norm 30 · contribution 90 · tv 0.02 · rate 12x"
     )
@@ -206,7 +208,9 @@ def test_what_a_label_says_is_what_is_used(seed: int) -> None:
     width, every = words.pop("blur").split("/")
     rate = words.pop("rate", "1x").removesuffix("x")
     values = {name: float(word) for name, word in words.items()}
-    assert row == Row(2, **values, blur_width=float(width), blur_every=int(every), rate=float(rate))
+    assert row == Combination(
+        2, **values, blur_width=float(width), blur_every=int(every), rate=float(rate)
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -229,7 +233,7 @@ def test_a_spread_over_whole_numbers_has_no_more_than_there_are() -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_sweep_changes_one_parameter(name: str) -> None:
-    base = Row(7, blur_width=0.5, norm=10)
+    base = Combination(7, blur_width=0.5, norm=10)
     values = spread_values(name, Ranges(), 4)
     rows = sweep(name, values, base)
     assert column(rows, name) == list(values)
@@ -240,15 +244,15 @@ def test_a_sweep_changes_one_parameter(name: str) -> None:
 
 def test_a_sweep_that_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="no parameter 'dekay'; did you mean 'decay'"):
-        sweep("dekay", [0.1], Row())
+        sweep("dekay", [0.1], Combination())
     with pytest.raises(UsageError, match="no parameter 'dekay'; did you mean 'decay'"):
         spread_values("dekay", Ranges(), 3)
     with pytest.raises(UsageError, match="needs a base row with a blur_width"):
-        sweep("blur_every", [1, 2], Row())
+        sweep("blur_every", [1, 2], Combination())
     with pytest.raises(ValidationError, match=r"norm\n.* less than or equal to 100"):
-        sweep("norm", [120], Row())
+        sweep("norm", [120], Combination())
     with pytest.raises(ValidationError, match=r"blur_every\n.* valid integer"):
-        sweep("blur_every", [1.5], Row(blur_width=1))
+        sweep("blur_every", [1.5], Combination(blur_width=1))
     with pytest.raises(UsageError, match="at least 1"):
         spread_values("norm", Ranges(), 0)
     with pytest.raises(UsageError, match="at least 2"):
@@ -265,7 +269,7 @@ def test_every_regularizer_is_swept_by_itself_from_none(values: int) -> None:
     assert column(tuple(rows), "number") == list(range(5 * values))
     for name, swept in sheet.items():
         assert len(set(column(swept, name))) == values
-        assert swept[0] == Row(swept[0].number)
+        assert swept[0] == Combination(swept[0].number)
         for row in swept[1:]:
             assert [part for part in PARTS if getattr(row, part)] == [name]
             assert row.blur_every == 4
@@ -318,7 +322,7 @@ def test_a_plan_keeps_every_style_of_pixels(style: Style) -> None:
 
 
 def test_a_plan_s_lines_can_be_read_by_people() -> None:
-    style = Row(1, decay=0.003, blur_width=0.8).style(300, Constant(20))
+    style = Combination(1, decay=0.003, blur_width=0.8).style(300, Constant(20))
     assert toml("soft", style) == (
         "[styles.soft]\n"
         "iterations = 300\n"

@@ -365,6 +365,6 @@ def test_a_process_that_the_kernel_kills_names_memory_and_the_remedy(
     [("exit code -9", True), ("{SIGKILL(-9)}", True), ("exit code 9", False), ("-90", False)],
 )
 def test_only_the_signal_of_the_kernel_speaks_of_memory(told: str, killed: bool) -> None:
-    from cnnvis_cli.engine.pool import KILLED, _ending
+    from cnnvis_cli.engine.pool import KILLED, _exit_reason
 
-    assert (_ending(told) == KILLED) == killed
+    assert (_exit_reason(told) == KILLED) == killed

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cnnvis_cli.arrays import Pixels
-from cnnvis_cli.figure.png import BAND, encode
+from cnnvis_cli.figure.png import ROWS_AT_ONCE, encode
 
 
 def picture(height: int, width: int, noise: int, seed: int = 0) -> Pixels:
@@ -31,16 +31,16 @@ def opened(content: bytes) -> Image.Image:
 
 
 @given(
-    st.integers(1, 2 * BAND + 3),
+    st.integers(1, 2 * ROWS_AT_ONCE + 3),
     st.integers(1, 40),
     st.sampled_from([0, 1, 9, 256]),
     st.integers(0, 99),
 )
 @example(1, 1, 256, 0)
 @example(1, 37, 256, 0)
-@example(BAND, 5, 256, 0)
-@example(BAND + 1, 5, 256, 0)
-@example(2 * BAND + 1, 1, 0, 0)
+@example(ROWS_AT_ONCE, 5, 256, 0)
+@example(ROWS_AT_ONCE + 1, 5, 256, 0)
+@example(2 * ROWS_AT_ONCE + 1, 1, 0, 0)
 @settings(max_examples=60, deadline=None)
 def test_every_pixel_is_read_back(height: int, width: int, noise: int, seed: int) -> None:
     pixels = picture(height, width, noise, seed)
@@ -78,7 +78,7 @@ def test_without_a_size_in_print_none_is_stated() -> None:
 
 
 def test_the_same_picture_is_the_same_file_and_another_is_not() -> None:
-    pixels, text = picture(BAND + 9, 31, 256), {"Title": "one", "cnnvis": "two"}
+    pixels, text = picture(ROWS_AT_ONCE + 9, 31, 256), {"Title": "one", "cnnvis": "two"}
     once = encode(pixels, text, 300)
     assert encode(pixels.copy(), dict(text), 300) == once
     changed = pixels.copy()

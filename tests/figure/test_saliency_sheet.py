@@ -20,7 +20,7 @@ from cnnvis_cli.figure.heat import (
     over,
     to_largest,
 )
-from cnnvis_cli.figure.saliency import LEGEND_WIDTH, Explained, Subject, saliency_sheet
+from cnnvis_cli.figure.saliency import LEGEND_WIDTH, MethodPicture, Subject, saliency_sheet
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.nouns import Box
 
@@ -69,7 +69,9 @@ def test_full_strength_hides_the_photograph() -> None:
 @pytest.mark.parametrize("side", [20, 60, 224])
 @pytest.mark.parametrize("count", [1, 6])
 def test_everything_is_on_the_sheet(side: int, count: int) -> None:
-    columns = [Explained(f"method {i}", flat(i, side), flat(100 + i, side)) for i in range(count)]
+    columns = [
+        MethodPicture(f"method {i}", flat(i, side), flat(100 + i, side)) for i in range(count)
+    ]
     subject = Subject(flat(200, side), GUESSES, Box(2, 3, 12, 15))
     canvas = saliency_sheet(subject, columns, Caption("title", "a note on how to read it"))
     for mark in canvas.marks:
@@ -89,7 +91,7 @@ def test_everything_is_on_the_sheet(side: int, count: int) -> None:
 
 def test_columns_do_not_run_into_each_other() -> None:
     """However narrow the image is; titles are those of the methods, the longest among them."""
-    columns = [Explained("integrated gradients", flat(1, 20), flat(2, 20))] * 2
+    columns = [MethodPicture("integrated gradients", flat(1, 20), flat(2, 20))] * 2
     subject = Subject(flat(0, 20), GUESSES, Box(2, 3, 12, 15))
     canvas = saliency_sheet(subject, columns, Caption("title", "note"))
     below = [m for m in canvas.marks if isinstance(m, TextLine) and m.place[1] > 40]

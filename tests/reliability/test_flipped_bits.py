@@ -116,7 +116,7 @@ def test_a_flipped_bit_in_a_result_is_seen(flips: int, zygote: Zygote) -> None:
     for stage in ("topk", "optimize", "project"):
         zygote.done(f"{stage} {FLAGS} run")
     files = sorted(Path("run").rglob("*.h5"))
-    assert len(files) == 5
+    assert len(files) == 6
     for number in range(flips):
         path = files[number % len(files)]
         good = path.read_bytes()

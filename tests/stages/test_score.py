@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from cnnvis_cli.stages.numbers.interpretability import (
+    bootstrap_spread,
     certainties,
-    differences,
     least_images,
-    spread,
-    tasks_of,
+    likeness_gaps,
     unit_length,
+    unit_tasks,
 )
 from cnnvis_cli.store.sample_file import SampleFile
 
@@ -52,9 +52,9 @@ def score_by_hand(values: np.ndarray, features: np.ndarray, both: bool) -> float
 
 def score(values: np.ndarray, features: np.ndarray, both: bool = True) -> float:
     shown = unit_length(features, features.mean(axis=0, dtype=np.float64).astype(np.float32))
-    tasks = tasks_of(values)
+    tasks = unit_tasks(values)
     below = shown[tasks.weakest] if both else None
-    apart = differences(tasks, shown, shown[tasks.strongest], below)
+    apart = likeness_gaps(tasks, shown, shown[tasks.strongest], below)
     return float(certainties(apart, 0.16).mean())
 
 
@@ -81,7 +81,7 @@ def test_what_the_features_show_scores_high_and_noise_does_not() -> None:
 def test_the_spread_is_that_of_a_mean() -> None:
     solved = np.random.default_rng(1).random(20)
     wanted = solved.std() / math.sqrt(20)
-    found = [spread(solved, np.random.default_rng(seed)) for seed in range(20)]
+    found = [bootstrap_spread(solved, np.random.default_rng(seed)) for seed in range(20)]
     assert np.mean(found) == pytest.approx(wanted, rel=0.1)
     assert certainties(np.array([-1e9, 0, 1e9]), 0.16) == pytest.approx([0, 0.5, 1])
 

@@ -9,7 +9,7 @@ import pytest
 
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Axis, Layer, ReceptiveField
-from cnnvis_cli.store.sample_file import BAND, SampledImages, SampleFile, scales
+from cnnvis_cli.store.sample_file import IMAGES_PER_CHUNK, SampledImages, SampleFile, scales
 
 FIELD = ReceptiveField(Axis(), Axis())
 LAYERS = (
@@ -55,7 +55,12 @@ def test_any_cut_of_the_rows_gives_the_same_bytes(
     tmp_path: Path, rows: tuple[np.ndarray, np.ndarray]
 ) -> None:
     whole = publish(tmp_path / "whole.h5", rows, []).path.read_bytes()
-    for cuts in ([BAND], [1, 2, 3, 250], list(range(1, COUNT, 7)), [0, 129, 129, COUNT]):
+    for cuts in (
+        [IMAGES_PER_CHUNK],
+        [1, 2, 3, 250],
+        list(range(1, COUNT, 7)),
+        [0, 129, 129, COUNT],
+    ):
         assert publish(tmp_path / "cut.h5", rows, cuts).path.read_bytes() == whole, cuts
 
 

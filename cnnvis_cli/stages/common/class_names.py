@@ -63,7 +63,7 @@ def _from_paths(images: Images) -> list[str]:
     packed = (images.offset >= 0).tolist()
     holders = (path.rpartition(b"/")[0] for path in images.path.tolist())
     places = set(zip(images.label.tolist(), holders, packed, strict=True))
-    pairs = [(label, _folders(holder, inside)) for label, holder, inside in places]
+    pairs = [(label, _named_folders(holder, inside)) for label, holder, inside in places]
     for level in ("1", "own"):
         names: dict[int, str] = {}
         found = [(label, class_at(level, folders)) for label, folders in pairs]
@@ -83,7 +83,7 @@ def folders_above(images: Images, index: Int64s, labels: Int32s) -> dict[str, Me
     inside: dict[str, list[int]] = {}
     for row, number in enumerate(index.tolist()):
         holder = images.path[number].rpartition(b"/")[0]
-        folders = _folders(holder, bool(images.offset[number] >= 0))
+        folders = _named_folders(holder, bool(images.offset[number] >= 0))
         for depth in range(1, len(folders) + 1):
             inside.setdefault("/".join(folders[:depth]), []).append(row)
     found = {}
@@ -96,7 +96,7 @@ def folders_above(images: Images, index: Int64s, labels: Int32s) -> dict[str, Me
     return found
 
 
-def _folders(holder: bytes, inside: bool) -> Folders:
+def _named_folders(holder: bytes, inside: bool) -> Folders:
     """Return the folders of a path, or of that within a container."""
     folders = folders_of(f"{os.fsdecode(holder)}/")
     ends = [n for n, name in enumerate(folders, 1) if is_container(name)] if inside else []

@@ -161,7 +161,7 @@ def bare_network(plan: Plan, run: Run) -> Network:
     if known is None or plan.model != record["model"]:
         return replace(outline(plan), digest=digest)
     try:
-        layers, classes = tuple(map(_layer, known["layers"])), tuple(known["classes"])
+        layers, classes = tuple(map(_stored_layer, known["layers"])), tuple(known["classes"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UsageError(
@@ -178,7 +178,7 @@ def outlined(network: Network) -> Record:
     return {"classes": list(network.classes), "layers": layers}
 
 
-def _layer(record: Record) -> Layer:
+def _stored_layer(record: Record) -> Layer:
     fields = {name: _field(record[name]) for name in ("field", "narrow") if record.get(name)}
     return Layer(**{**record, "map": tuple(record["map"]), **fields})
 

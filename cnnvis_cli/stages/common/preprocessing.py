@@ -37,7 +37,7 @@ def preprocess(own: Preprocessing, asked: PreprocessingPlan, grey: bool = False)
     if grey and asked.grey is False:
         raise UsageError("preprocessing: grey = false, but the network takes grey images")
     found = replace(own, **changed)
-    return replace(_averaged(found), grey=True) if grey else found
+    return replace(_for_grey(found), grey=True) if grey else found
 
 
 def _colours(values: Sequence[float], name: str, grey: bool) -> tuple[float, float, float]:
@@ -51,7 +51,7 @@ def _colours(values: Sequence[float], name: str, grey: bool) -> tuple[float, flo
     return found[0], found[1], found[2]
 
 
-def _averaged(found: Preprocessing) -> Preprocessing:
+def _for_grey(found: Preprocessing) -> Preprocessing:
     """Return a preprocessing of colours as one of grey: the averages of their means and so on."""
     mean, std = (round(sum(values) / 3, 6) for values in (found.mean, found.std))
     return replace(found, mean=(mean, mean, mean), std=(std, std, std))

@@ -269,7 +269,7 @@ class TopImages:
     def names(self, unit: int) -> tuple[str, ...]:
         """Return the class of each image, empty if it has none."""
         images, names = self._images, self._class_names
-        labels = labels_of(images, self.top.places.image[unit, : self.shown].tolist())
+        labels = image_labels(images, self.top.places.image[unit, : self.shown].tolist())
         return tuple(names[label] if label >= 0 else "" for label in labels)
 
     @cached_property
@@ -344,7 +344,7 @@ def _one_of(
     return asked
 
 
-def labels_of(images: Images, indices: Iterable[int]) -> list[int]:
+def image_labels(images: Images, indices: Iterable[int]) -> list[int]:
     """Return the class of each image, -1 without a class or an image."""
     labels = []
     for index in indices:

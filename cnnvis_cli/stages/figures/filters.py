@@ -202,7 +202,7 @@ class Filters:
         for column, name in ACTIVITY_COLUMNS.items():
             table[column] = getattr(self.activity, name) if self.activity else unknown
         lines = ["\t".join(table)]
-        lines += ["\t".join(map(_cell, row)) for row in zip(*table.values(), strict=True)]
+        lines += ["\t".join(map(_number_cell, row)) for row in zip(*table.values(), strict=True)]
         path = self.session.run.figure("filters", f"{self.layer.alias}.tsv")
         content = ("\n".join(lines) + "\n").encode()
         if not path.is_file() or read_regular(path) != content:
@@ -210,7 +210,7 @@ class Filters:
         return path
 
 
-def _cell(value: Any) -> str:
+def _number_cell(value: Any) -> str:
     """Return a number as text: yes as 1, no as 0, unknown as empty."""
     if isinstance(value, np.floating):
         return "" if np.isnan(value) else f"{value:.6g}"

@@ -45,7 +45,7 @@ from cnnvis_cli.stages.figures.data import (
     windows_of,
 )
 from cnnvis_cli.stages.figures.render import Figure, tile_scale
-from cnnvis_cli.stages.figures.selection import Held, choose, sample
+from cnnvis_cli.stages.figures.selection import Held, choose_units, sample
 from cnnvis_cli.store.run import Record, Run
 
 Pages = list[Figure]  # pages of one figure, the first without a number
@@ -149,7 +149,7 @@ def optimized(session: Session, layers: Sequence[Layer]) -> list[Pages]:
 def _optimized_together(session: Session, sources: Sequence[OptimizedImages]) -> Figure:
     """Return the sheets of several layers in one figure, as Fig. S1 has them."""
     plan = session.plan.figure
-    chosen = [choose(session, images.layer, images.held) for images in sources]
+    chosen = [choose_units(session, images.layer, images.held) for images in sources]
     scales = [tile_scale(plan, images.size) for images in sources]
     pixels = 0.0
     for images, units, scale in zip(sources, chosen, scales, strict=True):
@@ -196,7 +196,7 @@ def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
         return sheet(list(_best_cells(session, images, units)), caption, max(1, scale))
 
     height, width = (scaled(side, scale) for side in images.size)
-    units, room = choose(session, images.layer, images.held), per_page((height, width))
+    units, room = choose_units(session, images.layer, images.held), per_page((height, width))
     return UnitSheet("optimized", images.layer, units, note, images.record, page, room)
 
 
@@ -238,7 +238,7 @@ def _top(session: Session, images: TopImages) -> UnitSheet:
         return sheet(_top_cells(images, units, projections), caption, scale)
 
     room = per_page(_blank_top(images).size(scale))
-    units = choose(session, images.layer, images.held)
+    units = choose_units(session, images.layer, images.held)
     return UnitSheet("top", images.layer, units, note, images.record, page, room)
 
 
@@ -347,7 +347,7 @@ def _row_scales(
     for each, cell in zip(sources, cells, strict=True):
         across = sum(pane.columns for pane in cell.panes)
         usual = max(1, min(UNITS_IN_COLUMN, room // (across * TILE_IN_COLUMN)))
-        chosen = len(choose(session, each.layer, each.held))
+        chosen = len(choose_units(session, each.layer, each.held))
         asked = plan.units or plan.montage.random or plan.montage.best
         found.append(row_scale(cell, chosen if asked else min(usual, chosen), room))
     return found if plan.montage.equal else [min(found)] * len(found)
@@ -431,7 +431,7 @@ LEAST_UNITS = 4  # units
 
 def _few(session: Session, layer: Layer, held: Held, room: int) -> Units:
     """Return as many units as fit in a row: the first of those requested, or a random sample."""
-    units, plan = choose(session, layer, held), session.plan.montage
+    units, plan = choose_units(session, layer, held), session.plan.montage
     if not (session.plan.units or plan.random or plan.best or plan.sort):
         return sample(session, layer, units, room)
     if len(units) > room and (session.plan.units or plan.random or plan.best):
@@ -457,7 +457,7 @@ def _unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]
     note = f"{note} Tone: {TONE_RULES[session.plan.figure.tone]}."
     pages: list[Pages] = []
     for each in cells:
-        units = choose(session, each.layer, each.held)
+        units = choose_units(session, each.layer, each.held)
         if session.plan.montage.together:
             pages.append(_unit_sheet(name, note, session, each, units))
         else:
@@ -576,14 +576,14 @@ def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:
 
     return [
         _jpeg(session, "regularized_opt", "_montage", cells, unit, partial(draw, unit))
-        for unit in choose(session, layer, cells.held)
+        for unit in choose_units(session, layer, cells.held)
     ]
 
 
 def _toolbox_top(session: Session, layer: Layer) -> list[Figure]:
     """Return the strongest patches and their projections, 3x3 each."""
     images, tone = projected_of(session, layer), session.plan.figure.tone
-    units = choose(session, layer, images.held)
+    units = choose_units(session, layer, images.held)
     cells = Cells(layer, images.held, lambda unit: _blank_top(images), images.record)
 
     def patches(unit: int) -> Canvas:
@@ -612,10 +612,10 @@ def _jpeg(
 @kind("history", Run.optimized)
 def history(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return the activation at each step of every run, one line plot per unit."""
-    return [_history(session, style_of(session, layer)).pages(session) for layer in layers]
+    return [_history_sheet(session, style_of(session, layer)).pages(session) for layer in layers]
 
 
-def _history(session: Session, images: OptimizedImages) -> UnitSheet:
+def _history_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
     scale = session.plan.figure.scale or 1
     note = (
         f"Activation at each step of the ascent, style {images.style}, one line per run; the dot "
@@ -631,6 +631,6 @@ def _history(session: Session, images: OptimizedImages) -> UnitSheet:
         ]
         return plots(panels, caption, scale)
 
-    units = choose(session, images.layer, images.held)
+    units = choose_units(session, images.layer, images.held)
     room = plots_on_a_page(scale)
     return UnitSheet("history", images.layer, units, note, images.record, page, room)

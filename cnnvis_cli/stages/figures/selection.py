@@ -17,7 +17,7 @@ from cnnvis_cli.store.topk_file import TopKFile
 Held = NDArray[np.integer[Any]]
 
 
-def choose(session: Session, layer: Layer, held: Held) -> tuple[int, ...]:
+def choose_units(session: Session, layer: Layer, held: Held) -> tuple[int, ...]:
     """Return the plan's units, of those with results.
 
     These are ``--units`` (or all), reduced to a ``--random`` sample, in the order of ``--sort``,

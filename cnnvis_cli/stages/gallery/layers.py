@@ -24,7 +24,7 @@ from cnnvis_cli.stages.figures.data import (
     STRONGEST_SHOWN,
     OptimizedImages,
     TopImages,
-    labels_of,
+    image_labels,
     unit_label,
 )
 from cnnvis_cli.stages.gallery.facts import (
@@ -58,7 +58,8 @@ UNIT_PIXELS = 2_000_000  # pixels of a unit's pictures: well below a megabyte, e
 CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
-FORM = (3, THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+_SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS)
+PAGE_FORM = (3, *_SIZES, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -77,7 +78,7 @@ class Dataset:
 
     def labels(self, indices: Sequence[int]) -> list[int]:
         """Return the class of each image, -1 without a class or an image."""
-        return labels_of(self.images, indices)
+        return image_labels(self.images, indices)
 
 
 class Face(NamedTuple):
@@ -190,7 +191,7 @@ class ShownLayer:
         sources = (run.topk, run.optimized(alias), run.projected(alias))
         return digest(
             {
-                "form": FORM,
+                "form": PAGE_FORM,
                 "layer": [alias, self.layer.module],
                 "units": self.units,
                 "labels": self.labels,

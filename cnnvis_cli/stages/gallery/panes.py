@@ -62,14 +62,14 @@ def optimized_pane(images: OptimizedImages) -> PicturePane:
 
     def draw(units: Units) -> Pixels:
         if plan.tone == "sheet" and not tops:
-            tops.append(_largest(images))
+            tops.append(_best_of_images(images))
         return toned(_run_pictures(images, units), plan.tone, mean, *tops)
 
     count = min(images.count, SQUARE)
     return PicturePane("optimized", images.style, images.size, count, images.held, draw)
 
 
-def _largest(images: OptimizedImages) -> float:
+def _best_of_images(images: OptimizedImages) -> float:
     some = in_groups(images.held.tolist(), UNITS_AT_ONCE)
     return max(common_divisor(_run_pictures(images, few)) for few in some)
 

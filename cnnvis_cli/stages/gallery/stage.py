@@ -140,13 +140,13 @@ def _is_done(piece: Pictures | LayerSummary) -> bool:
     """Return whether a layer's files exist, made from the present sources."""
     *others, last = map(piece.shown.folder.joinpath, piece.files())
     with suppress(OSError):
-        known = site.key_of(read_regular(last))
+        known = site.script_key(read_regular(last))
         return known == piece.shown.key and all(map(Path.is_file, others))
     return False
 
 
 @dataclass(frozen=True)
-class Pictures:
+class UnitPictures:
     """The pictures and facts of some units: one file per unit, and some for the grid."""
 
     shown: ShownLayer
@@ -235,7 +235,7 @@ class LayerSummary:
 
 def pieces(shown: ShownLayer) -> list[Pictures | LayerSummary]:
     """Return a layer's files, in pieces that are made independently."""
-    return [*(Pictures(shown, number) for number in range(shown.chunks)), LayerSummary(shown)]
+    return [*(UnitPictures(shown, number) for number in range(shown.chunks)), LayerSummary(shown)]
 
 
 @dataclass(frozen=True)
@@ -397,4 +397,4 @@ def _drop_others(
 def _is_ours(folder: Path) -> bool:
     """Return whether a layer's folder was made by cnnvis: some file in it says so."""
     told = (*folder.glob("units_*.js"), *folder.glob("layer.js"), *folder.glob(LIST))
-    return any(site.key_of(read_regular(path)) for path in told)
+    return any(site.script_key(read_regular(path)) for path in told)

@@ -36,7 +36,7 @@ BEYOND_CHANCE = 0.99  # quantile of the best correlations of shuffled images
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedRun:
     """One of the runs: its layers' values over the images that both have, centred."""
 
     run: Run
@@ -84,7 +84,7 @@ def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Re
         layers, units = [], []
         for row, (layer, other) in enumerate(report.each(names.items())):
             cka = float(likeness[row, list(two.layers).index(other)])
-            match, found = _matched(one, two, (layer, other), cka, order)
+            match, found = _layer_match(one, two, (layer, other), cka, order)
             layers.append(match)
             units += found
         path = _written(one, two, (layers, units), likeness, count)
@@ -93,7 +93,7 @@ def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Re
     report.result(str(path))
 
 
-def _sides(first: Run, second: Run, report: Report) -> tuple[Side, Side, int]:
+def _sides(first: Run, second: Run, report: Report) -> tuple[ComparedRun, ComparedRun, int]:
     """Return both runs' values over the images that both samples have, and how many these are."""
     files = [_sample(run) for run in (first, second)]
     images = [file.images() for file in files]
@@ -111,7 +111,7 @@ def _sides(first: Run, second: Run, report: Report) -> tuple[Side, Side, int]:
     sides = []
     for run, file, chosen in zip((first, second), files, rows, strict=True):
         layers = {name: centred(file.values(name)[chosen]) for name in file.layers()}
-        sides.append(Side(run, run.read(), layers))
+        sides.append(ComparedRun(run, run.read(), layers))
     return sides[0], sides[1], count
 
 
@@ -135,7 +135,7 @@ def _common(one: SampledImages, two: SampledImages) -> tuple[NDArray[np.int64], 
     return first, second
 
 
-def _likeness(one: Side, two: Side, report: Report) -> Doubles:
+def _likeness(one: ComparedRun, two: ComparedRun, report: Report) -> Doubles:
     """Return the alignment of each layer of one run with each of the other."""
     found = np.zeros((len(one.layers), len(two.layers)))
     own = [_own_dependence(one), _own_dependence(two)]
@@ -145,12 +145,12 @@ def _likeness(one: Side, two: Side, report: Report) -> Doubles:
     return found
 
 
-def _own_dependence(side: Side) -> list[float]:
+def _own_dependence(side: ComparedRun) -> list[float]:
     """Return the dependence of each layer on itself, which is computed once for all pairs."""
     return [dependence(x, x) for x in side.layers.values()]
 
 
-def _counterparts(one: Side, two: Side, likeness: Doubles) -> dict[str, str]:
+def _counterparts(one: ComparedRun, two: ComparedRun, likeness: Doubles) -> dict[str, str]:
     """Return each layer's counterpart: of the same name in networks alike, else the most alike."""
     shapes = ({name: x.shape for name, x in side.layers.items()} for side in (one, two))
     if next(shapes) == next(shapes):
@@ -160,8 +160,8 @@ def _counterparts(one: Side, two: Side, likeness: Doubles) -> dict[str, str]:
     return {layer: names[column] for layer, column in zip(one.layers, nearest, strict=True)}
 
 
-def _matched(
-    one: Side, two: Side, names: tuple[str, str], cka: float, order: NDArray[np.int64]
+def _layer_match(
+    one: ComparedRun, two: ComparedRun, names: tuple[str, str], cka: float, order: NDArray[np.int64]
 ) -> tuple[LayerMatch, list[UnitMatch]]:
     """Return how a layer and its units match their counterpart."""
     layer, other = names
@@ -189,8 +189,8 @@ def _matched(
 
 
 def _written(
-    one: Side,
-    two: Side,
+    one: ComparedRun,
+    two: ComparedRun,
     tables: tuple[Sequence[LayerMatch], Sequence[UnitMatch]],
     likeness: Doubles,
     count: int,

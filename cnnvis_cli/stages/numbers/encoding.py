@@ -19,7 +19,7 @@ from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.network_loading import load_network
 from cnnvis_cli.stages.common.session import Session
 
-BATCH = 32  # pictures
+ENCODED_AT_ONCE = 32  # pictures
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,12 @@ class Encoder:
     def images(self, session: Session, indices: Sequence[int]) -> Floats:
         """Return the features of images of the dataset by their index: (n, F)."""
         read = image_reader(replace(session, network=self.network))
-        groups = in_groups(indices, BATCH)
+        groups = in_groups(indices, ENCODED_AT_ONCE)
 
         def batches() -> Iterator[Tensor]:
-            for group in session.report.track(groups, "encode", len(indices), "images", BATCH):
+            for group in session.report.track(
+                groups, "encode", len(indices), "images", ENCODED_AT_ONCE
+            ):
                 pixels = [torch.from_numpy(read(index).copy()) for index in group]
                 yield self.network.centre(torch.stack(pixels))
 
@@ -70,10 +72,10 @@ class Encoder:
         mean = self.network.mean
 
         def batches() -> Iterator[Tensor]:
-            for first in range(0, len(pictures), BATCH):
-                some = torch.from_numpy(pictures[first : first + BATCH]).permute(0, 3, 1, 2)
-                size = self.network.size
-                sized = interpolate(some, size, mode="bilinear", antialias=True)
+            for first in range(0, len(pictures), ENCODED_AT_ONCE):
+                some = torch.from_numpy(pictures[first : first + ENCODED_AT_ONCE])
+                size, planes = self.network.size, some.permute(0, 3, 1, 2)
+                sized = interpolate(planes, size, mode="bilinear", antialias=True)
                 yield sized.to(mean.device) - mean
 
         return self._features(batches())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Doubles, Floats, Int64s
 
 TAIL = 0.1  # of the images, at each end, from which queries and explanations come
-EXPLAINING = 9  # images that explain a side: K of the paper
+EXPLANATION_SIZE = 9  # images that explain a side: K of the paper
 TASKS = 20
 LEAST_TASKS = 5
 RESAMPLED = 200  # times, for the spread
@@ -31,10 +31,10 @@ class Tasks:
 
 def least_images() -> int:
     """Return how many images are needed for the fewest tasks."""
-    return round((EXPLAINING + LEAST_TASKS) / TAIL)
+    return round((EXPLANATION_SIZE + LEAST_TASKS) / TAIL)
 
 
-def tasks_of(values: Floats) -> Tasks:
+def unit_tasks(values: Floats) -> Tasks:
     """Return the tasks of a unit with these values (N,) in N images.
 
     The strongest and the weakest K images explain; queries are spread evenly over the rest of both
@@ -42,10 +42,10 @@ def tasks_of(values: Floats) -> Tasks:
     """
     order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
     size = round(TAIL * len(values))
-    rest = np.arange(EXPLAINING, size)
+    rest = np.arange(EXPLANATION_SIZE, size)
     spread = rest[np.linspace(0, len(rest) - 1, min(TASKS, len(rest))).round().astype(np.int64)]
-    down = order[::-1]
-    return Tasks(down[spread], order[spread], down[:EXPLAINING], order[:EXPLAINING])
+    down, most = order[::-1], EXPLANATION_SIZE
+    return Tasks(down[spread], order[spread], down[:most], order[:most])
 
 
 def unit_length(features: Floats, mean: Floats) -> Floats:
@@ -56,7 +56,7 @@ def unit_length(features: Floats, mean: Floats) -> Floats:
     return found
 
 
-def differences(tasks: Tasks, images: Floats, above: Floats, below: Floats | None) -> Doubles:
+def likeness_gaps(tasks: Tasks, images: Floats, above: Floats, below: Floats | None) -> Doubles:
     """Return for each task how much more the strong query looks like the explanation: (T,).
 
     `images` (N, F) are features of length 1, `above` and `below` (K, F) those of the
@@ -74,7 +74,7 @@ def certainties(found: Doubles, alpha: float) -> Doubles:
     return np.asarray(1 / (1 + np.exp(-np.clip(found / alpha, -700, 700))))
 
 
-def spread(solved: Doubles, generator: np.random.Generator) -> float:
+def bootstrap_spread(solved: Doubles, generator: np.random.Generator) -> float:
     """Return the standard deviation of the mean over resampled tasks (the bootstrap)."""
     rows: NDArray[np.int64] = generator.integers(0, len(solved), (RESAMPLED, len(solved)))
     return float(solved[rows].mean(axis=1).std())

@@ -29,7 +29,7 @@ UNNAMED = "unnamed"
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedUnit:
     """A unit's name; `best` is the group with the largest area, whether or not chance gives it."""
 
     unit: str
@@ -54,7 +54,7 @@ def name_units(session: Session, as_json: bool) -> None:
     by_chance = best_by_chance(groups, plan.shuffles, session.plan.seed)
     held = file.layers()
     layers = [layer for layer in session.network.layers if layer.alias in held]
-    found: list[Named] = []
+    found: list[NamedUnit] = []
     for layer in session.report.track(layers, "name", len(layers), "layers"):
         found += _of_layer(session, layer, file.values(layer.alias)[used], groups, by_chance)
     path = session.run.path / "names.tsv"
@@ -115,7 +115,7 @@ def _of_layer(
     values: Floats,
     groups: Groups,
     by_chance: Doubles,
-) -> Iterable[Named]:
+) -> Iterable[NamedUnit]:
     """Return a layer's names, unit by unit, from its values (N, C)."""
     found = areas(values, groups)
     chosen = found.argmax(axis=0)
@@ -126,12 +126,12 @@ def _of_layer(
         area, error, chance = (float(column[unit]) for column in columns)
         best = groups.names[group]
         name = best if chance <= session.plan.name.level else UNNAMED
-        yield Named(
+        yield NamedUnit(
             str(Unit(layer.alias, unit)), name, area, error, chance, int(sizes[group]), best
         )
 
 
-def _chosen(session: Session, found: Sequence[Named]) -> list[Named]:
+def _chosen(session: Session, found: Sequence[NamedUnit]) -> list[NamedUnit]:
     """Return the units of --layer and --units whose name has the word of --named."""
     chosen = {str(Unit(la.alias, unit)) for la in session.layers for unit in session.units(la)}
     word = (session.plan.name.named or "").lower()

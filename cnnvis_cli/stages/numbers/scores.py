@@ -17,16 +17,16 @@ from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.numbers.encoding import Encoder
 from cnnvis_cli.stages.numbers.interpretability import (
-    EXPLAINING,
+    EXPLANATION_SIZE,
+    bootstrap_spread,
     certainties,
-    differences,
     least_images,
-    spread,
-    tasks_of,
+    likeness_gaps,
     unit_length,
+    unit_tasks,
 )
 from cnnvis_cli.stages.numbers.names import sample_of
-from cnnvis_cli.stages.numbers.table import Row, publish_table, read_table, shown_table
+from cnnvis_cli.stages.numbers.table import TableRow, publish_table, read_table, shown_table
 from cnnvis_cli.store.optimized import OptimizedFile
 
 IMAGES, STRONGEST = "images", "images+"  # explanations: both tails of the sample, the upper one
@@ -85,7 +85,7 @@ def score_units(session: Session, as_json: bool) -> None:
     layers = [layer for layer in session.layers if layer.alias in held]
     for layer in session.report.track(layers, "score", len(layers), "layers"):
         pictures = _pictures(session, layer, encoder, mean)
-        found += _of_layer(session, layer, file.values(layer.alias)[used], features, pictures)
+        found += _layer_scores(session, layer, file.values(layer.alias)[used], features, pictures)
     path = session.run.path / "scores.tsv"
     how = {"encoder": encoder.words, "alpha": f"{session.plan.score.alpha:g}"}
     _add(session, path, found, how | {"images": str(len(features))})
@@ -99,7 +99,7 @@ def _add(session: Session, path: Path, found: Sequence[Scored], how: Mapping[str
 
     Those made in another way are dropped, with a line about them.
     """
-    rows: list[Row] = [{**asdict(each), **how} for each in found]
+    rows: list[TableRow] = [{**asdict(each), **how} for each in found]
     own = {(each.unit, each.explanation) for each in found}
     old = read_table(path)
     alike = [row for row in old if all(row.get(name) == how[name] for name in how)]
@@ -109,7 +109,7 @@ def _add(session: Session, path: Path, found: Sequence[Scored], how: Mapping[str
     alike = [row for row in alike if row.get("unit", "").rpartition("/")[0] in order]
     rows += [row for row in alike if (row["unit"], row.get("explanation")) not in own]
 
-    def place(row: Row) -> tuple[int, int]:
+    def place(row: TableRow) -> tuple[int, int]:
         unit = Unit.parse(row["unit"])
         return order[unit.layer], unit.channel
 
@@ -134,7 +134,7 @@ def _pictures(session: Session, layer: Layer, encoder: Encoder, mean: Floats) ->
         for row, unit in enumerate(file.units(style).tolist()):
             if unit in chosen:
                 session.report.check_stop()
-                runs = file.read(style, "image", slice(row, row + 1))[0, :EXPLAINING]
+                runs = file.read(style, "image", slice(row, row + 1))[0, :EXPLANATION_SIZE]
                 shown = np.clip(runs.astype(np.float32) + colour, 0, 255)
                 encoded[style][unit] = unit_length(encoder.pictures(shown), mean)
     return dict(_two_sides(encoded))
@@ -153,7 +153,7 @@ def _two_sides(
             yield style, both
 
 
-def _of_layer(
+def _layer_scores(
     session: Session, layer: Layer, values: Floats, features: Floats, optimized: Explained
 ) -> Iterator[Scored]:
     """Yield the scores of a layer's units; none for a unit whose values are all the same."""
@@ -164,7 +164,7 @@ def _of_layer(
         if len(np.unique(column[~np.isnan(column)])) < 2:
             continue
         generator = np.random.default_rng([session.plan.seed, number, unit])
-        real, control = tasks_of(column), tasks_of(generator.permutation(column))
+        real, control = unit_tasks(column), unit_tasks(generator.permutation(column))
         sides = [
             Pictures(features[tasks.strongest], features[tasks.weakest])
             for tasks in (real, control)
@@ -172,14 +172,14 @@ def _of_layer(
         explained = {IMAGES: sides, STRONGEST: [Pictures(side.above, None) for side in sides]}
         explained |= {name: [each[unit]] * 2 for name, each in optimized.items() if unit in each}
         for name, (here, there) in explained.items():
-            apart = differences(real, features, *here)
+            apart = likeness_gaps(real, features, *here)
             sure = certainties(apart, alpha)
-            shuffled = certainties(differences(control, features, *there), alpha)
+            shuffled = certainties(likeness_gaps(control, features, *there), alpha)
             yield Scored(
                 str(Unit(layer.alias, unit)),
                 name,
                 float(sure.mean()),
-                spread(sure, generator),
+                bootstrap_spread(sure, generator),
                 float((apart > 0).mean()),
                 float(shuffled.mean()),
                 len(sure),

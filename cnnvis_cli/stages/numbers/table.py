@@ -11,15 +11,15 @@ from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import publish
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 
-def shown_table(rows: Sequence[Row]) -> str:
+def shown_table(rows: Sequence[TableRow]) -> str:
     """Return rows as text to read, in aligned columns under their names."""
     return "\n".join(aligned(_cells(rows))) if rows else "none"
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
+def _cells(rows: Sequence[TableRow]) -> list[list[str]]:
     """Return the names of the columns and the rows as text; numbers with four digits."""
     cells = [list(rows[0])] if rows else []
     cells += [list(map(_cell, row.values())) for row in rows]
@@ -41,7 +41,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def publish_table(path: Path, rows: Sequence[Row]) -> None:
+def publish_table(path: Path, rows: Sequence[TableRow]) -> None:
     """Write a table with tabs between its columns, unless it is there already.
 
     Raise `StorageError`.

@@ -18,8 +18,8 @@ from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.scores import SCORES, Scores, score
 from cnnvis_cli.ascent.search import (
     PARAMETERS,
+    Combination,
     Ranges,
-    Row,
     draw_rows,
     every_sweep,
     spread_values,
@@ -91,7 +91,7 @@ class Search(LayerJob):
     kind: ClassVar[str] = "search"
     counted: ClassVar[str] = "rows"
     climbs: LayerOptimization  # of the base style: canvas, objective, batch size, step
-    rows: tuple[Row, ...]
+    rows: tuple[Combination, ...]
     units: tuple[int, ...]
 
     @classmethod
@@ -102,7 +102,7 @@ class Search(LayerJob):
         units = (
             parse_units(session.plan.units, layer.channels, layer.alias)
             if session.plan.units
-            else _sample(layer.channels)
+            else _spread_channels(layer.channels)
         )
         climbs = LayerOptimization.of(session, layer, style)
         return cls(session, layer, climbs, _planned_rows(session), units)
@@ -261,13 +261,13 @@ def _step_of(text: str) -> Normalized | Constant:
         raise UsageError(f"--step {text!r}: use calibrated or a number above 0") from None
 
 
-def _sample(channels: int) -> tuple[int, ...]:
+def _spread_channels(channels: int) -> tuple[int, ...]:
     """Return evenly spaced channels of a layer."""
     count = min(SAMPLE_UNITS, channels)
     return tuple(i * channels // count for i in range(count))
 
 
-def _planned_rows(session: Session) -> tuple[Row, ...]:
+def _planned_rows(session: Session) -> tuple[Combination, ...]:
     """Return the rows of parameters of the plan."""
     settings = session.plan.search
     ranges = read_settings(Ranges, settings.ranges, "[search.ranges]")
@@ -276,7 +276,7 @@ def _planned_rows(session: Session) -> tuple[Row, ...]:
     if settings.sweep == "all":
         return tuple(chain.from_iterable(every_sweep(ranges, settings.values).values()))
     PARAMETERS[settings.sweep]  # raises for an unknown one
-    base = Row(blur_width=1.0) if settings.sweep == "blur_every" else Row()
+    base = Combination(blur_width=1.0) if settings.sweep == "blur_every" else Combination()
     values = spread_values(settings.sweep, ranges, settings.values)
     return sweep(settings.sweep, values, base)
 

@@ -92,7 +92,7 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
             lost = error
         _check_all_there(climbs, blocks, lost)
     if session.plan.shard is None:
-        publisher.begin(_publish, session, climbs, blocks)
+        publisher.begin(_publish_layer, session, climbs, blocks)
         if session.device.type == "cpu":
             publisher.settle()
     if lost is not None:
@@ -169,7 +169,7 @@ class _OptimizeProgress:
             self.meter.add(message.made, done)
 
 
-def _publish(
+def _publish_layer(
     session: Session, climbs: Sequence[LayerOptimization], blocks: Sequence[Blocks]
 ) -> None:
     settings, added = session.plan.optimize, {}

@@ -35,7 +35,7 @@ def check(session: Session) -> None:
         with_ways_back(session)
 
 
-ALONE = ("topk", "search", "optimize")  # stages that need no other stage's results
+NEED_NOTHING = ("topk", "search", "optimize")  # stages that need no other stage's results
 
 
 def run_all(session: Session) -> None:
@@ -51,7 +51,7 @@ def run_all(session: Session) -> None:
     for name in session.plan.stages:
         session.report.detail(f"stage {name}")
         try:
-            if name in ALONE or not _waits(session, name, late):
+            if name in NEED_NOTHING or not _waits(session, name, late):
                 STAGES[name](session)
         except (TooManyUnreadable, TasksFailed) as error:
             late.append(error)

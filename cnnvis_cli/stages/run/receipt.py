@@ -238,7 +238,7 @@ def _listing(root: Path) -> list[int]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders, lines = _entries(number)
+            folders, lines = _folder_entries(number)
             if "run.json" not in lines:
                 pending += [folder / name for name in sorted(folders, reverse=True)]
                 files += len(lines)
@@ -247,7 +247,7 @@ def _listing(root: Path) -> list[int]:
     return [files, int.from_bytes(listing.digest()[:8], "big")]
 
 
-def _entries(folder: int) -> tuple[list[str], dict[str, str]]:
+def _folder_entries(folder: int) -> tuple[list[str], dict[str, str]]:
     """Return the names of an open folder's folders, and each file's size and time."""
     folders, files = [], {}
     with os.scandir(folder) as entries:

@@ -70,7 +70,7 @@ class Status:
         lines += [f"  {_last_note(told, bool(self.at_work))}" for told in self.told]
         if self.failed:
             lines.append("  the last {command} ended at {at}: {message}".format(**self.failed))
-        for line in aligned(_cells(self.rows)):
+        for line in aligned(_progress_table(self.rows)):
             lines.append(f"  {line}")
         lines.append(f"  figures: {self.figures} files")
         if self.not_begun:
@@ -223,7 +223,7 @@ class _MadePart:
     units: tuple[int, ...]
 
 
-FOLDERS = {
+RESULT_FOLDERS = {
     "topk": "topk",
     "sample": "sample",
     "optimize": "optimized",
@@ -237,7 +237,7 @@ OF_IMAGES = ("topk", "sample")  # folders whose parts are ranges of images
 
 def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
     """Yield the finished pieces of a job, of all shards."""
-    for folder in sorted(run.parts(FOLDERS[stage]).glob(job["parts"])):
+    for folder in sorted(run.parts(RESULT_FOLDERS[stage]).glob(job["parts"])):
         record = described(folder)
         parts = replace(Parts.of(folder), only_looks=True)
         if stage in OF_IMAGES or record is not None:
@@ -288,7 +288,7 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", time.localtime(moment))
 
 
-def _cells(rows: Iterable[StageProgress]) -> list[tuple[str, ...]]:
+def _progress_table(rows: Iterable[StageProgress]) -> list[tuple[str, ...]]:
     """Return the table of the pieces' progress, under its headings."""
     cells: list[tuple[str, ...]] = [("stage", "what", "done", "left", "speed")]
     for row in rows:

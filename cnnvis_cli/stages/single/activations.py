@@ -65,7 +65,7 @@ def activations(session: Session) -> None:
         raise UsageError(f"--compare is for images; {moving[0]} is a video")
     late: TooManyUnreadable | None = None
     try:
-        for path in _few(_images(session, outputs, stills) if stills else ()):
+        for path in _three_of_many(_images(session, outputs, stills) if stills else ()):
             session.report.result(str(path))
     except TooManyUnreadable as error:
         late = error
@@ -78,7 +78,7 @@ def activations(session: Session) -> None:
         raise late
 
 
-def _few(paths: Iterable[Path]) -> Iterator[Path]:
+def _three_of_many(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield files of figures as they come; of a folder with many, itself and three of them.
 
     These are the overview, the first layer and the last.
@@ -361,16 +361,16 @@ def _timeline_stop(subject: ShownImages, output: Output, tone: str, side: int) -
 # ---- numbers
 
 
-Kept = tuple[ActivationsFile, Record, Recorded | None]
+FiledActivations = tuple[ActivationsFile, Record, Recorded | None]
 
 
 def _kept(
     session: Session, outputs: Outputs, subjects: Sequence[ShownImages], size: int
-) -> list[Kept]:
+) -> list[FiledActivations]:
     """Return the requested files of numbers, each with what decides its content."""
     if session.plan.activations.save is None:
         return []
-    found: list[Kept] = []
+    found: list[FiledActivations] = []
     for subject in subjects:
         for number, image in enumerate(subject.images):
             path = session.run.path / "activations" / f"{image.name}.h5"

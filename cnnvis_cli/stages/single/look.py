@@ -41,20 +41,20 @@ from cnnvis_cli.store.topk_file import TopKFile
 BUNDLED = "demo"  # the name of the bundled picture
 SQUARES = 9  # positions of the covering square per side
 LAYERS, UNITS, PATCHES = 3, 3, 3
-TILE = 112  # pixels of a picture's side on the sheet, at least
-GUESSES = 3
+LOOK_TILE = 112  # pixels of a picture's side on the sheet, at least
+LOOK_GUESSES = 3
 
 
-def look(session: Session) -> None:
+def look_at(session: Session) -> None:
     """Draw one sheet per image; existing ones are left as they are."""
     session = session.here()
-    places = [_picture(session, place) for place in session.plan.look.images]
+    places = [_input_path(session, place) for place in session.plan.look.images]
     for image in photographs(session, places):
         for path in draw_figure(session, Look(session, image).figure()):
             session.report.result(str(path))
 
 
-def _picture(session: Session, place: str) -> str:
+def _input_path(session: Session, place: str) -> str:
     """Return the path of an image; the bundled picture is drawn beside the run directory."""
     if place != BUNDLED or Path(place).exists():
         return place
@@ -64,7 +64,7 @@ def _picture(session: Session, place: str) -> str:
     return str(path)
 
 
-def _in_column(rows: Sequence[CellRow], caption: Caption) -> list[CellRow]:
+def _column_rows(rows: Sequence[CellRow], caption: Caption) -> list[CellRow]:
     """Return rows for a column of a paper: the decision, as wide as it, then a row per unit."""
     room = caption.room - gutter_of([row.title for row in rows], caption)
     decision, *layers = rows
@@ -130,7 +130,7 @@ class Look:
         plan = self.session.plan.figure
         caption = Caption(f"{title} · {self.guessed(answer)}", self.note(), plan.column)
         if caption.room:
-            rows = _in_column(rows, caption)
+            rows = _column_rows(rows, caption)
         return rows_of_cells(rows, caption, plan.scale or 1)
 
     def maps(self) -> dict[str, Floats]:
@@ -147,7 +147,7 @@ class Look:
     def guessed(self, answer: Explanation) -> str:
         """Return the most probable classes."""
         names = []
-        for guess in np.argsort(-answer.probability, kind="stable")[:GUESSES].tolist():
+        for guess in np.argsort(-answer.probability, kind="stable")[:LOOK_GUESSES].tolist():
             name = class_name(self.session.network, guess)
             names.append(f"{name} {percent(float(answer.probability[guess]))}")
         return ", ".join(names) or "no classes"
@@ -227,7 +227,7 @@ class Look:
 
     def _tiles(self, tiles: Pixels, title: str) -> Pane:
         """Return pictures in a row, small ones enlarged by a whole factor."""
-        factor = max(1, round(TILE / tiles.shape[1]))
+        factor = max(1, round(LOOK_TILE / tiles.shape[1]))
         large = tiles.repeat(factor, axis=1).repeat(factor, axis=2)
         return Pane(large, len(tiles), (), title)
 

@@ -20,7 +20,7 @@ from cnnvis_cli.engine import arithmetic
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.heat import CAP, capped, coloured, in_grey, over, to_largest
-from cnnvis_cli.figure.saliency import Explained, Subject, saliency_sheet
+from cnnvis_cli.figure.saliency import MethodPicture, Subject, saliency_sheet
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.network.backward import RULES as RULES_OF_BACKWARD
@@ -232,7 +232,7 @@ class SaliencyJob:
         shown = []
         for name, raw in self._raw(answer).items():
             overlaid = over(image.pixels, answer.heats[name])
-            shown.append(Explained(self._titled(name, answer), raw, overlaid))
+            shown.append(MethodPicture(self._titled(name, answer), raw, overlaid))
         scale = self.session.plan.figure.scale or 1
         subject = Subject(image.pixels, self._guesses(answer), self._seen(answer))
         caption = Caption(title, self.note(), self.session.plan.figure.column)

@@ -14,7 +14,13 @@ from cnnvis_cli.arrays import Floats
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.grid import columns_of
-from cnnvis_cli.figure.screen import BACK_FILTERS, Look, back_filtered, boosted, screen_sheet
+from cnnvis_cli.figure.screen import (
+    BACK_FILTERS,
+    ScreenContent,
+    back_filtered,
+    boosted,
+    screen_sheet,
+)
 from cnnvis_cli.figure.sheets import Caption, Pane
 from cnnvis_cli.figure.tone import TONE_RULES, toned
 from cnnvis_cli.network.backward import rectify, way_back
@@ -34,14 +40,14 @@ from cnnvis_cli.stages.figures.render import Figure, draw_figure, figure_files, 
 from cnnvis_cli.stages.single.inputs import InputImage, batch_of, class_name, photographs
 from cnnvis_cli.store.run import Record
 
-KIND = "screen"
-NAMED = 5  # classes that are named
+SCREEN_KIND = "screen"
+NAMED_CLASSES = 5  # classes that are named
 
 
 def check_screen(plan: Plan) -> None:
     """Raise `UsageError` where there is no image or no unit to show."""
     settings = plan.montage
-    if settings.kind != (KIND,):
+    if settings.kind != (SCREEN_KIND,):
         raise UsageError("screen takes images, so it is drawn alone: cnnvis montage screen IMAGE")
     if not settings.images:
         raise UsageError("which image? cnnvis montage screen IMAGE --unit conv5/151")
@@ -138,13 +144,13 @@ class ScreenUnit:
         title = f"{self.session.network.name} · {image.name} · {self.name}"
         _, _, called = unit_label(self.session, self.layer, self.channel).partition(" ")
         title += f" · {called}" if called else ""
-        return Figure(KIND, name, title, record, lambda: self.draw(image, title))
+        return Figure(SCREEN_KIND, name, title, record, lambda: self.draw(image, title))
 
     def draw(self, image: InputImage, title: str) -> Canvas:
         """Run the network forward and back, and return the screen."""
         plan = self.session.plan
         maps, back, classes = self.seen(batch_of(self.session.network, [image]))
-        look = Look(
+        look = ScreenContent(
             image=image.pixels,
             classes=classes,
             layer=self.layer.alias,
@@ -182,7 +188,7 @@ class ScreenUnit:
         if not isinstance(output, Tensor) or output.dim() != 2:
             return ()
         shares = probabilities(network, output)[0].cpu().numpy()
-        order = np.argsort(-shares, kind="stable")[:NAMED].tolist()
+        order = np.argsort(-shares, kind="stable")[:NAMED_CLASSES].tolist()
         return tuple((class_name(network, i), float(shares[i])) for i in order)
 
     def _panes(self) -> Iterator[Pane]:

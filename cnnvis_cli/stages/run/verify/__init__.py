@@ -20,7 +20,7 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.network_loading import load_network, outlined, planned_for
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.run.verify.ascents import check_ascents
-from cnnvis_cli.stages.run.verify.dataset import Photographs
+from cnnvis_cli.stages.run.verify.dataset import DatasetToday
 from cnnvis_cli.stages.run.verify.files import check_files, check_presence, held_topk
 from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.stages.run.verify.pages import check_gallery
@@ -61,7 +61,7 @@ def _checks(session: Session, findings: Findings, sample: int, everything: bool)
     file = held_topk(session.run, findings)
     same = _check_network(session, findings)
     checks: list[Check] = []
-    photographs = None if file is None else Photographs(session, file, findings)
+    photographs = None if file is None else DatasetToday(session, file, findings)
     if photographs is not None:
         checks += [
             ("images in the list", photographs.check_list),
@@ -73,7 +73,7 @@ def _checks(session: Session, findings: Findings, sample: int, everything: bool)
         findings.leave("values", 1, "until the network is the run's own")
         return checks
     if photographs is not None:
-        checks += _of_topk(session, findings, photographs, sample, everything)
+        checks += _topk_checks(session, findings, photographs, sample, everything)
     generator = np.random.default_rng([session.plan.seed, 1])
     return [
         *checks,
@@ -85,8 +85,8 @@ def _checks(session: Session, findings: Findings, sample: int, everything: bool)
     ]
 
 
-def _of_topk(
-    session: Session, findings: Findings, photographs: Photographs, sample: int, everything: bool
+def _topk_checks(
+    session: Session, findings: Findings, photographs: DatasetToday, sample: int, everything: bool
 ) -> list[Check]:
     """Return the checks of the top-k and of what was made from it."""
     file, generator = photographs.file, np.random.default_rng(session.plan.seed)

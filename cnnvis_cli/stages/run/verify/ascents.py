@@ -32,8 +32,8 @@ from cnnvis_cli.store.schema import OPTIMIZED_STYLE
 
 # Of an optimized image's value, relative to the largest of its layer: images have 11 bits.
 ROUNDED = 0.02
-COLOUR = 0.13  # grey levels that a value near 255 may be off, in 11 bits
-STEPS = 32  # of an ascent that is made again
+CLIPPED_ROOM = 0.13  # grey levels that a value near 255 may be off, in 11 bits
+STEPS_AGAIN = 32  # of an ascent that is made again
 IMAGES, MADE = "optimized images", "ascents made again"
 
 Rows = NDArray[np.bool_] | np.bool_
@@ -205,7 +205,7 @@ class Ascents:
         mean = np.array(self.session.network.preprocessing.mean, np.float32)
         units = len(self.columns["unit"])
         each = 6 * int(np.prod(self.made["canvas"])) * int(self.made["runs"])
-        low, high = -mean - COLOUR, 255 - mean + COLOUR
+        low, high = -mean - CLIPPED_ROOM, 255 - mean + CLIPPED_ROOM
         looked = 0
         for rows in blocks_of(units, each):
             self.session.report.check_stop()
@@ -336,7 +336,7 @@ class Ascents:
             return
         chosen = chosen[: int(made["batch_size"])]
         style = self._style()
-        steps = min(STEPS, style.iterations)
+        steps = min(STEPS_AGAIN, style.iterations)
         style = replace(style, iterations=steps)
         size = int(made["batch_size"])
         setup = LayerSetup(self.layer, self.box, self.objective, size)

@@ -29,7 +29,7 @@ READ, LISTED, SKIPPED = "images read", "images in the list", "skipped images"
 
 
 @dataclass
-class Photographs:
+class DatasetToday:
     """The images of a topk.h5 as they are today; what is wrong with one is said once."""
 
     session: Session

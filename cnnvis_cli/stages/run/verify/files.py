@@ -14,7 +14,7 @@ from cnnvis_cli.errors import StorageError
 from cnnvis_cli.figure import png
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.run.receipt import FAILURE, FOLDER, PROGRESS
-from cnnvis_cli.stages.run.status import FOLDERS
+from cnnvis_cli.stages.run.status import RESULT_FOLDERS
 from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.hdf5 import stated
 from cnnvis_cli.store.inside import is_ours, read_regular
@@ -28,7 +28,7 @@ from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.store.topk_file import TopKFile
 from cnnvis_cli.store.validate import strangers
 
-AGAIN = "delete it and run its command again"
+MAKE_AGAIN = "delete it and run its command again"
 OF_ONE_UNIT = ("optimized", "top", "unit", "styles")  # kinds of figures named by layer and unit
 
 
@@ -56,16 +56,16 @@ def _files_of(folder: Path) -> Iterator[Path]:
 
 def _check_file(run: Run, path: Path, findings: Findings) -> None:
     """Check one file as far as its kind says what is right."""
-    problem = f"{path}: is not what was written; {AGAIN}"
+    problem = f"{path}: is not what was written; {MAKE_AGAIN}"
     if path.suffix == ".h5":
         if not intact(path):
             findings.spoil(path, "files", problem)
         else:
             _check_owner(run, path, findings)
         findings.stored("files", 1)
-    elif path.suffix in _WHOLE:
+    elif path.suffix in _INTACT:
         content = read_regular(path)
-        whole = _WHOLE[path.suffix](content)
+        whole = _INTACT[path.suffix](content)
         findings.stored("files", 1, [] if whole else [problem])
         if whole and path.suffix == ".png" and path.parts[len(run.path.parts)] == "figures":
             with findings.guarded("figures"):
@@ -88,7 +88,7 @@ def _is_record(content: bytes) -> bool:
     return True
 
 
-_WHOLE = {
+_INTACT = {
     ".png": png.is_whole,
     ".jpg": _is_jpeg,
     ".pdf": _ends(b"%%EOF"),
@@ -126,29 +126,29 @@ def _check_figure(run: Run, path: Path, text: dict[str, str], findings: Findings
     record, problems = json.loads(text["cnnvis"]), []
     kind, layer = path.relative_to(run.path / "figures").parts[0], record.get("layer")
     if text.get("cnnvis-key") != digest(record):
-        problems.append(f"{path}: its record does not have its key; {AGAIN}")
+        problems.append(f"{path}: its record does not have its key; {MAKE_AGAIN}")
     other = kind in OF_ONE_UNIT and isinstance(layer, str) and f"{path.stem}_".find(f"{layer}_")
     if str(record.get("kind")).partition("/")[0] != kind or other:
         shown = f"{record.get('kind')} {layer or ''}".strip()
-        problems.append(f"{path}: says that it shows {shown}; {AGAIN}")
+        problems.append(f"{path}: says that it shows {shown}; {MAKE_AGAIN}")
     findings.stored("figures", 1, problems)
     findings.leave("figures", 1, "their pixels are not drawn again")
     here = {file_digest(each) for each in run.path.rglob("*.h5") if each.is_file()}
-    if not set(_sources(record)) <= here:
+    if not set(_figure_sources(record)) <= here:
         findings.leave("figures", 1, "some are of results that have changed since")
 
 
-def _sources(record: Any) -> Iterator[str]:
+def _figure_sources(record: Any) -> Iterator[str]:
     """Yield the digests of the files that a figure was made from."""
     if isinstance(record, dict):
         for name, value in record.items():
             if name in ("source", "sources"):
                 yield from [value] if isinstance(value, str) else value
             else:
-                yield from _sources(value)
+                yield from _figure_sources(value)
     elif isinstance(record, list):
         for value in record:
-            yield from _sources(value)
+            yield from _figure_sources(value)
 
 
 def check_presence(run: Run, findings: Findings) -> None:
@@ -166,11 +166,12 @@ def _check_asked(run: Run, findings: Findings) -> None:
     passing = (*run.path.glob(f"{PROGRESS}*"), *run.path.glob(f"{FAILURE}*"))
     at_work = any(map(holder, run.path.glob(f"{NAME}*")))
     for stage, jobs in known.get("asked", {}).items():
+        parts = run.parts(RESULT_FOLDERS[stage])
         for what, job in jobs.items():
             have = _have(run, stage, job, findings)
             if have is None or have >= job["total"]:
                 findings.stored("asked work", 1)
-            elif passing or at_work or any(run.parts(FOLDERS[stage]).glob(str(job["parts"]))):
+            elif passing or at_work or any(parts.glob(str(job["parts"]))):
                 findings.leave("asked work", 1, "not finished yet")
             else:
                 problem = f"{run.path}: {stage} {what}: {have} of {job['total']} are there, though "
@@ -216,7 +217,9 @@ def _check_receipts(run: Run, findings: Findings) -> None:
         elif [found.st_size, found.st_mtime_ns] == stamp:
             findings.stored("receipts", 1)
         elif found.st_size != stamp[0] and found.st_mtime_ns <= last.stat().st_mtime_ns:
-            problem = f"{path}: has {found.st_size} bytes, and {stamp[0]} by {last.name}; {AGAIN}"
+            problem = (
+                f"{path}: has {found.st_size} bytes, and {stamp[0]} by {last.name}; {MAKE_AGAIN}"
+            )
             problems.append(problem)
         else:
             findings.leave("receipts", 1, "files copied, or written since the last receipt")

@@ -21,8 +21,8 @@ from cnnvis_cli.stages.gallery.wholes import LIST, PER_SHEET
 from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.inside import read_regular
 
-KIND = "pages"
-AGAIN = "run cnnvis gallery again"
+GALLERY_PAGES = "pages"
+GALLERY_AGAIN = "run cnnvis gallery again"
 SCRIPT = re.compile(rb"// ([0-9a-f]{16})\ngallery\.(\w+)\((.*)\);\n", re.DOTALL)
 
 
@@ -32,22 +32,22 @@ def check_gallery(session: Session, findings: Findings) -> None:
     if not folder.exists():
         return
     for name, content in site.assets().items():
-        with findings.guarded(KIND):
+        with findings.guarded(GALLERY_PAGES):
             _check_asset(folder / name, content, findings)
-    with findings.guarded(KIND):
+    with findings.guarded(GALLERY_PAGES):
         aliases = _script(folder / "run.js")[1][0]["layers"]
         shown = [_layer(session, alias, findings) for alias in aliases]
         others = {path.name for path in folder.iterdir() if path.is_dir()} - {
             *aliases,
             "photographs",
         }
-        findings.leave(KIND, len(others), "folders of no layer of the page")
+        findings.leave(GALLERY_PAGES, len(others), "folders of no layer of the page")
         _check_wholes(folder / "photographs", findings)
         known = [layer for layer in shown if layer is not None]
         if len(known) == len(shown):
             _check_page(session, known, findings)
         else:
-            findings.leave(KIND, 2, WHY)
+            findings.leave(GALLERY_PAGES, 2, WHY)
     findings.leave("pictures of pages", 1, "are not drawn again")
 
 
@@ -58,11 +58,11 @@ def _check_asset(path: Path, content: bytes, findings: Findings) -> None:
     """Check a file that is the same in every gallery of this version."""
     found = read_regular(path) if path.exists() else b""
     if found == content:
-        findings.recomputed(KIND, 1)
+        findings.recomputed(GALLERY_PAGES, 1)
     elif content.startswith(found):
-        findings.recomputed(KIND, 1, [f"{path}: is cut off or gone; {AGAIN}"])
+        findings.recomputed(GALLERY_PAGES, 1, [f"{path}: is cut off or gone; {GALLERY_AGAIN}"])
     else:
-        findings.leave(KIND, 1, "scripts and styles that are not this version's")
+        findings.leave(GALLERY_PAGES, 1, "scripts and styles that are not this version's")
 
 
 def _script(path: Path) -> tuple[str, list[dict[str, list[str]]]]:
@@ -71,13 +71,13 @@ def _script(path: Path) -> tuple[str, list[dict[str, list[str]]]]:
         found = SCRIPT.fullmatch(read_regular(path))
         if found is not None:
             return found[1].decode(), list(json.loads(b"[" + found[3] + b"]"))
-    raise CnnvisError(f"{path}: is not what was written, or gone; {AGAIN}")
+    raise CnnvisError(f"{path}: is not what was written, or gone; {GALLERY_AGAIN}")
 
 
 def _layer(session: Session, alias: str, findings: Findings) -> ShownLayer | None:
     """Check a layer's files; return how it is shown, None if that is not known."""
     folder = gallery_folder(session) / alias
-    with findings.guarded(KIND):
+    with findings.guarded(GALLERY_PAGES):
         (layer,) = session.network.aliased((alias,))
         key, values = _script(folder / "layer.js")
         _check_names(folder, values[0], findings)
@@ -87,7 +87,7 @@ def _layer(session: Session, alias: str, findings: Findings) -> ShownLayer | Non
             if shown.key == key:
                 _check_data(shown, findings)
                 return shown
-        findings.leave(KIND, 1, WHY)
+        findings.leave(GALLERY_PAGES, 1, WHY)
     return None
 
 
@@ -101,11 +101,15 @@ def _check_names(folder: Path, record: dict[str, list[str]], findings: Findings)
         names.append(f"units_{number:03d}.js")
         for n, face in enumerate(faces):
             names.append(f"grid{n}_{number:03d}.{face['suffix']}")  # type: ignore[index]
-    gone = [f"{folder / name}: is gone; {AGAIN}" for name in names if not (folder / name).exists()]
+    gone = [
+        f"{folder / name}: is gone; {GALLERY_AGAIN}"
+        for name in names
+        if not (folder / name).exists()
+    ]
     findings.stored("pictures of pages", len(names), gone)
     for name in names:
         if name.endswith(".js") and (folder / name).exists():
-            with findings.guarded(KIND):
+            with findings.guarded(GALLERY_PAGES):
                 _script(folder / name)
 
 
@@ -116,7 +120,7 @@ def _check_wholes(folder: Path, findings: Findings) -> None:
     about = _script(folder / LIST)[1][0]
     sheets = range(-(-len(about["images"]) // PER_SHEET))
     names = [folder / f"{number:04d}.jpg" for number in sheets]
-    gone = [f"{path}: is gone; {AGAIN}" for path in names if not path.exists()]
+    gone = [f"{path}: is gone; {GALLERY_AGAIN}" for path in names if not path.exists()]
     findings.stored("pictures of pages", len(names), gone)
 
 
@@ -130,16 +134,16 @@ def _check_data(shown: ShownLayer, findings: Findings) -> None:
     face, _ = shown.best()
     strip = shown.folder / f"strip.{face.suffix}" if face else None
     if strip is not None and not strip.exists():
-        findings.stored("pictures of pages", 1, [f"{strip}: is gone; {AGAIN}"])
-    _compare(shown.folder, contents, findings)
+        findings.stored("pictures of pages", 1, [f"{strip}: is gone; {GALLERY_AGAIN}"])
+    _compare_page(shown.folder, contents, findings)
 
 
-def _compare(folder: Path, contents: dict[str, bytes], findings: Findings) -> None:
+def _compare_page(folder: Path, contents: dict[str, bytes], findings: Findings) -> None:
     for name, content in contents.items():
         path = folder / name
         same = path.exists() and read_regular(path) == content
-        problem = f"{path}: is not what the results give; {AGAIN}"
-        findings.recomputed(KIND, 1, [] if same else [problem])
+        problem = f"{path}: is not what the results give; {GALLERY_AGAIN}"
+        findings.recomputed(GALLERY_PAGES, 1, [] if same else [problem])
 
 
 def _check_page(session: Session, shown: Sequence[ShownLayer], findings: Findings) -> None:
@@ -150,6 +154,6 @@ def _check_page(session: Session, shown: Sequence[ShownLayer], findings: Finding
     gallery = replace(session.plan.gallery, title=html.unescape(title[1]) if title else "")
     again = replace(session, plan=replace(session.plan, gallery=gallery))
     contents = page_of(again, shown)
-    _compare(folder, contents, findings)
+    _compare_page(folder, contents, findings)
     if gallery.title != session.network.name:
-        findings.leave(KIND, 1, "a title of its own")
+        findings.leave(GALLERY_PAGES, 1, "a title of its own")

@@ -11,18 +11,18 @@ from cnnvis_cli.digests import file_digest
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.project.job import Made, Projections, group_of
-from cnnvis_cli.stages.run.verify.dataset import Photographs
+from cnnvis_cli.stages.run.verify.dataset import DatasetToday
 from cnnvis_cli.stages.run.verify.findings import Findings, blocks_of
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
 
 TOLERATED = 0.01  # of a projection's values, of which the largest is 1
 CHANNELS = 2  # of a layer and method that are made again
-KIND = "projections"
+PROJECTIONS = "projections"
 
 
 def check_projections(
-    photographs: Photographs, findings: Findings, generator: np.random.Generator
+    photographs: DatasetToday, findings: Findings, generator: np.random.Generator
 ) -> None:
     """Check all projections, and make those of a few channels again."""
     session, file = photographs.session, photographs.file
@@ -30,14 +30,14 @@ def check_projections(
         held = ProjectedFile(session.run.projected(layer.alias))
         if held.path in findings.bad:
             continue
-        with findings.guarded(KIND, held.path):
+        with findings.guarded(PROJECTIONS, held.path):
             for group in held.methods():
-                with findings.guarded(KIND):
-                    _check_group(photographs, (layer, held, group), file, findings, generator)
+                with findings.guarded(PROJECTIONS):
+                    _check_projected(photographs, (layer, held, group), file, findings, generator)
 
 
-def _check_group(
-    photographs: Photographs,
+def _check_projected(
+    photographs: DatasetToday,
     place: tuple[Layer, ProjectedFile, str],
     file: TopKFile,
     findings: Findings,
@@ -53,10 +53,12 @@ def _check_group(
     problem = f"{held.path}: {group} was projected from another topk.h5"
     findings.stored("sources of projections", 1, [] if same else [problem])
     if group_of(made["method"], again.plan.project) != group:
-        findings.stored(KIND, 0, [f"{held.path}: {group} is of another method than its plan"])
+        findings.stored(
+            PROJECTIONS, 0, [f"{held.path}: {group} is of another method than its plan"]
+        )
         return
     if not same:
-        findings.leave(KIND, 1, "of another topk.h5")
+        findings.leave(PROJECTIONS, 1, "of another topk.h5")
         return
     done = np.flatnonzero(held.done(group))
     _check_values(held, group, found, done.tolist(), findings)
@@ -68,8 +70,8 @@ def _check_group(
         fine = np.allclose(stored, fresh["projection"][row], rtol=0, atol=TOLERATED)
         fine &= np.allclose(scale, fresh["scale"][row], rtol=0.01, equal_nan=True)
         name = f"{held.path}: {group}, unit {channel}"
-        findings.recomputed(KIND, 1, [] if fine else [f"{name}: gives another result now"])
-    findings.leave(KIND, len(done) - len(channels), "of channels outside the sample")
+        findings.recomputed(PROJECTIONS, 1, [] if fine else [f"{name}: gives another result now"])
+    findings.leave(PROJECTIONS, len(done) - len(channels), "of channels outside the sample")
 
 
 def _check_values(
@@ -78,7 +80,7 @@ def _check_values(
     """Check that values and scales are as projections are, of all channels or of some."""
     top, size = found.top, found.session.network.size
     shape = found.shape
-    findings.stored(KIND, len(done), _wrong_shape(held, group, shape))
+    findings.stored(PROJECTIONS, len(done), _wrong_shape(held, group, shape))
     looked = 0
     for rows in blocks_of(shape[0], 6 * int(np.prod(shape[1:]))):
         found.session.report.check_stop()
@@ -89,10 +91,10 @@ def _check_values(
             if not found.batching.whole:
                 problems += _outside(stored, top, channel, size)
             name = f"{held.path}: {group}, unit {channel}"
-            findings.stored(KIND, 0, [f"{name}: {problem}" for problem in problems])
+            findings.stored(PROJECTIONS, 0, [f"{name}: {problem}" for problem in problems])
             looked += 1
     why = "the values of some are not looked at, since there are so many"
-    findings.leave(KIND, len(done) - looked, why)
+    findings.leave(PROJECTIONS, len(done) - looked, why)
 
 
 def _wrong_shape(held: ProjectedFile, group: str, shape: tuple[int, ...]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
-from cnnvis_cli.stages.run.verify.dataset import READ, Photographs
+from cnnvis_cli.stages.run.verify.dataset import READ, DatasetToday
 from cnnvis_cli.stages.run.verify.findings import Findings, Unread
 from cnnvis_cli.stages.topk.assemble import finish
 from cnnvis_cli.stages.topk.job import TopKJob
@@ -29,21 +29,21 @@ from cnnvis_cli.stages.topk.worker import scan
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk_file import LayerTopK, TopKFile
 
-BATCH = 8  # images at a time
+RECOMPUTED_AT_ONCE = 8  # images at a time
 PLACES, OTHERS, STATISTICS = "places", "images not listed", "statistics"
-KINDS = {"": PLACES, "lowest": "lowest places"}
+PLACE_KINDS = {"": PLACES, "lowest": "lowest places"}
 
 
 def check_values(
-    photographs: Photographs, findings: Findings, generator: np.random.Generator, sample: int
+    photographs: DatasetToday, findings: Findings, generator: np.random.Generator, sample: int
 ) -> None:
     """Compute some images again: each value that is listed, and that no other is too large."""
     session, file = photographs.session, photographs.file
-    chosen = _chosen(photographs, generator, sample)
+    chosen = _some_images(photographs, generator, sample)
     tops = _tops(session, file)
     proven = {(alias, kind): 0 for alias, kind, *_ in tops}
     done = 0
-    for few in in_groups(chosen, BATCH):
+    for few in in_groups(chosen, RECOMPUTED_AT_ONCE):
         session.report.check_stop()
         pixels, images = [], []
         for index in few:
@@ -57,7 +57,7 @@ def check_values(
                 for layer, maps in _outputs(session, np.stack(pixels)):
                     for alias, kind, top, scale in tops:
                         if alias == layer.alias:
-                            held = Held(file, layer, kind, top, scale)
+                            held = HeldPlaces(file, layer, kind, top, scale)
                             proven[alias, kind] += held.compare(images, maps, findings)
         done += len(images)
     used = int((~photographs.images.skipped).sum())
@@ -71,7 +71,7 @@ def _leave_the_rest(
     why = f"of images outside the sample of {done}; --all proves them"
     for alias, kind, top, _ in tops:
         left = int((top.places.image >= 0).sum()) - proven[alias, kind]
-        findings.leave(KINDS[kind], left, why)
+        findings.leave(PLACE_KINDS[kind], left, why)
         if not kind:
             channels = len(top.places.image)
             findings.leave(OTHERS, channels * (used - done), why)
@@ -91,7 +91,9 @@ def _tops(session: Session, file: TopKFile) -> list[tuple[str, str, LayerTopK, f
     return found
 
 
-def _chosen(photographs: Photographs, generator: np.random.Generator, sample: int) -> list[int]:
+def _some_images(
+    photographs: DatasetToday, generator: np.random.Generator, sample: int
+) -> list[int]:
     """Return some images: of each layer's places, and of all that were used."""
     file, used = photographs.file, np.flatnonzero(~photographs.images.skipped)
     count = min(max(1, sample), len(used))
@@ -118,7 +120,7 @@ def _outputs(session: Session, pixels: NDArray[np.uint8]) -> Iterator[tuple[Laye
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldPlaces:
     """The strongest (or lowest) places of a layer, held against whole maps."""
 
     file: TopKFile
@@ -135,7 +137,7 @@ class Held:
             flat = values.cpu().numpy()
             rows, ranks = np.nonzero(self.top.places.image == index)
             problems = list(self._of_listed(index, flat, rows, ranks, sign))
-            findings.recomputed(KINDS[self.kind], len(rows), problems)
+            findings.recomputed(PLACE_KINDS[self.kind], len(rows), problems)
             others = np.setdiff1d(np.arange(self.layer.channels), rows)
             found = self._of_others(index, flat, others, sign)
             findings.recomputed(OTHERS, 0 if self.kind else len(others), found)
@@ -191,7 +193,7 @@ def _largest(flat: NDArray[Any]) -> NDArray[Any]:
     return np.where(np.isnan(flat).all(axis=0), np.nan, found)
 
 
-def check_everything(photographs: Photographs, findings: Findings) -> None:
+def check_everything(photographs: DatasetToday, findings: Findings) -> None:
     """Make the whole top-k again, aside, and compare everything with what is stored."""
     session, file, manifest = photographs.session, photographs.file, photographs.manifest
     assert manifest is not None
@@ -217,7 +219,7 @@ def _scan_again(session: Session, job: TopKJob) -> None:
             meter.add(images)
 
     count = job.cut.count
-    if session.device.type == "cpu" and len(job.manifest) > ALONE:
+    if session.device.type == "cpu" and len(job.manifest) > LEAST_SHARED:
         pool = session.pool(topk_memory(session, job.cut.size))
         run_tasks(partial(scan, job), pool, range(count), on_event, job.describe)
     else:
@@ -226,7 +228,7 @@ def _scan_again(session: Session, job: TopKJob) -> None:
     meter.end()
 
 
-ALONE = 256  # images that are not worth other processes
+LEAST_SHARED = 256  # images that are not worth other processes
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class Again:
         same = identity.get("device") == self.session.device.type
         return same and known == [describe_device(self.session.device)]
 
-    def compare(self, photographs: Photographs) -> None:
+    def compare(self, photographs: DatasetToday) -> None:
         """Compare the images and every layer."""
         findings, stored, fresh = self.findings, self.file.images(), self.fresh.images()
         for name in ("crc", "skipped"):
@@ -270,7 +272,7 @@ class Again:
         for kind, one, other in pairs:
             places = int((one.places.image >= 0).sum())
             problems = self._apart(layer, kind, one, other)
-            findings.recomputed(KINDS[kind], places, problems)
+            findings.recomputed(PLACE_KINDS[kind], places, problems)
         top = pairs[0][1]
         used = int((~self.file.images().skipped).sum())
         findings.recomputed(OTHERS, layer.channels * used - int((top.places.image >= 0).sum()))
@@ -296,8 +298,8 @@ class Again:
             unit = Unit(layer.alias, channel)
             yield (
                 f"{self.file.path}: {unit}{kind and ', '}{kind}, rank {rank}: is "
-                f"{_place(self.file, mine, (channel, rank))}, computed again "
-                f"{_place(self.file, theirs, (channel, rank))}"
+                f"{_place_in_words(self.file, mine, (channel, rank))}, computed again "
+                f"{_place_in_words(self.file, theirs, (channel, rank))}"
             )
 
     def _wrong_statistics(self, layer: Layer, one: LayerTopK, other: LayerTopK) -> Iterator[str]:
@@ -324,7 +326,7 @@ def _same(one: NDArray[Any], other: NDArray[Any], room: float = 0.0) -> NDArray[
     return same
 
 
-def _place(file: TopKFile, places: Any, at: tuple[int, int]) -> str:
+def _place_in_words(file: TopKFile, places: Any, at: tuple[int, int]) -> str:
     """Return a place in words."""
     index = int(places.image[at])
     name = file.images().name(index) if index >= 0 else "no image"
