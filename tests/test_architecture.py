@@ -1,7 +1,7 @@
 """Floors and doors: who may import whom, read off the source.
 
-6  cli, api · 5  bench · 4  stages · 3  engine · 2  settings · 1  five rooms with no doors between
-them · 0  the words, and the demo's network and drawings
+6  cli, api · 5  bench, verify · 4  stages · 3  engine · 2  settings · 1  five rooms with no doors
+between them · 0  the words, and the demo's network and drawings
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FLOORS = {
     "settings": 2,
     "engine": 3,
     "stages": 4,
+    "verify": 5,
     "bench": 5,
     "cli": 6,
     "api": 6,

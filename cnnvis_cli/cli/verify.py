@@ -37,7 +37,7 @@ def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
     Example: cnnvis verify outputs/demo
     """
     plan, report = planned({**flags, "config": None})
-    from cnnvis_cli.stages.run.verify import verify
+    from cnnvis_cli.verify import verify
 
     found = verify(plan, report, sample, everything)
     if as_json:

@@ -151,7 +151,7 @@ def read(  # noqa: PLR0913 - four results
 
 
 @_compile
-def fill_histograms(
+def fill(
     maps: Floats, rows: Int64s, places: Int64s, counts: Int32s, shift: int, lowest: int
 ) -> None:
     """Count the places (n, s) of the images `rows` (n,) in the histograms `counts` (C, BINS).

@@ -238,7 +238,7 @@ def test_rows_in_any_order_become_python_s_order(names: list[str]) -> None:
 
 def test_the_order_does_not_hang_on_the_blocks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Manifest.scan(root)
-    monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(module, "ROWS_AS_ARRAYS", 2)
     parts = Manifest.scan(root)
     assert paths(parts) == paths(whole)
     assert parts.labels.tolist() == whole.labels.tolist()

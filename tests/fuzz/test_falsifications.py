@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from cnnvis_cli import digests
+from cnnvis_cli import verify as verifying
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common import network_loading
-from cnnvis_cli.stages.run import verify as verifying
-from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store import origin, validate
+from cnnvis_cli.verify.findings import Findings
 from tests.fuzz.falsify import Falsification, Forger
 
 Call = Callable[..., Any]

@@ -136,7 +136,7 @@ class Piece(Protocol):
     def is_done(self) -> bool: ...
 
 
-def _is_done(piece: Pictures | LayerSummary) -> bool:
+def _is_done(piece: UnitPictures | LayerSummary) -> bool:
     """Return whether a layer's files exist, made from the present sources."""
     *others, last = map(piece.shown.folder.joinpath, piece.files())
     with suppress(OSError):
@@ -229,11 +229,11 @@ class LayerSummary:
             pictures = np.concatenate(firsts)
             sheet = sprites.mosaic(pictures, face.size, STRIP)
             publish(shown.folder / f"strip.{face.suffix}", sprites.encoded(sheet, face.suffix))
-        yield 0  # `Pictures` count them
+        yield 0  # `UnitPictures` count them
         publish(shown.folder / "layer.js", site.data("layer", shown.record, key=shown.key))
 
 
-def pieces(shown: ShownLayer) -> list[Pictures | LayerSummary]:
+def pieces(shown: ShownLayer) -> list[UnitPictures | LayerSummary]:
     """Return a layer's files, in pieces that are made independently."""
     return [*(UnitPictures(shown, number) for number in range(shown.chunks)), LayerSummary(shown)]
 
@@ -249,7 +249,7 @@ class UnitsDrawn:
 def _make(session: Session, found: Sequence[Piece]) -> set[int]:
     """Make the missing pieces, several at a time; return the unreadable images."""
     todo, lost = [piece for piece in found if not piece.is_done()], set[int]()
-    count = sum(len(piece.units) for piece in todo if isinstance(piece, Pictures))
+    count = sum(len(piece.units) for piece in todo if isinstance(piece, UnitPictures))
     meter = session.report.meter("drawing", count, "units")
 
     def work(_: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:

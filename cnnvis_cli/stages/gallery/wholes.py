@@ -55,7 +55,9 @@ class WholePhotographs:
     def is_done(self) -> bool:
         *sheets, last = map(self.folder.joinpath, self.files())
         with suppress(OSError):
-            return site.key_of(read_regular(last)) == self.key and all(map(Path.is_file, sheets))
+            return site.script_key(read_regular(last)) == self.key and all(
+                map(Path.is_file, sheets)
+            )
         return False
 
     def make(self) -> Iterator[int]:

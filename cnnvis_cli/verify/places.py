@@ -15,9 +15,9 @@ from cnnvis_cli.network.tally import HISTOGRAM_SAMPLE
 from cnnvis_cli.nouns import Layer, ReceptiveField, Unit
 from cnnvis_cli.stages.common.network_loading import plain
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.topk import TopK
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, boxes
+from cnnvis_cli.verify.findings import Findings
 
 Rows = NDArray[np.bool_] | np.bool_  # (C,) the channels where something is wrong
 

@@ -25,10 +25,10 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window, traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
-from cnnvis_cli.stages.run.verify.findings import Findings, blocks_of
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OPTIMIZED_STYLE
+from cnnvis_cli.verify.findings import Findings, blocks_of
 
 # Of an optimized image's value, relative to the largest of its layer: images have 11 bits.
 ROUNDED = 0.02

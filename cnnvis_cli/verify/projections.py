@@ -11,10 +11,10 @@ from cnnvis_cli.digests import file_digest
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.project.job import Made, Projections, group_of
-from cnnvis_cli.stages.run.verify.dataset import DatasetToday
-from cnnvis_cli.stages.run.verify.findings import Findings, blocks_of
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.topk_file import LayerTopK, TopKFile, box_of
+from cnnvis_cli.verify.dataset import DatasetToday
+from cnnvis_cli.verify.findings import Findings, blocks_of
 
 TOLERATED = 0.01  # of a projection's values, of which the largest is 1
 CHANNELS = 2  # of a layer and method that are made again

@@ -18,8 +18,8 @@ from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.stage import page_of, topk_dataset
 from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.stages.gallery.wholes import LIST, PER_SHEET
-from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.inside import read_regular
+from cnnvis_cli.verify.findings import Findings
 
 GALLERY_PAGES = "pages"
 GALLERY_AGAIN = "run cnnvis gallery again"

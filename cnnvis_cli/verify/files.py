@@ -15,7 +15,6 @@ from cnnvis_cli.figure import png
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.run.receipt import FAILURE, FOLDER, PROGRESS
 from cnnvis_cli.stages.run.status import RESULT_FOLDERS
-from cnnvis_cli.stages.run.verify.findings import Findings
 from cnnvis_cli.store.hdf5 import stated
 from cnnvis_cli.store.inside import is_ours, read_regular
 from cnnvis_cli.store.lock import NAME, holder
@@ -27,6 +26,7 @@ from cnnvis_cli.store.run import Record, Run
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.store.topk_file import TopKFile
 from cnnvis_cli.store.validate import strangers
+from cnnvis_cli.verify.findings import Findings
 
 MAKE_AGAIN = "delete it and run its command again"
 OF_ONE_UNIT = ("optimized", "top", "unit", "styles")  # kinds of figures named by layer and unit

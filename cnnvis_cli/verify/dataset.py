@@ -20,10 +20,10 @@ from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.stages.common.dataset_images import CACHED_IMAGES, dataset_path, decoder_of
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.run.verify.findings import Findings, Unread
 from cnnvis_cli.stages.topk.assemble import dataset_record, one_line
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.topk_file import Images, TopKFile
+from cnnvis_cli.verify.findings import Findings, Unread
 
 READ, LISTED, SKIPPED = "images read", "images in the list", "skipped images"
 

@@ -20,14 +20,14 @@ from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
-from cnnvis_cli.stages.run.verify.dataset import READ, DatasetToday
-from cnnvis_cli.stages.run.verify.findings import Findings, Unread
 from cnnvis_cli.stages.topk.assemble import finish
 from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.stages.topk.stage import topk_memory
 from cnnvis_cli.stages.topk.worker import scan
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk_file import LayerTopK, TopKFile
+from cnnvis_cli.verify.dataset import READ, DatasetToday
+from cnnvis_cli.verify.findings import Findings, Unread
 
 RECOMPUTED_AT_ONCE = 8  # images at a time
 PLACES, OTHERS, STATISTICS = "places", "images not listed", "statistics"

@@ -19,16 +19,16 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.network_loading import load_network, outlined, planned_for
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.run.verify.ascents import check_ascents
-from cnnvis_cli.stages.run.verify.dataset import DatasetToday
-from cnnvis_cli.stages.run.verify.files import check_files, check_presence, held_topk
-from cnnvis_cli.stages.run.verify.findings import Findings
-from cnnvis_cli.stages.run.verify.pages import check_gallery
-from cnnvis_cli.stages.run.verify.places import check_stored
-from cnnvis_cli.stages.run.verify.projections import check_projections
-from cnnvis_cli.stages.run.verify.values import check_everything, check_values
 from cnnvis_cli.store.inside import check_inside
 from cnnvis_cli.store.run import Run, differences
+from cnnvis_cli.verify.ascents import check_ascents
+from cnnvis_cli.verify.dataset import DatasetToday
+from cnnvis_cli.verify.files import check_files, check_presence, held_topk
+from cnnvis_cli.verify.findings import Findings
+from cnnvis_cli.verify.pages import check_gallery
+from cnnvis_cli.verify.places import check_stored
+from cnnvis_cli.verify.projections import check_projections
+from cnnvis_cli.verify.values import check_everything, check_values
 
 Check = tuple[str, Callable[[], None]]
 
