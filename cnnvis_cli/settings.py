@@ -435,7 +435,9 @@ class GalleryPlan:
 class NamePlan:
     """When a unit gets the name of a class."""
 
-    least: int = setting(5, "--least", "Images that a class must have in the sample.", ge=1)
+    least: int = setting(
+        5, "--least", "Images of a class and of others that the sample must have.", ge=1
+    )
     shuffles: int = setting(
         999, "--shuffles", "Random orders of the images that names are compared with.", ge=19
     )
@@ -447,7 +449,7 @@ class NamePlan:
         lt=1,
     )
     named: Text | None = setting(
-        None, "--named", "Print only units whose name contains this.", metavar="WORD"
+        None, "--named", "Print only units named so, or for a kind of it.", metavar="WORD"
     )
 
 

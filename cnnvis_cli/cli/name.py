@@ -18,11 +18,11 @@ from cnnvis_cli.settings import Plan
 def command(as_json: bool, **flags: Any) -> None:
     """Find a word for each unit: the class that its activations separate best.
 
-    Needs topk --sample. A unit's name is the class of the dataset, or the folder that holds
-    several classes, with the largest area under the ROC curve over all images of the sample. A
-    unit that does no better than it would with shuffled images is unnamed; its best class is in
-    the last column. The table of all units is names.tsv in the run directory; those of --layer
-    and --units are printed.
+    Needs topk --sample. A unit's name is the class of the dataset, or the folder or WordNet's
+    noun (dog, vehicle) for several classes, with the largest area under the ROC curve over all
+    images of the sample. A unit that does no better than it would with shuffled images is unnamed;
+    its best class is in the last column. The table of all units is names.tsv in the run directory;
+    those of --layer and --units are printed.
 
     Example: cnnvis name --run outputs/demo --layer fc8 --least 2 (after cnnvis demo)
     """

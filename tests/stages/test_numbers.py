@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnvis_cli.network.zoo import imagenet_names
 from cnnvis_cli.stages.numbers.likeness import alignment, centred, correlations, dependence
 from cnnvis_cli.stages.numbers.separation import (
     Groups,
@@ -114,6 +115,34 @@ def test_a_table_of_all_units(run: Path, cnnvis: Call) -> None:
     before = (run / "names.tsv").stat().st_mtime_ns
     cnnvis("name --run r --trust-code --level 0.9 --named even")
     assert (run / "names.tsv").stat().st_mtime_ns == before
+
+
+def test_classes_of_imagenet_have_words_for_several(plans: None, cnnvis: Call) -> None:
+    """Terrier and spaniel, tabby, airliner: five images of each."""
+    ids = ("n02094258", "n02102318", "n02123045", "n02690373")
+    for number in range(20):
+        old = Path("images") / f"class{number % 2}" / f"{number:03d}.png"
+        new = Path("photographs") / ids[number % 4] / old.name
+        new.parent.mkdir(parents=True, exist_ok=True)
+        old.rename(new)
+    cnnvis("topk photographs -c exact.toml --run r --sample 20")
+    cnnvis("name --run r --trust-code --level 0.99 --least 5")
+    rows = [line.split("\t") for line in Path("r/names.tsv").read_text().splitlines()[1:]]
+    file = SampleFile(Path("r/sample.h5"))
+    dogs = np.array(
+        [ids[0] in path or ids[1] in path for path in map(file.images().name, range(20))]
+    )
+    words = {row[6] for row in rows}
+    assert "hunting dog" in words
+    assert words <= {"hunting dog", "carnivore", *map(imagenet_names().get, ids)}
+    for row in (row for row in rows if row[6] == "hunting dog"):
+        layer, unit = row[0].split("/")
+        values = file.values(layer)[:, int(unit)]
+        assert float(row[2]) == pytest.approx(area_by_pairs(values[dogs], values[~dogs]), rel=1e-3)
+    told = cnnvis("name --run r --trust-code --level 0.99 --least 5 --named dog --json")
+    kinds = {each["name"] for each in json.loads(told.out)}
+    assert "hunting dog" in kinds
+    assert kinds <= {"hunting dog", *map(imagenet_names().get, ids[:2])}
 
 
 def test_classes_of_one_name_are_told_apart(run: Path, cnnvis: Call) -> None:

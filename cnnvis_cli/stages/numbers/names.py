@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnvis_cli.arrays import Doubles, Floats
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.network.wordnet import sets_above
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, folders_above
 from cnnvis_cli.stages.common.session import Session
@@ -59,7 +60,7 @@ def name_units(session: Session, as_json: bool) -> None:
         found += _of_layer(session, layer, file.values(layer.alias)[used], groups, by_chance)
     path = session.run.path / "names.tsv"
     publish_table(path, list(map(asdict, found)))
-    shown = _chosen(session, found)
+    shown = _chosen(session, found, groups)
     records = list(map(asdict, shown))
     if as_json:
         session.report.result(json.dumps(records, indent=1))
@@ -91,8 +92,14 @@ def _groups(session: Session, images: SampledImages) -> Groups:
     groups = {names[label]: labels == label for label in np.unique(labels[labels >= 0]).tolist()}
     for folder, inside in folders_above(every, index, labels).items():
         groups.setdefault(folder, inside)
+    for word, held in sets_above(classes).items():
+        inside = np.isin(labels, [label for label, own in enumerate(classes) if own in held])
+        groups[word if word not in groups else f"{word} (any)"] = inside
     least = session.plan.name.least
-    kept = {name: inside for name, inside in groups.items() if least <= inside.sum() < len(labels)}
+    kept = {}
+    for name, inside in groups.items():
+        if least <= inside.sum() <= len(labels) - least:
+            kept[name] = inside
     if not kept:
         most = max((int(inside.sum()) for inside in groups.values()), default=0)
         raise UsageError(
@@ -131,8 +138,14 @@ def _of_layer(
         )
 
 
-def _chosen(session: Session, found: Sequence[NamedUnit]) -> list[NamedUnit]:
-    """Return the units of --layer and --units whose name has the word of --named."""
+def _chosen(session: Session, found: Sequence[NamedUnit], groups: Groups) -> list[NamedUnit]:
+    """Return the units of --layer and --units that have the word of --named in their name.
+
+    Or in the name of a group that holds all of theirs: a spaniel is a dog.
+    """
     chosen = {str(Unit(la.alias, unit)) for la in session.layers for unit in session.units(la)}
     word = (session.plan.name.named or "").lower()
-    return [each for each in found if each.unit in chosen and word in each.name.lower()]
+    fitting = groups.within([name for name in groups.names if word in name.lower()])
+    if word in UNNAMED:
+        fitting.add(UNNAMED)
+    return [each for each in found if each.unit in chosen and each.name in fitting]

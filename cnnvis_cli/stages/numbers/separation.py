@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,14 @@ class Groups:
     @property
     def sizes(self) -> Int64s:
         found: Int64s = self.members.sum(axis=1)
+        return found
+
+    def within(self, names: Collection[str]) -> set[str]:
+        """Return the names of the groups all of whose images are in one of these groups."""
+        found = set()
+        for name, inside in zip(self.names, self.members, strict=True):
+            if name in names:
+                found |= {self.names[n] for n in np.flatnonzero(~(self.members & ~inside).any(1))}
         return found
 
 
