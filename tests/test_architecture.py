@@ -27,6 +27,7 @@ FLOORS = {
     "errors": 0,
     "digests": 0,
     "histogram": 0,
+    "light_imports": 0,
     "validation": 0,
     "demo": 0,
     **dict.fromkeys(ROOMS, 1),

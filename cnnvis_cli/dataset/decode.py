@@ -20,6 +20,7 @@ from PIL import Image, _imaging, features
 
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.kinds import Unreadable
+from cnnvis_cli.light_imports import import_torchvision
 from cnnvis_cli.nouns import Preprocessing, Size
 from cnnvis_cli.report import printable
 
@@ -173,10 +174,9 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
     Raise `Unreadable` for one so thin that resizing its shorter side would need huge memory.
     """
-    from torchvision.transforms import InterpolationMode  # takes two seconds
-    from torchvision.transforms import functional as transforms
-
-    mode = InterpolationMode(preprocessing.interpolation)
+    modes = import_torchvision("torchvision.transforms")  # takes a while
+    transforms = import_torchvision("torchvision.transforms.functional")
+    mode = modes.InterpolationMode(preprocessing.interpolation)
     resize = preprocessing.resize
     check_shape(image.size, resize)
     if preprocessing.grey:

@@ -16,6 +16,7 @@ from torch import Tensor
 from cnnvis_cli.dataset.decode import check_shape, decode, is_plain_jpeg
 from cnnvis_cli.dataset.kinds import Unreadable
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.light_imports import import_torchvision
 from cnnvis_cli.nouns import Preprocessing
 
 
@@ -117,11 +118,11 @@ def _prepare(images: Sequence[Tensor], preprocessing: Preprocessing) -> list[Ten
         check_shape((images[0].shape[2], images[0].shape[1]), resize)
     except Unreadable as reason:
         return [reason] * len(images)
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as transforms
+    modes = import_torchvision("torchvision.transforms")
+    transforms = import_torchvision("torchvision.transforms.functional")
 
     size = [resize] if isinstance(resize, int) else list(resize)
-    mode = InterpolationMode(preprocessing.interpolation)
+    mode = modes.InterpolationMode(preprocessing.interpolation)
     resized = transforms.resize(torch.stack(list(images)), size, mode, antialias=True)
     cropped: Tensor = transforms.center_crop(resized, list(preprocessing.crop))
     return list(cropped.permute(0, 2, 3, 1))

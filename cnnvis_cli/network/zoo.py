@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cnnvis_cli.demo.network import INPUT, DemoNet
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.light_imports import import_torchvision
 from cnnvis_cli.network import timm_models
 from cnnvis_cli.network.checkpoints import Tree
 from cnnvis_cli.network.guest import Guest, functions_of
@@ -46,9 +47,8 @@ OWN: Registry[Callable[[], Blueprint]] = Registry("model")
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """Return torchvision's 1000 class names of ILSVRC 2012 in the usual order."""
-    from torchvision.models import AlexNet_Weights
-
-    return tuple(AlexNet_Weights.DEFAULT.meta["categories"])
+    models = import_torchvision("torchvision.models")
+    return tuple(models.AlexNet_Weights.DEFAULT.meta["categories"])
 
 
 @cache
@@ -169,8 +169,7 @@ def _torchvision(name: str, chosen: str | None) -> Blueprint:
 
     For a weights file it is that of the default weights.
     """
-    from torchvision import models
-
+    models = import_torchvision("torchvision.models")
     weights = models.get_model_weights(name)
     trained = weights[chosen if chosen in weights.__members__ else "DEFAULT"]
     transform = trained.transforms()
@@ -257,8 +256,7 @@ def blueprint(model: str, trust_code: bool = False, weights: str | None = None) 
         if not trust_code:
             raise UsageError(f"--model {model} runs that code; add --trust-code if you trust it")
         return _custom(model)
-    from torchvision import models
-
+    models = import_torchvision("torchvision.models")
     known = models.list_models(module=models)
     if model not in known:
         raise unknown("model", model, [*OWN, *known, *timm_models.names_like(model)])
