@@ -25,3 +25,13 @@ def digest(value: Any) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a plain value."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """Return a digest of this package's code."""
+    folder = Path(__file__).parent
+    content = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]

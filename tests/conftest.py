@@ -110,6 +110,7 @@ def tinynet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, "tinynet", raising=False)
+    monkeypatch.setattr("cnnvis_cli.store.cache.cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
