@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from cnnvis_cli.dataset import parquet
 from cnnvis_cli.dataset.kinds import (
+    AWAY,
     FIRST_BYTES,
     HIDDEN,
     LASTING,
@@ -61,7 +62,7 @@ def members(container: Path, found: Found) -> Iterator[Member]:
     All else is counted in `found`. Raise `UsageError` for a broken container, as half a list would
     be another dataset, and for one that holds nothing but other containers.
     """
-    if not container.is_file():
+    if not stat.S_ISREG(container.stat().st_mode):
         raise UsageError(f"{container}: is not a regular file; take it out of the dataset")
     return INDEXES[container.suffix.lower()](container, found)
 
@@ -172,8 +173,9 @@ def _tar(path: Path, found: Found) -> Iterator[Member]:
 
 def _raise_what_may_pass(path: Path, error: Exception) -> None:
     """Raise `StorageError` for an error that says nothing of the file."""
-    if isinstance(error, OSError) and error.errno and error.errno not in LASTING:
-        raise StorageError(f"{path}: cannot be read ({error.strerror}); run again") from None
+    number = error.errno if isinstance(error, OSError) else None
+    if number and (number not in LASTING or number in AWAY):
+        raise StorageError(f"{path}: cannot be read ({os.strerror(number)}); run again") from None
 
 
 def _require_end(path: Path, place: int) -> None:
@@ -228,8 +230,8 @@ def is_container(name: str) -> bool:
     return name.lower().endswith(tuple(INDEXES))
 
 
-def read_file(path: Path, listed: int) -> bytes:
-    """Return a file's bytes; `listed` is its size when it was listed, 0 if it was not there.
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes.
 
     Raise `Unreadable` for one that holds no image, such as a FIFO, which would block for ever, and
     `StorageError` for one that cannot be read now: that is no reason to leave it out for ever.
@@ -242,15 +244,15 @@ def read_file(path: Path, listed: int) -> bytes:
         if content is None or len(content) != size:  # files of /proc are longer than they state
             raise Unreadable("changes while it is read")
         return content
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and listed:
-            raise _unreadable(path, error) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError as error:
         raise Unreadable(_why(error)) from None
 
 
 def _unreadable(place: str | Path, error: OSError) -> StorageError:
     """Return the error for what may pass: a mount that is away, a disk that fails, no memory."""
-    kind = Gone if error.errno in (errno.ENOENT, errno.ENOTDIR) else StorageError
+    kind = Gone if error.errno in AWAY else StorageError
     return kind(
         f"{place}: cannot be read ({_why(error)}); nothing is left out for this: bring it back and "
         "run again, or take it out of the dataset in a new --run"

@@ -33,6 +33,7 @@ LASTING = (  # errors that say something of the dataset; others may pass, and ar
     *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
     *(errno.ENXIO, errno.EOVERFLOW, errno.EISDIR),
 )
+AWAY = (errno.ENOENT, errno.ENOTDIR)  # of a file that was there a moment ago, these may pass too
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 HIDDEN, OTHER, RUNS = "hidden", "not images", "run directories"
@@ -74,6 +75,7 @@ class Found:
     passed_over: Counter[str] = field(default_factory=Counter)  # by kind
     folders: set[Folders] = field(default_factory=set)  # that hold no image themselves
     names: tuple[str, ...] = ()  # of all the classes that the dataset states
+    missing: list[str] = field(default_factory=list)  # files that it names, which are not there
 
     def leave(self, kind: str, count: int = 1) -> None:
         """Count what is passed over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -23,6 +23,7 @@ from cnnvis_cli.dataset.containers import (
     read_member,
 )
 from cnnvis_cli.dataset.kinds import (
+    AWAY,
     COMPRESSED,
     FIRST_BYTES,
     FORBIDDEN,
@@ -46,6 +47,7 @@ from cnnvis_cli.folders import open_folder
 LISTS = (".txt", ".lst")
 ACCEPTED = f"a folder, a list ({', '.join(LISTS)}) or a file ({', '.join(INDEXES)})"
 LONGEST_PATH = 4096  # bytes of a path, PATH_MAX of Linux; a longer one would widen every row
+MISSING = -1  # size of a file that is named and not there
 ROWS_AS_ARRAYS = 1 << 16  # number of rows that are turned into arrays at a time
 
 ImageRow = tuple[str, int, int, Where]  # path, bytes, place in its container or -1, its folders
@@ -65,7 +67,7 @@ class Manifest:
 
     root: Path
     paths: Paths  # (N,)
-    sizes: NDArray[np.int64]  # (N,) bytes of the image; 0 for a missing file
+    sizes: NDArray[np.int64]  # (N,) bytes of the image
     offsets: NDArray[np.int64]  # (N,) tar: the first byte, zip: the header; -1: a plain file
     labels: NDArray[np.int32]  # (N,)
     classes: tuple[str, ...]
@@ -77,7 +79,8 @@ class Manifest:
     def scan(cls, dataset: Path, level: str = "auto") -> Manifest:
         """List a dataset's images; raise `UsageError` if it is invalid, broken or empty.
 
-        `level` says which folder is the class, as in `dataset.classes.labels_of`.
+        `level` says which folder is the class, as in `dataset.classes.labels_of`. Raise
+        `StorageError` if the dataset cannot be listed now, or if it names a file that is not there.
         """
         found = Found()
         try:
@@ -85,16 +88,17 @@ class Manifest:
             columns, places = _arranged(_image_rows(dataset, found), found)
         except OSError as error:
             place = error.filename or dataset
-            failure = UsageError if error.errno in LASTING else StorageError
+            lasts = error.errno in LASTING and error.errno not in AWAY
+            failure = UsageError if lasts else StorageError
             raise failure(f"dataset {place}: cannot be listed ({error.strerror})") from None
-        if (columns[2] < 0).all():  # no container among them
-            _refuse_where_nothing_is_there(dataset, columns[0], columns[1])
+        if found.missing:
+            _refuse_missing(dataset, found.missing, len(columns[0]))
         if not len(columns[0]):
             raise UsageError(
                 f"dataset {dataset}: holds no images ({', '.join(IMAGE_SUFFIXES)})"
                 + (f"; passed over: {in_words(found.passed_over)}" if found.passed_over else "")
             )
-        ranks, classes, level = labels_of(places, found, level, _is_list(dataset))
+        ranks, classes, level = labels_of(places, found, level, is_list(dataset))
         paths, sizes, offsets, codes = columns
         labels, passed = ranks[codes], dict(sorted(found.passed_over.items()))
         deeper = deeper_folder(places, level)
@@ -112,10 +116,10 @@ class Manifest:
 
         Raise `Unreadable` with the reason, and `StorageError` for what may be read another time.
         """
-        path, offset, size = self.path(index), int(self.offsets[index]), int(self.sizes[index])
+        path, offset = self.path(index), int(self.offsets[index])
         if offset < 0:
-            return read_file(self.root / path, size)
-        return read_member(self.root, path, offset, size)
+            return read_file(self.root / path)
+        return read_member(self.root, path, offset, int(self.sizes[index]))
 
     def sample(self, count: int) -> NDArray[np.int64]:
         """Return the indices, ascending, of the `count` images whose paths have the least hashes.
@@ -140,18 +144,25 @@ class Manifest:
         return digest.hexdigest()
 
 
-def _refuse_where_nothing_is_there(dataset: Path, paths: Paths, sizes: NDArray[np.int64]) -> None:
-    """Raise `UsageError` if a list names no existing file, or has more than one per line."""
-    names = [os.fsdecode(path) for path in paths[:100]]
-    if (
-        len(names) > 1
-        and not sizes.any()
-        and not any((root_of(dataset) / n).exists() for n in names)
-    ):
+def _refuse_missing(dataset: Path, missing: Sequence[str], there: int) -> None:
+    """Raise `StorageError` for files that are named and not there.
+
+    Raise `UsageError` if that is because a list has more than a path in its lines.
+    """
+    name, listed = missing[0], is_list(dataset)
+    path, *others = name.split() or [name]
+    if listed and others and not there and is_image(path):
         raise UsageError(
-            f"dataset {dataset}: none of its {len(paths)} images is there, such as {names[0]!r}; "
-            "a list has one path per line, relative to the list or absolute"
+            f"dataset {dataset}: none of its {len(missing)} images is there, such as {name!r}; "
+            "a list has one path per line, and nothing else"
         )
+    count = f"{len(missing)} of its {len(missing) + there} files" if listed else len(missing)
+    what = f"{count} that it names" if listed else f"{count} of its links or files"
+    where = "the list (paths are relative to it, or absolute)" if listed else "the dataset"
+    raise StorageError(
+        f"dataset {dataset}: {what} cannot be found, such as {name!r}; nothing is left out for "
+        f"this: bring back what is missing and run again, or take it out of {where}"
+    )
 
 
 def in_words(counts: Mapping[str, int]) -> str:
@@ -159,7 +170,7 @@ def in_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
-def _is_list(dataset: Path) -> bool:
+def is_list(dataset: Path) -> bool:
     return dataset.suffix.lower() in LISTS and not dataset.is_dir()
 
 
@@ -222,7 +233,9 @@ def _of_one_folder(place: Path, prefix: str, found: Found) -> Generator[ImageRow
                 found.leave(HIDDEN)
                 continue
             size = _look(entry)
-            if size is None:
+            if size == MISSING:
+                found.missing.append(prefix + name)
+            elif size is None:
                 folders.append(f"{prefix}{name}/")
             elif is_image(name) or ("." not in name and _begins_like_one(name, number)):
                 yield prefix + name, size, -1, where
@@ -254,7 +267,7 @@ def _begins_like_one(name: str, folder: int) -> bool:
 
 
 def _look(entry: os.DirEntry[str]) -> int | None:
-    """Return a file's size, 0 for a dangling link (reading will report it), None for a folder."""
+    """Return a file's size, `MISSING` for a link that leads nowhere, None for a folder."""
     try:
         return None if entry.is_dir() else entry.stat().st_size
     except OSError as error:
@@ -262,13 +275,13 @@ def _look(entry: os.DirEntry[str]) -> int | None:
 
 
 def _size_of_none(error: OSError) -> int:
-    """Return 0, the size of a file that is not there; raise the error if it may pass."""
+    """Return the size that stands for a file that is not there; raise any other error."""
     if error.errno not in LASTING:
         raise error
-    return 0
+    return MISSING
 
 
-def _of_list(file: Path, _found: Found) -> Iterator[ImageRow]:
+def _of_list(file: Path, found: Found) -> Iterator[ImageRow]:
     """Yield the images that a text file names, one path per line; # begins a comment line."""
     with (
         open_folder(file.parent) as folder,
@@ -280,18 +293,23 @@ def _of_list(file: Path, _found: Found) -> Iterator[ImageRow]:
                     f"{file}: has a line of over {LONGEST_PATH} bytes; give one path per line"
                 )
             path = line.strip().removeprefix("./")
-            if path and not path.startswith("#"):
-                yield path, _file_size(path, folder), -1, folders_of(path)
+            if not path or path.startswith("#"):
+                continue
+            size = _file_size(path, folder)
+            if size == MISSING:
+                found.missing.append(path)
+            else:
+                yield path, size, -1, folders_of(path)
 
 
 def _file_size(path: str, folder: int) -> int:
-    """Return the size of a file as seen from a folder; 0 if it is missing."""
+    """Return the size of a file as seen from a folder; `MISSING` if it is not there."""
     try:
         return os.stat(path, dir_fd=folder).st_size
     except OSError as error:
         return _size_of_none(error)
-    except ValueError:
-        return 0
+    except ValueError:  # a null character
+        return MISSING
 
 
 def _of_container(container: Path, found: Found, prefix: str = "") -> Iterator[ImageRow]:

@@ -564,7 +564,9 @@ class Forger:
     def linked(self) -> Falsification:
         path = self.pick([*self._files(), self.run / "gallery", self.run / "run.json"])
         away = self.run.parent / "away"
-        shutil.rmtree(away, ignore_errors=True)
+        if away.is_dir():
+            shutil.rmtree(away)
+        away.unlink(missing_ok=True)  # a link of the same file, which a rename would leave alone
         path.rename(away)
         how = self.pick(["link", "pipe"])
         if how == "link":

@@ -131,6 +131,9 @@ def test_nothing_is_missed(
         ends[end] += 1
         if end == "missed":
             missed.append(f"{number}: {done.what}")
+            print("missed", missed[-1], flush=True)
+        if number % 100 == 99:
+            print(f"{number + 1}: {dict(ends)}, {time.monotonic() - start:.0f} s", flush=True)
     told = ", ".join(f"{ends[end]} {end}" for end in sorted(ends))
     print(f"{sum(ends.values())} falsifications in {time.monotonic() - start:.0f} s: {told}")
     assert not missed, "\n".join(missed)

@@ -124,7 +124,7 @@ def _sources(place: Path) -> Iterator[_Source]:
             path = str(manifest.root / manifest.path(index))
             yield _Source(path, lambda index=index: manifest.read(index))  # type: ignore[misc]
     else:
-        yield _Source(str(place), lambda: read_file(place, 0))
+        yield _Source(str(place), lambda: read_file(place))
 
 
 def _is_there(place: Path) -> bool:
