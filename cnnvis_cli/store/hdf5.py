@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.store.origin import check_origin
+from cnnvis_cli.store.publish import seems_intact
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import VERSION
 from cnnvis_cli.store.validate import check_file, kind_of, open_hdf5
@@ -54,6 +55,11 @@ def reading(path: Path, kind: str) -> Iterator[h5py.File]:
             if kind_of(file) != kind:
                 raise UsageError(f"{path}: is not a cnnvis/{kind} file; choose another --run")
             check_origin(path, kind, file)
+            if not seems_intact(path):
+                raise UsageError(
+                    f"{path}: is not as cnnvis wrote it (its seal is broken, as by an edit or by "
+                    "damage); put the original back, or delete it and run its command again"
+                )
             yield file
     except DAMAGED as error:
         _raise_if_the_system_failed(path, error)
@@ -93,7 +99,8 @@ def stored_key(path: Path, kind: str) -> str | None:
     try:
         check_file(path, kind)
         with open_hdf5(path) as file:
-            return str(file.attrs["key"]) if kind_of(file) == kind else None
+            ours = kind_of(file) == kind and seems_intact(path)
+            return str(file.attrs["key"]) if ours else None
     except FileNotFoundError:
         return None
     except DAMAGED as error:

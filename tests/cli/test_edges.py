@@ -205,6 +205,35 @@ def test_what_is_wrong_is_said_before_weights_are_downloaded(
     assert not Path("hub").exists()
 
 
+@pytest.mark.parametrize("kind", ["line of a list", "link to a class folder", "link to an image"])
+def test_what_is_missing_when_a_dataset_is_listed_ends_the_command(
+    kind: str, cnnvis: Cnnvis, photographs: Callable[..., Path]
+) -> None:
+    images, away = photographs(Path("images"), 6, classes=2), Path("away")
+    gone = images / "class1"
+    dataset = images
+    if kind == "line of a list":
+        dataset = Path("list.txt")
+        dataset.write_text("\n".join(map(str, sorted(images.rglob("*.png")))))
+        gone.rename(away)
+    else:
+        gone = gone if "folder" in kind else min(gone.iterdir())
+        gone.rename(away)
+        gone.symlink_to(away.absolute())
+        away.rename("further")
+    line = f"topk {dataset} --model demo --layer conv1 --workers 0 --batch-size 4 --run r"
+    told = cnnvis(line, code=4)
+    assert f"dataset {dataset}: " in told.err
+    assert gone.name in told.err
+    assert "bring back what is missing and run again" in told.err
+    assert not list(Path("r").rglob("*.h5"))
+    if dataset == images:
+        Path("further").rename(away)
+    else:
+        away.rename(gone)
+    assert "6 images, 0 skipped" in cnnvis(line).out
+
+
 @pytest.mark.parametrize("name", ["run.json", "topk.h5", "optimized/conv2.h5", "gallery/x.log"])
 def test_a_log_never_takes_the_place_of_a_result(name: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -24,6 +24,7 @@ from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.figures.montages import KINDS
 from cnnvis_cli.stages.run.pipeline import STAGES
+from tests.sealing import altered
 
 Do = Callable[..., None]
 Flags = dict[str, Any]
@@ -377,7 +378,7 @@ def test_figures_do_not_need_the_weights(do: Do, flags: Flags) -> None:
 
 def test_styles_and_unit_show_every_style_that_the_run_has(do: Do, flags: Flags) -> None:
     """Named as in the file, natural first; a flag chooses."""
-    with h5py.File(Path(flags["run"]) / "optimized" / "fc8.h5", "r+") as file:
+    with altered(Path(flags["run"]) / "optimized" / "fc8.h5") as file:
         file.copy("3", "natural")
         file.copy("3", "fourier")
     flags |= {"layer": ("fc8",), "units": "9"}

@@ -14,7 +14,7 @@ import pytest
 from cnnvis_cli import api
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.store.hdf5 import reading
-from cnnvis_cli.store.publish import USER_BLOCK, _seal
+from tests.sealing import altered
 
 Cnnvis = Callable[..., Any]
 ONES = ("optimized", "projected")
@@ -41,17 +41,12 @@ def run(made: Path, photographs: Callable[..., Path], cnnvis: Cnnvis) -> Path:
 
 def alter(path: Path, **attributes: Any) -> None:
     """Change attributes of a file, and seal it again."""
-    with h5py.File(path, "r+") as file:
+    with altered(path) as file:
         for name, value in attributes.items():
             if value is None:
                 del file.attrs[name]
             else:
                 file.attrs[name] = value
-    with path.open("rb+") as sealed:
-        seal = _seal(sealed)
-        assert len(seal) == USER_BLOCK
-        sealed.seek(0)
-        sealed.write(seal)
 
 
 def commands(kind: str) -> list[str]:
@@ -143,4 +138,25 @@ def test_a_file_that_belongs_is_compared_again_when_it_or_its_run_changes(run: P
         pass
     alter(path, model="alexnet")
     with pytest.raises(UsageError, match="belong"), reading(path, "optimized"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["topk", "optimized", "projected"])
+def test_an_edit_without_a_new_seal_is_refused_by_every_reader(
+    kind: str, run: Path, cnnvis: Cnnvis
+) -> None:
+    """Another number, with HDF5's own checksums right: as h5py writes it."""
+    path = run / "topk.h5" if kind == "topk" else run / kind / "conv2.h5"
+    with h5py.File(path, "r+") as file:
+        array = {
+            "topk": "layers/conv2/activation",
+            "optimized": "natural/activation",
+            "projected": "deconv/scale",
+        }
+        file[array[kind]][0, 0] += 1
+    for command in commands(kind):
+        told = cnnvis(command, code=2)
+        assert f"{path}: is not as cnnvis wrote it" in told.err, command
+        assert "put the original back" in told.err
+    with pytest.raises(UsageError, match="seal is broken"), reading(path, kind):
         pass

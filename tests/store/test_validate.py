@@ -23,6 +23,7 @@ from cnnvis_cli.store.schema import PLACES, TOPK_LAYER
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.store.topk import TopK
 from cnnvis_cli.store.topk_file import Images, LayerResult, TopKFile
+from tests.sealing import seal_again
 
 PLAN = {"model": "m", "weights_sha256": "w", "k": 2, "precision": "float32", "decode": "exact"}
 FIELD = ReceptiveField(Axis(5, 2, 0), Axis(5, 2, 0))
@@ -141,6 +142,7 @@ def test_a_file_of_somebody_else_is_one_line(kind: str, path: Path) -> None:
     path.with_name("secret").write_bytes(bytes(24))
     with h5py.File(path, "r+") as file:
         ATTACKS[kind](file)
+    seal_again(path)
     with pytest.raises(CnnvisError, match=r"topk\.h5: .*(delete it and run again)") as found:
         read(path)
     assert found.value.exit_code == 1
