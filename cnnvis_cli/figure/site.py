@@ -33,13 +33,27 @@ def page(facts: Mapping[str, Any]) -> bytes:
     return (text.strip() + "\n").encode("utf-8", "replace")  # names need not be Unicode
 
 
-def data(call: str, *values: Any, key: str) -> bytes:
-    """Return a script that passes plain values to the page's script; its first line is the key."""
+def data(call: str, *values: Any, key: str, pictures: str = "") -> bytes:
+    """Return a script that passes plain values to the page's script.
+
+    Its first line has the key, and the digest of the pictures that it belongs to, if there are any.
+    """
     text = ", ".join(json.dumps(v, separators=(",", ":"), allow_nan=False) for v in values)
-    return f"// {key}\ngallery.{call}({text.translate(_HARMLESS)});\n".encode("ascii")
+    line = f"// {key} {pictures}".rstrip()
+    return f"{line}\ngallery.{call}({text.translate(_HARMLESS)});\n".encode("ascii")
 
 
 def script_key(content: bytes) -> str:
     """Return the key in the first line of such a script; empty if there is none."""
-    line = content.partition(b"\n")[0]
-    return line[3:].decode("ascii", "replace") if line.startswith(b"// ") else ""
+    return _first_line(content)[0]
+
+
+def pictures_of(content: bytes) -> str:
+    """Return the digest of the pictures that a script states; empty in those of older versions."""
+    return _first_line(content)[1]
+
+
+def _first_line(content: bytes) -> tuple[str, str]:
+    line = content.partition(b"\n")[0].decode("ascii", "replace")
+    key, _, pictures = line.removeprefix("// ").partition(" ")
+    return (key, pictures) if line.startswith("// ") else ("", "")

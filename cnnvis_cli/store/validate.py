@@ -30,6 +30,8 @@ from cnnvis_cli.store.schema import (
     SAMPLE_LAYER,
     SEARCHED,
     TOPK_LAYER,
+    VERSION,
+    VERSION_WITH_LOCAL_FIELDS,
     Column,
     Table,
 )
@@ -139,6 +141,14 @@ def strangers(path: Path, kind: str) -> list[str]:
         file.visit(lambda name: held.append(f"/{name}"))
         odd = sorted(set(held) - allowed)
     return [f"lacks {name}" for name in lacking] + [f"holds {name}, not ours" for name in odd]
+
+
+def version_of(path: Path, kind: str) -> int:
+    """Return the version that a file of ours is of by what it holds; raise OSError."""
+    with open_hdf5(path) as file:
+        layers = file["layers"].values() if kind == "topk" else ()
+        local = any(name in group for group in layers for name in LOCAL)
+    return VERSION_WITH_LOCAL_FIELDS if local else VERSION
 
 
 def kind_of(file: h5py.File) -> str:

@@ -62,7 +62,7 @@ def check_ascents(
             group.check_again(findings, chosen)
         if everything:
             with findings.guarded(MADE):
-                group.make_again(findings, chosen)
+                group.make_again(findings)
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class Ascents:
                 problems = self._wrong_value(setup, x, (row, run))
                 findings.recomputed(IMAGES, 1, problems)
         findings.leave(IMAGES, count * runs - len(chosen), why)
-        left = "the steps between are proven by making an ascent again, as --all does with some"
+        left = "the steps between are proven by making an ascent again, as --all does"
         findings.leave("histories", count * runs, left)
 
     def _evaluated(self, setup: LayerSetup, x: Tensor, row: int) -> tuple[float, Tensor, float]:
@@ -322,9 +322,11 @@ class Ascents:
         found: Tensor = drawn[made["start"]]()
         return found.clamp(-mean[0], 255 - mean[0])
 
-    def make_again(self, findings: Findings, chosen: list[tuple[int, int]]) -> None:
-        """Make some ascents again, their first steps: to the bit, on the same arithmetic."""
+    def make_again(self, findings: Findings) -> None:
+        """Make every ascent again, its first steps: to the bit, on the same arithmetic."""
         session, made = self.session, self.made
+        found = np.argwhere(np.isfinite(self.columns["activation"])).tolist()
+        chosen = [(row, run) for row, run in found]
         same = session.run.read().get("optimize", {}).get("arithmetic", [])
         start = self._start(*chosen[0]) if chosen else None
         if made.get("targets") or made.get("diversity") or start is None:
@@ -334,7 +336,6 @@ class Ascents:
         if same != [describe_device(session.device)]:
             findings.leave(MADE, len(chosen), "were computed on another device or version")
             return
-        chosen = chosen[: int(made["batch_size"])]
         style = self._style()
         steps = min(STEPS_AGAIN, style.iterations)
         style = replace(style, iterations=steps)
@@ -343,6 +344,7 @@ class Ascents:
         evaluate = traced_evaluate(session.network, setup, size, made["precision"])
         specs = self._specs(style, chosen)
         for ascent in climb(evaluate, specs, AscentBatch(size, half=True), session.network.mean):
+            session.report.check_stop()
             findings.recomputed(MADE, 1, self._unlike(ascent, steps))
         findings.leave(MADE, len(chosen) * (int(made["iterations"]) > steps), f"after step {steps}")
 

@@ -13,6 +13,7 @@ from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import StorageError
 from cnnvis_cli.figure import png
 from cnnvis_cli.report import Report
+from cnnvis_cli.stages.optimize.job import asked_for
 from cnnvis_cli.stages.run.receipt import FAILURE, FOLDER, PROGRESS
 from cnnvis_cli.stages.run.status import RESULT_FOLDERS
 from cnnvis_cli.store.hdf5 import stated
@@ -23,9 +24,10 @@ from cnnvis_cli.store.origin import OF_ONE_LAYER
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.publish import intact
 from cnnvis_cli.store.run import Record, Run
+from cnnvis_cli.store.sample_file import SampleFile
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.store.topk_file import TopKFile
-from cnnvis_cli.store.validate import strangers
+from cnnvis_cli.store.validate import strangers, version_of
 from cnnvis_cli.verify.findings import Findings
 
 MAKE_AGAIN = "delete it and run its command again"
@@ -110,6 +112,9 @@ def _check_owner(run: Run, path: Path, findings: Findings) -> None:
             mean = run.read()["preprocessing"].get("mean")
             if kind in OF_ONE_LAYER and told.get("mean") != mean:
                 odd.append(f"{path}: states that the mean is {told.get('mean')}, not {mean}")
+            version = version_of(path, kind)
+            if told.get("version", version) != version:
+                odd.append(f"{path}: states version {told['version']}, and is of version {version}")
             lacking = {"model", "weights_sha256", "version", "format"} - told.keys()
             odd += [f"{path}: does not state its {name}" for name in sorted(lacking)]
             findings.stored("files", 0, odd)
@@ -169,6 +174,8 @@ def _check_asked(run: Run, findings: Findings) -> None:
         parts = run.parts(RESULT_FOLDERS[stage])
         for what, job in jobs.items():
             have = _have(run, stage, job, findings)
+            if stage == "topk":
+                _check_topk_plan(run, what, job, findings)
             if have is None or have >= job["total"]:
                 findings.stored("asked work", 1)
             elif passing or at_work or any(parts.glob(str(job["parts"]))):
@@ -186,15 +193,37 @@ def _have(run: Run, stage: str, job: Record, findings: Findings) -> int | None:
     if stage == "topk":
         return job["total"] if run.topk.exists() else 0
     paths = {"optimize": run.optimized, "search": run.searched, "project": run.projected}
-    path = paths[stage](job["layer"])
+    path, group = paths[stage](job["layer"]), str(job["group"])
     if path in findings.bad:
         return None
+    held: Record | None
     if stage == "optimize":
-        return len(OptimizedFile(path).units(job["group"]))
-    if stage == "search":
-        return int(job["total"]) * (job["group"] in SearchFile(path).searches())
-    file = ProjectedFile(path)
-    return int(file.done(job["group"]).sum()) if job["group"] in file.methods() else 0
+        held, count = OptimizedFile(path).styles().get(group), len(OptimizedFile(path).units(group))
+        held = held and asked_for(held)
+    elif stage == "search":
+        held = SearchFile(path).searches().get(group)
+        count = int(job["total"]) * (held is not None)
+    else:
+        file = ProjectedFile(path)
+        held = file.methods().get(group)
+        count = 0 if held is None else int(file.done(group).sum())
+    if held is not None and "record" not in job:
+        findings.leave("asked work", 1, "an older version noted no parameters of it")
+    elif held is not None and digest(held) != job["record"]:
+        problem = f"{path}: {group} was made by other parameters than run.json says were asked for"
+        findings.stored("asked work", 0, [f"{problem}; put the run's own in its place"])
+    return count
+
+
+def _check_topk_plan(run: Run, what: str, job: Record, findings: Findings) -> None:
+    """Check that topk.h5 or sample.h5 is of the plan that was asked for: its parts' name."""
+    path = run.sample if what == "sample" else run.topk
+    if not path.exists() or path in findings.bad:
+        return
+    plan = (SampleFile if what == "sample" else TopKFile)(path).identity()
+    if plan is not None and job.get("parts") != digest(plan):
+        problem = f"{path}: was made by another plan than run.json says was asked for"
+        findings.stored("asked work", 0, [f"{problem}; put the run's own in its place"])
 
 
 def _check_receipts(run: Run, findings: Findings) -> None:

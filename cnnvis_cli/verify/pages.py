@@ -9,21 +9,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.figure import site
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.gallery.layers import CHUNK, Facts, ShownLayer, gallery_folder
+from cnnvis_cli.stages.gallery.layers import CHUNK, ShownLayer, gallery_folder
 from cnnvis_cli.stages.gallery.panes import Photographs
-from cnnvis_cli.stages.gallery.stage import page_of, topk_dataset
+from cnnvis_cli.stages.gallery.scripts import digest_of_pictures
+from cnnvis_cli.stages.gallery.stage import page_of, pieces, topk_dataset
 from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.stages.gallery.wholes import LIST, PER_SHEET
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.verify.findings import Findings
 
-GALLERY_PAGES = "pages"
+GALLERY_PAGES, PAGE_PICTURES = "pages", "pictures of pages"
 GALLERY_AGAIN = "run cnnvis gallery again"
-SCRIPT = re.compile(rb"// ([0-9a-f]{16})\ngallery\.(\w+)\((.*)\);\n", re.DOTALL)
+SCRIPT = re.compile(rb"// ([0-9a-f]{16})(?: [0-9a-f]{16})?\ngallery\.(\w+)\((.*)\);\n", re.DOTALL)
 
 
 def check_gallery(session: Session, findings: Findings) -> None:
@@ -48,7 +50,7 @@ def check_gallery(session: Session, findings: Findings) -> None:
             _check_page(session, known, findings)
         else:
             findings.leave(GALLERY_PAGES, 2, WHY)
-    findings.leave("pictures of pages", 1, "are not drawn again")
+    findings.leave(PAGE_PICTURES, 1, "are not drawn again")
 
 
 WHY = "drawn with other settings than the defaults, or from results that have changed since"
@@ -65,7 +67,7 @@ def _check_asset(path: Path, content: bytes, findings: Findings) -> None:
         findings.leave(GALLERY_PAGES, 1, "scripts and styles that are not this version's")
 
 
-def _script(path: Path) -> tuple[str, list[dict[str, list[str]]]]:
+def _script(path: Path) -> tuple[str, list[dict[str, Any]]]:
     """Return the key and the values of a script of data; raise `CnnvisError` for another one."""
     with suppress(OSError, ValueError):
         found = SCRIPT.fullmatch(read_regular(path))
@@ -91,26 +93,34 @@ def _layer(session: Session, alias: str, findings: Findings) -> ShownLayer | Non
     return None
 
 
-def _check_names(folder: Path, record: dict[str, list[str]], findings: Findings) -> None:
-    """Check that every file that a layer's data speak of is there, and its data are whole."""
+def _check_names(folder: Path, record: dict[str, Any], findings: Findings) -> None:
+    """Check that every file that a layer's data speak of is there, and is that of then."""
     units, sheet, faces = record["units"], record["sheet"], record["faces"]
-    names = []
-    if faces:
-        names += [f"{int(unit):04d}.{sheet['suffix']}" for unit in units]  # type: ignore[call-overload]
+    strips = sorted(folder.glob("strip.*"))
+    if faces and not strips:
+        findings.stored(PAGE_PICTURES, 1, [f"{folder / 'strip'}: is gone; {GALLERY_AGAIN}"])
+    _check_pictures(folder / "layer.js", strips, findings)
     for number in range(-(-len(units) // CHUNK)):
-        names.append(f"units_{number:03d}.js")
-        for n, face in enumerate(faces):
-            names.append(f"grid{n}_{number:03d}.{face['suffix']}")  # type: ignore[index]
-    gone = [
-        f"{folder / name}: is gone; {GALLERY_AGAIN}"
-        for name in names
-        if not (folder / name).exists()
-    ]
-    findings.stored("pictures of pages", len(names), gone)
-    for name in names:
-        if name.endswith(".js") and (folder / name).exists():
-            with findings.guarded(GALLERY_PAGES):
-                _script(folder / name)
+        few = units[number * CHUNK : (number + 1) * CHUNK] if faces else []
+        names = [f"{int(unit):04d}.{sheet['suffix']}" for unit in few]
+        names += [f"grid{n}_{number:03d}.{face['suffix']}" for n, face in enumerate(faces)]
+        with findings.guarded(GALLERY_PAGES):
+            script = folder / f"units_{number:03d}.js"
+            _script(script)
+            icons = sorted(folder.glob(f"icons_{number:03d}.*"))
+            _check_pictures(script, [*map(folder.joinpath, names), *icons], findings)
+
+
+def _check_pictures(script: Path, pictures: Sequence[Path], findings: Findings) -> None:
+    """Check that pictures are there, and those that a script was written for."""
+    gone = [f"{path}: is gone; {GALLERY_AGAIN}" for path in pictures if not path.exists()]
+    findings.stored(PAGE_PICTURES, len(pictures), gone)
+    known = site.pictures_of(read_regular(script))
+    if pictures and not known:
+        findings.leave(PAGE_PICTURES, len(pictures), "an older version noted no digest of them")
+    elif not gone and digest_of_pictures(pictures) != known:
+        problem = f"{script.parent}: has other pictures than {script.name} was written for"
+        findings.stored(PAGE_PICTURES, 0, [f"{problem}; {GALLERY_AGAIN}"])
 
 
 def _check_wholes(folder: Path, findings: Findings) -> None:
@@ -119,23 +129,19 @@ def _check_wholes(folder: Path, findings: Findings) -> None:
         return
     about = _script(folder / LIST)[1][0]
     sheets = range(-(-len(about["images"]) // PER_SHEET))
-    names = [folder / f"{number:04d}.jpg" for number in sheets]
-    gone = [f"{path}: is gone; {GALLERY_AGAIN}" for path in names if not path.exists()]
-    findings.stored("pictures of pages", len(names), gone)
+    _check_pictures(folder / LIST, [folder / f"{number:04d}.jpg" for number in sheets], findings)
 
 
 def _check_data(shown: ShownLayer, findings: Findings) -> None:
     """Compare a layer's data with what the results give today."""
-    contents = {"layer.js": site.data("layer", shown.record, key=shown.key)}
-    for number in range(shown.chunks):
-        facts = Facts(shown, number).records()
-        content = site.data("units", shown.layer.alias, number, facts, key=shown.key)
-        contents[f"units_{number:03d}.js"] = content
-    face, _ = shown.best()
-    strip = shown.folder / f"strip.{face.suffix}" if face else None
-    if strip is not None and not strip.exists():
-        findings.stored("pictures of pages", 1, [f"{strip}: is gone; {GALLERY_AGAIN}"])
-    _compare_page(shown.folder, contents, findings)
+    for piece in pieces(shown):
+        path = shown.folder / piece.files()[-1]
+        same = False
+        with suppress(FileNotFoundError):
+            found = read_regular(path)
+            same = found == piece.script(site.pictures_of(found))
+        problem = f"{path}: is not what the results give; {GALLERY_AGAIN}"
+        findings.recomputed(GALLERY_PAGES, 1, [] if same else [problem])
 
 
 def _compare_page(folder: Path, contents: dict[str, bytes], findings: Findings) -> None:

@@ -20,7 +20,9 @@ from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.figure import site
 from cnnvis_cli.histogram import BINS, edges
 from cnnvis_cli.report import Meter, Report
+from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.gallery.facts import histogram_bars, neighbours
+from cnnvis_cli.verify import verify
 
 Do = Callable[..., None]
 Flags = dict[str, Any]
@@ -68,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
 def read(path: Path) -> list[Any]:
     """Return the values that a file of data hands to the page."""
     text = path.read_text("ascii")
-    call = re.fullmatch(r"// \w+\ngallery\.\w+\((.*)\);\n", text, re.DOTALL)
+    call = re.fullmatch(r"// \w+(?: \w+)?\ngallery\.\w+\((.*)\);\n", text, re.DOTALL)
     assert call, text[:200]
     values: list[Any] = json.loads(f"[{call[1]}]")
     return values
@@ -364,6 +366,46 @@ def test_what_is_missing_or_of_an_older_gallery_is_put_right(
     assert {*after} == {*before, "CNAME", "conv1/notes.txt"}
     assert after["conv1/0003.png"][0] == before["conv1/0003.png"][0]
     assert not (folder / "conv9").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("0003.png", "0004.png"), ("grid0_000.png", "0001.png")]
+)
+def test_a_picture_in_the_place_of_another_is_put_right(
+    name: str, other: str, do: Do, ready: Flags, folder: Path, tmp_path: Path
+) -> None:
+    do("gallery", **ready)
+    right = (folder / "conv1" / name).read_bytes()
+    shutil.copy(folder / "conv1" / other, folder / "conv1" / name)
+    plan = Plan.make(None, {"run": ready["run"], "device": "cpu", "trust_code": True})
+    wrong = "\n".join(verify(plan, Report(quiet=True), 1, False).wrong)
+    assert "conv1: has other pictures than units_000.js was written for" in wrong
+    do("gallery", **ready)
+    assert (folder / "conv1" / name).read_bytes() == right
+
+
+def test_a_gallery_of_an_older_version_stays_as_it_is(
+    do: Do, ready: Flags, folder: Path, snapshot: Callable[[Path], dict[str, Any]]
+) -> None:
+    """Its scripts have no digest of the pictures."""
+    do("gallery", **ready)
+    for path in folder.rglob("*.js"):
+        content = path.read_bytes()
+        path.write_bytes(re.sub(rb"^(// [0-9a-f]{16}) [0-9a-f]{16}", rb"\1", content))
+    before = snapshot(folder)
+    do("gallery", **ready)
+    assert snapshot(folder) == before
+
+
+def test_edited_classes_are_refused(do: Do, ready: Flags, folder: Path) -> None:
+    path = folder.parent / "run.json"
+    record = json.loads(path.read_text())
+    record["dataset"]["classes"].reverse()
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"run\.json: dataset\.classes are not those that topk"):
+        do("gallery", **ready)
+    do("topk", **ready)
+    do("gallery", **ready)
 
 
 @pytest.mark.parametrize("held", ["topk", "optimized", "some units"])

@@ -18,6 +18,7 @@ import pytest
 
 from cnnvis_cli.dataset import containers
 from cnnvis_cli.store.publish import USER_BLOCK, intact, publishing_hdf5
+from tests.sealing import altered
 
 Call = Callable[..., Any]
 VERIFY = "verify --trust-code --device cpu"
@@ -186,6 +187,53 @@ def test_a_changed_number_behind_a_good_seal_is_found(
     if array.startswith("layers"):  # which the projections say that they are of
         shutil.rmtree(made / "projected")
     verify(cnnvis, "--sample 60 --all", wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("optimized/fc3.h5", "optimize -c exact.toml --run other --layer fc3 --iterations 7"),
+        ("optimized/fc3.h5", "optimize -c exact.toml --run other --layer fc3 --seed 7"),
+        ("projected/fc3.h5", "project -c exact.toml --run other --layer fc3 --batch-size 3"),
+        ("topk.h5", "topk -c exact.toml --run other --layer conv2 --layer fc3 -k 2"),
+    ],
+)
+def test_a_result_of_other_parameters_is_found(
+    name: str, line: str, made: Path, cnnvis: Call
+) -> None:
+    """It is whole, of this network and layer, and true; it is not what was asked for."""
+    if "project" in line:
+        Path("other").mkdir()
+        for kept in ("run.json", "topk.h5"):
+            shutil.copy(made / kept, Path("other") / kept)
+    cnnvis(line)
+    shutil.copy(Path("other") / name, made / name)
+    if name == "topk.h5":
+        shutil.rmtree(made / "projected")
+    verify(
+        cnnvis, "--sample 0", rf"{name}: .*made by .*than run.json says was asked for|were asked"
+    )
+
+
+def test_every_ascent_is_made_again(made: Path, cnnvis: Call) -> None:
+    """An early step of one ascent of a layer, that no other number contradicts."""
+
+    plan = Path("exact.toml").read_text().replace("optimize = {", "optimize = {history = 1, ")
+    Path("each.toml").write_text(plan)
+    cnnvis("optimize -c each.toml --run run --layer fc3 --style 1")
+
+    def lower(history: Any) -> Any:
+        history[-1, -1, 1] -= np.float32(1e-3)
+        return history
+
+    change(made / "optimized/fc3.h5", "1/history", lower)
+    verify(cnnvis, "--sample 1 --all", r"fc3.h5: style 1, unit \d+, run \d+: its history is an")
+
+
+def test_another_version_is_found(made: Path, cnnvis: Call) -> None:
+    with altered(made / "topk.h5") as file:
+        file.attrs["version"] = 2
+    verify(cnnvis, "--sample 0", "topk.h5: states version 2, and is of version 1")
 
 
 def test_writing_again_alone_is_no_change(made: Path, cnnvis: Call) -> None:

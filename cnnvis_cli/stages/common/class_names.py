@@ -13,6 +13,7 @@ from cnnvis_cli.arrays import Int32s, Int64s
 from cnnvis_cli.dataset.classes import WORDNET, class_at
 from cnnvis_cli.dataset.containers import is_container
 from cnnvis_cli.dataset.kinds import Folders, folders_of
+from cnnvis_cli.dataset.manifest import Manifest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.zoo import imagenet_names
 from cnnvis_cli.store.run import Run
@@ -24,14 +25,21 @@ Members = NDArray[np.bool_]
 def classes_of(run: Run, images: Images) -> list[str]:
     """Return the classes of a run's images by label, as topk made them.
 
-    From run.json; from the paths, if they tell the labels, where it does not say them yet.
+    From run.json; from the paths, if they tell the labels, where it does not say them yet. Raise
+    `UsageError` if those in run.json are not the ones that the dataset's digest in topk.h5 is of.
     """
     known, plan = run.read().get("dataset", {}), TopKFile(run.topk).identity() or {}
     classes = known.get("classes")
-    fits = isinstance(classes, list) and len(classes) > images.label.max(initial=-1)
-    if fits and known.get("digest") == plan.get("dataset"):
-        return list(map(str, classes))
-    return _from_paths(images)
+    if classes is None or known.get("digest") != plan.get("dataset"):
+        return _from_paths(images)
+    found = tuple(map(str, classes)) if isinstance(classes, list) else ()
+    columns = (images.path, images.size, images.offset, images.label)
+    if Manifest(run.path, *columns, found).digest != plan.get("dataset"):
+        raise UsageError(
+            f"{run.manifest}: dataset.classes are not those that {run.topk.name} was made with; "
+            "put the file back as cnnvis wrote it, or run cnnvis topk again, which notes them"
+        )
+    return list(found)
 
 
 def class_names(classes: Sequence[str], own: Sequence[str], file: str | None) -> list[str]:

@@ -50,6 +50,11 @@ class LayerJob(ABC):
         """What decides the results of a unit."""
 
     @property
+    def kept_record(self) -> Record:
+        """The part of the file's own record that the plan decides: what `cnnvis verify` expects."""
+        return self.record
+
+    @property
     @abstractmethod
     def done(self) -> Sequence[int]:
         """The units in the file; raises `UsageError` if it is of another plan."""
@@ -71,10 +76,11 @@ class LayerJob(ABC):
 
     @property
     def status(self) -> Record:
-        """For `cnnvis status`: the work to do, and where its results go."""
+        """For `cnnvis status` and `verify`: the work to do, where its results go, and of what."""
         total = len({*self.asked, *self.done})
         about = {"unit": self.counted, "total": total, "layer": self.layer.alias}
-        return {**about, "group": self.group, "parts": f"{self.layer.alias}-{self.group}-*"}
+        where = {"group": self.group, "parts": f"{self.layer.alias}-{self.group}-*"}
+        return {**about, **where, "record": digest(self.kept_record)}
 
     @property
     def described(self) -> Record:

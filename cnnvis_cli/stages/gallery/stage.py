@@ -34,6 +34,7 @@ from cnnvis_cli.stages.gallery.layers import (
     gallery_folder,
 )
 from cnnvis_cli.stages.gallery.panes import Photographs
+from cnnvis_cli.stages.gallery.scripts import digest_of_pictures, is_made
 from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.stages.gallery.wholes import LIST, WholePhotographs
 from cnnvis_cli.store.inside import read_regular
@@ -137,12 +138,9 @@ class Piece(Protocol):
 
 
 def _is_done(piece: UnitPictures | LayerSummary) -> bool:
-    """Return whether a layer's files exist, made from the present sources."""
+    """Return whether a layer's files exist, made from the present sources, and are those."""
     *others, last = map(piece.shown.folder.joinpath, piece.files())
-    with suppress(OSError):
-        known = site.script_key(read_regular(last))
-        return known == piece.shown.key and all(map(Path.is_file, others))
-    return False
+    return is_made(last, piece.shown.key, others)
 
 
 @dataclass(frozen=True)
@@ -195,9 +193,13 @@ class UnitPictures:
         for name, face, first in faces:
             sheet = sprites.mosaic(np.concatenate(first), face.size, COLUMNS)
             publish(shown.folder / name, sprites.encoded(sheet, face.suffix))
-        facts = Facts(shown, self.number).records()
-        content = site.data("units", shown.layer.alias, self.number, facts, key=shown.key)
-        publish(shown.folder / self.files()[-1], content)
+        *made, last = map(shown.folder.joinpath, self.files())
+        publish(last, self.script(digest_of_pictures(made)))
+
+    def script(self, pictures: str) -> bytes:
+        """Return the data of the units, with the digest of their pictures."""
+        facts, alias = Facts(self.shown, self.number).records(), self.shown.layer.alias
+        return site.data("units", alias, self.number, facts, key=self.shown.key, pictures=pictures)
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,12 @@ class LayerSummary:
             sheet = sprites.mosaic(pictures, face.size, STRIP)
             publish(shown.folder / f"strip.{face.suffix}", sprites.encoded(sheet, face.suffix))
         yield 0  # `UnitPictures` count them
-        publish(shown.folder / "layer.js", site.data("layer", shown.record, key=shown.key))
+        *strips, last = map(shown.folder.joinpath, self.files())
+        publish(last, self.script(digest_of_pictures(strips)))
+
+    def script(self, pictures: str) -> bytes:
+        """Return the layer's data, with the digest of its strip."""
+        return site.data("layer", self.shown.record, key=self.shown.key, pictures=pictures)
 
 
 def pieces(shown: ShownLayer) -> list[UnitPictures | LayerSummary]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.nouns import Size
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.gallery.panes import Photographs
-from cnnvis_cli.store.inside import read_regular
+from cnnvis_cli.stages.gallery.scripts import digest_of_pictures, is_made
 from cnnvis_cli.store.publish import publish
 
 WHOLE = 256  # most pixels per side
@@ -54,11 +53,7 @@ class WholePhotographs:
 
     def is_done(self) -> bool:
         *sheets, last = map(self.folder.joinpath, self.files())
-        with suppress(OSError):
-            return site.script_key(read_regular(last)) == self.key and all(
-                map(Path.is_file, sheets)
-            )
-        return False
+        return is_made(last, self.key, sheets)
 
     def make(self) -> Iterator[int]:
         """Draw and publish; yield after each sheet."""
@@ -72,10 +67,11 @@ class WholePhotographs:
             sheet = sprites.mosaic(np.stack(tiles), self.size, ACROSS)
             publish(self.folder / name, sprites.encoded(sheet, "jpg"))
             yield 1
-        publish(self.folder / LIST, self.listing())
+        *sheets, last = map(self.folder.joinpath, self.files())
+        publish(last, self.script(digest_of_pictures(sheets)))
 
-    def listing(self) -> bytes:
-        """Return the data by which the page finds a photograph."""
+    def script(self, pictures: str) -> bytes:
+        """Return the data by which the page finds a photograph, with the digest of the sheets."""
         about = {
             "images": self.wanted.tolist(),
             "size": self.photographs.size,
@@ -84,4 +80,4 @@ class WholePhotographs:
             "sheet": PER_SHEET,
             "columns": ACROSS,
         }
-        return site.data("photographs", about, key=self.key)
+        return site.data("photographs", about, key=self.key, pictures=pictures)

@@ -70,6 +70,10 @@ class LayerOptimization(LayerJob):
         }
 
     @property
+    def kept_record(self) -> Record:
+        return asked_for(self.record)
+
+    @property
     def asked(self) -> tuple[int, ...]:
         """Return the targets that the plan asks for."""
         if self.setup.names:
@@ -82,10 +86,10 @@ class LayerOptimization(LayerJob):
         held = self.file.styles().get(self.group)
         if held is None:
             return []
-        if _asked_for(held) != _asked_for(self.record):
+        if asked_for(held) != asked_for(self.record):
             raise UsageError(
                 f"{self.file.path} holds style {self.group} of another plan: "
-                f"{differences(_asked_for(held), _asked_for(self.record))}; choose another --run"
+                f"{differences(asked_for(held), asked_for(self.record))}; choose another --run"
             )
         units: list[int] = self.file.units(self.group).tolist()
         return units
@@ -142,7 +146,7 @@ class LayerOptimization(LayerJob):
         return text
 
 
-def _asked_for(record: Record) -> Record:
+def asked_for(record: Record) -> Record:
     """Return a record without the step where the plan leaves that to cnnvis."""
     asked = dict(record)
     if asked.get("step") == "calibrated":

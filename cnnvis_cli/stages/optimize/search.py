@@ -123,6 +123,10 @@ class Search(LayerJob):
         return {**base, "rows": rows, "units": list(self.units)}
 
     @property
+    def kept_record(self) -> Record:
+        return {**self.record, **asdict(self.step)}
+
+    @property
     def described(self) -> Record:
         return {"identity": self.session.identity, "record": self.record, **asdict(self.step)}
 
@@ -164,8 +168,7 @@ class Search(LayerJob):
         if self.session.plan.shard is not None:
             return
         arrays = self._scored(_search_job(self.session.here(), setup), parts)
-        record = {**self.record, **asdict(self.step)}
-        self.file.publish(self.session.header(self.layer), self.group, record, arrays)
+        self.file.publish(self.session.header(self.layer), self.group, self.kept_record, arrays)
         parts.clear()
 
     def _climb(self, work: OptimizeJob, parts: Parts) -> None:
