@@ -54,12 +54,25 @@ class Parts:
             return {array: file[array][()] for array in arrays or file}
 
     def __setitem__(self, name: Name, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.put(name, arrays)
+
+    def put(self, name: Name, arrays: Mapping[str, NDArray[Any]], small: bool = False) -> None:
+        """Store a finished piece; a `small` one takes less room and more time."""
         with publishing_hdf5(self._path(name)) as file:
             file.attrs["format"], file.attrs["plan"] = "cnnvis/part", self.key
             for array, values in arrays.items():
                 data = np.asarray(values)
-                kept = storage(data.shape, data.dtype.itemsize, lasting=False)
+                kept = storage(data.shape, data.dtype.itemsize, lasting=small)
                 file.create_dataset(array, data=data, **kept)
+
+    def may_hold(self, name: Name) -> bool:
+        """Return whether there is a piece of this name, which may be damaged."""
+        return self._path(name).exists()
+
+    def listed(self, name: Name) -> list[str]:
+        """Return the names of a piece's arrays; raise KeyError as above."""
+        with self._opened(name) as file:
+            return list(file)
 
     def remove(self, name: Name) -> None:
         """Remove a piece that is no longer of use, if it is there."""

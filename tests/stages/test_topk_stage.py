@@ -23,6 +23,8 @@ from cnnvis_cli.network import network, tally
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.run.merge import merge
+from cnnvis_cli.stages.run.status import status
+from cnnvis_cli.stages.topk import job
 from cnnvis_cli.store import lock
 from cnnvis_cli.store.run import Run
 
@@ -458,6 +460,80 @@ def test_an_interrupted_run_carries_on_to_the_same_bytes(
     do("topk", **other)
     alike(tmp_path / "run", tmp_path / "other")
     assert not (tmp_path / "other" / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("moments", "names"),
+    [
+        (6, "000000"),
+        (14, "000000-000001 000002"),
+        (18, "000000-000003"),
+        (26, "000000-000003 000004-000005"),
+    ],
+)
+def test_joined_parts_change_no_byte(
+    moments: int,
+    names: str,
+    do: Callable[..., None],
+    photographs: Callable[..., Path],
+    interrupted: Callable[[int], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sums of the bundled network are rounded, so that their order would show."""
+    images = photographs(Path("many"), 21, classes=3)
+    flags = {"model": "demo", "dataset": str(images), "batch_size": 1, "workers": 0}
+    flags |= {"device": "cpu", "topk__min": True, "topk__k": 4}
+    monkeypatch.setattr(job, "GROUPS", ())
+    do("topk", run="plain", **flags)
+    monkeypatch.setattr(job, "GROUPS", (2, 4))
+    with pytest.raises(Stopped):
+        do("topk", interrupted(moments), run="joined", **flags)  # parts of three images: seven
+    kept = sorted(path.stem for path in Path("joined/parts").rglob("*.h5"))
+    assert kept == names.split()
+    ended = [name for name in names.split() if name]
+    done = sum(int(name[-6:]) - int(name[:6]) + 1 for name in ended)
+    assert status(Path("joined")).rows[0].done == 3 * done
+    do("topk", run="joined", **flags)
+    alike(Path("plain"), Path("joined"))
+
+
+def test_shards_whose_parts_are_joined_and_overlap(
+    do: Callable[..., None],
+    photographs: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = photographs(Path("many"), 21, classes=3)
+    flags = {"model": "demo", "dataset": str(images), "batch_size": 1, "workers": 0}
+    flags |= {"device": "cpu"}
+    monkeypatch.setattr(job, "GROUPS", (2, 4))
+    do("topk", run="plain", **flags)
+    runs = []
+    for shard in ("1/2", "2/2", "2/3"):
+        runs.append(Path(shard.replace("/", "of")))
+        do("topk", run=str(runs[-1]), shard=shard, **flags)
+    merge(runs, Plan.make(None, {"run": "merged"}), Report(quiet=True))
+    alike(Path("plain"), Path("merged"))
+
+
+def test_a_damaged_group_is_made_again(
+    do: Callable[..., None],
+    photographs: Callable[..., Path],
+    interrupted: Callable[[int], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = photographs(Path("many"), 12)
+    flags = {"model": "demo", "dataset": str(images), "batch_size": 1, "workers": 0}
+    flags |= {"device": "cpu"}
+    monkeypatch.setattr(job, "GROUPS", (2, 4))
+    do("topk", run="plain", **flags)
+    with pytest.raises(Stopped):
+        do("topk", interrupted(14), run="joined", **flags)
+    (group,) = Path("joined/parts").rglob("000000-000003.h5")
+    content = bytearray(group.read_bytes())
+    content[-1] ^= 1
+    group.write_bytes(content)
+    do("topk", run="joined", **flags)
+    alike(Path("plain"), Path("joined"))
 
 
 def test_a_rerun_changes_no_byte(

@@ -186,7 +186,7 @@ def _of_topk(run: Run, asked: Record, notes: list[Record]) -> Iterator[StageProg
             yield StageProgress("topk", what, "images", images, images, skipped, rate)
             continue
         parts = list(_finished_parts(run, "sample" if what == "sample" else "topk", job))
-        done = min(job["total"], len(parts) * job["size"])
+        done = min(job["total"], sum(part.count for part in parts) * job["size"])
         yield StageProgress(
             "topk",
             what,
@@ -221,6 +221,7 @@ def _searched_units(run: Run, job: Record) -> set[int]:
 class _MadePart:
     made: float  # modification time
     units: tuple[int, ...]
+    count: int = 1  # of ranges of images
 
 
 RESULT_FOLDERS = {
@@ -245,7 +246,9 @@ def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
                 with suppress(OSError, CnnvisError):
                     path = folder / f"{name}.h5"
                     units = () if stage in OF_IMAGES else _part_units(parts, name, stage)
-                    yield _MadePart(path.stat().st_mtime, units)
+                    first, _, last = name.partition("-") if stage in OF_IMAGES else ("", "", "")
+                    count = int(last) - int(first) + 1 if last.isdecimal() else 1
+                    yield _MadePart(path.stat().st_mtime, units, count)
 
 
 def _part_units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
@@ -268,7 +271,7 @@ def _units_per_second(parts: Iterable[_MadePart], size: int | None = None) -> fl
         if b.made - a.made > max(10 * usual, 60):
             first = number
     seconds = made[-1].made - made[first].made
-    units = sum(size or len(part.units) for part in made[first + 1 :])
+    units = sum(part.count * size if size else len(part.units) for part in made[first + 1 :])
     return units / seconds if seconds > 0 else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from cnnvis_cli.dataset.manifest import Manifest, in_words
 from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.report import Report, printable
-from cnnvis_cli.stages.topk.job import Partition, TopKJob
-from cnnvis_cli.store.parts import Parts
+from cnnvis_cli.stages.topk.job import Partition, TopKJob, piece_name
+from cnnvis_cli.store.parts import Name, Parts
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
@@ -80,8 +80,7 @@ def finish(run: Run, job: TopKJob, sources: Sequence[Parts], report: Report) -> 
         crcs = np.zeros(len(manifest), np.uint32)
         reasons: dict[int, str] = {}
         about = ("crc", "failures", "reasons")
-        for number, part in enumerate(report.each(_all_parts(cut, sources, about))):
-            images = cut.images_of(number)
+        for images, part in report.each(_all_parts(cut, sources, about)):
             crcs[images.start : images.stop] = part["crc"][: len(images)]
             skipped[part["failures"]] = True
             texts = map(bytes.decode, part["reasons"].tolist())
@@ -155,7 +154,7 @@ def _results(
     for group in groups:
         last = first + sum(layer.channels for layer in group)
         account = Account(first, last, identity["k"], identity["min"])
-        for part in _all_parts(cut, sources):
+        for _, part in _all_parts(cut, sources):
             account.add(part)
         for layer in group:
             yield _result(layer, account, slice(first, first + layer.channels))
@@ -182,12 +181,32 @@ def _result(layer: Layer, account: Account, channels: slice) -> LayerResult:
 
 def _all_parts(
     cut: Partition, sources: Sequence[Parts], names: Sequence[str] = ()
-) -> Iterator[Arrays]:
-    """Yield the (named) arrays of each part, from the first source that has it intact."""
-    return (_find_part(number, cut.count, sources, names) for number in range(cut.count))
+) -> Iterator[tuple[range, Arrays]]:
+    """Yield the (named) arrays of all parts, in their order, and the images that they are of.
+
+    As large groups as there are come in one; each is from the first source that has it intact.
+    """
+    number = 0
+    while number < cut.count:
+        group, arrays = _find_group(cut, number, sources, names)
+        last = cut.images_of(group[-1])
+        yield range(cut.images_of(number).start, last.stop), arrays
+        number = group.stop
 
 
-def _find_part(number: int, count: int, sources: Iterable[Parts], names: Sequence[str]) -> Arrays:
+def _find_group(
+    cut: Partition, number: int, sources: Sequence[Parts], names: Sequence[str]
+) -> tuple[range, Arrays]:
+    """Return the largest group that begins with a part, or that part alone, and its arrays."""
+    groups = [group for group in cut.groups_of(number) if group.start == number]
+    for _ in range(2):  # another process may join parts meanwhile
+        for group in reversed([range(number, number + 1), *groups]):
+            with suppress(Missing):
+                return group, _find_part(piece_name(group), cut.count, sources, names)
+    return range(number, number + 1), _find_part(number, cut.count, sources, names)
+
+
+def _find_part(number: Name, count: int, sources: Iterable[Parts], names: Sequence[str]) -> Arrays:
     for parts in sources:
         try:
             return parts.read(number, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,8 +17,33 @@ from cnnvis_cli.nouns import Layer
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.layer_job import Portable
 from cnnvis_cli.stages.common.network_loading import network_on
-from cnnvis_cli.store.parts import Parts
+from cnnvis_cli.store.parts import Name, Parts
 from cnnvis_cli.store.run import Record, Run
+from cnnvis_cli.store.stats import joined
+
+GROUPS = (8, 64)  # parts that are joined once all of them are there
+
+
+def piece_name(parts: range) -> Name:
+    """Return the name under which parts are kept together."""
+    return parts.start if len(parts) == 1 else f"{parts.start:06d}-{parts[-1]:06d}"
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """Some parts of a top-k as they are stored: one, or several joined."""
+
+    parts: Parts
+    name: Name
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, parts: Parts, name: Name) -> StoredPiece:
+        """Return a piece; raise KeyError if there is no intact one."""
+        return cls(parts, name, tuple(parts.listed(name)))
+
+    def read(self, names: Sequence[str]) -> Arrays:
+        return self.parts.read(self.name, names)
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,16 @@ class Partition:
 
     def batches_of(self, part: int) -> range:
         return range(part * self.length, min((part + 1) * self.length, self.batches))
+
+    def groups_of(self, part: int) -> Iterator[range]:
+        """Yield the groups of parts around one, the smallest first; they begin at their multiples.
+
+        Only whole groups count.
+        """
+        for size in GROUPS:
+            start = part // size * size
+            if start + size <= self.count:
+                yield range(start, start + size)
 
     def images_of(self, part: int) -> range:
         batches = self.batches_of(part)
@@ -121,7 +157,7 @@ class TopKJob(Portable):
 
     def is_done(self, part: int) -> bool:
         """Return whether all that is wanted of a part is kept."""
-        if not self.is_placed and part not in self.parts:
+        if not self.is_placed and not self._holds(part):
             return False
         return self.sample is None or not len(self.sampled_in(part)) or part in self.sample.parts
 
@@ -131,6 +167,32 @@ class TopKJob(Portable):
             self.sample.parts[part] = sampled
         if not self.is_placed:
             self.parts[part] = arrays
+            self._join_around(part)
+
+    def _holds(self, part: int) -> bool:
+        """Return whether a part is kept, by itself or in a group."""
+        groups = map(piece_name, self.cut.groups_of(part))
+        return part in self.parts or any(name in self.parts for name in groups)
+
+    def _join_around(self, part: int) -> None:
+        """Put the parts around one together, if all of them are there: they take less room so.
+
+        Other processes may be at the same: then both write the same bytes, or one finds nothing.
+        """
+        size, channels = 1, sum(layer.channels for layer in self.layers)
+        for group in self.cut.groups_of(part):
+            members = [piece_name(range(n, n + size)) for n in group[::size]]
+            if not all(map(self.parts.may_hold, members)):
+                return
+            try:
+                pieces = [StoredPiece.of(self.parts, name) for name in members]
+                whole = joined(pieces, channels)
+            except KeyError:  # one is damaged, or another process has joined them
+                return
+            self.parts.put(piece_name(group), whole, small=True)
+            for name in members:
+                self.parts.remove(name)
+            size = len(group)
 
     def clear(self) -> None:
         """Remove all parts, once their results are published."""
