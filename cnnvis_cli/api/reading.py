@@ -33,7 +33,7 @@ from cnnvis_cli.stages.figures.data import (
     style_of,
     unit_label,
 )
-from cnnvis_cli.stages.figures.montages import KINDS
+from cnnvis_cli.stages.figures.montage import KINDS
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.stages.gallery.panes import (
     Photographs,

@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 OWN_MODELS = ("caffenet", "demo", "zfnet")  # models, beside torchvision's
 MONTAGE_KINDS = (
     "history",
+    "intervals",
     "layers",
     "optimized",
     "screen",

@@ -187,14 +187,14 @@ class _Placed:
         """Return cells in a nearly square grid at a scale, or so that they fill a column."""
         label = max(text_size(c.label, SMALL)[0] for c in cells)
         if not caption.room:
-            grid = _CellGrid.around(len(cells), *cells[0].size(scale), label)
+            grid = _CellGrid.around(len(cells), *_largest_size(cells, scale), label)
             return cls(cells, scale, grid)
         cells = narrowed(cells, caption.room)
         return cls(cells, *_grid_in_column(cells, label, caption.room))
 
     def draw(self, canvas: Canvas, head: int) -> None:
         """Draw the cells from a height on."""
-        height, _ = self.cells[0].size(self.scale)
+        height, _ = _largest_size(self.cells, self.scale)
         grid = self.grid
         for number, cell in enumerate(self.cells):
             row, column = divmod(number, grid.columns)
@@ -213,28 +213,34 @@ def narrowed(cells: Sequence[Cell], room: int) -> list[Cell]:
     """Return cells with as few panes per row as their titles need in a column of this width."""
     most = max(len(row) for row in cells[0].rows)
     for across in range(most, 1, -1):
-        if _side_in(replace(cells[0], across=across), room) >= PAPER_TILE:
-            return [replace(cell, across=across) for cell in cells]
+        found = [replace(cell, across=across) for cell in cells]
+        if _side_in(found, room) >= PAPER_TILE:
+            return found
     return [replace(cell, across=1) for cell in cells]
 
 
-def _side_in(cell: Cell, room: int) -> float:
-    """Return the side of the first pane's tiles where a cell fills a width."""
-    return scale_to(lambda scale: cell.size(scale)[1], room) * float(
-        max(cell.panes[0].tiles.shape[1:3])
-    )
+def _side_in(cells: Sequence[Cell], room: int) -> float:
+    """Return the side of the first pane's tiles where the widest cell fills a width."""
+    scale = scale_to(lambda scale: _largest_size(cells, scale)[1], room)
+    return scale * float(max(cells[0].panes[0].tiles.shape[1:3]))
+
+
+def _largest_size(cells: Sequence[Cell], scale: float) -> tuple[int, int]:
+    """Return the height and width that every cell has room in; titles may differ in width."""
+    heights, widths = zip(*(cell.size(scale) for cell in cells), strict=True)
+    return max(heights), max(widths)
 
 
 def _grid_in_column(cells: Sequence[Cell], label: int, room: int) -> tuple[float, _CellGrid]:
     """Return the scale and the places at which cells fill a column's width."""
-    height, width = cells[0].size(1)
+    height, width = _largest_size(cells, 1)
     count = len(cells)
     wanted = round(math.sqrt(count * 1.3 * (height + LINE) / width))
     even = -(-count // -(-count // max(1, min(count, wanted))))  # full rows, as far as possible
     for columns in range(even, 0, -1):
 
         def grid(scale: float, columns: int = columns) -> _CellGrid:
-            return _CellGrid.around(count, *cells[0].size(scale), label, columns)
+            return _CellGrid.around(count, *_largest_size(cells, scale), label, columns)
 
         scale = scale_to(lambda scale: grid(scale).width, room)
         if columns == 1 or scale * min(cells[0].panes[0].tiles.shape[1:3]) >= PAPER_TILE:

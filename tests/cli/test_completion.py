@@ -12,8 +12,7 @@ from torchvision import models
 
 from cnnvis_cli.cli import COMMANDS, cli, completing
 from cnnvis_cli.network.zoo import OWN
-from cnnvis_cli.stages.figures.montage import SCREEN
-from cnnvis_cli.stages.figures.montages import KINDS
+from cnnvis_cli.stages.figures.montage import KINDS, SCREEN
 
 
 def offered(line: str) -> list[str]:

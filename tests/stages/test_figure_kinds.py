@@ -22,13 +22,15 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.session import open_session
-from cnnvis_cli.stages.figures.montages import KINDS
+from cnnvis_cli.stages.figures.montage import KINDS
 from cnnvis_cli.stages.run.pipeline import STAGES
+from cnnvis_cli.store.sample_file import SampleFile
 from tests.sealing import altered
 
 Do = Callable[..., None]
 Flags = dict[str, Any]
 CONV3, FC8 = (2, 9, 40), (3, 9, 10)
+CHOSEN = (2, 9)  # of kinds that have all units
 
 
 def work(stage: str, **flags: Any) -> None:
@@ -49,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture.save(folder / "images" / name / f"{number}.png")
     flags = {"model": "demo", "device": "cpu", "workers": 0, "run": str(folder / "run")}
     layers = ("conv3", "fc8")
-    work("topk", **flags, dataset=str(folder / "images"), layer=layers)
+    work("topk", **flags, dataset=str(folder / "images"), layer=layers, topk__sample=12)
     for layer, units in zip(layers, (CONV3, FC8), strict=True):
         chosen = flags | {"layer": (layer,), "units": ",".join(map(str, units))}
         work("optimize", **chosen, optimize__style=("3", "1"), optimize__runs=5,
@@ -114,6 +116,7 @@ FILES = {
     "top": ["conv3.png", "fc8.png"],
     "history": ["conv3.png", "fc8.png"],
     "layers": ["all.png"],
+    "intervals": [f"{layer}_{u:04d}.png" for layer in ("conv3", "fc8") for u in CHOSEN],
     "styles": [f"conv3_{u:04d}.png" for u in CONV3] + [f"fc8_{u:04d}.png" for u in FC8],
     "unit": [f"conv3_{u:04d}.png" for u in CONV3] + [f"fc8_{u:04d}.png" for u in FC8],
     "toolbox": [
@@ -130,6 +133,8 @@ def test_every_kind_has_its_files_and_is_not_drawn_twice(
     kind: str, do: Do, flags: Flags, snapshot: Callable[[Path], dict[str, Any]]
 ) -> None:
     flags |= {"montage__kind": (kind,), "figure__pdf": True}
+    if kind == "intervals":
+        flags["units"] = ",".join(map(str, CHOSEN))
     do("montage", **flags)
     pictures = [f"{kind}/{name}" for name in FILES[kind]]
     papers = [name.replace(".png", ".pdf") for name in pictures if name.endswith(".png")]
@@ -162,6 +167,36 @@ def test_four_runs_of_every_layer_are_on_one_figure(do: Do, flags: Flags) -> Non
             assert [run for run in range(5) if found[run]] == sorted(shown)
             tops[layer] = found[best][0][0]
     assert tops["fc8"] < tops["conv3"], "the last layer is on top"
+
+
+def test_patches_of_five_intervals_stand_from_left_to_right(do: Do, flags: Flags) -> None:
+    """Twelve images: nine strongest, and what is left of the other intervals."""
+    file = SampleFile(Path(flags["run"], "sample.h5"))
+    values, images = file.values("fc8"), file.images()
+    unit = int((values > 0).sum(axis=0).argmax())
+    order = np.argsort(-values[:, unit], kind="stable")
+    count = min(9, int((values[:, unit] > 0).sum()))
+    assert 1 < count < 12
+    wanted = {"montage__kind": ("intervals",), "layer": ("fc8",), "units": str(unit)}
+    do("montage", **flags | wanted)
+    sheet = opened(flags, f"intervals/fc8_{unit:04d}.png")
+    root = Path(json.loads(Path(flags["run"], "run.json").read_text())["dataset"]["path"])
+    found = []
+    for row in order:
+        with Image.open(root / images.name(int(row))) as image:
+            found.append(places(sheet, np.asarray(image.convert("RGB"))))
+    strongest = [place for each in found[:count] for place in each]
+    assert len(strongest) == count
+    assert strongest == sorted(strongest)
+    right = [left for each in found[count:] for _, left in each]
+    assert right
+    assert min(right) > max(left for _, left in strongest)
+
+
+def test_intervals_need_a_sample(do: Do, flags: Flags) -> None:
+    Path(flags["run"], "sample.h5").unlink()
+    with pytest.raises(UsageError, match=r"has no sample\.h5 yet; run cnnvis topk --sample 10000"):
+        do("montage", **flags | {"montage__kind": ("intervals",), "layer": ("fc8",)})
 
 
 def test_a_block_for_each_style(do: Do, flags: Flags) -> None:

@@ -15,7 +15,7 @@ from cnnvis_cli.cli import _code
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.stages.figures import render
-from cnnvis_cli.stages.figures.montages import KINDS
+from cnnvis_cli.stages.figures.montage import KINDS
 from tests.figure.boxes import faults
 
 Drawn = dict[str, Canvas]
@@ -27,6 +27,8 @@ ONE = "images/cat/0.png"
 MONTAGES = tuple(kind for kind in KINDS if kind != "toolbox")
 LINES = {
     **{kind: f"montage {kind} {HERE}" for kind in MONTAGES},
+    "intervals": f"montage intervals {HERE} --units 0,5",
+    "intervals together": f"montage intervals {HERE} --units 0,5,9 --together",
     "optimized together": f"montage optimized --together {HERE}",
     "top together": f"montage top --together {HERE}",
     "top together, equal": f"montage top --together --equal {HERE}",
@@ -67,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         layers = "--layer conv1 --layer conv3 --layer fc8 --units 0,5,9"
-        assert call(f"topk images {NETWORK} --workers 0") == 0
+        assert call(f"topk images {NETWORK} --workers 0 --sample 12") == 0
         for style in ("3 --style fourier --runs 4", "1 --runs 1"):
             how = f"--workers 0 --style {style} --iterations 2 --step paper"
             assert call(f"optimize {NETWORK} {layers} {how}") == 0

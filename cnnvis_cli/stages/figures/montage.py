@@ -8,8 +8,11 @@ from pathlib import Path
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures import intervals  # noqa: F401  (registers its kind)
 from cnnvis_cli.stages.figures.montages import KINDS, MontageKind, Pages
 from cnnvis_cli.stages.figures.render import draw_figures, figure_files, figure_key
+
+__all__ = ["KINDS", "SCREEN", "check_kinds", "montage"]
 
 SCREEN = "screen"  # the kind that runs the network, by a stage of its own
 

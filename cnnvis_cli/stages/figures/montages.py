@@ -452,9 +452,8 @@ class Cells(NamedTuple):
     tile: Size = (0, 0)  # the height and width of a tile
 
 
-def _unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]) -> list[Pages]:
+def unit_figures(name: str, note: str, session: Session, cells: Sequence[Cells]) -> list[Pages]:
     """Return a figure per unit, or a sheet per layer."""
-    note = f"{note} Tone: {TONE_RULES[session.plan.figure.tone]}."
     pages: list[Pages] = []
     for each in cells:
         units = choose_units(session, each.layer, each.held)
@@ -493,7 +492,8 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
 def styles(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
     note = "Preferred images: one block per style, up to nine runs in each, the strongest first."
-    return _unit_figures("styles", note, session, [_style_cells(session, la) for la in layers])
+    note += f" Tone: {TONE_RULES[session.plan.figure.tone]}."
+    return unit_figures("styles", note, session, [_style_cells(session, la) for la in layers])
 
 
 def _style_cells(session: Session, layer: Layer) -> Cells:
@@ -516,7 +516,8 @@ def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
     note = "Preferred images by style, the strongest image patches, and what in them caused it."
     note += windows_of([projected_of(session, layer) for layer in layers])
-    return _unit_figures("unit", note, session, [_unit_cells(session, la) for la in layers])
+    note += f" Tone: {TONE_RULES[session.plan.figure.tone]}."
+    return unit_figures("unit", note, session, [_unit_cells(session, la) for la in layers])
 
 
 def _unit_cells(session: Session, layer: Layer) -> Cells:

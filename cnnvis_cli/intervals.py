@@ -1,0 +1,38 @@
+"""Intervals of a unit's activation, to show more than its strongest images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cnnvis_cli.arrays import Floats, Int64s
+
+SHARES = {"75 to 90 %": (0.75, 0.9), "median": (0.45, 0.55), "low": (0.0, 0.25)}
+
+
+def in_intervals(values: Floats, count: int, generator: np.random.Generator) -> dict[str, Int64s]:
+    """Return up to `count` images of each interval of a unit's values (N,), strongest first.
+
+    The first has the strongest images. Those between shares of the images with a value above 0,
+    by rank, are drawn at random and leave out the first. `none` is drawn from those with no value
+    above 0; where there are none, `lowest` has those with the lowest. NaN is no value.
+    """
+    order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
+    active = order[np.searchsorted(np.nan_to_num(values[order], nan=-np.inf), 0, "right") :]
+    found = {"strongest": active[::-1][:count]}
+    others = active[: len(active) - len(found["strongest"])]
+    for name, (low, high) in SHARES.items():
+        first, last = round(low * len(active)), round(high * len(active))
+        found[name] = _some(others[first:last], count, generator)
+    silent = order[: len(order) - len(active)]
+    silent = silent[~np.isnan(values[silent])]
+    if len(silent):
+        found["none"] = _some(silent, count, generator)
+    else:
+        found["lowest"] = others[:count][::-1]
+    return found
+
+
+def _some(images: Int64s, count: int, generator: np.random.Generator) -> Int64s:
+    """Return some of the images at random, the strongest first."""
+    drawn = generator.choice(len(images), min(count, len(images)), replace=False)
+    return images[np.sort(drawn)[::-1]]

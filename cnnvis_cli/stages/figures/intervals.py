@@ -1,0 +1,107 @@
+"""Figures of a unit's images over its whole range, from the sample: more than the extreme nine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cnnvis_cli.arrays import Floats, Int32s, Int64s, Pixels
+from cnnvis_cli.ascent.starts import seed_of
+from cnnvis_cli.digests import file_digest
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.sheets import Cell, Pane
+from cnnvis_cli.intervals import in_intervals
+from cnnvis_cli.nouns import Box, Layer, Size, Unit
+from cnnvis_cli.stages.common.dataset_images import image_reader
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.figures.data import crop, unit_label
+from cnnvis_cli.stages.figures.montages import SQUARE, Cells, Pages, kind, unit_figures
+from cnnvis_cli.store.sample_file import SampledImages, SampleFile
+
+
+@dataclass(frozen=True)
+class SampleImages:
+    """The images of a run's sample, as a layer's units see them."""
+
+    session: Session
+    layer: Layer
+
+    @cached_property
+    def file(self) -> SampleFile:
+        return SampleFile(self.session.run.sample)
+
+    @cached_property
+    def images(self) -> SampledImages:
+        return self.file.images()
+
+    @cached_property
+    def values(self) -> Floats:
+        """Each unit's largest value in each image, (N, C); NaN for images that were skipped."""
+        found = self.file.values(self.layer.alias)
+        found[self.images.skipped] = np.nan
+        return found
+
+    @cached_property
+    def places(self) -> Int32s:
+        """Where in the map it is, row by row: (N, C)."""
+        return self.file.places(self.layer.alias)
+
+    @cached_property
+    def read(self) -> Callable[[int], Pixels]:
+        """Read an image by its index in the dataset."""
+        return image_reader(self.session)
+
+    @property
+    def size(self) -> Size:
+        """The height and width of a patch."""
+        return self.layer.tile_size(self.session.network.size)
+
+    def intervals(self, unit: int) -> dict[str, Int64s]:
+        """Return rows of the sample by interval of a unit's values, the same ones every time."""
+        seed = seed_of(self.session.plan.seed, Unit(self.layer.alias, unit), 0)
+        return in_intervals(self.values[:, unit], SQUARE, np.random.default_rng(seed))
+
+    def patches(self, unit: int, rows: Sequence[int]) -> Pixels:
+        """Return the windows of a unit's largest values in images, (9, h, w, 3); white for none."""
+        found = np.full((SQUARE, *self.size, 3), 255, np.uint8)
+        for number, row in enumerate(rows):
+            place = divmod(int(self.places[row, unit]), self.layer.map[1])
+            window = self.layer.local.box(*place).tile(self.session.network.size)
+            box = window if window.size == self.size else Box.whole(self.size)
+            found[number] = crop(self.read(int(self.images.index[row])), box)
+        return found
+
+
+@kind("intervals", lambda run, _: run.sample)
+def intervals(session: Session, layers: Sequence[Layer]) -> list[Pages]:
+    """Return patches from five intervals of each unit's activation; needs topk --sample."""
+    sample, asked = SampleFile(session.run.sample), session.plan.layer
+    if sample.identity() is None:
+        raise UsageError(
+            f"{session.run.path} has no sample.h5 yet; run cnnvis topk --sample 10000 first"
+        )
+    held = sample.layers()
+    note = (
+        "Image patches from five intervals of the largest activation per image, the strongest "
+        "first in each; none: no activation above 0."
+    )
+    cells = [_cells(session, layer) for layer in layers if asked or layer.alias in held]
+    return unit_figures("intervals", note, session, cells)
+
+
+def _cells(session: Session, layer: Layer) -> Cells:
+    sample = SampleImages(session, layer)
+
+    def make(unit: int) -> Cell:
+        panes = []
+        for name, rows in sample.intervals(unit).items():
+            column = sample.values[rows, unit]
+            title = f"{name}: {column.min():.3g} to {column.max():.3g}" if len(rows) else name
+            panes.append(Pane(sample.patches(unit, rows.tolist()), 3, title=title))
+        return Cell(unit_label(session, layer, unit), tuple(panes))
+
+    record = {"source": file_digest(sample.file.path), "seed": session.plan.seed}
+    return Cells(layer, np.arange(layer.channels), make, record, sample.size)
