@@ -239,6 +239,7 @@ class OptimizePlan:
         "--style",
         "natural (colours and spectrum of photographs), fourier (Olah et al. 2017), 1 to 4 (the "
         "rows of Table 1 of Yosinski et al. 2015), or a style of your own; repeatable.",
+        metavar="NAME",
     )
     runs: int = setting(1, "--runs", "Random starts per unit.", ge=1)
     step: Text = setting(
@@ -246,6 +247,7 @@ class OptimizePlan:
         "--step",
         "Step size of styles other than natural and fourier: calibrated, paper (the paper's "
         "constants), or a number.",
+        metavar="NAME|NUMBER",
     )
     iterations: int | None = setting(
         None, "--iterations", "Number of iterations, instead of the style's own.", ge=1
@@ -265,12 +267,14 @@ class OptimizePlan:
         (),
         "--sum",
         "Maximise a weighted sum of a layer's units, such as '12 + 0.5*31 - 7'; repeatable.",
+        metavar="TERMS",
     )
     direction: Text | None = setting(
         None,
         "--direction",
         "Maximise along directions in the space of a layer's channels: an .npy file of shape "
         "(n, channels).",
+        metavar="FILE",
     )
     diversity: float = setting(
         0.0,
@@ -284,6 +288,7 @@ class OptimizePlan:
         "--start",
         "First image of styles other than natural and fourier: noise (about the mean colour), "
         "uniform, mean, or an image file.",
+        metavar="NAME|FILE",
     )
     precision: Precision | None = setting(
         None, "--precision", "Arithmetic of the network.", "tf32 on a GPU, float32 on a CPU"
@@ -321,6 +326,7 @@ class SearchPlan:
         "Instead of a random search, vary one parameter from its lowest to its highest value: "
         "decay, blur_width, blur_every, norm, contribution, tv or rate; or all, for one sheet per "
         "parameter.",
+        metavar="NAME",
     )
     values: int = setting(7, "--values", "Number of values in a sweep.", ge=1)
     score: Text = setting(
@@ -328,6 +334,7 @@ class SearchPlan:
         "--score",
         "Score that sorts the sheet: balanced, activation, robustness, variation, roughness or "
         "grey.",
+        metavar="NAME",
     )
     save: Text | None = setting(
         None, "--save", "Save a row as a style of this name.", metavar="NAME"
@@ -347,6 +354,7 @@ class ProjectPlan:
         "--method",
         "How to project: deconv, guided or gradient; repeatable.",
         "deconv; gradient where a network's activation functions have no deconvnet rule",
+        metavar="NAME",
     )
     start: Start = setting(
         "place",
@@ -373,9 +381,14 @@ class MontagePlan:
 
     kind: Several[Text] = setting((), "KIND", "Kinds of figures, repeatable.", "optimized and top")
     style: Several[Text] = setting(
-        (), "--style", "Style of the optimized images to show; repeatable for the kind styles."
+        (),
+        "--style",
+        "Style of the optimized images to show; repeatable for the kind styles.",
+        metavar="NAME",
     )
-    method: Text | None = setting(None, "--method", "Method of the projections to show.")
+    method: Text | None = setting(
+        None, "--method", "Method of the projections to show.", metavar="NAME"
+    )
     random: int | None = setting(
         None, "--random", "Show this many units, chosen at random by --seed.", ge=1
     )
@@ -428,7 +441,9 @@ class MontagePlan:
 class GalleryPlan:
     """How the web page is called."""
 
-    title: Text | None = setting(None, "--title", "Title of the page.", "the network's name")
+    title: Text | None = setting(
+        None, "--title", "Title of the page.", "the network's name", metavar="TITLE"
+    )
 
 
 @dataclass(frozen=True)
@@ -465,10 +480,14 @@ class ScorePlan:
         "MODEL",
     )
     encoder_weights: Text | None = setting(
-        None, "--encoder-weights", "Its weights, written as for --weights."
+        None, "--encoder-weights", "Its weights, written as for --weights.", metavar="NAME|FILE"
     )
     encoder_layer: Text | None = setting(
-        None, "--encoder-layer", "Its layer whose outputs are compared.", "the last but one"
+        None,
+        "--encoder-layer",
+        "Its layer whose outputs are compared.",
+        "the last but one",
+        metavar="NAME",
     )
     alpha: float = setting(
         0.16,
@@ -523,6 +542,7 @@ class SaliencyPlan:
         "--method",
         "gradient, guided, deconv, gradcam, smoothgrad or integrated; repeatable.",
         "those of the first four that have a rule for the network's activation functions",
+        metavar="NAME",
     )
     target: Text | None = setting(
         None,
@@ -619,7 +639,7 @@ class OccludePlan:
         "--method",
         "How the map is projected: deconv, guided or gradient.",
         "deconv; gradient where it has no rule",
-        "TEXT",
+        "NAME",
     )
 
 
@@ -650,6 +670,7 @@ class FigurePlan:
         None,
         "--classes",
         "A file of class names: one per line, or a folder name and its class name per line.",
+        metavar="FILE",
     )
     paper: bool = setting(
         False,
@@ -694,12 +715,14 @@ class Plan:
         "-m --model",
         "A torchvision model (alexnet, vgg16, ...), caffenet, zfnet, demo, timm:NAME, "
         "package.module:function or file.py:function.",
+        metavar="NAME",
     )
     weights: Text | None = setting(
         None,
         "-w --weights",
         "DEFAULT or another torchvision weights name, a file (.safetensors, .pth, .ckpt, .bin, "
         ".caffemodel), or random.",
+        metavar="NAME|FILE",
     )
     ema: bool = setting(False, "--ema", "Take the averaged weights (EMA) of a training checkpoint.")
     trust_code: bool = setting(False, "--trust-code", "Allow --model to run your own code.")
@@ -707,17 +730,23 @@ class Plan:
         None,
         "DATASET --dataset",
         "A folder, tar, zip, Parquet file or list of images; demo for generated images.",
+        metavar="DIR|FILE",
     )
-    run: Text | None = setting(None, "-r --run", "The run directory.", "outputs/<model>")
+    run: Text | None = setting(
+        None, "-r --run", "The run directory.", "outputs/<model>", metavar="DIR"
+    )
     layer: Several[Text] = setting(
         (),
         "-l --layer",
         "A layer's alias (conv5) or module path (features.10), or a block's path (layer4) for all "
         "in it; repeatable.",
         "all",
+        metavar="NAME",
     )
-    units: Text = setting("", "-u --units", "Channels, such as 0-63,151.", "all")
-    device: Text = setting("auto", "--device", "auto, cpu, cuda, or a list such as cuda:0,cuda:1.")
+    units: Text = setting("", "-u --units", "Channels, such as 0-63,151.", "all", metavar="NUMBERS")
+    device: Text = setting(
+        "auto", "--device", "auto, cpu, cuda, or a list such as cuda:0,cuda:1.", metavar="NAME"
+    )
     batch_size: int | None = setting(None, "--batch-size", "Images per batch.", ge=1)
     workers: int | None = setting(
         None,
@@ -732,9 +761,13 @@ class Plan:
         "--shard",
         "Do only part i of n of the work, written i/n: in a shared run directory, or for cnnvis "
         "merge.",
+        metavar="I/N",
     )
     scheduler: Text | None = setting(
-        None, "--scheduler", "Run the work on a Dask cluster: tcp://host:port or tls://host:port."
+        None,
+        "--scheduler",
+        "Run the work on a Dask cluster: tcp://host:port or tls://host:port.",
+        metavar="ADDRESS",
     )
     trust_network: bool = setting(
         False,
@@ -747,6 +780,7 @@ class Plan:
         "--log",
         "Also write every line to this file, which is rotated at 1 MB. That of a plan is in the "
         "run directory.",
+        metavar="FILE",
     )
     seed: int = setting(0, "--seed", "Seed of every random choice.", ge=0, lt=1 << 63)
     stages: Several[Stage] = setting(USUAL, help="Stages of cnnvis run.")

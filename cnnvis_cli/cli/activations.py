@@ -7,20 +7,21 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import PRINTING, WORKING, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("activations")
+@click.command("activations", cls=Grouped)
 @click.argument(
     "activations__image",
     metavar="IMAGE-OR-VIDEO...",
     nargs=-1,
     shell_complete=completing.path_items,
 )
-@takes(*section("activations"), "topk.max_unreadable", *PRINTING, *WORKING)
+@takes(*section("activations"), "topk.max_unreadable", *PRINTING, *WORKING, idle=("seed",))
 def command(**flags: Any) -> None:
     """Show every layer's activations for an image, or for each frame of a video.
 

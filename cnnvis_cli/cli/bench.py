@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import (
     JSON,
     WORKING,
@@ -26,7 +27,7 @@ def command() -> None:
     """
 
 
-@command.command("topk")
+@command.command("topk", cls=Grouped)
 @click.argument("dataset")
 @click.option("--seconds", default=3.0, show_default=True, help="Seconds per measurement.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
@@ -46,7 +47,7 @@ def bench_topk(seconds: float, rounds: int, as_json: bool, **flags: Any) -> None
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
-@command.command("optimize")
+@command.command("optimize", cls=Grouped)
 @takes(
     setting_option("optimize.style", help="A style; repeatable.", shown="1, 2, 3, 4"),
     "optimize.precision",
@@ -70,7 +71,7 @@ def bench_optimize(seconds: float, rounds: int, as_json: bool, **flags: Any) -> 
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
-@command.command("occlude")
+@command.command("occlude", cls=Grouped)
 @takes(setting_option("occlude.size", metavar=None), setting_option("occlude.stride", metavar=None))
 @click.option("--rounds", default=5, show_default=True, help="Rounds of all measurements.")
 @takes(JSON, *WORKING)
@@ -89,7 +90,7 @@ def bench_occlude(rounds: int, as_json: bool, **flags: Any) -> None:
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
-@command.command("project")
+@command.command("project", cls=Grouped)
 @takes(*section("project"), setting_option("topk.k", help="Places per channel."))
 @click.option("--seconds", default=3.0, show_default=True, help="For one image at a time.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of all measurements.")
@@ -109,7 +110,7 @@ def bench_project(seconds: float, rounds: int, as_json: bool, **flags: Any) -> N
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())
 
 
-@command.command("activations")
+@command.command("activations", cls=Grouped)
 @click.option(
     "--frames", default=300, show_default=True, help="Frames of the video, 320x240 pixels."
 )

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import JSON, TALKING, planned, takes
 
 
-@click.command("compare")
+@click.command("compare", cls=Grouped)
 @click.argument("run_a", type=click.Path(path_type=Path), shell_complete=completing.folders)
 @click.argument("run_b", type=click.Path(path_type=Path), shell_complete=completing.folders)
 @takes(JSON, "seed", *TALKING)

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import QUIET, VERBOSE, setting_option, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("demo")
+@click.command("demo", cls=Grouped)
 @takes(setting_option("run", shown="outputs/demo"), QUIET, VERBOSE)
 def command(**flags: Any) -> None:
     """Run the whole pipeline on the bundled network and generated images.

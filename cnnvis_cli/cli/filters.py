@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import PRINTING, WORKING, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("filters")
-@takes(*section("filters"), *PRINTING, *WORKING)
+@click.command("filters", cls=Grouped)
+@takes(*section("filters"), *PRINTING, *WORKING, idle=("device", "seed", "batch_size", "workers"))
 def command(**flags: Any) -> None:
     """Show first-layer filters: which dominate, which are dead, how fine they are.
 

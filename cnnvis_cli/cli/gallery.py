@@ -6,14 +6,18 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import MOVED, WORKING_ON_UNITS, takes
+from cnnvis_cli.cli.grouped import Grouped
+from cnnvis_cli.cli.options import MOVED, SHOWING_UNITS, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("gallery")
-@takes("gallery.title", MOVED, "figure.tone", "figure.classes", *WORKING_ON_UNITS)
+@click.command("gallery", cls=Grouped)
+@takes(
+    *("gallery.title", MOVED, "figure.tone", "figure.classes", *SHOWING_UNITS),
+    idle=("device", "seed", "batch_size"),
+)
 def command(**flags: Any) -> None:
     """Make a web page to browse every unit of the run: <run>/gallery/index.html.
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import DESCRIBING, planned, takes
 
 
-@click.command("layers")
+@click.command("layers", cls=Grouped)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, a list of objects.")
 @takes(*DESCRIBING)
 def command(as_json: bool, **flags: Any) -> None:

@@ -7,15 +7,18 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import DRAWING, ONE_IMAGE, section, takes
+from cnnvis_cli.cli.grouped import Grouped
+from cnnvis_cli.cli.options import DRAWING, ONE_IMAGE, section, setting_option, takes
 from cnnvis_cli.cli.work import need_images, run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
+LOOKED_AT = setting_option("layer", shown="an early, a middle and the last one with a map")
 
-@click.command("look")
+
+@click.command("look", cls=Grouped)
 @click.argument("look__images", metavar="PHOTO...", nargs=-1, shell_complete=completing.path_items)
-@takes(*section("look"), "topk.max_unreadable", "layer", *DRAWING, *ONE_IMAGE)
+@takes(*section("look"), "topk.max_unreadable", LOOKED_AT, *DRAWING, *ONE_IMAGE, idle=("seed",))
 def command(**flags: Any) -> None:
     """Show on one sheet what a network sees in an image.
 
@@ -34,8 +37,8 @@ def command(**flags: Any) -> None:
 
 def _look_at(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.session import open_session
-    from cnnvis_cli.stages.single.look import look_at
+    from cnnvis_cli.stages.single.look import look
 
     need_images(plan.look.images, "look")
     with open_session(plan, report) as session:
-        look_at(session)
+        look(session)

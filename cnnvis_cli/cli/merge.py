@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import MERGING, planned, takes
 
 
-@click.command("merge")
+@click.command("merge", cls=Grouped)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @takes("topk.max_unreadable", *MERGING)
 def command(runs: tuple[Path, ...], **flags: Any) -> None:

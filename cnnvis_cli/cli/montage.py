@@ -7,17 +7,18 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
-from cnnvis_cli.cli.options import DRAWING, MOVED, WORKING_ON_UNITS, section, takes
+from cnnvis_cli.cli.grouped import Grouped
+from cnnvis_cli.cli.options import DRAWING, MOVED, SHOWING_UNITS, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("montage")
+@click.command("montage", cls=Grouped)
 @click.argument(
     "montage__kind", metavar="[KIND]... [IMAGE]...", nargs=-1, shell_complete=completing.kinds
 )
-@takes(*section("montage"), MOVED, *DRAWING, *WORKING_ON_UNITS)
+@takes(*section("montage"), MOVED, *DRAWING, *SHOWING_UNITS, idle=("batch_size",))
 def command(**flags: Any) -> None:
     """Draw figures as PNG from the results in the run directory.
 

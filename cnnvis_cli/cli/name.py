@@ -7,14 +7,21 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import JSON, WORKING_ON_UNITS, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("name")
-@takes(*section("name"), "figure.classes", JSON, *WORKING_ON_UNITS)
+@click.command("name", cls=Grouped)
+@takes(
+    *section("name"),
+    "figure.classes",
+    JSON,
+    *WORKING_ON_UNITS,
+    idle=("device", "batch_size", "workers"),
+)
 def command(as_json: bool, **flags: Any) -> None:
     """Find a word for each unit: the class that its activations separate best.
 

@@ -7,13 +7,14 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import ONE_IMAGE, SHARING, SIZING, setting_option, takes
 from cnnvis_cli.cli.work import need_images, run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("occlude")
+@click.command("occlude", cls=Grouped)
 @click.argument(
     "occlude__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.path_items
 )
@@ -35,6 +36,7 @@ from cnnvis_cli.settings import Plan
     "workers",
     *SHARING,
     *ONE_IMAGE,
+    idle=("seed",),
 )
 def command(**flags: Any) -> None:
     """Show which parts of an image a prediction depends on (Zeiler & Fergus 2013, Fig. 7).

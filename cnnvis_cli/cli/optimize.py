@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import SHARING, WORKING_ON_UNITS, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("optimize")
+@click.command("optimize", cls=Grouped)
 @takes(*section("optimize"), *SHARING, *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
     """Draw the image that each unit prefers: regularized activation maximization.

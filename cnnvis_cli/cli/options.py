@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import click
 
 from cnnvis_cli.cli import completing
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan, shown_default
 
@@ -25,13 +26,19 @@ COMPLETING = {
 }
 
 
-def takes(*options: str | Decorator) -> Callable[[Command], Command]:
-    """Add options to a command, in this order: settings by name, like topk.k, and others."""
+def takes(*options: str | Decorator, idle: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """Add options to a command, in this order: settings by name, like topk.k, and others.
+
+    Those of `idle` have no effect on the command. They are accepted, since some options are
+    promised to every command, but help does not show them.
+    """
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
-            add = setting_option(option) if isinstance(option, str) else option
-            command = add(command)
+            if isinstance(option, str):
+                command = setting_option(option, hidden=option in idle)(command)
+            else:
+                command = option(command)
         return command
 
     return decorate
@@ -87,11 +94,13 @@ CONFIG = click.option(
     "-c",
     "--config",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     help="A TOML file of settings; flags override it.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 MOVED = setting_option("dataset", help="Where the images are now, if they have moved.")
 
+RUN_AS_ALL = (setting_option("model", help="The network whose run it is."), "run")
 TALKING = (QUIET, VERBOSE, setting_option("log", type=click.Path(path_type=Path, dir_okay=False)))
 CONFIGURING = (CONFIG, *TALKING)
 NETWORK = ("model", "weights", "ema", "trust_code")
@@ -102,6 +111,8 @@ DESCRIBING = (*NETWORK, "run", *CONFIGURING)  # a command that only describes a 
 ONE_IMAGE = (*NETWORK, "run", "device", "seed", "batch_size", *CONFIGURING)  # single images
 WORKING = (*NETWORK, *WORK, *CONFIGURING)  # that processes a dataset into a run directory
 WORKING_ON_UNITS = (*NETWORK, *WORK, "units", *CONFIGURING)
+DRAWERS = setting_option("workers", help="Processes that draw; 0: draw in this process.")
+SHOWING_UNITS = (*NETWORK, *WORK[:-1], DRAWERS, "units", *CONFIGURING)  # what a run holds
 RUNNING = (*NETWORK, *WORK, "units", *TALKING)  # whose settings file is its argument
 MERGING = ("trust_code", "run", *CONFIGURING)
 VERIFYING = ("weights", "trust_code", "device", "seed", *TALKING)
@@ -110,6 +121,22 @@ PAPER_SETTINGS = ("figure.paper", "figure.width", "figure.columns", "figure.poin
 PRINTING = ("figure.dpi", "figure.pdf", *PAPER_SETTINGS)  # with tone and scale options of its own
 SIZING = ("figure.scale", *PRINTING)  # with a tone option of its own
 DRAWING = section("figure")
+
+
+def of_run(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return a command's flags with the run that its argument names, or --run, or --model.
+
+    Raise `UsageError` for several, or none; it names those in outputs/.
+    """
+    folder, model, run = flags.pop("folder"), flags.pop("model"), flags["run"]
+    if sum(map(bool, (folder, model, run))) > 1:
+        raise UsageError("name the run once: RUN, --run RUN, or --model for outputs/<model>")
+    if not (folder or model or run):
+        known = sorted(str(path.parent) for path in Path("outputs").glob("*/run.json"))
+        there = f" (there are {', '.join(known[:8])})" if known else ""
+        raise UsageError(f"which run? name its folder, or give --model{there}")
+    run = folder or run or str(Plan(model=model).folder)
+    return {**flags, "run": run, "config": None}
 
 
 reports: list[Report] = []

@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import MOVED, SHARING, WORKING_ON_UNITS, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("project")
-@takes(*section("project"), MOVED, *SHARING, *WORKING_ON_UNITS)
+@click.command("project", cls=Grouped)
+@takes(*section("project"), MOVED, *SHARING, *WORKING_ON_UNITS, idle=("seed",))
 def command(**flags: Any) -> None:
     """Project the strongest activations back to the pixels that caused them.
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import RUNNING, SHARING, setting_option, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("run")
+@click.command("run", cls=Grouped)
 @click.argument("config", type=click.Path(path_type=Path))
 @takes(
     setting_option("dataset", help="Images to use instead of the plan's dataset."),

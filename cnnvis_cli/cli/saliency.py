@@ -7,13 +7,14 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import ONE_IMAGE, SIZING, section, setting_option, takes
 from cnnvis_cli.cli.work import need_images, run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("saliency")
+@click.command("saliency", cls=Grouped)
 @click.argument(
     "saliency__images", metavar="IMAGE...", nargs=-1, shell_complete=completing.path_items
 )

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import JSON, MOVED, WORKING_ON_UNITS, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("score")
-@takes(*section("score"), MOVED, JSON, *WORKING_ON_UNITS)
+@click.command("score", cls=Grouped)
+@takes(*section("score"), MOVED, JSON, *WORKING_ON_UNITS, idle=("batch_size", "workers"))
 def command(as_json: bool, **flags: Any) -> None:
     """Score how well pictures of each unit tell what activates it.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import (
     DRAWING,
     SHARING,
@@ -19,7 +20,7 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("search")
+@click.command("search", cls=Grouped)
 @takes(
     *section("search"),
     setting_option("optimize.step", help="Step size: calibrated, or a number."),

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import JSON, TALKING, planned, takes
+from cnnvis_cli.cli.grouped import Grouped
+from cnnvis_cli.cli.options import JSON, RUN_AS_ALL, TALKING, of_run, planned, takes
 
 
-@click.command("status")
-@click.argument("run", type=click.Path(path_type=Path))
-@takes(JSON, *TALKING)
-def command(run: Path, as_json: bool, **flags: Any) -> None:
+@click.command("status", cls=Grouped)
+@click.argument("folder", metavar="[RUN]", required=False)
+@takes(*RUN_AS_ALL, JSON, *TALKING)
+def command(as_json: bool, **flags: Any) -> None:
     """Show what a run has done, what is left and skipped, its speed and the time left.
 
-    RUN is a run directory; it may be in use by any number of shards. Nothing in it is changed.
+    RUN is a run directory, by default that of --model; it may be in use by any number of shards.
+    Nothing in it is changed.
 
     Example: cnnvis status outputs/demo
     """
-    _, report = planned({**flags, "config": None})
+    plan, report = planned(of_run(flags))
     from cnnvis_cli.stages.run.status import status
 
-    found = status(run)
+    found = status(plan.folder)
     report.result(json.dumps(found.record(), indent=1) if as_json else found.table())

@@ -7,15 +7,16 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli import completing
+from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import SHARING, WORKING, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
 
-@click.command("topk")
+@click.command("topk", cls=Grouped)
 @click.argument("dataset", required=False, shell_complete=completing.path_items)
-@takes(*section("topk"), *SHARING, *WORKING)
+@takes(*section("topk"), *SHARING, *WORKING, idle=("seed",))
 def command(**flags: Any) -> None:
     """Find the images, and the places in them, that activate each channel most strongly.
 

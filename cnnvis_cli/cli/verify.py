@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from cnnvis_cli.cli.options import JSON, MOVED, VERIFYING, planned, takes
+from cnnvis_cli.cli.grouped import Grouped
+from cnnvis_cli.cli.options import JSON, MOVED, RUN_AS_ALL, VERIFYING, of_run, planned, takes
 from cnnvis_cli.errors import CnnvisError, StorageError
 
 
-@click.command("verify")
-@click.argument("run")
-@takes(MOVED)
+@click.command("verify", cls=Grouped)
+@click.argument("folder", metavar="[RUN]", required=False)
+@takes(*RUN_AS_ALL, MOVED)
 @click.option(
     "--sample",
     type=click.IntRange(min=0),
@@ -28,15 +29,16 @@ from cnnvis_cli.errors import CnnvisError, StorageError
 def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
     """Check that a run is complete, and that its numbers can be reproduced.
 
-    Every sealed file and every picture is read completely, and everything that is stored is held
-    against what it follows from: order, windows, statistics, the dataset's list, pages. A sample of
-    images and optimized images is computed again, --all makes the whole top-k again. A table says
-    what was proven, how, and what was not. Nothing is changed. Whatever is wrong is listed, and
-    gives exit code 1; a fault of the system, such as a dataset that cannot be read now, gives 4.
+    RUN is a run directory, by default that of --model. Every sealed file and every picture is read
+    completely, and everything that is stored is held against what it follows from: order, windows,
+    statistics, the dataset's list, pages. A sample of images and optimized images is computed
+    again, --all makes the whole top-k again. A table says what was proven, how, and what was not.
+    Nothing is changed. Whatever is wrong is listed, and gives exit code 1; a fault of the system,
+    such as a dataset that cannot be read now, gives 4.
 
     Example: cnnvis verify outputs/demo
     """
-    plan, report = planned({**flags, "config": None})
+    plan, report = planned(of_run(flags))
     from cnnvis_cli.verify import verify
 
     found = verify(plan, report, sample, everything)

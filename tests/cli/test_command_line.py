@@ -22,6 +22,7 @@ import torch
 import cnnvis_cli.cli
 import cnnvis_cli.demo
 from cnnvis_cli.cli import COMMANDS, _code, cli
+from cnnvis_cli.cli.grouped import GROUPS_OF_OPTIONS
 from cnnvis_cli.store import lock
 from cnnvis_cli.store.run import Run
 
@@ -400,7 +401,7 @@ def test_the_help_names_every_command_in_a_line_of_80_columns(cnnvis: Call) -> N
     assert max(map(len, lines)) <= 80
     assert not any("..." in line for line in lines)
     modules = {path.stem for path in Path(cnnvis_cli.cli.__path__[0]).glob("[!_]*.py")}
-    commands = modules - {"options", "work", "completing"}
+    commands = modules - {"options", "work", "completing", "grouped"}
     assert set(cnnvis_cli.cli.COMMANDS) == commands
     assert {line.split()[0] for line in lines if line.startswith("  ")} >= commands
 
@@ -410,3 +411,58 @@ def test_a_mistyped_command_is_named_with_the_nearest(cnnvis: Call) -> None:
     assert told.code == 2
     assert "topkk" in told.err
     assert "'topk'" in told.err
+
+
+def options_of(command: click.Command) -> list[click.Option]:
+    return [each for each in command.params if isinstance(each, click.Option)]
+
+
+def every_command() -> dict[str, click.Command]:
+    """Return the commands and those of groups, by their names."""
+    found = {name: command_of(name) for name in COMMANDS}
+    bench = found.pop("bench")
+    assert isinstance(bench, click.Group)
+    return found | {f"bench {name}": each for name, each in bench.commands.items()}
+
+
+@pytest.mark.parametrize("name", sorted(every_command()))
+def test_help_groups_the_options_and_says_what_they_take(name: str, cnnvis: Call) -> None:
+    shown = cnnvis(f"cnnvis {name} --help").out
+    titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
+    assert titles == [each for each in GROUPS_OF_OPTIONS if each in titles]
+    assert "Logging" in titles
+    words = [line.split() for line in shown.splitlines() if line.startswith("  -")]
+    assert not [line for line in words if {"TEXT", "PATH"} & set(line[:4])]
+    for option in options_of(every_command()[name]):
+        assert any(option.opts[-1] in line for line in words) != option.hidden, option.name
+
+
+def test_options_without_effect_are_accepted_and_not_shown() -> None:
+    """They are promised to every command; help is about those that mean something."""
+    hidden = {
+        name: {option.name for option in options_of(command) if option.hidden}
+        for name, command in every_command().items()
+    }
+    assert hidden["montage"] == {"batch_size"}
+    assert hidden["gallery"] == {"batch_size", "seed", "device"}
+    assert hidden["optimize"] == set()
+
+
+def test_every_option_of_a_group_exists() -> None:
+    known = {option.name for each in every_command().values() for option in options_of(each)}
+    for names in GROUPS_OF_OPTIONS.values():
+        assert set(names) <= known
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_a_run_is_named_as_everywhere(command: str, cnnvis: Call) -> None:
+    assert cnnvis("cnnvis optimize --model demo --layer conv1 --units 0 --iterations 1").code == 0
+    told = [cnnvis(f"cnnvis {command} {how}") for how in (
+        "outputs/demo", "--run outputs/demo", "--model demo"
+    )]  # fmt: skip
+    assert {each.code for each in told} == {0}
+    assert len({each.out for each in told}) == 1
+    none = cnnvis(f"cnnvis {command}")
+    assert (none.code, "there are outputs/demo" in none.err) == (2, True)
+    both = cnnvis(f"cnnvis {command} outputs/demo --model demo")
+    assert (both.code, "name the run once" in both.err) == (2, True)
