@@ -9,7 +9,7 @@ import click
 from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import DRAWING, ONE_IMAGE, section, setting_option, takes
-from cnnvis_cli.cli.work import need_images, run_command
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -36,9 +36,12 @@ def command(**flags: Any) -> None:
 
 
 def _look_at(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.beforehand import check_images, check_layers
     from cnnvis_cli.stages.common.session import open_session
-    from cnnvis_cli.stages.single.look import look
+    from cnnvis_cli.stages.single.look import BUNDLED, look
 
-    need_images(plan.look.images, "look")
+    if plan.look.images != (BUNDLED,):
+        check_images([each for each in plan.look.images if each != BUNDLED], "look")
+    check_layers(plan)
     with open_session(plan, report) as session:
         look(session)

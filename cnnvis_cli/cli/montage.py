@@ -47,9 +47,11 @@ def _draw_montage(plan: Plan, report: Report) -> None:
 
     check_kinds(plan)
     if "screen" in plan.montage.kind:
+        from cnnvis_cli.stages.common.beforehand import check_layers
         from cnnvis_cli.stages.single.screen import check_screen, screen
 
         check_screen(plan)
+        check_layers(plan, plan.montage.unit)
         with open_session(plan, report) as session:
             screen(session)
         return

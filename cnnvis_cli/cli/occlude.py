@@ -9,7 +9,7 @@ import click
 from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import ONE_IMAGE, SHARING, SIZING, setting_option, takes
-from cnnvis_cli.cli.work import need_images, run_command
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -62,9 +62,11 @@ def command(**flags: Any) -> None:
 
 
 def _occlude_images(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.beforehand import check_images, check_layers
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.single.occlude import occlude
 
-    need_images(plan.occlude.images, "occlude")
+    check_images(plan.occlude.images, "occlude")
+    check_layers(plan)
     with open_session(plan, report) as session:
         occlude(session)

@@ -9,7 +9,7 @@ import click
 from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import ONE_IMAGE, SIZING, section, setting_option, takes
-from cnnvis_cli.cli.work import need_images, run_command
+from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
@@ -55,9 +55,13 @@ def command(**flags: Any) -> None:
 
 
 def _map_saliency(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.beforehand import check_images, check_layers
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.single.saliency import saliency
 
-    need_images(plan.saliency.images, "saliency")
+    check_images(plan.saliency.images, "saliency")
+    target = plan.saliency.target or ""
+    at = [plan.saliency.at] if plan.saliency.at else []
+    check_layers(plan, [target] if "/" in target else [], at)
     with open_session(plan, report) as session:
         saliency(session)

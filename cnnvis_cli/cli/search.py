@@ -42,8 +42,10 @@ def command(**flags: Any) -> None:
 
 
 def _search_styles(plan: Plan, report: Report) -> None:
+    from cnnvis_cli.stages.common.beforehand import check_layers
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.optimize.search import search
 
+    check_layers(plan)
     with open_session(plan, report) as session:
         search(session)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from cnnvis_cli.cli.options import planned
-from cnnvis_cli.errors import UsageError
 from cnnvis_cli.stages.run import receipt
 
 
@@ -17,9 +16,3 @@ def run_command(command: str, flags: dict[str, Any], work: receipt.Work) -> None
     """
     plan, report = planned(flags)
     receipt.carry_out(command, plan, report, work)
-
-
-def need_images(images: tuple[str, ...], command: str) -> None:
-    """Raise `UsageError` where a command is given no image."""
-    if not images:
-        raise UsageError(f"which images? name files or folders: cnnvis {command} IMAGE...")

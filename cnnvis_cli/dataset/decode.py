@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, _imaging, features
+from PIL import Image, UnidentifiedImageError, _imaging, features
 
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.kinds import Unreadable
@@ -293,6 +293,8 @@ TURNS = {
 
 def _reason(error: Exception) -> str:
     """Return a short line for skipped.tsv, without tabs or addresses, which vary between runs."""
+    if isinstance(error, UnidentifiedImageError):
+        return "is no image that can be recognized"
     text = re.sub(r" file <_io\.BytesIO[^>]*>|<_io\.BytesIO[^>]*>", "", str(error))
     return printable(" ".join(text.split()))[:LONGEST_REASON] or type(error).__name__
 

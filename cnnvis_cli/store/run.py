@@ -33,9 +33,16 @@ def differences(have: Record, want: Record, sides: tuple[str, str] = ("there", "
     )
 
 
+def _with_origin(identity: Record, weights: Any) -> Record:
+    """Return an identity with the weights' file or name beside the beginning of their digest."""
+    told = f"{weights or 'the default ones'} ({str(identity.get('weights_sha256'))[:12]})"
+    return {**{k: v for k, v in identity.items() if k != "weights_sha256"}, "weights": told}
+
+
 def _short_value(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
+    text = json.dumps(value, ensure_ascii=False)
+    most = 240 if isinstance(value, str) and "/" in value else 60  # a path is told whole
+    return text if len(text) <= most else f"{text[:28]}...{text[-28:]}"
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,12 @@ class Run:
         if known:
             same = {key: known.get(key) for key in identity}
             if same != identity:
+                alike = same["weights_sha256"] == identity["weights_sha256"]
+                origin = weights if alike else known.get("weights")
+                there, here = _with_origin(same, origin), _with_origin(identity, weights)
                 raise UsageError(
-                    f"{self.path} belongs to another plan: {differences(same, identity)}; "
+                    f"{self.path} belongs to another plan: "
+                    f"{differences(there, here)}; "
                     "choose another --run"
                 )
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.network_loading import load_network
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -193,6 +199,17 @@ def test_status_leaves_a_damaged_part_where_it_is(plans: None, cnnvis: Cnnvis) -
         ("topk --model resnet18", "which images?"),
         ("topk . --model resnet18 --layer conv77", "conv77"),
         ("optimize --model resnet18 --layer conv77", "conv77"),
+        ("optimize --model resnet18 --layer conv1 --units 9999", "conv1 has no unit 9999"),
+        ("search --model resnet18 --layer conv77", "conv77"),
+        ("occlude . --model resnet18 --layer conv77", "conv77"),
+        ("look . --model resnet18 --layer conv77", "conv77"),
+        ("saliency . --model resnet18 --at conv77", "conv77"),
+        ("saliency . --model resnet18 --target conv77/3", "conv77"),
+        ("montage screen . --model resnet18 --unit conv77/3", "conv77"),
+        *(
+            (f"{command} nope.jpg --model resnet18", "nope.jpg: there is no such image")
+            for command in ("look", "saliency", "occlude", "activations", "montage screen")
+        ),
         ("run plan.toml", "dataset /nope: there is no such folder or file"),
     ],
 )
@@ -232,6 +249,26 @@ def test_what_is_missing_when_a_dataset_is_listed_ends_the_command(
     else:
         away.rename(gone)
     assert "6 images, 0 skipped" in cnnvis(line).out
+
+
+def test_another_dataset_or_weights_are_named_and_counted(plans: None, cnnvis: Cnnvis) -> None:
+    """A person knows folders and files, not digests."""
+    line = "--model demo --layer conv1 --workers 0 --run r"
+    cnnvis(f"topk images {line}")
+    shutil.copytree("images", "other")
+    next(Path("other").rglob("*.png")).unlink()
+    count = sum(path.is_file() for path in Path("images").rglob("*"))
+    told = cnnvis(f"topk other {line}", code=2).err
+    assert f"it is of {count} images of {Path('images').resolve()}" in told
+    assert f"there are {count - 1} in {Path('other').resolve()} now" in told
+    assert not re.search("[0-9a-f]{20}", told)
+    network = load_network(Plan(model="demo"))
+    states = {name: value + 1 for name, value in network.module.state_dict().items()}
+    torch.save(states, "mine.pth")
+    told = cnnvis(f"topk images {line} --weights mine.pth", code=2).err
+    assert f'"{Path("mine.pth").resolve()} (' in told
+    assert "the default ones (" in told
+    assert not re.search("[0-9a-f]{20}", told)
 
 
 @pytest.mark.parametrize("name", ["run.json", "topk.h5", "optimized/conv2.h5", "gallery/x.log"])

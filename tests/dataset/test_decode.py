@@ -186,6 +186,11 @@ def test_what_is_no_image_is_unreadable_with_a_reason(kind: str, fast: bool) -> 
     assert " at 0x" not in reasons[0]
 
 
+def test_what_is_no_image_is_called_so() -> None:
+    with pytest.raises(Unreadable, match="^is no image that can be recognized$"):
+        decode(b"not an image", Preprocessing())
+
+
 def test_an_empty_file_is_called_so() -> None:
     with pytest.raises(Unreadable, match="is empty"):
         decode(b"", SMALL)

@@ -107,8 +107,13 @@ class Projections(LayerJob):
         """Return the channels in the file; raise `UsageError` if it is of another plan."""
         groups = self.file.methods()
         for group, held in groups.items():
-            wanted = self.record if group == self.group else {"topk": self.source}
-            if any(held.get(key) != value for key, value in wanted.items()):
+            if held.get("topk") != self.source:
+                raise UsageError(
+                    f"{self.file.path} holds {group} of another plan: its places are those of an "
+                    "earlier topk.h5; delete it or choose another --run"
+                )
+            wanted = self.record
+            if group == self.group and any(held.get(key) != wanted[key] for key in wanted):
                 raise UsageError(
                     f"{self.file.path} holds {group} of another plan: "
                     f"{differences(held, wanted)}; delete it or choose another --run"

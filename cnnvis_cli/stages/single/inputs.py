@@ -22,6 +22,7 @@ from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.registry import unknown
+from cnnvis_cli.stages.common.beforehand import check_place
 from cnnvis_cli.stages.common.session import Session
 
 
@@ -116,8 +117,7 @@ def in_batches(images: Iterator[InputImage], size: int) -> Iterator[list[InputIm
 
 
 def _sources(place: Path) -> Iterator[_Source]:
-    if not _is_there(place):
-        raise UsageError(f"{place}: there is no such image or folder")
+    check_place(place)
     if place.is_dir() or place.suffix.lower() in CONTAINERS:
         manifest = Manifest.scan(place)
         for index in range(len(manifest)):
@@ -125,13 +125,6 @@ def _sources(place: Path) -> Iterator[_Source]:
             yield _Source(path, lambda index=index: manifest.read(index))  # type: ignore[misc]
     else:
         yield _Source(str(place), lambda: read_file(place))
-
-
-def _is_there(place: Path) -> bool:
-    try:
-        return place.exists()
-    except OSError:  # a name that is too long for a file
-        return False
 
 
 CONTAINERS = (".txt", ".lst", ".tar", ".zip", ".parquet")

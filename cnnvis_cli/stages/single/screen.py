@@ -27,6 +27,7 @@ from cnnvis_cli.network.backward import rectify, way_back
 from cnnvis_cli.network.probability import probabilities
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.beforehand import check_images
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
@@ -49,8 +50,7 @@ def check_screen(plan: Plan) -> None:
     settings = plan.montage
     if settings.kind != (SCREEN_KIND,):
         raise UsageError("screen takes images, so it is drawn alone: cnnvis montage screen IMAGE")
-    if not settings.images:
-        raise UsageError("which image? cnnvis montage screen IMAGE --unit conv5/151")
+    check_images(settings.images, "montage screen")
     if not settings.unit:
         raise UsageError("which unit? cnnvis montage screen IMAGE --unit conv5/151")
 

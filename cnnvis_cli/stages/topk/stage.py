@@ -49,7 +49,7 @@ def topk(session: Session) -> None:
     file = TopKFile(session.run.topk)
     have = file.identity()
     if have is not None and have["dataset"] != manifest.digest:
-        _refuse_other_classes(session, dataset, have["dataset"])
+        _refuse_other_images(session, dataset, manifest, have["dataset"])
     identity = _topk_identity(session, manifest, devices[0].type, have or {})
     job = TopKJob.of(session.run, identity, manifest, session.portable_plan, session.network)
     job = _asked(session, job, is_done(file.path, have, identity))
@@ -96,15 +96,26 @@ def _asked(session: Session, job: TopKJob, is_placed: bool) -> TopKJob:
     return job
 
 
-def _refuse_other_classes(session: Session, dataset: Path, known: str) -> None:
-    """Raise `UsageError` if the file's list of images differs in the level of its classes alone."""
-    noted = session.run.read().get("dataset", {}).get("class_level")
+def _refuse_other_images(session: Session, dataset: Path, manifest: Manifest, known: str) -> None:
+    """Raise `UsageError` that says how the file's images, whose digest is `known`, are others.
+
+    They may differ in the level of their classes alone.
+    """
+    about = session.run.read().get("dataset", {})
+    noted = about.get("class_level")
     for level in filter(None, (noted, "first", "own")):
         if Manifest.scan(dataset, level).digest == known:
             raise UsageError(
                 f"{session.run.topk}: its classes are made {describe(level)}; go on with "
                 f"--class-level {level}, or choose another --run"
             )
+    count, _ = TopKFile(session.run.topk).summary()
+    there, here = about.get("path", "another place"), manifest.root.resolve()
+    raise UsageError(
+        f"{session.run.topk} belongs to another plan: it is of {count} images of {there}, and "
+        f"there are {len(manifest)} in {here} now, with other names, sizes or classes; choose "
+        "another --run"
+    )
 
 
 def _topk_identity(session: Session, manifest: Manifest, kind: str, have: Record) -> Record:
