@@ -38,10 +38,10 @@ def command(**flags: Any) -> None:
 def _look_at(plan: Plan, report: Report) -> None:
     from cnnvis_cli.stages.common.beforehand import check_images, check_layers
     from cnnvis_cli.stages.common.session import open_session
-    from cnnvis_cli.stages.single.look import BUNDLED, look
+    from cnnvis_cli.stages.single.look import BUNDLED, look_at
 
     if plan.look.images != (BUNDLED,):
         check_images([each for each in plan.look.images if each != BUNDLED], "look")
     check_layers(plan)
     with open_session(plan, report) as session:
-        look(session)
+        look_at(session)
