@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 Stage = Literal["topk", "search", "optimize", "project", "montage", "gallery"]
 USUAL: tuple[Stage, ...] = ("topk", "optimize", "project", "montage", "gallery")
-Sort = Literal["max", "selectivity", "active"]
+Sort = Literal["max", "selectivity", "active", "score"]
 Tone = Literal["tile", "max", "unit", "sheet", "true"]
 Precision = Literal["float32", "tf32", "bf16"]
 Decode = Literal["exact", "fast", "gpu"]
@@ -395,8 +395,8 @@ class MontagePlan:
     sort: Sort | None = setting(
         None,
         "--sort",
-        "Sort units, highest first, by a statistic of topk.h5: strongest activation, class "
-        "selectivity, or share of places above 0.",
+        "Sort units, highest first, by a statistic of topk.h5 (strongest activation, class "
+        "selectivity, share of places above 0), or by cnnvis score.",
         "by number",
     )
     best: int | None = setting(

@@ -18,8 +18,8 @@ from cnnvis_cli.stages.gallery.layers import CHUNK, ShownLayer, gallery_folder
 from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.scripts import digest_of_pictures
 from cnnvis_cli.stages.gallery.stage import page_of, pieces, topk_dataset
-from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.stages.gallery.wholes import LIST, PER_SHEET
+from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.verify.findings import Findings
 

@@ -447,3 +447,25 @@ def test_small_tiles_are_enlarged_unless_a_scale_is_given(do: Do, flags: Flags) 
     do("montage", **flags)
     large = tile.repeat(times, axis=0).repeat(times, axis=1)
     assert len(places(opened(flags, "optimized/conv3.png"), large)) == 1
+
+
+def test_units_are_sorted_by_their_scores_and_have_their_names(do: Do, flags: Flags) -> None:
+    run, kind = Path(flags["run"]), {"montage__kind": ("optimized",), "layer": ("conv3",)}
+    with pytest.raises(UsageError, match=r"has no score of these units of conv3; run cnnvis score"):
+        do("montage", **flags | kind | {"montage__sort": "score"})
+    scores = {2: "0.5", 9: "0.75", 40: "nan"}
+    lines = ["unit\texplanation\tscore"]
+    for unit, score in scores.items():
+        lines += [f"conv3/{unit:04d}\timages\t{score}", f"conv3/{unit:04d}\timages+\t0.{unit:02d}"]
+    (run / "scores.tsv").write_text("\n".join(lines) + "\n")
+    do("montage", **flags | kind | {"montage__sort": "score"})
+    assert record(flags, "optimized/conv3.png")["units"] == [9, 2, 40]
+    do("montage", **flags | kind)
+    unnamed = opened(flags, "optimized/conv3.png")
+    assert "names" not in record(flags, "optimized/conv3.png")
+    (run / "names.tsv").write_text("unit\tname\nconv3/0002\tnight train\nconv3/0009\tunnamed\n")
+    do("montage", **flags | kind)
+    assert record(flags, "optimized/conv3.png")["names"]
+    assert not np.array_equal(opened(flags, "optimized/conv3.png"), unnamed)
+    do("montage", **flags | kind | {"units": "9,40"})
+    assert "names" not in record(flags, "optimized/conv3.png")

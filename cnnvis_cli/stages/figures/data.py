@@ -15,12 +15,13 @@ from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Box, Layer, Size, size_text
+from cnnvis_cli.nouns import Box, Layer, Size, Unit, size_text
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, names_before
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.selection import Held
+from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.stages.project.job import group_of
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.projected import ProjectedFile
@@ -32,11 +33,21 @@ STRONGEST_SHOWN = 9
 
 
 def unit_label(session: Session, layer: Layer, unit: int) -> str:
-    """Return the channel number, and the class name if the layer is the network's last."""
+    """Return the channel number, and a word for it if there is one.
+
+    The class if the layer is the network's last, otherwise what ``cnnvis name`` found.
+    """
     classes = session.network.classes
     if layer == session.network.layers[-1] and unit < len(classes) == layer.channels:
         return f"{unit} {classes[unit]}"
-    return str(unit)
+    return f"{unit} {UnitTables.of(session.run).name(Unit(layer.alias, unit))}".strip()
+
+
+def labels_key(session: Session, layer: Layer, units: Sequence[int]) -> Record:
+    """Return what a figure depends on by its labels; nothing where there are numbers alone."""
+    tables = UnitTables.of(session.run)
+    names = [tables.name(Unit(layer.alias, unit)) for unit in units]
+    return {"names": digest(names)} if any(names) else {}
 
 
 @dataclass(frozen=True)

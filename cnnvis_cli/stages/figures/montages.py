@@ -38,6 +38,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,
+    labels_key,
     projected_of,
     style_of,
     styles_of,
@@ -98,7 +99,7 @@ class UnitSheet:
     def _page(self, session: Session, number: int, units: Units) -> Figure:
         name = self.layer.alias + (f"_page{number}" if number > 1 else "")
         caption = _caption(session, _title(session, self.layer, units), self.note)
-        record = {"layer": self.layer.alias, "units": list(units), **self.record}
+        record = _sheet_record(session, self.layer, units, self.record)
         return Figure(self.kind, name, caption.title, record, partial(self.page, units, caption))
 
 
@@ -386,12 +387,13 @@ def _sheet_records(sources: Sequence[Any], chosen: Sequence[Units]) -> list[Reco
     """Return what is shown of each layer."""
     records = []
     for each, units in _pairs(sources, chosen):
-        records.append(_sheet_record(each.layer, units, each.record))
+        records.append(_sheet_record(each.session, each.layer, units, each.record))
     return records
 
 
-def _sheet_record(layer: Layer, units: Units, record: Record) -> Record:
-    return {"layer": layer.alias, "units": list(units), **record}
+def _sheet_record(session: Session, layer: Layer, units: Units, record: Record) -> Record:
+    key = labels_key(session, layer, units)
+    return {"layer": layer.alias, "units": list(units), **key, **record}
 
 
 def _runs_cell(label: str, tiles: Pixels) -> Cell:
@@ -484,7 +486,7 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
         scale = tile_scale(session.plan.figure, cells.tile)
         return single(cells.make(unit), _caption(session, title, note), scale)
 
-    record = _sheet_record(cells.layer, [unit], cells.record)
+    record = _sheet_record(session, cells.layer, [unit], cells.record)
     return Figure(name, f"{alias}_{unit:04d}", title, record, draw)
 
 
@@ -606,7 +608,7 @@ def _jpeg(
     alias = cells.layer.alias
     name = f"{what}/{alias}/{alias}_{unit:04d}{suffix}"
     title = f"{session.network.name} {Unit(alias, unit)}"
-    record = _sheet_record(cells.layer, [unit], cells.record)
+    record = _sheet_record(session, cells.layer, [unit], cells.record)
     return Figure("toolbox", name, title, record, draw, ("jpg",))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cnnvis_cli.ascent.starts import seed_of
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.store.topk_file import TopKFile
 
 Held = NDArray[np.integer[Any]]
@@ -53,6 +55,8 @@ def sample(session: Session, layer: Layer, units: Units, count: int) -> tuple[in
 def _sorted(session: Session, layer: Layer, units: Units) -> tuple[int, ...]:
     """Return the units, highest first by a statistic of topk.h5; unknown ones by number."""
     by = session.plan.montage.sort or "max"
+    if by == "score":
+        return _sorted_by_score(session, layer, units)
     if not session.run.topk.is_file():
         raise UsageError(
             f"--sort and --best need {session.run.topk}, which is not there; run cnnvis topk"
@@ -60,3 +64,15 @@ def _sorted(session: Session, layer: Layer, units: Units) -> tuple[int, ...]:
     known = TopKFile(session.run.topk).layer(layer.alias).stats[by]
     rank = np.where(np.isfinite(known), known, -np.inf)
     return tuple(sorted(units, key=lambda unit: (-float(rank[unit]), unit)))
+
+
+def _sorted_by_score(session: Session, layer: Layer, units: Units) -> tuple[int, ...]:
+    """Return the units, the highest first by how well their images explain them."""
+    tables = UnitTables.of(session.run)
+    scores = {unit: tables.score(Unit(layer.alias, unit)) for unit in units}
+    if all(map(math.isnan, scores.values())):
+        raise UsageError(
+            f"--sort score: {session.run.path / 'scores.tsv'} has no score of these units of "
+            f"{layer.alias}; run cnnvis score --layer {layer.alias}"
+        )
+    return tuple(sorted(units, key=lambda unit: (math.isnan(scores[unit]), -scores[unit], unit)))

@@ -46,7 +46,7 @@ from cnnvis_cli.stages.gallery.panes import (
     styles_held,
     top_of,
 )
-from cnnvis_cli.stages.gallery.tables import UnitTables
+from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile
 

@@ -35,8 +35,8 @@ from cnnvis_cli.stages.gallery.layers import (
 )
 from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.scripts import digest_of_pictures, is_made
-from cnnvis_cli.stages.gallery.tables import UnitTables
 from cnnvis_cli.stages.gallery.wholes import LIST, WholePhotographs
+from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import is_temporary, publish
 from cnnvis_cli.store.run import Record

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from cnnvis_cli.digests import digest
 from cnnvis_cli.nouns import Unit
@@ -24,19 +26,40 @@ class UnitTables:
     @classmethod
     def of(cls, run: Run) -> UnitTables:
         """Read the tables of a run; those that are not there are empty."""
-        named = {row["unit"]: row for row in read_table(run.path / "names.tsv") if "unit" in row}
-        scores: dict[str, list[TableRow]] = {}
-        for row in read_table(run.path / "scores.tsv"):
-            scores.setdefault(row.get("unit", ""), []).append(row)
-        return cls(named, scores)
+        paths = [run.path / name for name in ("names.tsv", "scores.tsv")]
+        return _read(*paths, *map(_stamp, paths))
 
     def name(self, unit: Unit) -> str:
         """Return a unit's name; empty if it has none."""
         found = self.names.get(str(unit), {}).get("name", UNNAMED)
         return "" if found == UNNAMED else found
 
+    def score(self, unit: Unit) -> float:
+        """Return how well a unit's strongest and weakest images explain it; NaN if unknown."""
+        for row in self.scores.get(str(unit), ()):
+            if row.get("explanation") == "images":
+                return float(row.get("score", "nan"))
+        return float("nan")
+
     def key(self, alias: str) -> str:
         """Return the digest of all that is known of a layer's units."""
         start = f"{alias}/"
         tables = (self.names, self.scores)
         return digest([[[u, rows[u]] for u in rows if u.startswith(start)] for rows in tables])
+
+
+@lru_cache(maxsize=2)
+def _read(names: Path, scores: Path, *_: tuple[int, int]) -> UnitTables:
+    """Return the tables of two files; their size and time tell whether they are known already."""
+    named = {row["unit"]: row for row in read_table(names) if "unit" in row}
+    scored: dict[str, list[TableRow]] = {}
+    for row in read_table(scores):
+        scored.setdefault(row.get("unit", ""), []).append(row)
+    return UnitTables(named, scored)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    if not path.is_file():
+        return 0, 0
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
