@@ -439,10 +439,16 @@ class MontagePlan:
 
 @dataclass(frozen=True)
 class GalleryPlan:
-    """How the web page is called."""
+    """How the web page is called, and what it computes."""
 
     title: Text | None = setting(
         None, "--title", "Title of the page.", "the network's name", metavar="TITLE"
+    )
+    trace: int = setting(
+        1000,
+        "--trace",
+        "Images that are run through the network, to show what feeds each unit; 0: none.",
+        ge=0,
     )
 
 

@@ -15,15 +15,15 @@ from cnnvis_cli.settings import Plan
 
 @click.command("gallery", cls=Grouped)
 @takes(
-    *("gallery.title", MOVED, "figure.tone", "figure.classes", *SHOWING_UNITS),
-    idle=("device", "seed", "batch_size"),
+    *("gallery.title", "gallery.trace", MOVED, "figure.tone", "figure.classes", *SHOWING_UNITS),
+    idle=("seed", "batch_size"),
 )
 def command(**flags: Any) -> None:
     """Make a web page to browse every unit of the run: <run>/gallery/index.html.
 
     It shows what the run directory holds: optimized images, the strongest patches, projections,
-    histograms, classes and neighbours. It opens from disk or from any web server, and requests
-    nothing from outside its folder.
+    histograms, classes and neighbours; and, with the weights, what feeds each unit. It opens from
+    disk or from any web server, and requests nothing from outside its folder.
 
     Example: cnnvis gallery --run outputs/demo (after cnnvis demo)
     """

@@ -266,6 +266,27 @@ def test_arrows_step_through_enlarged_patches_and_their_photographs(
     assert heading(page) == "conv2/0005", "the unit's own keys are left alone"
 
 
+def test_the_units_that_feed_one_are_links_with_pictures(browser: Browser, gallery: Path) -> None:
+    page = browser.open("#conv2/0005")
+    circuit = page.locator(".circuit")
+    links = circuit.get_by_role("link")
+    assert links.count() > 4
+    titles = [text.rstrip("?").strip() for text in circuit.locator("h4").all_text_contents()]
+    assert titles[0].startswith("Fed by")
+    page.get_by_role("button", name="What is this?").first.click()
+    playwright.expect(circuit.locator(".told").first).to_be_visible()
+    first = links.first.get_attribute("href")
+    assert first
+    assert first.startswith("#conv1/")
+    links.first.click()
+    at(page, first[1:])
+    assert "sees the image itself" in page.locator(".circuit").inner_text()
+    place = page.locator("#unit .zoom").filter(has=page.locator(".mask")).first
+    place.hover()
+    shown = place.locator(".mask").evaluate("(node) => getComputedStyle(node).opacity")
+    assert shown == "1"
+
+
 def test_light_and_dark(browser: Browser, gallery: Path) -> None:
     colours = "getComputedStyle(document.body).backgroundColor"
     dark = browser.open(scheme="dark")

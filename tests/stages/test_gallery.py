@@ -21,7 +21,9 @@ from cnnvis_cli.figure import site
 from cnnvis_cli.histogram import BINS, edges
 from cnnvis_cli.report import Meter, Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.gallery.facts import histogram_bars, neighbours
+from cnnvis_cli.stages.gallery.stage import gallery as make_gallery
 from cnnvis_cli.verify import verify
 
 Do = Callable[..., None]
@@ -241,6 +243,60 @@ def test_photographs_are_there_as_a_whole(
         wanted = np.asarray(Image.open(tmp_path / "images" / paths[index])).astype(int)
         others = [np.abs(found - np.roll(wanted, k, axis=1)).mean() for k in (0, 8)]
         assert others[0] < others[1] / 2
+
+
+def flow_of(folder: Path, alias: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    name, number, about, units = read(folder / alias / "flow_000.js")
+    assert (name, number) == (alias, 0)
+    return about, units
+
+
+def test_what_feeds_a_unit_is_there_with_links_that_lead_somewhere(
+    do: Do, ready: Flags, folder: Path
+) -> None:
+    do("gallery", **ready)
+    assert read(folder / "run.js")[0]["flowing"] == list(CHANNELS)
+    assert flow_of(folder, "conv1")[0]["first"] is True
+    for alias, before in (("conv2", "conv1"), ("fc3", "conv2")):
+        about, units = flow_of(folder, alias)
+        assert (about["wired"], about["first"], about["images"]) == (True, False, 12)
+        assert len(units) == CHANNELS[alias]
+        for unit in units:
+            for name in ("weights", "parts"):
+                found = [(row[0], row[1]) for row in unit[name]]
+                assert {layer for layer, _ in found} == {before}
+                assert all(0 <= number < CHANNELS[before] for _, number in found)
+        top = layer_of(folder, alias)["max"]
+        assert all(unit["traced"] == 9 for unit in units if top[0] is not None)
+    fed = {(u, row[1]) for u, unit in enumerate(flow_of(folder, "conv1")[1]) for row in unit["to"]}
+    weights = {(row[1], u) for u, unit in enumerate(flow_of(folder, "conv2")[1])
+               for row in unit["weights"]}  # fmt: skip
+    assert fed & weights, "both ends of a strong connection speak of it"
+    wide, levels = next(iter(flow_of(folder, "conv1")[1][0]["maps"].values()))
+    assert len(levels) == wide * wide
+    assert max(levels) == "f"
+
+
+def test_without_weights_all_else_is_there(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*_: Any) -> None:
+        raise UsageError("gone.pth: there is no such file")
+
+    monkeypatch.setattr("cnnvis_cli.stages.gallery.flows.load_checked", refuse)
+    with open_session(Plan.make(None, ready), Report(), new=False, weights=False) as session:
+        make_gallery(session)
+    assert "no weights: gone.pth" in capfd.readouterr().err
+    assert read(folder / "run.js")[0]["flowing"] == []
+    assert layer_of(folder, "conv2")["units"] == list(range(8))
+    assert not list(folder.glob("*/flow_*"))
+    monkeypatch.undo()
+    do("gallery", **ready | {"gallery__trace": 0})
+    assert not list(folder.glob("*/flow_*"))
+    do("gallery", **ready | {"gallery__trace": 3})
+    about, _ = flow_of(folder, "conv2")
+    assert about["images"] <= 3
 
 
 def test_a_dead_unit_says_so_and_has_no_top_images(do: Do, ready: Flags, folder: Path) -> None:
@@ -543,13 +599,14 @@ def test_the_units_of_its_progress_are_those_of_the_run(
 ) -> None:
     """Each once: the strips of layers show some again."""
     counted: dict[str, int] = {}
+    totals = {"drawing": sum(CHANNELS.values()), "tracing": 12}
     add = Meter.add
 
     def note(meter: Meter, units: int, note: str = "") -> None:
         counted[meter._what] = counted.get(meter._what, 0) + units
-        assert meter._total == sum(CHANNELS.values())
+        assert meter._total == totals[meter._what]
         add(meter, units, note)
 
     monkeypatch.setattr(Meter, "add", note)
     do("gallery", **ready)
-    assert counted == {"drawing": sum(CHANNELS.values())}
+    assert counted == totals

@@ -23,12 +23,14 @@
   let whole = null;
   const layers = new Map();
   const chunks = new Map();
+  const flows = new Map();
   const state = { alias: "", unit: null, sort: "number", filter: "", face: "", find: null, scroll: new Map() };
 
   window.gallery = {
     run(facts) { run = facts; },
     layer(facts) { layers.set(facts.alias, { ...facts, dead: new Set(facts.dead) }); },
     units(alias, number, facts) { chunks.set(`${alias} ${number}`, facts); },
+    flow(alias, number, about, facts) { flows.set(`${alias} ${number}`, { about, facts }); },
     search(facts) { searched = facts; },
     photographs(facts) { whole = facts; },
   };
@@ -191,6 +193,15 @@
     const key = `${layer.alias} ${number}`;
     if (!chunks.has(key)) await load(`${layer.alias}/units_${String(number).padStart(3, "0")}.js`);
     return chunks.get(key)[position % layer.chunk];
+  };
+
+  const flowOf = async (layer, position) => { // null if the gallery was made without weights
+    if (!run.flowing.includes(layer.alias)) return null;
+    const number = Math.floor(position / layer.chunk);
+    const key = `${layer.alias} ${number}`;
+    if (!flows.has(key)) await load(`${layer.alias}/flow_${String(number).padStart(3, "0")}.js`);
+    const { about, facts } = flows.get(key);
+    return { about, ...facts[position % layer.chunk] };
   };
 
   // which units, in which order
@@ -403,7 +414,7 @@
 
   // a unit
 
-  const blockOf = (layer, position, unit, pane) => {
+  const blockOf = (layer, position, unit, pane, flow) => {
     const columns = Math.ceil(Math.sqrt(pane.count));
     const most = (3 * PANE) / Math.min(3, columns); // few pictures are larger
     const scale = enlarged(pane.tile, most);
@@ -420,9 +431,11 @@
       const place = [i * pane.cell[1], pane.top, pane.tile[1], pane.tile[0]];
       whenSeen(picture, () => crop(picture, url, place, layer.sheet.size));
       const button = make("button", { type: "button", class: "zoom" }, picture);
+      const map = pane.kind !== "optimized" && unit.top?.[i] && flow?.maps?.[i];
       const found = pane.kind === "optimized" || !isPart(unit.top?.[i], layer) ? null : unit.top[i];
-      const nth = pictures.push({ url, place, size: layer.sheet.size, name, text: note, found }) - 1;
+      const nth = pictures.push({ url, place, size: layer.sheet.size, name, text: note, found, map: map && found && [layer, map] }) - 1;
       button.addEventListener("click", () => zoom(pictures, nth));
+      if (map) button.append(maskOf(layer, map, unit.top[i].slice(4)));
       const cell = make("div", { "data-rank": mark }, button, make("bdi", { class: "text", title: note }, text));
       block.append(cell);
     }
@@ -435,7 +448,7 @@
     const [before, after, closing] = ["← previous", "next →", "Close"].map((text) => make("button", { type: "button" }, text));
     const note = make("bdi");
     const dialog = make("dialog", {}, stage, make("p", {}, note, make("span", { class: "keyed" }, before, after, closing)));
-    const enlarge = ({ url, place, size, name, text, found }) => {
+    const enlarge = ({ url, place, size, name, text, found, map }) => {
       const most = Math.min(innerWidth * 0.9, innerHeight * 0.78, found ? innerWidth * 0.42 : Infinity, 800);
       const [, , width, height] = place;
       const scale = Math.max(width, height) > most ? most / Math.max(width, height) : enlarged([height, width], most);
@@ -443,7 +456,7 @@
       picture.style.setProperty("--wide", `${width * scale}px`);
       picture.style.setProperty("--shape", `${width} / ${height}`);
       crop(picture, url, place, size);
-      stage.replaceChildren(picture, ...(found ? [wholeOf(found)] : []));
+      stage.replaceChildren(picture, ...(found ? [wholeOf(found, map)] : []));
       dialog.setAttribute("aria-label", name);
       note.textContent = text;
       [before.disabled, after.disabled] = [at === 0, at === pictures.length - 1];
@@ -468,7 +481,23 @@
     enlarge(pictures[at]);
     dialog.showModal();
   };
-  const wholeOf = ([, , file, image, ...box]) => { // the photograph, with the window in a frame
+  const maskOf = (layer, [wide, levels], window) => { // dark where the unit is low; over a window
+    const high = levels.length / wide;
+    const canvas = make("canvas", { class: "mask", width: wide, height: high, "aria-hidden": "true" });
+    const paint = canvas.getContext("2d");
+    const pixels = paint.createImageData(wide, high);
+    [...levels].forEach((level, i) => { pixels.data[4 * i + 3] = 225 * (1 - parseInt(level, 16) / 15); });
+    paint.putImageData(pixels, 0, 0);
+    const [top, left, bottom, right] = layer.covers;
+    const place = (at, from, to) => `${(100 * (at - from)) / (to - from)}%`;
+    Object.assign(canvas.style, {
+      top: place(top, window[0], window[2]), left: place(left, window[1], window[3]),
+      height: place(window[0] + bottom - top, window[0], window[2]),
+      width: place(window[1] + right - left, window[1], window[3]),
+    });
+    return canvas;
+  };
+  const wholeOf = ([, , file, image, ...box], map) => { // the photograph, with the window in a frame
     const node = make("span", { class: "crop whole", role: "img", "aria-label": `the whole photograph ${file}` });
     load("photographs/photographs.js").then(() => {
       const { images, size, tile, cell, sheet, columns } = whole;
@@ -487,6 +516,7 @@
       Object.assign(frame.style, { top: share(top, size[0]), left: share(left, size[1]),
         height: share(bottom - top, size[0]), width: share(right - left, size[1]) });
       node.append(frame);
+      if (map) node.append(maskOf(...map, [0, 0, ...size]));
     }).catch(() => node.remove()); // made without them
     return node;
   };
@@ -584,6 +614,67 @@
     return section("Shares top images with", near);
   };
 
+  // where it comes from and leads to
+
+  const kernelOf = (wide, letters) => { // red adds, blue takes away
+    const high = letters.length / wide;
+    const size = Math.max(2, Math.floor(24 / Math.max(wide, high)));
+    const picture = drawn("svg", { class: "kernel", viewBox: `0 0 ${wide} ${high}`, width: wide * size, height: high * size, "aria-hidden": "true" });
+    [...letters].forEach((letter, i) => {
+      const level = (letter.charCodeAt(0) - 106) / 9;
+      picture.append(drawn("rect", { class: level > 0 ? "adds" : "takes", x: i % wide, y: Math.floor(i / wide), width: 1.02, height: 1.02, opacity: Math.abs(level).toFixed(2) }));
+    });
+    return picture;
+  };
+  const connections = (title, help, rows, text) => {
+    if (!rows?.length) return null;
+    const lists = [rows.filter((row) => row[2] > 0), rows.filter((row) => row[2] < 0)].filter((each) => each.length);
+    return make("div", { class: "connected" }, make("h4", {}, title, helpOf(help)), make("div", { class: "signs" },
+      ...lists.map((each) => make("ul", {}, ...each.map(([alias, unit, value, wide, letters]) => {
+        const name = `${alias}/${padded(unit)}`;
+        return make("li", {}, make("a", { href: `#${name}` }, iconOf(alias, listedAt(alias, unit), name),
+          make("span", {}, make("span", { class: "number" }, name), make("span", { class: value > 0 ? "adds" : "takes" }, text(value))),
+          letters ? kernelOf(wide, letters) : ""));
+      })))));
+  };
+  const signed = (value) => `${value > 0 ? "+" : ""}${short(value)}`;
+  const shareOf = (value) => `${value > 0 ? "+" : "−"}${percent(Math.abs(value))}`;
+  const connected = (flow) => {
+    if (!flow) return null;
+    const { about } = flow;
+    const lists = [
+      connections("Fed by, in its top images", HELP.parts, flow.parts, signed),
+      connections("Fed by, by weight", HELP.weights, flow.weights, shareOf),
+      connections("Feeds", HELP.feeds, flow.to, shareOf),
+    ].filter(known);
+    const notes = [];
+    if (about.first) notes.push("The layer sees the image itself.");
+    else if (!about.wired) notes.push("What feeds this layer cannot be told unit by unit: channels are mixed on the way.");
+    if (about.others?.length) notes.push(`The same channels are also written by ${about.others.join(", ")}.`);
+    if (about.unknown) notes.push(`${many(about.unknown, "input")} of the layer could not be followed.`);
+    if (about.wired && about.images && !flow.traced) notes.push("None of its images was run through the network.");
+    return lists.length + notes.length === 0 ? null : section("Where it comes from", ...lists, notes.length ? make("p", { class: "end" }, notes.join(" ")) : "");
+  };
+
+  // one sentence for each term
+
+  const HELP = {
+    parts: "What each unit of the layer before adds to this unit's value at its strongest places, on average: weight times what reaches it. All of them and the bias sum to the value.",
+    weights: "Share of all its weights, summed over the kernel (drawn: red adds, blue takes away), with the scale of a batch normalisation between and all rectifiers open.",
+    feeds: "Units of later layers in whose weights this unit has the largest share, of either sign.",
+  };
+  const helpOf = (text) => {
+    const button = make("button", { type: "button", class: "help", "aria-label": "What is this?", "aria-expanded": "false" }, "?");
+    const told = make("span", { class: "told", hidden: "" }, text);
+    button.addEventListener("click", () => {
+      told.hidden = !told.hidden;
+      button.setAttribute("aria-expanded", String(!told.hidden));
+    });
+    const both = document.createDocumentFragment();
+    both.append(" ", button, told);
+    return both;
+  };
+
   const sentence = (unit, layer, position) => {
     const parts = [];
     const [first] = unit.classes ?? [];
@@ -601,6 +692,7 @@
 
   const showUnit = async (layer, position) => {
     const unit = await unitOf(layer, position);
+    const flow = await flowOf(layer, position);
     if (state.alias !== layer.alias || state.unit !== layer.units[position]) return; // the page has moved on meanwhile
     const order = ordered(layer).includes(position) ? ordered(layer) : layer.units.map((_, i) => i);
     const here = order.indexOf(position);
@@ -615,15 +707,17 @@
         make("a", { href: `#${layer.alias}` }, "close ×")));
     const panes = make("div", { class: "panes" });
     for (const pane of layer.sheet.panes) {
-      const block = blockOf(layer, position, unit, pane);
+      const block = blockOf(layer, position, unit, pane, flow);
       const [title, note] = paneTitle(pane);
       if (block) panes.append(make("figure", { class: "pane" }, make("figcaption", {}, title, " ", make("span", {}, note)), block));
     }
     if (!panes.children.length) panes.append(make("p", { class: "nothing" }, "There is no picture of this unit."));
     const facts = make("aside", { class: "facts", "aria-label": "Numbers" },
       ...[classes(unit, layer), neighbours(unit, layer), histogram(unit), ascents(unit), numbers(unit)].filter(known));
+    const circuit = connected(flow);
+    if (circuit) circuit.classList.add("circuit");
     byId("unit").replaceChildren(head, make("p", { class: "said" }, ...sentence(unit, layer, position)),
-      panes, facts);
+      panes, ...(circuit ? [circuit] : []), facts);
     layer.last = position;
     say(`${layer.alias}/${number}`);
   };

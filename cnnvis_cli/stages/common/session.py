@@ -210,7 +210,7 @@ def open_session(
         raise UsageError(f"{run.path} holds no run yet; run cnnvis optimize or topk first")
     with report.stoppable(), memory_explained(plan.device):
         bare = not weights and not plan_weights
-        network = bare_network(plan, run) if bare else _load_checked(plan, report)
+        network = bare_network(plan, run) if bare else load_checked(plan, report)
         remark = None if bare else remark_on_auto(plan.device)
         if remark is not None:
             report.once(remark)
@@ -223,7 +223,7 @@ def open_session(
             yield session
 
 
-def _load_checked(plan: Plan, report: Report) -> Network:
+def load_checked(plan: Plan, report: Report) -> Network:
     """Load the plan's network, and check that it gives each image values of its own."""
     with one_thread():
         network, notes = checked(load_network(plan, report.once))

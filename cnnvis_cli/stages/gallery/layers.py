@@ -59,7 +59,7 @@ CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per 
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
 _SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS)
-PAGE_FORM = (3, *_SIZES, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+PAGE_FORM = (4, *_SIZES, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -102,6 +102,16 @@ class Face(NamedTuple):
             "tile": self.size,
             "cell": sprites.padded(self.size),
         }
+
+
+def covered(layer: Layer) -> list[float]:
+    """Return the window of the input over which a layer's map is laid: top, left, bottom, right."""
+    starts, ends = [], []
+    for axis, cells in zip((layer.local.rows, layer.local.columns), layer.map, strict=True):
+        start = axis.start + (axis.size - axis.stride) / 2
+        starts.append(start)
+        ends.append(start + axis.stride * cells)
+    return [*starts, *ends]
 
 
 @dataclass(frozen=True)
@@ -290,6 +300,7 @@ class ShownLayer:
             "module": layer.module,
             "map": layer.map,
             "field": layer.field.size,
+            "covers": covered(layer),
             "chunk": CHUNK,
             "columns": COLUMNS,
             "units": self.units,

@@ -24,6 +24,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import STRONGEST_SHOWN
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.render import drawing_slots
+from cnnvis_cli.stages.gallery.flows import Flow, make_flows
 from cnnvis_cli.stages.gallery.layers import (
     CHUNK,
     COLUMNS,
@@ -43,7 +44,7 @@ from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
 GALLERY_FILE = re.compile(  # the names of a gallery's files, and of their temporary files
-    r"\d{4,}\.(jpg|png)|(grid\d+|units|icons)_\d+\.(jpg|png|js)|(layer|photographs)\.js|strip\.(jpg|png)|\..*\.tmp"
+    r"\d{4,}\.(jpg|png)|(grid\d+|units|icons|flow)_\d+\.(jpg|png|js)|(layer|photographs)\.js|strip\.(jpg|png)|\..*\.tmp"
 )
 LAYER = re.compile(r"(conv|fc)\d+")
 
@@ -57,8 +58,9 @@ def gallery(session: Session) -> None:
     wholes = _wholes(session, shown, readable)
     lost = _make(session, [*chain.from_iterable(map(pieces, shown)), *wholes])
     _tell_what_is_lost(session, shown, lost)
+    flows = make_flows(session, shown, readable)
     _publish_page(session, shown)
-    _drop_others(session, shown, wholes)
+    _drop_others(session, shown, [*wholes, *flows])
     session.report.result(str(gallery_folder(session) / "index.html"))
 
 
@@ -313,7 +315,8 @@ def page_of(session: Session, shown: Sequence[ShownLayer]) -> dict[str, bytes]:
     listed = {each.layer.alias: each.listed for each in shown}
     searched = {each.layer.alias: each.searched for each in shown}
     places = {"chunk": CHUNK, "columns": COLUMNS}
-    run = {"classes": classes, "layers": aliases, "listed": listed, **places}
+    flowing = [each.layer.alias for each in shown if (each.folder / "flow_000.js").is_file()]
+    run = {"classes": classes, "layers": aliases, "listed": listed, "flowing": flowing, **places}
     key = digest([each.key for each in shown])
     return {
         "run.js": site.data("run", run, key=key),
@@ -381,10 +384,10 @@ def _holds(shown: ShownLayer, kind: str, name: str, count: int) -> str:
 
 
 def _drop_others(
-    session: Session, shown: Sequence[ShownLayer], wholes: Sequence[WholePhotographs]
+    session: Session, shown: Sequence[ShownLayer], more: Sequence[WholePhotographs | Flow]
 ) -> None:
     """Remove files of an older gallery that this one does not have; other files stay."""
-    kept = {each.folder / name for each in wholes for name in each.files()}
+    kept = {each.folder / name for each in more for name in each.files()}
     for layer in shown:
         for piece in pieces(layer):
             kept.update(map(layer.folder.joinpath, piece.files()))

@@ -56,7 +56,7 @@ class WholePhotographs:
         return is_made(last, self.key, sheets)
 
     def make(self) -> Iterator[int]:
-        """Draw and publish; yield after each sheet."""
+        """Draw and publish; yield 0, as no unit is drawn, after each sheet."""
         groups = in_groups(self.wanted.tolist(), PER_SHEET)
         for name, group in zip(self.files(), groups, strict=False):
             tiles: list[Pixels] = []
@@ -66,7 +66,7 @@ class WholePhotographs:
                 tiles.append(grey if found is None else found)
             sheet = sprites.mosaic(np.stack(tiles), self.size, ACROSS)
             publish(self.folder / name, sprites.encoded(sheet, "jpg"))
-            yield 1
+            yield 0
         *sheets, last = map(self.folder.joinpath, self.files())
         publish(last, self.script(digest_of_pictures(sheets)))
 
