@@ -39,10 +39,8 @@ def check_gallery(session: Session, findings: Findings) -> None:
     with findings.guarded(GALLERY_PAGES):
         aliases = _script(folder / "run.js")[1][0]["layers"]
         shown = [_layer(session, alias, findings) for alias in aliases]
-        others = {path.name for path in folder.iterdir() if path.is_dir()} - {
-            *aliases,
-            "photographs",
-        }
+        places = {*aliases, "photographs"}
+        others = {path.name for path in folder.iterdir() if path.is_dir()} - places
         findings.leave(GALLERY_PAGES, len(others), "folders of no layer of the page")
         _check_wholes(folder / "photographs", findings)
         known = [layer for layer in shown if layer is not None]
@@ -109,6 +107,9 @@ def _check_names(folder: Path, record: dict[str, Any], findings: Findings) -> No
             _script(script)
             icons = sorted(folder.glob(f"icons_{number:03d}.*"))
             _check_pictures(script, [*map(folder.joinpath, names), *icons], findings)
+        for flow in folder.glob(f"flow_{number:03d}.js"):
+            with findings.guarded(GALLERY_PAGES):
+                _script(flow)
 
 
 def _check_pictures(script: Path, pictures: Sequence[Path], findings: Findings) -> None:

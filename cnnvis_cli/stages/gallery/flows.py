@@ -59,7 +59,7 @@ class Flow:
     def is_done(self) -> bool:
         with suppress(OSError):
             return all(
-                site.key_of(read_regular(self.shown.folder / name)) == self.key
+                site.script_key(read_regular(self.shown.folder / name)) == self.key
                 for name in self.files()
             )
         return False
@@ -100,6 +100,14 @@ def make_flows(session: Session, shown: Sequence[ShownLayer], readable: bool) ->
         return []
     _write_flows(session, network, flows)
     return flows
+
+
+def forget_flows(shown: Sequence[ShownLayer]) -> None:
+    """Remove what an older gallery told of what feeds units."""
+    for each in shown:
+        for path in each.folder.glob("flow_*.js"):
+            if site.script_key(read_regular(path)):
+                path.unlink()
 
 
 def _chosen_images(shown: Sequence[ShownLayer], most: int) -> Int64s:

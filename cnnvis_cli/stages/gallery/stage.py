@@ -24,7 +24,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import STRONGEST_SHOWN
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.render import drawing_slots
-from cnnvis_cli.stages.gallery.flows import Flow, make_flows
+from cnnvis_cli.stages.gallery.flows import Flow, forget_flows, make_flows
 from cnnvis_cli.stages.gallery.layers import (
     CHUNK,
     COLUMNS,
@@ -59,6 +59,8 @@ def gallery(session: Session) -> None:
     lost = _make(session, [*chain.from_iterable(map(pieces, shown)), *wholes])
     _tell_what_is_lost(session, shown, lost)
     flows = make_flows(session, shown, readable)
+    if not flows:
+        forget_flows(shown)
     _publish_page(session, shown)
     _drop_others(session, shown, [*wholes, *flows])
     session.report.result(str(gallery_folder(session) / "index.html"))
