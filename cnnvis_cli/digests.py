@@ -17,8 +17,11 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _file_digest(path: Path, inode: int, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # a failed read does not say of what
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def digest(value: Any) -> str:

@@ -74,7 +74,7 @@ def chosen_level(places: Collection[Folders], listed: bool) -> str:
     """
     named = sorted({place for place in places if place})
     others = [place for place in named if not class_at("wordnet", place)]
-    if len(others) < len(named) and all(map(_tells_no_class, others)):
+    if len(others) < len(named) and all(map(tells_no_class, others)):
         return "wordnet"
     if len(named) == 1:
         return str(_last_telling(named[0]))
@@ -102,7 +102,8 @@ def _telling_level(named: Sequence[Folders]) -> str:
     return str(next((n for n in levels if len({place[n - 1] for place in named}) > 1), "own"))
 
 
-def _tells_no_class(place: Folders) -> bool:
+def tells_no_class(place: Folders) -> bool:
+    """Return whether all folders have names such as ``val`` and ``images``."""
     return all(part.lower() in SPLITS | PLAIN for part in place)
 
 
@@ -123,7 +124,7 @@ def deeper_folder(places: Collection[Where], level: str) -> str:
     number = int(level)
     for place in places:
         folders = place.folders if isinstance(place, Stated) else place
-        if not _tells_no_class(folders[number:]):
+        if not tells_no_class(folders[number:]):
             return "/".join(folders)
     return ""
 

@@ -40,6 +40,8 @@ HIDDEN, OTHER, RUNS = "hidden", "not images", "run directories"
 TWICE, LINKED = "listed twice", "folders linked twice"
 PACKED, NESTED = "compressed archives", "archives inside archives"
 SAMPLE, SPECIAL = "further images of a sample", "links and devices in archives"
+NO_LABEL = "labels that are neither numbers nor names"
+LABEL_COLUMNS = "columns of labels that are neither numbers nor names"
 LABELS, TABLES = "labels without an image", "Parquet files without images"
 PARQUET = "Parquet files (pip install 'cnnvis[parquet]' reads them)"
 

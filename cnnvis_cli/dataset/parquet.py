@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from cnnvis_cli.dataset.kinds import PARQUET, TABLES, Found, Unreadable
+from cnnvis_cli.dataset.kinds import LABEL_COLUMNS, PARQUET, TABLES, Found, Unreadable
 from cnnvis_cli.dataset.samples import Member, stated_by
 from cnnvis_cli.errors import UsageError
 
@@ -44,8 +44,14 @@ def parquet_members(path: Path, found: Found) -> Iterator[Member]:
         size, rows = path.stat().st_size, file.metadata.num_rows
         if rows > ROWS_PER_BYTE * size:
             raise ValueError(f"{rows} rows in {size} bytes")
+        found.leave(LABEL_COLUMNS, columns.ignored)
         for row, label in enumerate(_labels(file, columns.label)):
-            yield Member(f"{row:09d}", size, row, stated_by(label))
+            if columns.names and isinstance(label, int) and not -1 <= label < len(columns.names):
+                raise UsageError(
+                    f"{path}: row {row} has the label {label}, and its column names the classes 0 "
+                    f"to {len(columns.names) - 1}; mend the file, or take it out"
+                )
+            yield Member(f"{row:09d}", size, row, stated_by(label, found))
     except (ValueError, OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -71,6 +77,7 @@ class _Columns:
     image: str  # with the field of its structure, such as image.bytes
     label: str | None
     names: tuple[str, ...]  # of the classes, by their number
+    ignored: int  # columns that are called like labels, and are none
 
 
 def _columns(schema: Any, path: Path) -> _Columns | None:
@@ -90,13 +97,14 @@ def _columns(schema: Any, path: Path) -> _Columns | None:
             "rename it to image"
         )
     image = images[(usual or list(images))[0]]
+    odd = [f.name for f in schema if f.name in LABEL_NAMES and not _may_label(f.type)]
     named = [n for n, about in features.items() if about.get("_type") == "ClassLabel"]
     plain = [f.name for f in schema if f.name in LABEL_NAMES and _may_label(f.type)]
     known = [name for name in LABEL_NAMES if name in named] or (named if len(named) == 1 else [])
     label = next(iter(known or [name for name in LABEL_NAMES if name in plain]), None)
     names = features.get(label or "", {}).get("names") if label in named else None
     texts = tuple(map(str, names)) if isinstance(names, list) else ()
-    return _Columns(image, label, texts)
+    return _Columns(image, label, texts, 0 if label else len(odd))
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from cnnvis_cli.dataset.kinds import (
     FIRST_BYTES,
     LABELS,
+    NO_LABEL,
     SAMPLE,
     TWICE,
     Found,
@@ -64,7 +66,7 @@ def images_of_sample(
     if len(whole) > 1 and not suffixes.keys().isdisjoint(SIDECARS):
         by_suffix = {suffix_of(e.name)[1:]: e for e in reversed(whole)}
         whole = [next((by_suffix[s] for s in PREFERRED_SUFFIXES if s in by_suffix), whole[0])]
-    stated = _stated_class(path, suffixes, read) if images else None
+    stated = _stated_class(path, suffixes, read, found) if images else None
     used = ("cls",) if "cls" in suffixes else ("json",) if stated else ()
     for suffix, entry in suffixes.items():
         if entry in images:
@@ -78,7 +80,7 @@ def images_of_sample(
 
 
 def _stated_class(
-    path: Path, suffixes: dict[str, Member], read: Callable[[Member, int], bytes]
+    path: Path, suffixes: dict[str, Member], read: Callable[[Member, int], bytes], found: Found
 ) -> Stated | None:
     """Return the class that a ``.cls`` or ``.json`` states; raise `UsageError` for a broken one."""
     entry = suffixes.get("cls") or suffixes.get("json")
@@ -96,16 +98,23 @@ def _stated_class(
         ) from None
     if isinstance(value, dict):
         value = next((value[key] for key in LABEL_KEYS if key in value), None)
-    return stated_by(value)
+    return stated_by(value, found)
 
 
 LABEL_KEYS = ("cls", "label", "class")  # of a sample's JSON
 
 
-def stated_by(value: Any) -> Stated | None:
-    """Return the class that a label's value states; None for what is no label."""
+NO_CLASS = (None, "", -1)  # labels that say that an image has no class
+
+
+def stated_by(value: Any, found: Found) -> Stated | None:
+    """Return the class that a label's value states, None without one; count what is no label."""
     if isinstance(value, str) and value.strip():
         text = value.strip()
         return Stated(int(text)) if text.isascii() and text.isdecimal() else Stated(-1, text)
-    number = isinstance(value, int) and not isinstance(value, bool)
-    return Stated(value) if number and value >= 0 else None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return Stated(value)
+    missing = isinstance(value, float) and math.isnan(value)
+    if not missing and value not in NO_CLASS:
+        found.leave(NO_LABEL)
+    return None

@@ -27,7 +27,7 @@ from loky.process_executor import ProcessPoolExecutor
 
 from cnnvis_cli.engine.devices import in_short, is_lost, keep_memory, memory_explained
 from cnnvis_cli.engine.slots import Emit, Notice, Task, TaskDone, WorkerSlot
-from cnnvis_cli.errors import CnnvisError, Stopped, TasksFailed, WorkerDied
+from cnnvis_cli.errors import CnnvisError, Stopped, StorageError, TasksFailed, WorkerDied
 from cnnvis_cli.report import leave_signals_to_the_parent
 
 ATTEMPTS = 3  # a task that has ended this many processes is set aside
@@ -410,4 +410,6 @@ def portable(error: Exception) -> Exception:
     """Return an exception that can be sent to another process."""
     if isinstance(error, CnnvisError) and not isinstance(error, Stopped):
         return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return StorageError(f"input/output error in a worker process: {error}; run again")
     return CnnvisError(f"a worker process failed: {type(error).__name__}: {error}")

@@ -213,7 +213,7 @@ def _written_by_this_command(log: Path | None) -> Iterator[os.stat_result]:
             yield log.stat()
 
 
-_NAMED = ("preprocessing", "network", "dataset", "stages", "asked")
+_NAMED = ("preprocessing", "network", "dataset", "stages", "asked", "images")
 _TIMED = ("topk", "search", "optimize", "project", "saliency", "occlude")
 _TIME: dict[str, Any] = {"seconds": (int, float), "arithmetic": [dict]}
 RUN_FORM: dict[str, Any] = {  # of run.json, as far as it is read: types, lists and tables of them

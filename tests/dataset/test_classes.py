@@ -240,6 +240,19 @@ def test_a_run_with_other_classes_says_which_level_it_has(
     assert (tmp_path / "run" / "topk.h5").read_bytes() == before
 
 
+def test_images_beside_a_table_of_classes_are_told(
+    do: Any, exact: dict[str, Any], photographs: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """Tiny-ImageNet's validation images are in one folder, and their classes in a text."""
+    folder = photographs(tmp_path / "val", 4).joinpath("class0").rename(tmp_path / "val" / "images")
+    (folder.parent / "val_annotations.txt").write_text("000.png\tn01443537\n")
+    exact |= {"dataset": str(folder.parent), "run": str(tmp_path / "run"), "layer": ("conv1",)}
+    do("topk", Report(), **exact)
+    assert "the folder images counts as the only class" in capsys.readouterr().err
+    do("topk", Report(), **exact | {"run": str(tmp_path / "none"), "topk__class_level": "none"})
+    assert "the only class" not in capsys.readouterr().err
+
+
 def test_shards_hand_on_their_classes(
     do: Any, exact: dict[str, Any], photographs: Any, tmp_path: Path
 ) -> None:

@@ -85,6 +85,31 @@ def test_the_column_of_classes(
     assert manifest.labels.tolist() == (labels or [1, 0, 1])
 
 
+@pytest.mark.parametrize("value", [4, -2, 1 << 40])
+def test_a_label_outside_the_names_of_the_classes_is_refused(value: int, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", contents(3), label=([0, value, 1], NAMES))
+    with pytest.raises(UsageError, match=f"row 1 has the label {value}, .* the classes 0 to 3"):
+        Manifest.scan(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "passed"),
+    [
+        ([0.0, 1.0, 2.0], {"columns of labels that are neither numbers nor names": 1}),
+        ([True, False, True], {"columns of labels that are neither numbers nor names": 1}),
+        ([[0, 1], [1], []], {"columns of labels that are neither numbers nor names": 1}),
+        (([0.0, None, 1.5], NAMES), {"labels that are neither numbers nor names": 2}),
+        ([0, -3, -1], {"labels that are neither numbers nor names": 1}),
+    ],
+)
+def test_labels_that_cannot_be_used_are_counted(
+    labels: Any, passed: dict[str, int], tmp_path: Path
+) -> None:
+    manifest = Manifest.scan(table(tmp_path / "a.parquet", contents(3), label=labels))
+    assert manifest.passed_over == passed
+    assert set(manifest.labels.tolist()) <= {-1, 0}
+
+
 def test_a_column_of_plain_bytes_is_one_of_images_by_its_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"jpg": [b"one", b"two"], "cls": [4, 5]}), tmp_path / "a.parquet")
     manifest = Manifest.scan(tmp_path)

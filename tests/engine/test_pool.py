@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from cnnvis_cli.dataset.batches import Batches
+from cnnvis_cli.digests import file_digest
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, for_gradients, pool, run_tasks
 from cnnvis_cli.errors import CnnvisError, TasksFailed, WorkerDied
 from cnnvis_cli.stages.common.session import Session
@@ -134,6 +136,28 @@ def test_memory_that_runs_out_is_one_line_with_a_remedy(
     assert re.search("cpu: memory ran out .*fewer --workers .*smaller --batch-size", told.err)
     assert set(Path("tried").read_text().split()) == {"4"}  # never another size
     monkeypatch.undo()
+
+
+def test_a_failed_read_in_a_process_is_one_of_the_system(
+    plans: None, cnnvis: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a process that draws a gallery and looks at what a picture is made from."""
+
+    def wrong(work: Any, worker_slot: WorkerSlot, numbers: Iterator[int], emit: Emit) -> None:
+        raise OSError(errno.EIO, "Input/output error", "run/optimized/conv1.h5")
+
+    monkeypatch.setattr("cnnvis_cli.stages.topk.stage.scan", wrong)
+    told = cnnvis("topk images -c exact.toml --run run --workers 2", code=4)
+    assert "run/optimized/conv1.h5" in told.err
+
+
+def test_a_digest_that_cannot_be_read_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("hashlib.file_digest", broken)
+    with pytest.raises(OSError, match=f"Input/output error: '{__file__}'"):
+        file_digest(Path(__file__))
 
 
 def test_another_error_of_a_process_is_no_lack_of_memory(

@@ -17,6 +17,8 @@ from cnnvis_cli.settings import LookPlan, Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.single.inputs import batch_of, photographs
 from cnnvis_cli.stages.single.look import Look
+from cnnvis_cli.store.image_names import names_in
+from cnnvis_cli.store.run import Run
 
 
 def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -80,3 +82,41 @@ def test_without_a_picture_it_says_so(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert called(monkeypatch, "look", *words) == code
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "look",
+        "activations --layer conv2 --save h5",
+        "saliency --method gradient --save h5",
+        "occlude --stride 60",
+    ],
+)
+def test_two_images_of_one_name_never_take_each_other_s_files(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, folder in enumerate(("a", "b", "a_b")):
+        Path(folder).mkdir()
+        noise = np.random.default_rng(number).integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(Path(folder, "photo.png"))
+    made: dict[str, set[str]] = {}
+    contents: dict[str, bytes] = {}
+    for image in ("a/photo.png", "b/photo.png", "a/photo.png", "a_b/photo.png", "b/photo.png"):
+        name, *options = command.split()
+        assert called(monkeypatch, name, image, "--model", "demo", "--run", "r", *options) == 0
+        told = set(capsys.readouterr().out.split())
+        assert made.setdefault(image, told) == told
+        for path in told:
+            assert contents.setdefault(path, Path(path).read_bytes()) == Path(path).read_bytes()
+    assert len(set.union(*made.values())) == sum(map(len, made.values()))
+
+
+def test_names_of_images_are_apart_in_one_call_too(tmp_path: Path) -> None:
+    paths = [f"{tmp_path}/{name}" for name in ("a/b.png", "c/b.png", "a_b.png", "a/b.jpg")]
+    names = names_in(Run(tmp_path), paths)
+    assert len(set(names)) == 4

@@ -24,10 +24,11 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.lists import names_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.render import Figure, draw_figures, figure_files, is_there
-from cnnvis_cli.stages.single.inputs import InputImage, file_names, in_batches, photographs
+from cnnvis_cli.stages.single.inputs import InputImage, in_batches, photographs
 from cnnvis_cli.stages.single.recorder import Outputs, Recorded, Recorder, guesses, title_of
 from cnnvis_cli.stages.single.video import film
 from cnnvis_cli.store.activations import ActivationsFile, LayerActivations
+from cnnvis_cli.store.image_names import names_in, note_names
 from cnnvis_cli.store.run import Record
 
 IMAGES_PER_BATCH = {"cpu": 4, "cuda": 16}  # the maps of all layers are kept at once
@@ -69,7 +70,8 @@ def activations(session: Session) -> None:
             session.report.result(str(path))
     except TooManyUnreadable as error:
         late = error
-    names = file_names(list(map(str, moving)))
+    names = names_in(session.run, list(map(str, moving)))
+    note_names(session.run, names, list(map(str, moving)))
     for name, place in zip(names, moving, strict=True):
         frames = (Folder if place.is_dir() else Video)(place, asked.every)
         for path in film(session, outputs, frames, name):

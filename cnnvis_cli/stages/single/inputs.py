@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +15,14 @@ from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.containers import read_file
 from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import TooManyUnreadable, UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.beforehand import check_place
 from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.store.image_names import names_in, note_names
+from cnnvis_cli.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,33 @@ class _Source:
 class InputImages:
     """Images, and those of folders, lists, tars, zips and Parquet files, in order, not read yet.
 
-    Each is named after its file, with as many parent folders as distinguish it from the others.
-    Raise `UsageError` for a place without images.
+    Each is named after its file, with as many parent folders as distinguish it from the others, and
+    from those that the run has files of. Raise `UsageError` for a place without images.
     """
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], run: Run) -> None:
         self._sources = list(chain.from_iterable(map(_sources, map(Path, places))))
-        self._names = file_names([source.path for source in self._sources])
+        self.paths = [source.path for source in self._sources]
+        self.names = names_in(run, self.paths)
 
     def __len__(self) -> int:
         return len(self._sources)
 
     def path(self, number: int) -> str:
-        return self._sources[number].path
+        return self.paths[number]
 
     def read(self, number: int, preprocessing: Preprocessing) -> InputImage:
         """Decode an image; raise `Unreadable` with the reason."""
         source = self._sources[number]
         pixels = decode(source.read(), preprocessing)
-        return InputImage(self._names[number], source.path, pixels)
+        return InputImage(self.names[number], source.path, pixels)
+
+
+def noted_images(session: Session, places: Sequence[str]) -> InputImages:
+    """Return the images of some places, whose names are noted in run.json from now on."""
+    album = InputImages(places, session.run)
+    note_names(session.run, album.names, album.paths)
+    return album
 
 
 def photographs(
@@ -81,7 +88,7 @@ def photographs(
     Unusable ones are reported and skipped. Raise `UsageError` like `InputImages`, and at the end
     `TooManyUnreadable` (exit code 3) if too large a share was skipped.
     """
-    album, unusable = InputImages(places), 0
+    album, unusable = noted_images(session, places), 0
     chosen = list(filter(takes, range(len(album))))
     for number in chosen:
         session.report.check_stop()
@@ -128,33 +135,6 @@ def _sources(place: Path) -> Iterator[_Source]:
 
 
 CONTAINERS = (".txt", ".lst", ".tar", ".zip", ".parquet")
-
-
-def file_names(paths: Sequence[str]) -> list[str]:
-    """Return a file name for each path: its shortest ending that no other one has."""
-    parts = [list(map(_plain, Path(path).with_suffix("").parts)) for path in paths]
-    names = [""] * len(paths)
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        ends = ["_".join(part[-depth:]) for part in parts]
-        count = Counter(ends)
-        for i, end in enumerate(ends):
-            if not names[i] and count[end] == 1:
-                names[i] = end
-    for i, part in enumerate(parts):
-        names[i] = _short_name(names[i] or f"{'_'.join(part)}_{i}")
-    return names
-
-
-LONGEST_NAME = 120  # characters of a name: file systems take 255, and more is appended
-
-
-def _short_name(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 17]}-{digest(name)}"
-
-
-def _plain(part: str) -> str:
-    """Return a piece of a path in a form valid in any file name."""
-    return re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII).strip("._-") or "image"
 
 
 def batch_of(network: Network, chosen: Sequence[InputImage]) -> torch.Tensor:

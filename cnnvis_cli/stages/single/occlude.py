@@ -41,6 +41,7 @@ from cnnvis_cli.stages.single.inputs import (
     batch_of,
     class_name,
     find_class,
+    noted_images,
     photographs,
 )
 from cnnvis_cli.store.occluded import OccludedFile
@@ -59,7 +60,7 @@ def occlude(session: Session) -> None:
     """Cover every image, place after place; existing results are left as they are."""
     plan = session.plan
     takes = plan.takes(0)
-    _share(session, list(filter(takes, range(len(InputImages(plan.occlude.images))))))
+    _share(session, list(filter(takes, range(len(noted_images(session, plan.occlude.images))))))
     session = session.here()
     studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
     found: list[list[Occlusion]] = [[] for _ in studies]
@@ -129,7 +130,7 @@ class OccludeJob(Portable):
 
     def describe(self, number: int) -> str:
         """Return an image's name for messages."""
-        return InputImages(self.plan.occlude.images).path(number)
+        return InputImages(self.plan.occlude.images, Run(self.plan.folder)).path(number)
 
     def on(self, device: torch.device) -> Session:
         """Return the session of a process on its device."""
@@ -143,7 +144,7 @@ def occlude_images(
     """Compute and store the numbers of the images of these numbers, if they are missing."""
     session = work.on(worker_slot.device)
     studies = [OcclusionJob.of(session, layer) for layer in asked_layers(session)]
-    album = InputImages(work.plan.occlude.images)
+    album = InputImages(work.plan.occlude.images, session.run)
     for number in numbers:
         with suppress(Unreadable):  # reported when the figures are drawn
             image = album.read(number, session.network.preprocessing)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnvis_cli.arrays import Arrays
-from cnnvis_cli.dataset.classes import describe
+from cnnvis_cli.dataset.classes import describe, tells_no_class
 from cnnvis_cli.dataset.manifest import Manifest, in_words
 from cnnvis_cli.errors import CnnvisError, TooManyUnreadable, UsageError
 from cnnvis_cli.nouns import Layer
@@ -259,6 +259,12 @@ def announce_result(
         report.note(
             f"classes are named {describe(manifest.level)}, so folders in it, such as "
             f"{printable(manifest.deeper)}, are none; --class-level says otherwise"
+        )
+    if len(manifest.classes) == 1 and tells_no_class(manifest.classes):
+        report.note(
+            f"the folder {printable(manifest.classes[0])} counts as the only class: classes in a "
+            "table beside the images are not read; put each class into a folder of its own, or "
+            "give --class-level none"
         )
     report.result(
         f"{file.path}: {images} images, {skipped} skipped, {len(file.layers())} layers, "
