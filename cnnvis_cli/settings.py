@@ -781,6 +781,7 @@ class Plan:
         "Allow a --scheduler on another machine without TLS: anyone on the network between can "
         "then run code on the cluster.",
     )
+    yes: bool = setting(False, "-y --yes", "Begin although the results may not fit on the disk.")
     log: Text | None = setting(
         None,
         "--log",

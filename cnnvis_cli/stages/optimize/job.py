@@ -20,6 +20,7 @@ from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.start import start_record
 from cnnvis_cli.stages.optimize.styles import variant
 from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.room import Room, images_room
 from cnnvis_cli.store.run import Record, differences
 
 NAMED = 8  # units in a warning
@@ -97,6 +98,15 @@ class LayerOptimization(LayerJob):
     @property
     def title(self) -> str:
         return f"{self.layer.alias} style {self.group}"
+
+    @property
+    def room(self) -> Room:
+        """Return what the images that are not there yet will take."""
+        settings = self.session.plan.optimize
+        percentiles = (getattr(part, "percentile", 0.0) for part in self.style.regularizers)
+        images = len(set(self.asked) - set(self.done)) * settings.runs
+        history = -(-self.style.iterations // settings.history)
+        return images_room(images, self.setup.box.size, max(percentiles, default=0.0), history)
 
     def going_on(self) -> LayerOptimization:
         """Return the same with the rate that an earlier version found for the units in the file."""

@@ -15,6 +15,7 @@ from cnnvis_cli.engine import Aside, Cluster, Pool, resolve_precision, run_tasks
 from cnnvis_cli.errors import CnnvisError, TasksFailed
 from cnnvis_cli.report import Meter
 from cnnvis_cli.stages.common.blocks import Blocks
+from cnnvis_cli.stages.common.disk import check_disk
 from cnnvis_cli.stages.common.layer_job import LayerTask, announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.job import LayerOptimization
@@ -27,6 +28,7 @@ from cnnvis_cli.stages.optimize.worker import (
     optimize_blocks,
 )
 from cnnvis_cli.store.optimized import Optimized
+from cnnvis_cli.store.room import Room, joined_room
 
 SHARES = 16  # of a layer's units, from which processes take one after the other
 
@@ -40,6 +42,7 @@ def optimize(session: Session) -> None:
     pending = list(filter(attrgetter("pending"), climbs))
     lost: TasksFailed | None = None
     if pending:
+        _check_room(session, pending)
         announce("optimize", pending)
         with session.timed("optimize"):
             lost = _optimize_layers(session, pending)
@@ -54,6 +57,18 @@ def optimize(session: Session) -> None:
             each.warn()
     if lost is not None:
         raise lost
+
+
+def _check_room(session: Session, pending: Sequence[LayerOptimization]) -> None:
+    """Say what the images will take; raise `CnnvisError` for more than is free."""
+    by_layer: dict[str, list[Room]] = {}
+    for each in pending:
+        by_layer.setdefault(each.layer.alias, []).append(each.room)
+    layers = []
+    for rooms in by_layer.values():  # published together
+        layers.append(Room(sum(r.results for r in rooms), sum(r.parts for r in rooms)))
+    remedy = "ask for fewer --units, --style or --runs"
+    check_disk(session, "optimize", joined_room(layers), remedy)
 
 
 def _optimize_layers(session: Session, climbs: Sequence[LayerOptimization]) -> TasksFailed | None:

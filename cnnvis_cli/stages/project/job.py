@@ -21,6 +21,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.backward_pass import BackwardPass
 from cnnvis_cli.stages.project.batching import PASS, PIXELS, Batching, StoredPlaces
 from cnnvis_cli.store.projected import Projected, ProjectedFile
+from cnnvis_cli.store.room import Room, projections_room
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.topk_file import LayerTopK
 
@@ -96,6 +97,12 @@ class Projections(LayerJob):
         size = self.batching.size
         canvas = size if self.batching.whole else self.layer.field.box(0, 0).tile(size).size
         return self.layer.channels, self.top.places.image.shape[1], *canvas
+
+    @property
+    def room(self) -> Room:
+        """Return what the projections that are not there yet will take."""
+        count = len(set(self.asked) - set(self.done)) * self.shape[1]
+        return projections_room(count, self.shape[2:])
 
     @property
     def block(self) -> int:

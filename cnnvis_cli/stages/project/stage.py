@@ -16,11 +16,13 @@ from cnnvis_cli.network.backward import way_back
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.dataset_images import gather
+from cnnvis_cli.stages.common.disk import check_disk
 from cnnvis_cli.stages.common.layer_job import announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.project.batching import StoredPlaces
 from cnnvis_cli.stages.project.job import Made, Projections, memory_need
 from cnnvis_cli.stages.project.worker import ProjectJob, project_blocks
+from cnnvis_cli.store.room import joined_room
 from cnnvis_cli.store.topk_file import TopKFile
 
 
@@ -51,6 +53,8 @@ def project(session: Session) -> None:
     asked = _asked_projections(session, layers)
     todo = list(filter(attrgetter("pending"), asked))
     if todo:
+        room = joined_room(list(map(attrgetter("room"), todo)))
+        check_disk(session, "project", room, "ask for fewer --units, --layer or --method")
         announce("project", todo)
         with session.timed("project"):
             _do(session, todo)

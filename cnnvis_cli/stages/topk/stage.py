@@ -14,6 +14,7 @@ from cnnvis_cli.engine import check_precision, choose_devices, run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.common.dataset_images import dataset_path
+from cnnvis_cli.stages.common.disk import check_disk
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.topk.assemble import (
     announce_result,
@@ -26,6 +27,7 @@ from cnnvis_cli.stages.topk.assemble import (
 )
 from cnnvis_cli.stages.topk.job import TopKJob
 from cnnvis_cli.stages.topk.worker import Step, scan
+from cnnvis_cli.store.room import topk_room
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.sample_file import SampleFile
 from cnnvis_cli.store.topk_file import TopKFile
@@ -175,6 +177,17 @@ class Pace:
         }
 
 
+def _check_room(session: Session, job: TopKJob, processes: int, images: int) -> None:
+    """Say what parts and results will take; raise `CnnvisError` for more than is free."""
+    settings = session.plan.topk
+    channels = sum(layer.channels for layer in job.layers)
+    places = settings.k * (2 if settings.min else 1)
+    room = topk_room(channels, len(job.layers), places, job.cut.count, processes)
+    known = session.run.noted().get("topk", {}).get("images_a_second")
+    seconds = images / known if known else 0
+    check_disk(session, "topk", room, "ask for fewer --layer or a smaller --k", seconds)
+
+
 def _scan(session: Session, job: TopKJob) -> None:
     """Compute and keep every part of this shard that is not there yet."""
     pending = [n for n in session.plan.share(job.cut.count) if not job.is_done(n)]
@@ -182,6 +195,8 @@ def _scan(session: Session, job: TopKJob) -> None:
         return
     batches = sum(len(job.batches_of(number)) for number in pending)
     pool = session.pool(topk_memory(session, job.cut.size))
+    if not job.is_placed:
+        _check_room(session, job, len(pool), batches * job.cut.size)
     meter = session.report.meter("topk", batches * job.cut.size, "images")
     pace = Pace(min(len(pool), len(pending)))
 
