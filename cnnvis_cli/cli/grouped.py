@@ -14,7 +14,7 @@ GROUPS_OF_OPTIONS = {
     "What": (),
     "Output": ("run", "as_json", "gallery__title", "activations__size", "filters__save_clipped"),
     "Compute": (
-        *("device", "workers", "batch_size", "seed", "shard", "scheduler", "trust_network"),
+        *("device", "workers", "batch_size", "seed", "shard", "scheduler", "trust_network", "yes"),
         *("topk__decode", "topk__precision", "optimize__precision"),
         *("seconds", "rounds", "frames"),
     ),

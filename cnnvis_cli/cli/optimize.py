@@ -14,7 +14,7 @@ from cnnvis_cli.settings import Plan
 
 
 @click.command("optimize", cls=Grouped)
-@takes(*section("optimize"), *SHARING, *WORKING_ON_UNITS)
+@takes(*section("optimize"), *SHARING, "yes", *WORKING_ON_UNITS)
 def command(**flags: Any) -> None:
     """Draw the image that each unit prefers: regularized activation maximization.
 

@@ -105,7 +105,7 @@ TALKING = (QUIET, VERBOSE, setting_option("log", type=click.Path(path_type=Path,
 CONFIGURING = (CONFIG, *TALKING)
 NETWORK = ("model", "weights", "ema", "trust_code")
 WORK = ("run", "layer", "device", "seed", "batch_size", "workers")
-SHARING = ("shard", "scheduler", "trust_network", "yes")
+SHARING = ("shard", "scheduler", "trust_network")
 
 DESCRIBING = (*NETWORK, "run", *CONFIGURING)  # a command that only describes a network
 ONE_IMAGE = (*NETWORK, "run", "device", "seed", "batch_size", *CONFIGURING)  # single images

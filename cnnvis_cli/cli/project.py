@@ -14,7 +14,7 @@ from cnnvis_cli.settings import Plan
 
 
 @click.command("project", cls=Grouped)
-@takes(*section("project"), MOVED, *SHARING, *WORKING_ON_UNITS, idle=("seed",))
+@takes(*section("project"), MOVED, *SHARING, "yes", *WORKING_ON_UNITS, idle=("seed",))
 def command(**flags: Any) -> None:
     """Project the strongest activations back to the pixels that caused them.
 

@@ -19,6 +19,7 @@ from cnnvis_cli.settings import Plan
 @takes(
     setting_option("dataset", help="Images to use instead of the plan's dataset."),
     *SHARING,
+    "yes",
     *RUNNING,
 )
 def command(**flags: Any) -> None:

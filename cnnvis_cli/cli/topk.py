@@ -16,7 +16,7 @@ from cnnvis_cli.settings import Plan
 
 @click.command("topk", cls=Grouped)
 @click.argument("dataset", required=False, shell_complete=completing.path_items)
-@takes(*section("topk"), *SHARING, *WORKING, idle=("seed",))
+@takes(*section("topk"), *SHARING, "yes", *WORKING, idle=("seed",))
 def command(**flags: Any) -> None:
     """Find the images, and the places in them, that activate each channel most strongly.
 
