@@ -501,6 +501,11 @@ class ScorePlan:
         "Difference of similarities at which a task is solved with certainty 0.73.",
         gt=0,
     )
+    natural_path: bool = setting(
+        False,
+        "--natural-path",
+        "Instead, compare the activations of optimized images with photographs', layer by layer.",
+    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ def command(as_json: bool, **flags: Any) -> None:
     How alike two pictures look is told by --encoder, by default the network itself, which may
     flatter its own units. All numbers are in scores.tsv; means per layer are printed.
 
+    With --natural-path: are activations of optimized images like those of photographs on the way
+    to the layer (Geirhos et al. 2024)? Per layer before it, 1 means as those of the unit's own
+    strongest photographs, 0 as those of other units' photographs; paths.tsv, figures/paths.
+
     Example: cnnvis score --run outputs/demo --layer conv5 --units 0-3 (after cnnvis demo)
     """
     run_command("score-json" if as_json else "score", flags, partial(_score, as_json=as_json))
@@ -35,7 +39,11 @@ def command(as_json: bool, **flags: Any) -> None:
 
 def _score(plan: Plan, report: Report, as_json: bool) -> None:
     from cnnvis_cli.stages.common.session import open_session
+    from cnnvis_cli.stages.numbers.natural_path import check_natural_path
     from cnnvis_cli.stages.numbers.scores import score_units
 
     with open_session(plan, report, new=False) as session:
-        score_units(session, as_json)
+        if plan.score.natural_path:
+            check_natural_path(session, as_json)
+        else:
+            score_units(session, as_json)

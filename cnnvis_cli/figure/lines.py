@@ -19,19 +19,19 @@ GUTTER = 46  # room for the numbers of the value axis
 APART_PLOTS = 18  # pixels between plots side by side
 PITCH = (HEIGHT + 2 * SMALL + 26, WIDTH + GUTTER + APART_PLOTS)
 LEAST_ACROSS = 170  # least width of a plot with its numbers in a column of a paper
-AXES = ("step", "activation")
 RULE = (225, 225, 225)
 INKS = ((31, 119, 180), (214, 96, 40), (60, 145, 80), (150, 80, 160), (120, 120, 120))
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One unit: its label, the steps (T,), values (R, T) of each run, and best steps (R,)."""
+    """Lines under a label: the steps (T,), values (R, T) of each, and best steps (R,) or none."""
 
     label: str
     steps: NDArray[np.integer[Any]]
     values: NDArray[np.floating[Any]]  # NaN after the end of a run
-    best: NDArray[np.integer[Any]]
+    best: NDArray[np.integer[Any]] | None
+    axes: tuple[str, str] = ("step", "activation")
 
 
 def plots(panels: Sequence[Plot], caption: Caption, scale: float = 1) -> Canvas:
@@ -81,7 +81,8 @@ def _draw_plot(canvas: Canvas, panel: Plot, place: tuple[int, int], size: tuple[
     height, width = size
     known = panel.values[np.isfinite(panel.values)]
     ticks = round_numbers(float(known.min()), float(known.max())) if known.size else [0.0, 1.0]
-    last = max(int(panel.steps[-1]), int(panel.best.max()), 1)
+    dots = [] if panel.best is None else panel.best.tolist()
+    last = max(int(panel.steps[-1]), *dots, 1)
     axes = _PlotAxes(canvas.frame(top, left, height, width), last, ticks[0], ticks[-1])
     for tick in ticks:
         axes.frame.line([axes.point(0, tick), axes.point(last, tick)], RULE)
@@ -89,14 +90,14 @@ def _draw_plot(canvas: Canvas, panel: Plot, place: tuple[int, int], size: tuple[
         canvas.text(text, round(y), left - 5 - text_size(text, SMALL)[0], SMALL, FAINT)
     for run in range(len(panel.values)):
         _curve(axes, panel, run)
-    across, up = (text_size(name, SMALL)[0] for name in AXES)
+    across, up = (text_size(name, SMALL)[0] for name in panel.axes)
     canvas.text(shortened(panel.label, SMALL, width - up - 6), place[0], left, SMALL, INK)
-    canvas.text(AXES[1], place[0], left + width - up, SMALL, FAINT)
+    canvas.text(panel.axes[1], place[0], left + width - up, SMALL, FAINT)
     for step in (0, last):
         text = str(step)
         x = left + axes.point(step, ticks[0])[0] - (text_size(text, SMALL)[0] if step else 0)
         canvas.text(text, top + height + 3, round(x), SMALL, FAINT)
-    canvas.text(AXES[0], top + height + 3, left + (width - across) // 2, SMALL, FAINT)
+    canvas.text(panel.axes[0], top + height + 3, left + (width - across) // 2, SMALL, FAINT)
 
 
 def _curve(axes: _PlotAxes, panel: Plot, run: int) -> None:
@@ -108,6 +109,8 @@ def _curve(axes: _PlotAxes, panel: Plot, run: int) -> None:
         return
     points = [axes.point(s, v) for s, v in zip(steps, heights, strict=True)]
     axes.frame.line(points if len(points) > 1 else points * 2, ink)
+    if panel.best is None:
+        return
     best = int(panel.best[run])
     x, y = axes.point(best, float(np.interp(best, steps, heights)))
     axes.frame.dot(x, y, 2.5, ink)

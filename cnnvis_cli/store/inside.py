@@ -23,7 +23,7 @@ OWN_FOLDERS = frozenset(
     }
 )
 OWN_FILES = re.compile(
-    r"run\.json|(skipped|names|scores)\.tsv|styles\.toml|[^.].*\.h5|\.(lock|progress|failed)(-.+)?"
+    r"run\.json|(skipped|names|paths|scores)\.tsv|styles\.toml|[^.].*\.h5|\.(lock|progress|failed)(-.+)?"
 )
 _KINDS = (
     *((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder")),

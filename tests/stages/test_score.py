@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from cnnvis_cli.stages.numbers.interpretability import (
     bootstrap_spread,
@@ -19,6 +23,7 @@ from cnnvis_cli.stages.numbers.interpretability import (
     unit_length,
     unit_tasks,
 )
+from cnnvis_cli.stages.numbers.likeness import between, rank_vectors, within
 from cnnvis_cli.store.sample_file import SampleFile
 
 Call = Callable[..., Any]
@@ -128,3 +133,64 @@ def test_a_small_sample_is_refused(plans: None, cnnvis: Call) -> None:
     cnnvis("topk images -c exact.toml --run r")
     told = cnnvis("score --run r --trust-code", 2)
     assert "9 images can be used, and tasks need 140; make a larger --sample" in told.err
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 5), st.integers(2, 9), st.integers(0, 2**31))
+def test_rank_correlations_are_spearman_s(count: int, places: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 4, (count + 2, places)).astype(np.float32)  # ties are the rule
+    vectors = rank_vectors(values)
+
+    def rho(one: int, two: int) -> float:
+        if np.ptp(values[one]) == 0 or np.ptp(values[two]) == 0:
+            return 0.0
+        return float(spearmanr(values[one], values[two]).statistic)
+
+    pairs = [rho(a, b) for a in range(count) for b in range(count) if a != b]
+    assert within(vectors[:count]) == pytest.approx(np.mean(pairs), abs=1e-5)
+    cross = [rho(a, b) for a in range(count) for b in (count, count + 1)]
+    assert between(vectors[:count], vectors[count:]) == pytest.approx(np.mean(cross), abs=1e-5)
+
+
+def test_the_way_of_optimized_images_is_compared_layer_by_layer(plans: None, cnnvis: Call) -> None:
+    cnnvis("topk images -c exact.toml --run r --sample 20")
+    cnnvis("optimize -c exact.toml --run r --layer fc3 --units 0-3 --style 3 --runs 2")
+    told = cnnvis("score --run r --trust-code --layer fc3 --natural-path --json")
+    rows = json.loads(told.out)
+    assert [(row["layer"], row["of"], row["style"]) for row in rows] == [
+        (layer, "fc3", "3") for layer in ("conv1", "conv2", "fc3")
+    ]
+    assert Path("r/figures/paths/fc3.png").is_file()
+    values = SampleFile(Path("r/sample.h5")).values("fc3")
+    index = SampleFile(Path("r/sample.h5")).images().index.tolist()
+    with h5py.File("r/topk.h5") as file:
+        image, activation = (file[f"layers/fc3/{name}"][:4, :9] for name in ("image", "activation"))
+    shown = [
+        [values[index.index(i)] for i, a in zip(*pair, strict=True) if i >= 0 and a > 0]
+        for pair in zip(image.tolist(), activation.tolist(), strict=True)
+    ]
+    shown = [each for each in shown if len(each) > 1]
+    last = rows[-1]
+    assert last["units"] == len(shown) > 1
+    same = [
+        np.mean([spearmanr(a, b).statistic for i, a in enumerate(own) for b in own[i + 1 :]])
+        for own in shown
+    ]
+    assert last["same"] == pytest.approx(np.mean(same), abs=0.02)  # half floats tie
+    others = []
+    for unit, own in enumerate(shown):
+        rest = [each for u, some in enumerate(shown) if u != unit for each in some]
+        others.append(np.mean([spearmanr(a, b).statistic for a in own for b in rest]))
+    assert last["others"] == pytest.approx(np.mean(others), abs=0.02)
+    path = (last["optimized"] - last["others"]) / (last["same"] - last["others"])
+    assert last["path"] == pytest.approx(path, rel=1e-6)
+
+
+def test_the_way_needs_images_of_the_whole_input(plans: None, cnnvis: Call) -> None:
+    cnnvis("topk images -c exact.toml --run r")
+    cnnvis("optimize -c exact.toml --run r --layer conv1 --units 0,1 --style 3 --runs 1")
+    told = cnnvis("score --run r --trust-code --natural-path", 2)
+    assert "r: no layer has optimized images of the whole input" in told.err
+    told = cnnvis("score --run r --trust-code --natural-path --layer conv1", 2)
+    assert "images of conv1 show its field, not the whole input" in told.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
 
 from cnnvis_cli.arrays import Doubles, Floats, Int64s
 
@@ -69,3 +70,26 @@ def best_of_shuffled(x: Floats, y: Floats, order: NDArray[np.int64]) -> Doubles:
     """Return each unit's largest correlation once the images of y are in another order: (p,)."""
     found: Doubles = correlations(x, y[order]).max(axis=1)
     return found
+
+
+def rank_vectors(values: Floats) -> Floats:
+    """Return the ranks of each row, centred and of length 1: products are rank correlations.
+
+    (n, F) -> (n, F); equal values share their mean rank (Spearman 1904). A constant row is 0.
+    """
+    ranks = rankdata(values, axis=1) - (values.shape[1] + 1) / 2
+    length = np.linalg.norm(ranks, axis=1, keepdims=True)
+    found: Floats = (ranks / np.where(length > 0, length, 1)).astype(np.float32)
+    return found
+
+
+def between(some: Floats, others: Floats) -> float:
+    """Return the mean product of each of some vectors with each of others: (n, F), (m, F)."""
+    return float((some @ others.T).mean(dtype=np.float64))
+
+
+def within(vectors: Floats) -> float:
+    """Return the mean product of each of at least two vectors (n, F) with each other one."""
+    products = (vectors @ vectors.T).astype(np.float64)
+    count = len(vectors)
+    return float((products.sum() - np.trace(products)) / (count * (count - 1)))
