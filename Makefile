@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+MODEL ?= squeezenet1_0
 
-.PHONY: help setup demo test long gpu oldest bench meaning check page format train clean
+.PHONY: help setup demo showcase test long gpu oldest bench meaning check page figures format train clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -16,6 +17,10 @@ setup: .venv/installed  ## create .venv with cnnvis and its tools in it
 
 demo: setup  ## run the whole pipeline on the bundled network and name the pictures
 	$(BIN)/cnnvis demo
+
+showcase: setup  ## a web site: DATASET=photographs WEIGHTS=file [MODEL=squeezenet1_0] [ARGS='--licence FILE']
+	@test -n "$(DATASET)" && test -n "$(WEIGHTS)" || { echo "make showcase: name DATASET=photographs and WEIGHTS=file" >&2; exit 2; }
+	$(BIN)/python docs/showcase.py "$(DATASET)" --weights "$(WEIGHTS)" --model $(MODEL) $(ARGS)
 
 test: setup  ## run the tests
 	$(BIN)/pytest
@@ -58,6 +63,9 @@ check: setup  ## check style and types: ruff, mypy --strict
 
 page: setup  ## write the tables of docs/plan.md from the declared settings
 	$(BIN)/python tests/docs/plan_page.py
+
+figures: setup  ## draw the pictures of README and docs again (half an hour)
+	$(BIN)/python tests/docs/draw_figures.py $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 format: setup  ## format the code
 	$(BIN)/ruff check --fix .

@@ -55,6 +55,7 @@ NOT_RUN = {
     "python -c": "needs a million files; the figure beside it says of what",
     "make test": "is this",
     "make setup": "installs",
+    "make showcase": "is run in test_showcase.py",
     "make long": "takes minutes; is this, in its long form",
     "make meaning": "takes 20 minutes",
     "make train": "takes 12 minutes",
