@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cnnvis_cli.arrays import Floats, Int64s
+from cnnvis_cli.arrays import Doubles, Floats, Int32s, Int64s
 
 SHARES = {"75 to 90 %": (0.75, 0.9), "median": (0.45, 0.55), "low": (0.0, 0.25)}
 
@@ -36,3 +36,17 @@ def _some(images: Int64s, count: int, generator: np.random.Generator) -> Int64s:
     """Return some of the images at random, the strongest first."""
     drawn = generator.choice(len(images), min(count, len(images)), replace=False)
     return images[np.sort(drawn)[::-1]]
+
+
+def class_means(values: Floats, labels: Int32s) -> tuple[Doubles, Int64s]:
+    """Return each class's mean of the values above 0 (else 0), and its number of images.
+
+    `values` are (N, C), NaN for no value; `labels` (N,), -1 without a class. The means are
+    (classes, C), 0 for a class without images; the numbers (classes,).
+    """
+    known = (labels >= 0) & ~np.isnan(values).all(axis=1)
+    count = int(labels.max(initial=-1)) + 1
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, labels[known], np.nan_to_num(np.maximum(values[known], 0)))
+    numbers = np.bincount(labels[known], minlength=count)
+    return sums / np.maximum(numbers, 1)[:, None], numbers

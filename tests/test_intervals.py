@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnvis_cli.intervals import in_intervals
+from cnnvis_cli.intervals import class_means, in_intervals
 
 VALUE = st.one_of(st.integers(-3, 60).map(float), st.just(float("nan")))
 
@@ -43,3 +43,10 @@ def test_the_seed_decides_which_are_drawn() -> None:
     assert (draws[0]["median"] == draws[1]["median"]).all()
     assert (draws[0]["median"] != draws[2]["median"]).any()
     assert (draws[0]["strongest"] == draws[2]["strongest"]).all()
+
+
+def test_class_means_are_of_values_above_0_and_known_classes() -> None:
+    values = np.array([[1, -3], [3, 2], [5, 8], [7, np.nan], [np.nan, np.nan]], np.float32)
+    means, counts = class_means(values, np.array([0, 0, -1, 2, 2], np.int32))
+    assert counts.tolist() == [2, 0, 1]
+    assert means.tolist() == [[2, 1], [0, 0], [7, 0]]

@@ -299,6 +299,54 @@ def test_without_weights_all_else_is_there(
     assert about["images"] <= 3
 
 
+def test_what_a_sample_tells_is_shown(do: Do, ready: Flags, folder: Path, tmp_path: Path) -> None:
+    do("topk", **ready | {"topk__sample": 12})
+    (tmp_path / "run" / "scores.tsv").write_text(
+        "unit\texplanation\tscore\terror\tcontrol\nconv2/0003\timages\t0.9\t0.01\t0.5\n"
+    )
+    do("gallery", **ready)
+    panes = [pane["kind"] for pane in layer_of(folder, "conv2")["sheet"]["panes"]]
+    assert panes[-1] == "intervals"
+    assert len(layer_of(folder, "conv2")["faces"]) == len(panes) - 1
+    with h5py.File(tmp_path / "run" / "sample.h5") as sample:
+        stored = sample["layers/conv2"]
+        values = stored["value"][()].astype(np.float32) * stored["scale"][()]
+        labels, paths = sample["images/label"][()], sample["images/path"].asstr()[()]
+    for unit, facts in enumerate(units_of(folder, "conv2")):
+        assert len(facts["intervals"]) == 4
+        for value, label, path in (each for _, shown in facts["intervals"] for each in shown):
+            row = paths.tolist().index(path)
+            assert value == pytest.approx(float(values[row, unit]), rel=1e-3)
+            assert label == labels[row]
+        above = np.maximum(values[:, unit], 0)
+        wanted = {label: float(above[labels == label].mean()) for label in (0, 1)}
+        found = {label: mean for label, mean, _ in facts["breakdown"]}
+        assert found == pytest.approx({k: v for k, v in wanted.items() if v > 0}, rel=1e-3)
+    assert units_of(folder, "conv2")[3]["scores"] == [["images", "0.9", "0.01", "0.5"]]
+    assert "scores" not in units_of(folder, "conv2")[2]
+
+
+def test_images_are_compared_with_the_best_photograph_and_ties_are_told(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path
+) -> None:
+    do("gallery", **ready)
+    with (
+        h5py.File(tmp_path / "run" / "topk.h5") as top,
+        h5py.File(tmp_path / "run" / "optimized" / "conv1.h5") as optimized,
+    ):
+        best = top["layers/conv1/activation"][()]
+        values = optimized["3/activation"][()].max(axis=1)
+    for unit, facts in enumerate(units_of(folder, "conv1")):
+        if best[unit, 0] > 0:
+            wanted = float(values[unit] / best[unit, 0])
+            assert facts["ratios"]["3"] == pytest.approx(wanted, rel=1e-3)
+        else:
+            assert "ratios" not in facts
+        equal = [(best[unit] == value).sum() for value in best[unit]]
+        assert facts["ties"] == sum(count > 1 for count in equal)
+    assert units_of(folder, "conv1")[CONSTANT]["ties"] > 2
+
+
 def test_a_dead_unit_says_so_and_has_no_top_images(do: Do, ready: Flags, folder: Path) -> None:
     do("gallery", **ready)
     layer, units = layer_of(folder, "conv1"), units_of(folder, "conv1")
@@ -590,6 +638,9 @@ def test_bars_hold_every_count_where_it_belongs() -> None:
     assert sum(n for n, x in zip(heights, middle, strict=True) if x < 0) == pytest.approx(
         100, abs=4
     )
+    farther = histogram_bars(counts, 20.0)  # a place that was not counted
+    assert farther
+    assert (farther[1], farther[2][-1]) == (20.0, 0)
     assert histogram_bars(np.zeros(BINS, np.int64), np.nan) is None
     assert histogram_bars(counts, np.nan) is None
 

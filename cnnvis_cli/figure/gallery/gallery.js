@@ -64,7 +64,7 @@
   const padded = (unit) => String(unit).padStart(4, "0");
   const className = (label) => run.classes[label] || (label >= 0 ? `class ${label}` : "");
   const paneName = ({ kind, name }) => ({
-    optimized: `optimized, style ${name}`, patches: "patches", projections: `${name} projections`,
+    optimized: `optimized, style ${name}`, patches: "patches", projections: `${name} projections`, intervals: "weaker images",
   })[kind];
 
   // elements
@@ -415,7 +415,7 @@
   // a unit
 
   const blockOf = (layer, position, unit, pane, flow) => {
-    const columns = Math.ceil(Math.sqrt(pane.count));
+    const columns = pane.kind === "intervals" ? 4 : Math.ceil(Math.sqrt(pane.count));
     const most = (3 * PANE) / Math.min(3, columns); // few pictures are larger
     const scale = enlarged(pane.tile, most);
     const block = make("div", { class: "block" });
@@ -431,8 +431,8 @@
       const place = [i * pane.cell[1], pane.top, pane.tile[1], pane.tile[0]];
       whenSeen(picture, () => crop(picture, url, place, layer.sheet.size));
       const button = make("button", { type: "button", class: "zoom" }, picture);
-      const map = pane.kind !== "optimized" && unit.top?.[i] && flow?.maps?.[i];
-      const found = pane.kind === "optimized" || !isPart(unit.top?.[i], layer) ? null : unit.top[i];
+      const map = ["patches", "projections"].includes(pane.kind) && unit.top?.[i] && flow?.maps?.[i];
+      const found = ["optimized", "intervals"].includes(pane.kind) || !isPart(unit.top?.[i], layer) ? null : unit.top[i];
       const nth = pictures.push({ url, place, size: layer.sheet.size, name, text: note, found, map: map && found && [layer, map] }) - 1;
       button.addEventListener("click", () => zoom(pictures, nth));
       if (map) button.append(maskOf(layer, map, unit.top[i].slice(4)));
@@ -527,6 +527,12 @@
       if (!found) return { name: null };
       return { name: `${title}, optimized, style ${pane.name}, run ${found[0] + 1}`, text: short(found[1]), note: `run ${found[0] + 1}: ${short(found[1])} after ${found[3]} steps, ${OUTCOMES[found[4]]}` };
     }
+    if (pane.kind === "intervals") {
+      const [interval, shown] = unit.intervals?.[Math.floor(i / 2)] ?? ["", []];
+      const weaker = shown[i % 2];
+      if (!weaker) return { name: null };
+      return { name: `${title}, ${interval}, ${className(weaker[1]) || weaker[2]}`, text: i % 2 ? short(weaker[0]) : `${interval}: ${short(weaker[0])}`, note: `${interval}: ${weaker[2]}: ${short(weaker[0])}` };
+    }
     const found = unit.top?.[i];
     if (!found) return { name: null };
     const called = className(found[1]);
@@ -540,6 +546,7 @@
     optimized: ["Optimized", `style ${pane.name}`],
     patches: ["Strongest in images", `${pane.size[0]} × ${pane.size[1]} pixels`],
     projections: ["What caused it", pane.name],
+    intervals: ["Over its whole range", "weaker images of the sample"],
   })[pane.kind];
 
   const section = (title, ...children) => make("section", {}, make("h3", {}, title), ...children);
@@ -554,22 +561,49 @@
     const favourite = className(unit.stats.class);
     const values = [["maximum", short(max)], ["mean", short(mean)], ["standard deviation", short(std)],
       ["share above 0", percent(active)], ["class selectivity", fixed(selectivity)]];
-    return section("Over all images", list(values),
+    return section("Over all images", helpOf(HELP.selectivity), list(values),
       favourite && make("p", { class: "end" }, "Highest mean for ", make("bdi", {}, favourite), ".") || "",
       unit.stats.dead && make("p", { class: "end" }, "Never above 0: a dead unit.") || "");
   };
   const ascents = (unit) => {
     const styles = Object.entries(unit.runs ?? {}).filter(([, runs]) => runs.length);
     if (!styles.length) return null;
-    const table = make("table", {}, make("tr", {}, ...["style", "best", "× images’ max", "at step"].map((t) => make("th", { scope: "col" }, t))));
+    const table = make("table", {}, make("tr", {}, ...["style", "best", "× best photograph", "at step"].map((t) => make("th", { scope: "col" }, t))));
     for (const [style, [[, value, , step]]] of styles) {
-      const ratio = unit.stats?.max > 0 && known(value) ? fixed(value / unit.stats.max) : "–";
+      const ratio = fixed(unit.ratios?.[style]);
       table.append(make("tr", {}, make("td", {}, style), make("td", {}, short(value)), make("td", {}, ratio), make("td", {}, String(step))));
     }
     const ends = styles.map(([style, runs]) => `style ${style} ${OUTCOMES[runs[0][4]]}`);
     const words = new Set(styles.map(([, runs]) => runs[0][4]));
     const end = words.size === 1 ? `On its best image it ${OUTCOMES[styles[0][1][0][4]]}.` : `On their best images: ${ends.join("; ")}.`;
-    return section("Optimized", table, make("p", { class: "end" }, words.has(3) && words.size === 1 ? "No gradient reached the image: nothing that feeds the unit is active." : end));
+    return section("Optimized", helpOf(HELP.optimized), table, make("p", { class: "end" }, words.has(3) && words.size === 1 ? "No gradient reached the image: nothing that feeds the unit is active." : end));
+  };
+  const named = (unit) => {
+    if (!unit.named && !unit.scores) return null;
+    const number = (text) => short(text === "" || text === "nan" ? null : Number(text));
+    const parts = [];
+    if (unit.named) {
+      const { name, area, error, chance, best } = unit.named;
+      parts.push(list([["name", make("bdi", {}, name)], ["best class", make("bdi", {}, best)],
+        ["area under its ROC curve", `${number(area)} ± ${number(error)}`], ["as large by chance", number(chance)]]));
+    }
+    if (unit.scores) {
+      const table = make("table", {}, make("tr", {}, ...["explanation", "score", "±", "control"].map((t) => make("th", { scope: "col" }, t))));
+      for (const [explanation, ...rest] of unit.scores) table.append(make("tr", {}, make("td", {}, explanation), ...rest.map((text) => make("td", {}, number(text)))));
+      parts.push(table);
+    }
+    const title = unit.scores ? (unit.named ? "Name and score" : "Score") : "Name";
+    return section(title, helpOf(unit.scores ? `${HELP.name} ${HELP.score}` : HELP.name), ...parts);
+  };
+  const breakdown = (unit) => {
+    if (!unit.breakdown?.length) return null;
+    const bars = make("ul", { class: "bars" });
+    for (const [label, mean, count] of unit.breakdown) {
+      const bar = make("span");
+      bar.style.width = `${(100 * mean) / unit.breakdown[0][1]}%`;
+      bars.append(make("li", { title: `${className(label)}: ${short(mean)} on average over ${count} images` }, make("bdi", {}, className(label)), make("span", { class: "bar" }, bar), make("span", { class: "many" }, short(mean))));
+    }
+    return section("Classes over the sample", helpOf(HELP.breakdown), bars);
   };
   const histogram = (unit) => {
     if (!unit.bars) return null;
@@ -589,7 +623,7 @@
       picture.append(drawn("line", { class: "zero", x1: zero, x2: zero, y1: 0, y2: 100 }));
     }
     const scale = make("p", { class: "scale" }, make("span", {}, short(low)), make("span", {}, short(high)));
-    return section("Histogram", picture, scale, make("p", { class: "end" }, `Counts of up to 8 places per image, on a logarithmic scale. ${quantiles.length ? `${quantiles.join(", ")}.` : ""}`));
+    return section("Histogram", helpOf(HELP.histogram), picture, scale, make("p", { class: "end" }, `Counts of up to 8 places per image, on a logarithmic scale. ${quantiles.length ? `${quantiles.join(", ")}.` : ""}`));
   };
   const classes = (unit, layer) => {
     if (!unit.classes?.length) return null;
@@ -611,7 +645,7 @@
         iconOf(layer.alias, layer.at.get(other), [`${layer.alias}/${padded(other)}`, name].filter(Boolean).join(", ")),
         make("span", { class: "under" }, make("span", { class: "number" }, String(other)), name && make("bdi", {}, name), make("span", {}, `${shared} shared`))));
     }
-    return section("Shares top images with", near);
+    return section("Shares top images with", helpOf(HELP.shares), near);
   };
 
   // where it comes from and leads to
@@ -661,6 +695,13 @@
   const HELP = {
     parts: "What each unit of the layer before adds to this unit's value at its strongest places, on average: weight times what reaches it. All of them and the bias sum to the value.",
     weights: "Share of all its weights, summed over the kernel (drawn: red adds, blue takes away), with the scale of a batch normalisation between and all rectifiers open.",
+    breakdown: "Mean of the unit's largest value in each image, values below 0 counted as 0, over the images of a class in the sample; classes with one image are left out.",
+    name: "The class that the unit's values separate best from all other images; chance is the share of shuffled images whose best class is separated as well.",
+    score: "How well pictures tell two images apart by the unit's value: 0.5 for chance, 1 at best; the control has the values shuffled.",
+    selectivity: "(a − b) / (a + b): a is the mean over the images of the class that activates it most, b that of the other classes; 1 for a unit of a single class.",
+    shares: "Units of this layer whose strongest images are most often the same.",
+    histogram: "How often each value occurs, over up to 8 places of each image; bars above 0 are in colour.",
+    optimized: "The largest value of its optimized images, and how many times the value of the best photograph that is.",
     feeds: "Units of later layers in whose weights this unit has the largest share, of either sign.",
   };
   const helpOf = (text) => {
@@ -686,6 +727,9 @@
       parts.push(`${first[1] === layer.k ? "All" : first[1]} of its ${layer.k} strongest images show `, make("i", {}, called), ".");
     }
     if (known(unit.stats?.active) && !unit.stats.dead) parts.push(` Above 0 in ${percent(unit.stats.active)} of all ${hasMap(layer) ? "places" : "images"}.`);
+    if (unit.ties) parts.push(` ${unit.ties} of its strongest places have the same value as another; these are in the order of the images.`);
+    const best = Object.entries(unit.ratios ?? {}).sort((a, b) => b[1] - a[1])[0];
+    if (best) parts.push(` Its image in style ${best[0]} reaches ${fixed(best[1])} times the value of the best photograph.`);
     if (layer.outcome[position]) parts.push(` In its optimized image it ${OUTCOMES[layer.outcome[position]]}.`.replace("it no gradient reaches it", "no gradient reaches it"));
     return parts;
   };
@@ -713,7 +757,7 @@
     }
     if (!panes.children.length) panes.append(make("p", { class: "nothing" }, "There is no picture of this unit."));
     const facts = make("aside", { class: "facts", "aria-label": "Numbers" },
-      ...[classes(unit, layer), neighbours(unit, layer), histogram(unit), ascents(unit), numbers(unit)].filter(known));
+      ...[classes(unit, layer), breakdown(unit), named(unit), neighbours(unit, layer), histogram(unit), ascents(unit), numbers(unit)].filter(known));
     const circuit = connected(flow);
     if (circuit) circuit.classList.add("circuit");
     byId("unit").replaceChildren(head, make("p", { class: "said" }, ...sentence(unit, layer, position)),

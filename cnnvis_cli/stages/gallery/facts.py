@@ -28,12 +28,15 @@ def digits(value: float) -> float:
 
 
 def histogram_bars(counts: NDArray[np.int64], largest: float) -> Bars | None:
-    """Return one channel's counts (bins,) in bars of one width; None if there are none."""
+    """Return one channel's counts (bins,) in bars of one width; None if there are none.
+
+    The bars reach to the `largest` value, which the places that were counted need not have.
+    """
     edges, filled = histogram.edges(), np.flatnonzero(counts)
     if not len(filled) or not np.isfinite(largest):
         return None
     low = float(edges[filled[0]])
-    high = max(low, min(float(edges[filled[-1] + 1]), largest))
+    high = max(low, largest)
     if high == low:
         high = low + (abs(low) or 1)
     below = np.interp(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,9 @@ from cnnvis_cli.stages.gallery.panes import (
     styles_held,
     top_of,
 )
+from cnnvis_cli.stages.gallery.sampled import Sampled
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
+from cnnvis_cli.stages.optimize.preference import preference_of
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile
 
@@ -59,7 +62,7 @@ CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per 
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
 _SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS)
-PAGE_FORM = (4, *_SIZES, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+PAGE_FORM = (5, *_SIZES, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -150,7 +153,14 @@ class ShownLayer:
         panes = [optimized_pane(images) for images in self.styles]
         if self.top and self.photographs:
             panes.append(patches_pane(self.layer, self.top, self.photographs))
-        return panes + [projections_pane(images) for images in self.methods]
+        panes += [projections_pane(images) for images in self.methods]
+        if self.sampled and self.photographs:
+            panes.append(self.sampled.pane(self.photographs))  # the last, and no face
+        return panes
+
+    @cached_property
+    def sampled(self) -> Sampled | None:
+        return Sampled.of(self.session, self.layer) if self.dataset else None
 
     @cached_property
     def units(self) -> list[int]:
@@ -170,7 +180,7 @@ class ShownLayer:
 
     @cached_property
     def faces(self) -> list[Face]:
-        return [Face.of(pane, THUMB) for pane in self.panes]
+        return [Face.of(pane, THUMB) for pane in self.panes if pane.kind != "intervals"]
 
     @cached_property
     def icon(self) -> Face | None:
@@ -198,7 +208,7 @@ class ShownLayer:
     def key(self) -> str:
         """The digest of everything that the layer's files depend on."""
         run, alias = self.session.run, self.layer.alias
-        sources = (run.topk, run.optimized(alias), run.projected(alias))
+        sources = (run.topk, run.optimized(alias), run.projected(alias), run.sample)
         return digest(
             {
                 "form": PAGE_FORM,
@@ -353,6 +363,7 @@ class Facts:
         for images in self.shown.styles:
             for record, runs in zip(records, _run_facts(images, chunk), strict=True):
                 record.setdefault("runs", {})[images.style] = runs
+            self._add_ratios(images.style, dict(zip(chunk, records, strict=True)))
         if self.shown.top and self.shown.dataset:
             found = self._near(self.shown.top)
             counts, size = self.shown.counts, self.shown.session.network.size
@@ -361,7 +372,20 @@ class Facts:
                 record.update(_statistics(self.shown.top, unit))
                 largest = float(self.shown.top.stats["max"][unit])
                 record.update(near=near, bars=histogram_bars(counts[unit], largest))
+        for record, unit in zip(records, chunk, strict=True):
+            if self.shown.sampled:
+                record.update(self.shown.sampled.record(unit))
+            record.update(self.shown.tables.record(Unit(self.shown.layer.alias, unit)))
         return records
+
+    def _add_ratios(self, style: str, records: Mapping[int, Record]) -> None:
+        """Say how many times the best photograph's value a style's images reach."""
+        found = preference_of(self.shown.session.run, self.shown.layer.alias, style)
+        if found is None:
+            return
+        for unit, ratio in zip(found.units.tolist(), found.ratio.tolist(), strict=True):
+            if unit in records and math.isfinite(ratio):
+                records[unit].setdefault("ratios", {})[style] = digits(ratio)
 
     def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
         """Return the units' neighbours, by number."""
@@ -403,7 +427,9 @@ def _strongest_places(top: LayerTopK, dataset: Dataset, unit: int, size: Size) -
     places = []
     for rank, place in enumerate(shown[:STRONGEST_SHOWN]):
         places.append([*place, *top.tile(unit, rank, size)])
-    return {"top": places, "classes": class_counts(labels)}
+    equal = Counter(top.places.activation[unit, : len(images)].tolist())
+    ties = sum(count for count in equal.values() if count > 1)
+    return {"top": places, "classes": class_counts(labels), "ties": ties}
 
 
 def _statistics(top: LayerTopK, unit: int) -> Record:

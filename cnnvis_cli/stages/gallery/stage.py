@@ -191,7 +191,7 @@ class UnitPictures:
             for first, pictures in zip(firsts, drawn, strict=True):
                 first.append(pictures[:, 0])
             yield len(few)
-        faces = [*zip(self._grids(), shown.faces, firsts, strict=True)]
+        faces = [*zip(self._grids(), shown.faces, firsts[: len(shown.faces)], strict=True)]
         if shown.icon:
             faces += zip(self._icons(), [shown.icon], [firsts[shown.usual]], strict=True)
         for name, face, first in faces:
@@ -381,6 +381,7 @@ def _holds(shown: ShownLayer, kind: str, name: str, count: int) -> str:
     return {
         "optimized": f"optimized, style {name}{some}",
         "patches": f"patches{some}",
+        "intervals": f"images over its whole range{some}",
         "projections": f"{name} projections{some}",
     }[kind]
 

@@ -13,6 +13,8 @@ from cnnvis_cli.stages.numbers.names import UNNAMED
 from cnnvis_cli.stages.numbers.table import read_table
 from cnnvis_cli.store.run import Run
 
+NAME_COLUMNS = ("name", "area", "error", "chance", "images", "best")
+SCORE_COLUMNS = ("explanation", "score", "error", "control")
 TableRow = Mapping[str, str]
 
 
@@ -40,6 +42,16 @@ class UnitTables:
             if row.get("explanation") == "images":
                 return float(row.get("score", "nan"))
         return float("nan")
+
+    def record(self, unit: Unit) -> dict[str, object]:
+        """Return the page's data: a unit's name with its numbers, and its scores."""
+        found: dict[str, object] = {}
+        named, scores = self.names.get(str(unit)), self.scores.get(str(unit))
+        if named:
+            found["named"] = {name: named.get(name, "") for name in NAME_COLUMNS}
+        if scores:
+            found["scores"] = [[row.get(name, "") for name in SCORE_COLUMNS] for row in scores]
+        return found
 
     def key(self, alias: str) -> str:
         """Return the digest of all that is known of a layer's units."""
