@@ -20,6 +20,7 @@ from cnnvis_cli.nouns import Box
 from cnnvis_cli.settings import Precision
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 
+WORTH_FEWER = 0.8  # of a full batch: what a process with fewer ascents than that does without
 WORTH_THREADS = 0.8  # of the time on one thread: what more threads must reach to be used
 
 
@@ -74,15 +75,15 @@ def fitting_shape(
     number of slots.
     """
     group = setup.objective.run_group
-    if used == setup.size and threads == 1:
-        return PassShape(used, 1)
+    if used >= int(setup.size * WORTH_FEWER) and threads == 1:
+        return PassShape(setup.size, 1)
     x = torch.stack([noise(seed, setup.box.size) for seed in range(setup.size)])
     x = x.contiguous(memory_format=torch.channels_last)
     targets = torch.arange(setup.size) * 7 % setup.targets
     slots = setup.size
     with one_thread():
         whole = pass_of(slots)(x, targets)
-        for count in doubled(used, setup.size):
+        for count in doubled(used, int(setup.size * WORTH_FEWER)):
             few = min(setup.size, -(-count // group) * group)
             if _equal(pass_of(few)(x[-few:], targets[-few:]), whole):
                 slots = few
