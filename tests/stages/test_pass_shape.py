@@ -56,6 +56,6 @@ def test_run_groups_stay_together() -> None:
 @pytest.mark.parametrize(
     ("divides", "differs", "threads"), [(True, False, 2), (True, True, 1), (False, False, 1)]
 )
-def test_threads_only_for_work_whose_bits_stay(seconds: float, differs: bool, threads: int) -> None:
+def test_threads_only_for_work_whose_bits_stay(divides: bool, differs: bool, threads: int) -> None:
     different = passes(lambda _, count: differs and count > 1, 0.05, divides)
     assert fitting_shape(setup(), different, SIZE, 2).threads == threads
