@@ -103,8 +103,11 @@ def _remedy(module: nn.Module) -> str:
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     """Return whether two networks have tensors of the same shapes."""
-    states = ({n: t.shape for n, t in each.state_dict().items()} for each in (one, other))
-    return one is other or next(states) == next(states)
+    return one is other or _shapes(one) == _shapes(other)
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
 def _prepared(

@@ -124,15 +124,20 @@ def _sample(run: Run) -> SampleFile:
 
 def _common(one: SampledImages, two: SampledImages) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of usable images with the same path and content in both samples."""
-    places = []
-    for images in (one, two):
-        keys = zip(images.path.tolist(), images.crc.tolist(), strict=True)
-        used = (~images.skipped).tolist()
-        places.append({key: row for row, key in enumerate(keys) if used[row]})
-    both = [key for key in places[0] if key in places[1]]
-    rows = ([place[key] for key in both] for place in places)
-    first, second = (np.array(each, np.int64) for each in rows)
+    here, there = _rows(one), _rows(two)
+    both = list(filter(there.__contains__, here))
+    first, second = (np.array(list(map(side.get, both)), np.int64) for side in (here, there))
     return first, second
+
+
+def _rows(images: SampledImages) -> dict[tuple[bytes, int], int]:
+    """Return the row of each usable image, by its path and content."""
+    rows = {}
+    columns = zip(images.path.tolist(), images.crc.tolist(), images.skipped.tolist(), strict=True)
+    for row, (path, crc, skipped) in enumerate(columns):
+        if not skipped:
+            rows[path, crc] = row
+    return rows
 
 
 def _likeness(one: ComparedRun, two: ComparedRun, report: Report) -> Doubles:
@@ -150,10 +155,13 @@ def _own_dependence(side: ComparedRun) -> list[float]:
     return [dependence(x, x) for x in side.layers.values()]
 
 
+def _sizes(side: ComparedRun) -> dict[str, tuple[int, ...]]:
+    return {name: values.shape for name, values in side.layers.items()}
+
+
 def _counterparts(one: ComparedRun, two: ComparedRun, likeness: Doubles) -> dict[str, str]:
     """Return each layer's counterpart: of the same name in networks alike, else the most alike."""
-    shapes = ({name: x.shape for name, x in side.layers.items()} for side in (one, two))
-    if next(shapes) == next(shapes):
+    if _sizes(one) == _sizes(two):
         return dict(zip(one.layers, one.layers, strict=True))
     names = list(two.layers)
     nearest = np.nan_to_num(likeness, nan=-1).argmax(axis=1).tolist()

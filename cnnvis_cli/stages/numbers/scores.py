@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,21 +99,23 @@ def _add(session: Session, path: Path, found: Sequence[Scored], how: Mapping[str
 
     Those made in another way are dropped, with a line about them.
     """
-    rows: list[TableRow] = [{**asdict(each), **how} for each in found]
-    own = {(each.unit, each.explanation) for each in found}
-    old = read_table(path)
-    alike = [row for row in old if all(row.get(name) == how[name] for name in how)]
-    if len(alike) < len(old):
+    rows: dict[tuple[str, str], TableRow] = {}
+    for each in found:
+        rows[each.unit, each.explanation] = {**asdict(each), **how}
+    aliases, others = list(map(attrgetter("alias"), session.network.layers)), 0
+    for row in read_table(path):
+        if not how.items() <= row.items():
+            others += 1
+        elif row.get("unit", "").rpartition("/")[0] in aliases:
+            rows.setdefault((row["unit"], row.get("explanation", "")), row)
+    if others:
         session.report.note(f"{path}: scores of another encoder, alpha or sample are replaced")
-    order = {layer.alias: number for number, layer in enumerate(session.network.layers)}
-    alike = [row for row in alike if row.get("unit", "").rpartition("/")[0] in order]
-    rows += [row for row in alike if (row["unit"], row.get("explanation")) not in own]
 
     def place(row: TableRow) -> tuple[int, int]:
         unit = Unit.parse(row["unit"])
-        return order[unit.layer], unit.channel
+        return aliases.index(unit.layer), unit.channel
 
-    publish_table(path, sorted(rows, key=place))
+    publish_table(path, sorted(rows.values(), key=place))
 
 
 Explained = dict[str, dict[int, Pictures]]  # by explanation and unit
@@ -189,16 +191,14 @@ def _layer_scores(
 def _means(found: Sequence[Scored]) -> Iterator[LayerScore]:
     """Yield the means of each layer and explanation, with the error of the mean over its units."""
 
-    def key(each: Scored) -> tuple[str, str]:
-        return Unit.parse(each.unit).layer, each.explanation
-
-    places = {name: number for number, name in enumerate(dict.fromkeys(map(key, found)))}
-    ordered = sorted(found, key=lambda each: places[key(each)])
-    for (layer, explanation), group in groupby(ordered, key=key):
-        units = list(group)
-        score = np.array([each.score for each in units])
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for each in found:
+        groups.setdefault((Unit.parse(each.unit).layer, each.explanation), []).append(each)
+    for (layer, explanation), units in groups.items():
+        score, solved, control = np.array(list(map(_NUMBERS, units))).T
         error = float(score.std(ddof=1) / len(units) ** 0.5) if len(units) > 1 else float("nan")
-        solved = float(np.mean([each.solved for each in units]))
-        control = float(np.mean([each.control for each in units]))
-        mean = float(score.mean())
+        mean, solved, control = float(score.mean()), float(solved.mean()), float(control.mean())
         yield LayerScore(layer, explanation, len(units), mean, error, solved, control)
+
+
+_NUMBERS = attrgetter("score", "solved", "control")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from cnnvis_cli.digests import digest
 from cnnvis_cli.nouns import Unit
@@ -55,9 +56,12 @@ class UnitTables:
 
     def key(self, alias: str) -> str:
         """Return the digest of all that is known of a layer's units."""
-        start = f"{alias}/"
-        tables = (self.names, self.scores)
-        return digest([[[u, rows[u]] for u in rows if u.startswith(start)] for rows in tables])
+        known: list[list[list[Any]]] = []
+        for rows in (self.names, self.scores):
+            known.append(
+                [[unit, row] for unit, row in rows.items() if unit.startswith(f"{alias}/")]
+            )
+        return digest(known)
 
 
 @lru_cache(maxsize=2)
