@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cnnvis_cli.network.zoo import imagenet_names
+from cnnvis_cli.nouns import Unit
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.numbers.counterparts import SideBySide, strongest_pane
 from cnnvis_cli.stages.numbers.likeness import alignment, centred, correlations, dependence
 from cnnvis_cli.stages.numbers.separation import (
     Groups,
@@ -21,6 +25,7 @@ from cnnvis_cli.stages.numbers.separation import (
     chances,
     standard_errors,
 )
+from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.sample_file import SampleFile
 
 Call = Callable[..., Any]
@@ -246,7 +251,19 @@ def test_a_permuted_copy_matches_completely(plans: None, cnnvis: Call) -> None:
     assert all(row[1] == row[4] and float(row[2]) > 0.999 for row in fc3)
     assert len([row for row in rows if row[0].startswith("conv2")]) == 8
     assert table.with_name(table.name.replace("-units.tsv", ".png")).is_file()
+    matches = table.with_name(table.name.replace("-units.tsv", "-matches.png"))
+    with Image.open(matches) as image:
+        assert image.width > 600
+    sides = SideBySide.of(Run(Path("a")), Run(Path("b")), Report(quiet=True))
+    for unit in range(10):
+        here = strongest_pane(sides.one, Unit("fc3", unit)).tiles
+        assert np.array_equal(here, strongest_pane(sides.two, Unit("fc3", 9 - unit)).tiles)
     cnnvis("verify a --trust-code --dataset images")
+    matches.unlink()
+    Path("images").rename("elsewhere")
+    told = cnnvis("compare a b")
+    assert "pictures of units are left out: " in told.err
+    assert not matches.exists()
 
 
 def test_samples_without_common_images_are_not_compared(plans: None, cnnvis: Call) -> None:

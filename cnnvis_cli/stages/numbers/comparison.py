@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Doubles, Floats
 from cnnvis_cli.digests import digest
-from cnnvis_cli.errors import UsageError
+from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.matrix import matrix
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.nouns import Unit
 from cnnvis_cli.report import Report
+from cnnvis_cli.stages.numbers.counterparts import SideBySide, UnitPair
 from cnnvis_cli.stages.numbers.likeness import (
     alignment,
     best_of_shuffled,
@@ -88,9 +90,46 @@ def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Re
             layers.append(match)
             units += found
         path = _written(one, two, (layers, units), likeness, count)
-    records = list(map(asdict, layers))
-    report.result(json.dumps(records, indent=1) if as_json else shown_table(records))
-    report.result(str(path))
+        records = list(map(asdict, layers))
+        report.result(json.dumps(records, indent=1) if as_json else shown_table(records))
+        report.result(str(path))
+        _draw_units(one, two, units, path, report)
+
+
+def _draw_units(
+    one: ComparedRun, two: ComparedRun, units: Sequence[UnitMatch], path: Path, report: Report
+) -> None:
+    """Draw the strongest patches of matched units side by side, and of those without a match.
+
+    A line says so where the images cannot be read any more.
+    """
+    pairs: dict[str, list[UnitPair]] = {}
+    for each in units:
+        unit, best = Unit.parse(each.unit), Unit.parse(each.best)
+        pair = UnitPair(unit, best, each.correlation, each.survives)
+        pairs.setdefault(unit.layer, []).append(pair)
+    names = [f"{side.record['model']} ({side.run.path.name})" for side in (one, two)]
+    patches = "Strongest patches of the images in both samples."
+    matched = f"{patches} Left: {names[0]}; right: the unit of {names[1]} that it is most like (r)."
+    alone = f"{patches} Units of {names[0]} that no unit of {names[1]} matches beyond chance."
+    sides, layers = SideBySide.of(one.run, two.run, report), list(pairs.values())
+    figures = {
+        "matches": partial(sides.matches, layers, Caption("Matched units", matched)),
+        "unmatched": partial(sides.unmatched, layers, Caption("Units without a match", alone)),
+    }
+    for name, draw in figures.items():
+        try:
+            canvas = draw()
+        except CnnvisError as error:
+            report.note(f"pictures of units are left out: {error}")
+            return
+        if canvas is not None:
+            text = {"Title": f"{path.stem} {name}", "Software": "cnnvis"}
+            record = {"kind": "compare", "shows": name, "units": digest(list(map(asdict, units)))}
+            text |= {"cnnvis": json.dumps(record), "cnnvis-key": digest(record)}
+            file = path.with_name(f"{path.stem}-{name}.png")
+            publish(file, canvas.png(text))
+            report.result(str(file))
 
 
 def _sides(first: Run, second: Run, report: Report) -> tuple[ComparedRun, ComparedRun, int]:
