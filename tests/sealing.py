@@ -8,13 +8,13 @@ from pathlib import Path
 
 import h5py
 
-from cnnvis_cli.store.publish import USER_BLOCK, _seal
+from cnnvis_cli.store.seals import USER_BLOCK, seal_of
 
 
 def seal_again(path: Path) -> None:
     """Make a changed file's seal right."""
     with path.open("rb+") as sealed:
-        seal = _seal(sealed)
+        seal = seal_of(sealed)
         assert len(seal) == USER_BLOCK
         sealed.seek(0)
         sealed.write(seal)

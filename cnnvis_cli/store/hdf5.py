@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 from cnnvis_cli.store.origin import check_origin
-from cnnvis_cli.store.publish import seems_intact
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import VERSION
+from cnnvis_cli.store.seals import seems_intact
 from cnnvis_cli.store.validate import check_file, kind_of, open_hdf5
 
 Array = NDArray[Any]

@@ -20,8 +20,9 @@ from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import StorageError
 from cnnvis_cli.store.inside import check_regular, read_regular
 from cnnvis_cli.store.lock import may_be_shared
-from cnnvis_cli.store.publish import intact, publish, publishing_hdf5
+from cnnvis_cli.store.publish import publish, publishing_hdf5
 from cnnvis_cli.store.schema import storage
+from cnnvis_cli.store.seals import intact
 from cnnvis_cli.store.validate import open_hdf5
 
 Name = int | str

@@ -6,18 +6,16 @@ A reader never sees half a file, whatever kills the writer, and two writers neve
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cnnvis_cli.errors import StorageError
-from cnnvis_cli.store.inside import open_regular
+from cnnvis_cli.store.seals import USER_BLOCK, seal_of
 
 if TYPE_CHECKING:
     import h5py
@@ -151,42 +149,6 @@ def publishing_hdf5(path: Path) -> Iterator[h5py.File]:
                 raise
         if guarded.failure is not None:
             raise guarded.failure
-        seal = _seal(file)
+        content = seal_of(file)
         file.seek(0)
-        file.write(seal)
-
-
-USER_BLOCK = 512  # bytes before HDF5's first one, which it leaves to its users (the "user block")
-
-
-def _seal(file: BinaryIO) -> bytes:
-    """Return the user block's content: the SHA-256 of all bytes behind it."""
-    file.flush()
-    file.seek(USER_BLOCK)
-    found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    return f"cnnvis sha256 {found}\n".encode().ljust(USER_BLOCK, b"\0")
-
-
-CHECKED_WHEN_READ = 64 << 20  # bytes: up to this size, checking takes a sixth of the reading time
-
-
-def seems_intact(path: Path) -> bool:
-    """Return False if a file of up to 64 MiB is not what `publishing_hdf5` wrote; raise OSError.
-
-    A process looks once at a file that does not change.
-    """
-    found = path.lstat()
-    state = found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-    return found.st_size > CHECKED_WHEN_READ or _intact_once(path, state)
-
-
-@lru_cache(maxsize=1024)
-def _intact_once(path: Path, _state: tuple[int, ...]) -> bool:
-    return intact(path)
-
-
-def intact(path: Path) -> bool:
-    """Return whether a file is exactly what `publishing_hdf5` wrote; raise `OSError`."""
-    with os.fdopen(open_regular(path), "rb") as file:
-        written = file.read(USER_BLOCK)
-        return written == _seal(file)
+        file.write(content)

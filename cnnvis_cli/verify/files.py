@@ -22,9 +22,9 @@ from cnnvis_cli.store.lock import NAME, holder
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.origin import OF_ONE_LAYER
 from cnnvis_cli.store.projected import ProjectedFile
-from cnnvis_cli.store.publish import intact
 from cnnvis_cli.store.run import Record, Run
 from cnnvis_cli.store.sample_file import SampleFile
+from cnnvis_cli.store.seals import intact
 from cnnvis_cli.store.search import SearchFile
 from cnnvis_cli.store.topk_file import TopKFile
 from cnnvis_cli.store.validate import strangers, version_of

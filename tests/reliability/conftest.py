@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cnnvis_cli.store.publish import intact
+from cnnvis_cli.store.seals import intact
 from tests.reliability.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 
 from cnnvis_cli.cli import COMMANDS
 from cnnvis_cli.store.parts import Parts
-from cnnvis_cli.store.publish import intact
+from cnnvis_cli.store.seals import intact
 
 if TYPE_CHECKING:
     from tests.reliability.conftest import Zygote

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from cnnvis_cli.dataset import containers
-from cnnvis_cli.store.publish import USER_BLOCK, intact, publishing_hdf5
+from cnnvis_cli.store.publish import publishing_hdf5
+from cnnvis_cli.store.seals import USER_BLOCK, intact
 from tests.sealing import altered
 
 Call = Callable[..., Any]
