@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -30,12 +31,13 @@ def command(**flags: Any) -> None:
 
     Example: cnnvis look demo
     """
-    if not (flags.get("model") or flags.get("run") or flags.get("config")):
+    bundled = not (flags.get("model") or flags.get("run") or flags.get("config"))
+    if bundled:
         flags["model"] = "demo"
-    run_command("look", flags, _look_at)
+    run_command("look", flags, partial(_look_at, bundled=bundled))
 
 
-def _look_at(plan: Plan, report: Report) -> None:
+def _look_at(plan: Plan, report: Report, bundled: bool) -> None:
     from cnnvis_cli.stages.common.beforehand import check_images, check_layers
     from cnnvis_cli.stages.common.session import open_session
     from cnnvis_cli.stages.single.look import BUNDLED, look_at
@@ -43,5 +45,10 @@ def _look_at(plan: Plan, report: Report) -> None:
     if plan.look.images != (BUNDLED,):
         check_images([each for each in plan.look.images if each != BUNDLED], "look")
     check_layers(plan)
+    if bundled and plan.look.images != (BUNDLED,):
+        report.note(
+            "the bundled network knows 24 drawn things, and no photographs; for these give a "
+            "network, such as --model squeezenet1_0"
+        )
     with open_session(plan, report) as session:
         look_at(session)

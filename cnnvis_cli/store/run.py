@@ -35,7 +35,7 @@ def differences(have: Record, want: Record, sides: tuple[str, str] = ("there", "
 
 def _with_origin(identity: Record, weights: Any) -> Record:
     """Return an identity with the weights' file or name beside the beginning of their digest."""
-    told = f"{weights or 'the default ones'} ({str(identity.get('weights_sha256'))[:12]})"
+    told = f"{weights or 'those that come with it'} ({str(identity.get('weights_sha256'))[:12]})"
     return {**{k: v for k, v in identity.items() if k != "weights_sha256"}, "weights": told}
 
 

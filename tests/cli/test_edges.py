@@ -267,7 +267,7 @@ def test_another_dataset_or_weights_are_named_and_counted(plans: None, cnnvis: C
     torch.save(states, "mine.pth")
     told = cnnvis(f"topk images {line} --weights mine.pth", code=2).err
     assert f'"{Path("mine.pth").resolve()} (' in told
-    assert "the default ones (" in told
+    assert "those that come with it (" in told
     assert not re.search("[0-9a-f]{20}", told)
 
 

@@ -74,6 +74,18 @@ def test_what_it_shows_is_the_network_s_own(tmp_path: Path) -> None:
         assert f"{network.classes[best]} {float(out[best]):.1%}" in text
 
 
+def test_a_photograph_for_the_bundled_network_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be called a flower or a zigzag otherwise, without a word."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (120, 120), (90, 120, 60)).save("photo.png")
+    for words, told in (((), True), (("--model", "demo"), False)):
+        assert called(monkeypatch, "look", "photo.png", *words, "--dpi", "90") == 0
+        assert ("no photographs; for these give" in capsys.readouterr().err) == told
+        (tmp_path / "outputs").rename(tmp_path / f"done{len(words)}")
+
+
 @pytest.mark.parametrize(
     ("words", "code"), [((), 2), (("nowhere.jpg",), 2)], ids=["no picture", "a missing one"]
 )
