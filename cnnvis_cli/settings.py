@@ -756,7 +756,10 @@ class Plan:
     )
     units: Text = setting("", "-u --units", "Channels, such as 0-63,151.", "all", metavar="NUMBERS")
     device: Text = setting(
-        "auto", "--device", "auto, cpu, cuda, or a list such as cuda:0,cuda:1.", metavar="NAME"
+        "auto",
+        "--device",
+        "auto, cpu, cuda, cuda:all, or a list such as cuda:0,cuda:1.",
+        metavar="NAME",
     )
     batch_size: int | None = setting(None, "--batch-size", "Images per batch.", ge=1)
     workers: int | None = setting(
