@@ -444,7 +444,7 @@ def test_options_without_effect_are_accepted_and_not_shown() -> None:
         for name, command in every_command().items()
     }
     assert hidden["montage"] == {"batch_size"}
-    assert hidden["gallery"] == {"batch_size", "seed", "device"}
+    assert hidden["gallery"] == {"batch_size", "seed"}
     assert hidden["optimize"] == set()
 
 

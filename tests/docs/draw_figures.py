@@ -22,7 +22,7 @@ from PIL import Image
 
 import cnnvis_cli
 
-FIGURES = Path(cnnvis_cli.__file__).parents[1] / "docs" / "figures"
+FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"  # of this checkout
 CAT = "demo-images/cat/003.png"
 SHOWN = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc8")  # layers of the figure of all layers
 CLASSES = (
