@@ -64,7 +64,7 @@ def test_a_signal_to_stop_keeps_every_ascent_as_it_is(
     assert told.code == 75, told
     assert time.time() - sent < 5
     assert all(path.stat().st_mtime > sent for path in pieces(run))
-    assert len(ages(run)) >= 4
+    assert len(ages(run)) >= 3  # of six: in two rounds here, or shared by two processes
     assert sum(ages(run)) > before
     zygote.done(f"{LINE} --run run --workers {workers}")
     assert results(run) == results(Path("straight"))
