@@ -122,13 +122,16 @@ def _stop_at_once(number: int, _frame: FrameType | None) -> None:
     os._exit(Stopped.exit_code)
 
 
+_UNPRINTED = "standard output: cannot be written ({})"
+
+
 def _code() -> int:
     try:
         result = cli.main(sys.argv[1:] or ["--help"], prog_name="cnnvis", standalone_mode=False)
         for report in reports:
             if report.unprinted is not None:
                 why = report.unprinted.strerror
-                return _fail(f"standard output: cannot be written ({why})", StorageError.exit_code)
+                return _fail(_UNPRINTED.format(why), StorageError.exit_code)
         return result if isinstance(result, int) else 0
     except click.exceptions.Abort:
         return _fail("stopped", 75)
@@ -139,6 +142,8 @@ def _code() -> int:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return _fail(f"{error.filename}: {error.strerror}", UsageError.exit_code)
+        if traceback.extract_tb(error.__traceback__)[-1].name == "echo":  # click prints help
+            return _fail(_UNPRINTED.format(error.strerror), StorageError.exit_code)
         return _fail(f"input/output error: {error}", StorageError.exit_code)
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error or 'no message'} (-v shows where)", 1)

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cnnvis_cli.errors import StorageError, UsageError
+from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 
 OWN_FOLDERS = frozenset(
     {
@@ -108,3 +108,13 @@ def check_regular(path: Path) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise refused(path)
     return found
+
+
+def no_folder(path: Path) -> CnnvisError:
+    """Return the error for a run directory that cannot be: a file, in a file, or a link nowhere."""
+    files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
+    if files:
+        return UsageError(f"{files[0]}: is a file, and a run is a folder; choose another --run")
+    return StorageError(
+        f"{path}: leads to a folder that is not there; bring it back, or choose another --run"
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from cnnvis_cli.errors import Stopped, StorageError
-from cnnvis_cli.store.inside import check_inside, open_regular, read_regular
+from cnnvis_cli.store.inside import check_inside, no_folder, open_regular, read_regular
 
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -103,6 +103,8 @@ def _taken(path: Path, kind: int) -> IO[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_inside(path.parent)
         number = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    except (FileExistsError, NotADirectoryError):
+        raise no_folder(path.parent) from None
     except OSError as error:
         raise StorageError(f"cannot use {path.parent}: {error.strerror}") from None
     handle = os.fdopen(number, "a+", encoding="utf-8")

@@ -16,7 +16,7 @@ from typing import Any
 
 from cnnvis_cli import __version__
 from cnnvis_cli.errors import StorageError, UsageError
-from cnnvis_cli.store.inside import read_regular
+from cnnvis_cli.store.inside import no_folder, read_regular
 from cnnvis_cli.store.lock import alone, file_name, is_alone
 from cnnvis_cli.store.publish import publish, remove_remains
 
@@ -248,11 +248,15 @@ def _read_record(path: Path) -> Record:
     try:
         found = json.loads(read_regular(path))
     except FileNotFoundError:
+        if path.parent.is_symlink() and not path.parent.exists():
+            raise no_folder(path.parent) from None
         return {}
+    except NotADirectoryError:
+        raise no_folder(path.parent) from None
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
+        raise UsageError(f"{path}: is damaged ({error}); {_PUT_BACK}") from None
     if not isinstance(found, dict) or found.get("format") != "cnnvis/run":
         raise UsageError(f"{path}: was not written by cnnvis; choose another --run")
     misfit = _ill_formed(found, RUN_FORM)

@@ -54,6 +54,50 @@ def test_results_that_cannot_be_printed_are_an_error(cnnvis: Cnnvis) -> None:
         )
 
 
+@pytest.mark.parametrize("words", ["--help", "optimize --help", "--version"])
+def test_help_that_cannot_be_printed_is_an_error(words: str) -> None:
+    told = shell(f"cnnvis {words} > /dev/full")
+    assert told.returncode == 4
+    assert told.stderr == "cnnvis: standard output: cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "optimize --model demo --layer conv1 --units 0 --run file",
+        "topk images --model demo --run file/below",
+        "gallery --run file",
+        "status file",
+        "verify file",
+        "look image.png --model demo --run file",
+    ],
+)
+def test_a_run_that_is_a_file_is_refused(line: str, cnnvis: Cnnvis) -> None:
+    Path("file").touch()
+    assert "file: is a file, and a run is a folder; choose another --run" in cnnvis(line, 2).err
+
+
+@pytest.mark.parametrize("line", ["status link", f"{OPTIMIZE} --run link"])
+def test_a_run_on_a_disk_that_is_away_is_said_to_be(line: str, cnnvis: Cnnvis) -> None:
+    Path("link").symlink_to("away")
+    assert "link: leads to a folder that is not there; bring it back" in cnnvis(line, 4).err
+
+
+def test_a_damaged_run_json_has_a_remedy(cnnvis: Cnnvis) -> None:
+    Path("r").mkdir()
+    Path("r/run.json").write_text('{"format"')
+    told = cnnvis("status r", 2).err
+    assert "run.json: is damaged (" in told
+    assert "put the file back as cnnvis wrote it" in told
+
+
+@pytest.mark.parametrize("command", ["look", "saliency", "occlude", "activations"])
+def test_an_image_that_cannot_be_used_is_named_with_its_cause(command: str, cnnvis: Cnnvis) -> None:
+    Path("broken.jpg").write_text("broken")
+    told = cnnvis(f"{command} broken.jpg --model demo --run r -q", 3).err
+    assert "(broken.jpg: is no image that can be recognized), more than 1.0%" in told
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     told = shell("cnnvis layers --model demo | head -1; exit ${PIPESTATUS[0]}")
     assert (told.returncode, told.stderr) == (0, "")

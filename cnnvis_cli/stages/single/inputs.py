@@ -88,20 +88,20 @@ def photographs(
     Unusable ones are reported and skipped. Raise `UsageError` like `InputImages`, and at the end
     `TooManyUnreadable` (exit code 3) if too large a share was skipped.
     """
-    album, unusable = noted_images(session, places), 0
+    album, unusable = noted_images(session, places), list[str]()
     chosen = list(filter(takes, range(len(album))))
     for number in chosen:
         session.report.check_stop()
         try:
             yield album.read(number, session.network.preprocessing)
         except Unreadable as reason:
-            session.report.note(f"{album.path(number)}: {reason}; left out")
-            unusable += 1
+            unusable.append(f"{album.path(number)}: {reason}")
+            session.report.note(f"{unusable[-1]}; left out")
     allowed = session.plan.topk.max_unreadable
-    if unusable > allowed * len(chosen):
+    if len(unusable) > allowed * len(chosen):
         raise TooManyUnreadable(
-            f"{unusable} of {len(chosen)} images could not be used, more than {allowed:.1%}; "
-            "see --max-unreadable"
+            f"{len(unusable)} of {len(chosen)} images could not be used ({unusable[0]}), more than "
+            f"{allowed:.1%}; see --max-unreadable"
         )
 
 
