@@ -65,6 +65,7 @@ class Report:
     def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.said: list[str] = []  # the results
+        self.warned: list[str] = []  # what belongs to them, and is said with them each time
         self.unprinted: OSError | None = None  # why some of them are not on stdout
         self._told: set[str] = set()
         self.beat: Callable[[str, float | None], None] | None = None  # a line, seconds left
@@ -109,6 +110,11 @@ class Report:
             self.clear()
             _print(text, sys.stderr)
         self._write_log(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line about the results, which is repeated whenever they are."""
+        self.warned.append(text)
+        self.note(text)
 
     def once(self, text: str) -> None:
         """A line about the work, however often it is asked for."""

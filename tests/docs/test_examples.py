@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import runpy
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.network_loading import load_network
 from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.run.pipeline import STAGES
 
 if TYPE_CHECKING:
     from tests.docs.conftest import Told
@@ -72,6 +74,23 @@ def test_the_store_s_examples_run(cnnvis: Call, python: Call) -> None:
     for word in ("most selective:", "hidden here", "whole", "'kind': 'Natural'", "on its own"):
         assert word in said, said
     assert "damaged" not in said
+
+
+def test_the_store_s_examples_read_names_that_are_no_utf_8(
+    photographs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = min(photographs(Path("images"), 2).rglob("*.png"))
+    image.rename(image.with_name(os.fsdecode(b"\xff\xfe.png")))
+    settings: dict[str, object] = {"model": "demo", "dataset": "images", "run": "outputs/demo", "device": "cpu"}
+    settings |= {"layer": ("conv5",), "topk__sample": 2, "workers": 0}
+    with open_session(Plan.make(None, settings), Report(quiet=True)) as session:
+        STAGES["topk"](session)
+    found = [block.text for block in code("docs/store.md") if "images/path" in block.text]
+    assert len(found) == 2
+    for number, text in enumerate(found):
+        Path(f"{number}.py").write_text(text, encoding="utf-8")
+        runpy.run_path(f"{number}.py")
 
 
 def test_the_seal_is_what_sha256sum_gives(furnished: None) -> None:

@@ -191,3 +191,16 @@ def test_a_warning_names_the_first_units_and_counts_all(scanned: None, cnnvis: C
     named = ", ".join(map(str, found.below[:8]))
     assert f" {len(found.below)} units answer more" in told.err
     assert f"({named}, ...)" in told.err
+
+
+def test_a_rerun_says_what_it_said_and_a_later_topk_refreshes_it(plans: None, cnnvis: Call) -> None:
+    """The receipt answers; with the warning, and not from before there was a topk."""
+    line = "optimize -c demo.toml --run r"
+    assert "prefer their image" not in cnnvis(line).out
+    cnnvis("topk -c demo.toml --run r")
+    told = cnnvis(line)
+    assert "prefer their image" in told.out
+    assert "answer more to an image of the dataset" in told.err
+    again = cnnvis(line)
+    assert again.out == told.out
+    assert [x for x in told.err.splitlines() if "answer more" in x] == again.err.splitlines()

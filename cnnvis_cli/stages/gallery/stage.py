@@ -294,9 +294,9 @@ def _lacks_patches(shown: ShownLayer) -> bool:
 
 def _tell_what_is_lost(session: Session, shown: Sequence[ShownLayer], lost: set[int]) -> None:
     if any(map(_lacks_patches, shown)):
-        session.report.note(NO_PATCHES)
+        session.report.warn(NO_PATCHES)
     elif lost:
-        session.report.note(
+        session.report.warn(
             f"{len(lost)} images can no longer be read or have changed; their patches are grey"
         )
 

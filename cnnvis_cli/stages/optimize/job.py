@@ -125,7 +125,7 @@ class LayerOptimization(LayerJob):
         below = self.preference.below if self.preference is not None else []
         if below:
             named = ", ".join(map(str, below[:NAMED])) + (", ..." if len(below) > NAMED else "")
-            self.session.report.note(
+            self.session.report.warn(
                 f"{self.title}: {len(below)} units answer more to an image of the dataset than to "
                 f"their optimized one ({named}); more --iterations, more --runs or another --style "
                 "may do better"

@@ -35,6 +35,7 @@ FOLDER = "receipts"
 PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's followed by its name
 TABLES = ("names.tsv", "scores.tsv")  # that the gallery shows too
 SHOWING = ("look", "montage", "gallery", "filters", "occlude")  # new data of the run is shown too
+COMPARING = ("optimize", "run")  # say how the images compare with those of topk.h5
 PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, but not results
 
 
@@ -57,7 +58,7 @@ def carry_out(command: str, plan: Plan, report: Report, work: Work) -> None:
         except TooManyUnreadable as error:
             unreadable = error
         if receipt:
-            receipt.write(inputs, report.said, str(unreadable) if unreadable else None)
+            receipt.write(inputs, report, str(unreadable) if unreadable else None)
         if unreadable:
             raise unreadable
 
@@ -101,6 +102,8 @@ def _write_note(path: Path, record: dict[str, Any]) -> None:
 def _repeat(known: dict[str, Any], report: Report) -> None:
     for line in known["said"]:
         report.result(line)
+    for line in known.get("warned", []):
+        report.warn(line)
     if known["unreadable"]:
         raise TooManyUnreadable(known["unreadable"])
 
@@ -112,6 +115,7 @@ class Receipt:
     path: Path
     plan: Plan
     shows_all: bool  # whether the command shows whatever data the run holds
+    compares: bool = False  # whether its results speak of the run's topk
 
     @classmethod
     def of(cls, command: str, plan: Plan) -> Receipt | None:
@@ -123,7 +127,7 @@ class Receipt:
             return None
         name = digest({"command": command, "cnnvis": __version__, "plan": asdict(plan)})
         path = plan.folder / FOLDER / f"{command}-{name}.json"
-        return cls(path, plan, command in SHOWING)
+        return cls(path, plan, command in SHOWING, command in COMPARING)
 
     def found(self) -> dict[str, Any] | None:
         """Return the results, if everything is unchanged."""
@@ -134,6 +138,8 @@ class Receipt:
             same = all(_stamp(self._run / path) == stamp for path, stamp in stamps.items())
             if self.shows_all:
                 same = same and _data(dict(_result_files(self._run))) == _data(record["outputs"])
+            if self.compares:  # preferred images with a topk that there may be by now
+                same = same and ("topk.h5" in record["outputs"] or not self._has_topk())
             return record if same and _can_be_said(record) else None
         return None
 
@@ -141,13 +147,17 @@ class Receipt:
         """Return the inputs, stamped before the work begins."""
         return dict(_inputs(self.plan, asdict(self.plan)))
 
-    def write(self, inputs: Stamps, said: list[str], unreadable: str | None) -> None:
-        """Store the results, and the message about too many unreadable images."""
+    def write(self, inputs: Stamps, report: Report, unreadable: str | None) -> None:
+        """Store the results with their warnings, and the message about too many unreadable images."""
         outputs = dict(_result_files(self._run))
-        record = {"inputs": inputs, "outputs": outputs, "said": said, "unreadable": unreadable}
+        told = {"said": report.said, "warned": report.warned, "unreadable": unreadable}
+        record = {"inputs": inputs, "outputs": outputs, **told}
         content = json.dumps(record, indent=1, sort_keys=True).encode()
         if not self.path.is_file() or read_regular(self.path) != content:
             publish(self.path, content)
+
+    def _has_topk(self) -> bool:
+        return (self._run / "topk.h5").is_file()
 
     @property
     def _run(self) -> Path:
@@ -160,7 +170,7 @@ def _data(files: Stamps) -> set[str]:
 
 
 def _can_be_said(record: dict[str, Any]) -> bool:
-    words = [*record["said"], record["unreadable"] or ""]
+    words = [*record["said"], *record.get("warned", []), record["unreadable"] or ""]
     return type(record["said"]) is list and all(isinstance(word, str) for word in words)
 
 

@@ -256,12 +256,12 @@ def announce_result(
     """Report the result; raise `TooManyUnreadable` (exit code 3) for too many unusable images."""
     images, skipped = file.summary()
     if manifest.deeper:
-        report.note(
+        report.warn(
             f"classes are named {describe(manifest.level)}, so folders in it, such as "
             f"{printable(manifest.deeper)}, are none; --class-level says otherwise"
         )
     if len(manifest.classes) == 1 and tells_no_class(manifest.classes):
-        report.note(
+        report.warn(
             f"the folder {printable(manifest.classes[0])} counts as the only class: classes in a "
             "table beside the images are not read; put each class into a folder of its own, or "
             "give --class-level none"
