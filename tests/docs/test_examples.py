@@ -82,7 +82,12 @@ def test_the_store_s_examples_read_names_that_are_no_utf_8(
     monkeypatch.chdir(tmp_path)
     image = min(photographs(Path("images"), 2).rglob("*.png"))
     image.rename(image.with_name(os.fsdecode(b"\xff\xfe.png")))
-    settings: dict[str, object] = {"model": "demo", "dataset": "images", "run": "outputs/demo", "device": "cpu"}
+    settings: dict[str, object] = {
+        "model": "demo",
+        "dataset": "images",
+        "run": "outputs/demo",
+        "device": "cpu",
+    }
     settings |= {"layer": ("conv5",), "topk__sample": 2, "workers": 0}
     with open_session(Plan.make(None, settings), Report(quiet=True)) as session:
         STAGES["topk"](session)

@@ -148,7 +148,7 @@ class Receipt:
         return dict(_inputs(self.plan, asdict(self.plan)))
 
     def write(self, inputs: Stamps, report: Report, unreadable: str | None) -> None:
-        """Store the results with their warnings, and the message about too many unreadable images."""
+        """Store the results, their warnings, and the message on too many unreadable images."""
         outputs = dict(_result_files(self._run))
         told = {"said": report.said, "warned": report.warned, "unreadable": unreadable}
         record = {"inputs": inputs, "outputs": outputs, **told}
