@@ -31,10 +31,16 @@ def cells() -> list[dict[str, Any]]:
     return found
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_it_is_kept_with_its_outputs_run_in_order() -> None:
+    """A reader sees pictures without running it; `make figures` runs it again."""
     code = [cell for cell in cells() if cell["cell_type"] == "code"]
     assert len(code) > 5
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    told = list(outputs(code))
+    assert not [each for each in told if each["output_type"] == "error"]
+    assert not [each for each in told if each.get("name") == "stderr"]
+    assert sum("image/png" in each.get("data", {}) for each in told) >= 3
+    assert NOTEBOOK.stat().st_size < 1_500_000
 
 
 @pytest.fixture(scope="module")

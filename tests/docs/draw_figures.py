@@ -165,6 +165,22 @@ def gallery_seen(work: Path) -> None:
         image.convert("RGB").quantize(256).save(FIGURES / "gallery.png", optimize=True)
 
 
+def notebook_run(work: Path) -> None:
+    """Run docs/notebook.ipynb from its first cell to its last, and keep its outputs."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = FIGURES.parent / "notebook.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    about = notebook.metadata.copy()
+    shutil.rmtree(work / "outputs", ignore_errors=True)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": work}}).execute()
+    notebook.metadata = about
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day
+    nbformat.write(notebook, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", nargs="?", type=Path, default=Path("outputs/figures"))
@@ -183,6 +199,8 @@ def main() -> None:
         kept(Path(drawing.file), FIGURES / drawing.name)
     if not given.only or "gallery.png" in given.only:
         gallery_seen(Path())
+    if not given.only or "notebook.ipynb" in given.only:
+        notebook_run(Path().resolve())
 
 
 if __name__ == "__main__":
