@@ -28,7 +28,7 @@ FLOORS = {
     "digests": 0,
     "histogram": 0,
     "light_imports": 0,
-    "intervals": 0,
+    "measures": 0,
     "validation": 0,
     "demo": 0,
     **dict.fromkeys(ROOMS, 1),

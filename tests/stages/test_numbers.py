@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnvis_cli.network.zoo import imagenet_names
-from cnnvis_cli.nouns import Unit
-from cnnvis_cli.report import Report
-from cnnvis_cli.stages.numbers.counterparts import SideBySide, strongest_pane
-from cnnvis_cli.stages.numbers.likeness import alignment, centred, correlations, dependence
-from cnnvis_cli.stages.numbers.separation import (
+from cnnvis_cli.measures.likeness import alignment, centred, correlations, dependence
+from cnnvis_cli.measures.separation import (
     Groups,
     areas,
     best_by_chance,
     chances,
     standard_errors,
 )
+from cnnvis_cli.network.zoo import imagenet_names
+from cnnvis_cli.nouns import Unit
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.numbers.counterparts import SideBySide, strongest_pane
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.sample_file import SampleFile
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from cnnvis_cli.stages.numbers.interpretability import (
+from cnnvis_cli.measures.interpretability import (
     bootstrap_spread,
     certainties,
     least_images,
@@ -23,7 +23,7 @@ from cnnvis_cli.stages.numbers.interpretability import (
     unit_length,
     unit_tasks,
 )
-from cnnvis_cli.stages.numbers.likeness import between, rank_vectors, within
+from cnnvis_cli.measures.likeness import between, rank_vectors, within
 from cnnvis_cli.store.sample_file import SampleFile
 
 Call = Callable[..., Any]

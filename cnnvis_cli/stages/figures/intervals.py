@@ -13,7 +13,7 @@ from cnnvis_cli.ascent.starts import seed_of
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.sheets import Cell, Pane
-from cnnvis_cli.intervals import in_intervals
+from cnnvis_cli.measures.intervals import in_intervals
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session

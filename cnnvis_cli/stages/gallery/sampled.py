@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from cnnvis_cli.arrays import Doubles, Int64s, Pixels, Units
-from cnnvis_cli.intervals import class_means
+from cnnvis_cli.measures.intervals import class_means
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import OUTSIDE

@@ -16,10 +16,7 @@ from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.matrix import matrix
 from cnnvis_cli.figure.sheets import Caption
-from cnnvis_cli.nouns import Unit
-from cnnvis_cli.report import Report
-from cnnvis_cli.stages.numbers.counterparts import SideBySide, UnitPair
-from cnnvis_cli.stages.numbers.likeness import (
+from cnnvis_cli.measures.likeness import (
     alignment,
     best_of_shuffled,
     centred,
@@ -27,6 +24,9 @@ from cnnvis_cli.stages.numbers.likeness import (
     dependence,
     pairs,
 )
+from cnnvis_cli.nouns import Unit
+from cnnvis_cli.report import Report
+from cnnvis_cli.stages.numbers.counterparts import SideBySide, UnitPair
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
 from cnnvis_cli.store.inside import check_inside
 from cnnvis_cli.store.publish import publish

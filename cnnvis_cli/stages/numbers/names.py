@@ -11,17 +11,17 @@ import numpy as np
 
 from cnnvis_cli.arrays import Doubles, Floats
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.network.wordnet import sets_above
-from cnnvis_cli.nouns import Layer, Unit
-from cnnvis_cli.stages.common.class_names import class_names, classes_of, folders_above
-from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.numbers.separation import (
+from cnnvis_cli.measures.separation import (
     Groups,
     areas,
     best_by_chance,
     chances,
     standard_errors,
 )
+from cnnvis_cli.network.wordnet import sets_above
+from cnnvis_cli.nouns import Layer, Unit
+from cnnvis_cli.stages.common.class_names import class_names, classes_of, folders_above
+from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
 from cnnvis_cli.store.topk_file import TopKFile

@@ -15,14 +15,14 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.lines import Plot, plots
 from cnnvis_cli.figure.sheets import Caption
+from cnnvis_cli.measures.interpretability import EXPLANATION_SIZE
+from cnnvis_cli.measures.likeness import between, rank_vectors, within
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import ordered_styles
 from cnnvis_cli.stages.figures.render import Figure, draw_figures
 from cnnvis_cli.stages.numbers.encoding import ENCODED_AT_ONCE
-from cnnvis_cli.stages.numbers.interpretability import EXPLANATION_SIZE
-from cnnvis_cli.stages.numbers.likeness import between, rank_vectors, within
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.topk_file import TopKFile

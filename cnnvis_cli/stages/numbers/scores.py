@@ -13,10 +13,7 @@ import numpy as np
 
 from cnnvis_cli.arrays import Floats
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Layer, Unit
-from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.numbers.encoding import Encoder
-from cnnvis_cli.stages.numbers.interpretability import (
+from cnnvis_cli.measures.interpretability import (
     EXPLANATION_SIZE,
     bootstrap_spread,
     certainties,
@@ -25,6 +22,9 @@ from cnnvis_cli.stages.numbers.interpretability import (
     unit_length,
     unit_tasks,
 )
+from cnnvis_cli.nouns import Layer, Unit
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.numbers.encoding import Encoder
 from cnnvis_cli.stages.numbers.names import sample_of
 from cnnvis_cli.stages.numbers.table import TableRow, publish_table, read_table, shown_table
 from cnnvis_cli.store.optimized import OptimizedFile

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnvis_cli.intervals import class_means, in_intervals
+from cnnvis_cli.measures.intervals import class_means, in_intervals
 
 VALUE = st.one_of(st.integers(-3, 60).map(float), st.just(float("nan")))
 
