@@ -734,6 +734,19 @@
     return parts;
   };
 
+  const copying = () => { // the page's address, with the view
+    const button = make("button", { type: "button", class: "plain" }, "copy link");
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(location.href);
+        button.textContent = "copied";
+      } catch { // a page that may not write to the clipboard
+        button.textContent = "copy it from the address bar";
+      }
+      say(button.textContent);
+    });
+    return button;
+  };
   const showUnit = async (layer, position) => {
     const unit = await unitOf(layer, position);
     const flow = await flowOf(layer, position);
@@ -748,7 +761,8 @@
         layer.labels?.[position] ? " " : "", layer.labels?.[position] ? make("bdi", {}, layer.labels[position]) : ""),
       make("nav", { class: "steps", "aria-label": "Units" }, step("← previous", order[here - 1], "prev"),
         make("span", {}, `${here + 1} of ${order.length.toLocaleString("en")}`), step("next →", order[here + 1], "next"),
-        make("a", { href: `#${layer.alias}` }, "close ×")));
+        make("a", { href: `${layer.alias}/${number}.${layer.sheet.suffix}`, download: `${layer.alias}-${number}.${layer.sheet.suffix}` }, "download"),
+        copying(), make("a", { href: `#${layer.alias}` }, "close ×")));
     const panes = make("div", { class: "panes" });
     for (const pane of layer.sheet.panes) {
       const block = blockOf(layer, position, unit, pane, flow);
@@ -926,6 +940,7 @@
     });
     name();
     prepareSearch();
+    if (address().alias) reveal("layer"); // the strips of the first page are not needed
     document.querySelectorAll("[data-strip]").forEach(fillStrip);
     byId("skip").addEventListener("click", () => byId("main").focus());
     byId("unit").addEventListener("mouseover", mark);

@@ -53,16 +53,17 @@ from cnnvis_cli.stages.optimize.preference import preference_of
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile
 
-THUMB, SMALL, ICON = 112, 80, 48  # side in pixels of a picture in the grid, the strip, a list
+THUMB, SMALL, ICON = 112, 80, 40  # side in pixels of a picture in the grid, the strip, a list
 SHARP = 32  # side in pixels up to which those are lossless
 SEARCHED = 4  # classes per unit that a search knows
+NAV, NAV_UNITS = 46, 4  # side in pixels of a picture beside a layer's name, and how many
 STRIP = 14  # units in a layer's strip
 UNIT_PIXELS = 2_000_000  # pixels of a unit's pictures: well below a megabyte, even if noisy
 CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
 _SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS)
-PAGE_FORM = (5, *_SIZES, CHUNK, COLUMNS, SHARES, sprites.QUALITY)
+PAGE_FORM = (7, *_SIZES, CHUNK, COLUMNS, SHARES, NAV, sprites.QUALITY, sprites.SMALL_QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:

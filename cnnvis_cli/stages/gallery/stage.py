@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +30,8 @@ from cnnvis_cli.stages.gallery.flows import Flow, forget_flows, make_flows
 from cnnvis_cli.stages.gallery.layers import (
     CHUNK,
     COLUMNS,
+    NAV,
+    NAV_UNITS,
     STRIP,
     Dataset,
     Facts,
@@ -44,7 +48,7 @@ from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import TopKFile
 
 GALLERY_FILE = re.compile(  # the names of a gallery's files, and of their temporary files
-    r"\d{4,}\.(jpg|png)|(grid\d+|units|icons|flow)_\d+\.(jpg|png|js)|(layer|photographs)\.js|strip\.(jpg|png)|\..*\.tmp"
+    r"\d{4,}\.(jpg|png)|(grid\d+|units|icons|flow)_\d+\.(jpg|png|js)|(layer|photographs)\.js|(strip|nav)\.(jpg|png)|\..*\.tmp"
 )
 LAYER = re.compile(r"(conv|fc)\d+")
 
@@ -147,6 +151,9 @@ def _is_done(piece: UnitPictures | LayerSummary) -> bool:
     return is_made(last, piece.shown.key, others)
 
 
+small_file = partial(sprites.encoded, quality=sprites.SMALL_QUALITY)
+
+
 @dataclass(frozen=True)
 class UnitPictures:
     """The pictures and facts of some units: one file per unit, and some for the grid."""
@@ -196,7 +203,8 @@ class UnitPictures:
             faces += zip(self._icons(), [shown.icon], [firsts[shown.usual]], strict=True)
         for name, face, first in faces:
             sheet = sprites.mosaic(np.concatenate(first), face.size, COLUMNS)
-            publish(shown.folder / name, sprites.encoded(sheet, face.suffix))
+            encode = small_file if face is shown.icon else sprites.encoded
+            publish(shown.folder / name, encode(sheet, face.suffix))
         *made, last = map(shown.folder.joinpath, self.files())
         publish(last, self.script(digest_of_pictures(made)))
 
@@ -222,7 +230,8 @@ class LayerSummary:
 
     def files(self) -> list[str]:
         face, _ = self.shown.best()
-        return [*([f"strip.{face.suffix}"] if face else []), "layer.js"]
+        pictures = [f"strip.{face.suffix}", f"nav.{face.suffix}"] if face else []
+        return [*pictures, "layer.js"]
 
     def is_done(self) -> bool:
         return _is_done(self)
@@ -234,7 +243,10 @@ class LayerSummary:
             firsts = [face.pane.pictures(few)[:, 0] for few in in_groups(units, UNITS_AT_ONCE)]
             pictures = np.concatenate(firsts)
             sheet = sprites.mosaic(pictures, face.size, STRIP)
-            publish(shown.folder / f"strip.{face.suffix}", sprites.encoded(sheet, face.suffix))
+            publish(shown.folder / f"strip.{face.suffix}", small_file(sheet, face.suffix))
+            tile = sprites.within(face.size, NAV)
+            beside = sprites.mosaic(pictures[:NAV_UNITS], tile, NAV_UNITS)
+            publish(shown.folder / f"nav.{face.suffix}", small_file(beside, face.suffix))
         yield 0  # `UnitPictures` count them
         *strips, last = map(shown.folder.joinpath, self.files())
         publish(last, self.script(digest_of_pictures(strips)))
@@ -277,9 +289,29 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
             meter.add(message.units)
 
     if todo:
+        session.report.note(_size_of(todo))
         run_tasks(work, drawing_slots(session, len(todo)), range(len(todo)), on_event)
         meter.end()
     return lost
+
+
+BYTES = {"jpg": 0.25, "png": 2.0}  # per pixel, roughly
+
+
+def _size_of(todo: Sequence[Piece]) -> str:
+    """Return a line on how many files are to be written, and how large they will be."""
+    count = sum(len(piece.files()) for piece in todo)
+    size = 0.0
+    for piece in todo:
+        if isinstance(piece, UnitPictures):
+            shown = piece.shown
+            pixels = sum(
+                p.count * math.prod(s) for p, s in zip(shown.panes, shown.sizes, strict=True)
+            )
+            size += len(piece.units) * pixels * BYTES[shown.suffix] if shown.panes else 0
+        elif isinstance(piece, WholePhotographs):
+            size += len(piece.wanted) * math.prod(piece.size) * BYTES["jpg"]
+    return f"gallery: {count:,} files to write, about {max(1, round(size / 1e6)):,} MB"
 
 
 NO_PATCHES = (
@@ -359,6 +391,9 @@ def _layer_facts(shown: ShownLayer) -> Record:
         "strip": f"{layer.alias}/strip.{face.suffix}" if face else "",
         "tile": size,
         "cell": sprites.padded(size),
+        "nav": f"{layer.alias}/nav.{face.suffix}" if face else "",
+        "nav_tile": sprites.within(size, NAV),
+        "nav_cell": sprites.padded(sprites.within(size, NAV)),
         "best": [
             (f"{layer.alias}/{unit:04d}", shown.labels[shown.units.index(unit)]) for unit in units
         ],
