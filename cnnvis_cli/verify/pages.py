@@ -94,7 +94,7 @@ def _layer(session: Session, alias: str, findings: Findings) -> ShownLayer | Non
 def _check_names(folder: Path, record: dict[str, Any], findings: Findings) -> None:
     """Check that every file that a layer's data speak of is there, and is that of then."""
     units, sheet, faces = record["units"], record["sheet"], record["faces"]
-    strips = sorted(folder.glob("strip.*"))
+    strips = [*sorted(folder.glob("strip.*")), *sorted(folder.glob("nav.*"))]
     if faces and not strips:
         findings.stored(PAGE_PICTURES, 1, [f"{folder / 'strip'}: is gone; {GALLERY_AGAIN}"])
     _check_pictures(folder / "layer.js", strips, findings)
