@@ -237,15 +237,16 @@ class OptimizePlan:
     style: Several[Text] = setting(
         ("natural",),
         "--style",
-        "natural (colours and spectrum of photographs), fourier (Olah et al. 2017), 1 to 4 (the "
-        "rows of Table 1 of Yosinski et al. 2015), or a style of your own; repeatable.",
+        "natural (colours and spectrum of photographs), fourier (Olah et al. 2017), maco (Fel et "
+        "al. 2023; after topk), 1 to 4 (the rows of Table 1 of Yosinski et al. 2015), or a style "
+        "of your own; repeatable.",
         metavar="NAME",
     )
     runs: int = setting(1, "--runs", "Random starts per unit.", ge=1)
     step: Text = setting(
         "calibrated",
         "--step",
-        "Step size of styles other than natural and fourier: calibrated, paper (the paper's "
+        "Step size of styles other than natural, fourier and maco: calibrated, paper (the paper's "
         "constants), or a number.",
         metavar="NAME|NUMBER",
     )
@@ -286,8 +287,8 @@ class OptimizePlan:
     start: Text = setting(
         "noise",
         "--start",
-        "First image of styles other than natural and fourier: noise (about the mean colour), "
-        "uniform, mean, or an image file.",
+        "First image of styles other than natural, fourier and maco: noise (about the mean "
+        "colour), uniform, mean, or an image file.",
         metavar="NAME|FILE",
     )
     precision: Precision | None = setting(
@@ -410,6 +411,12 @@ class MontagePlan:
         "--together",
         "Draw one figure for all layers (optimized, top), or for all units of a layer (styles, "
         "unit).",
+    )
+    fade: bool = setting(
+        False,
+        "--fade",
+        "Fade optimized images to the mean colour where the ascents found little to follow; for "
+        "the style maco.",
     )
     images: Several[Text] = setting((), "IMAGE", "Images of the kind screen.")
     unit: Several[Text] = setting(

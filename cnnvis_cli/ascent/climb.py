@@ -112,6 +112,7 @@ class Ascent:
     outcome: Outcome
     last: Tensor  # (3, h, w) the image where the ascent ended; (0,) unless asked for
     history: NDArray[np.float32]  # (steps,) the value shown at each, while there was a gradient
+    opacity: Tensor | None = None  # (h, w) sum of absolute gradients, where the style keeps it
 
 
 @dataclass(frozen=True)
@@ -505,6 +506,8 @@ class _Slots:
         columns = (self.best_value, self.first, self.best_age, outcome, self.lived)
         about = torch.stack([column.double() for column in columns])[:, index].tolist()
         values, firsts, ages, outcomes, lived = about
+        kept = cohort.updater.transparency
+        opacity = None if kept is None else kept[rows if self.steady else which].cpu()
         for i in range(len(rows)):
             yield Ascent(
                 cohort.tasks[which[i]].key,
@@ -515,6 +518,7 @@ class _Slots:
                 Outcome(int(outcomes[i])),
                 last[i],
                 self._history_of(cohort, which[i])[: int(lived[i])],
+                None if opacity is None else opacity[i],
             )
 
     def _fetch(self) -> list[bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
 import scipy.fft
@@ -108,6 +108,17 @@ class FourierParameterization:
         v = torch.rand(steps, 3, generator=generator, dtype=torch.float64)
         rolls = ((v[:, 0] * h).floor(), (v[:, 1] * w).floor(), v[:, 2] * self.grain)
         return spectrum, torch.stack(moves + rolls, dim=1), grain
+
+
+class AdamSchedule(Protocol):
+    """What steps of Adam take from a parameterization."""
+
+    @property
+    def rate(self) -> float: ...
+
+    @property
+    def every(self) -> int:
+        """The steps from one that shows the picture itself to the next."""
 
 
 class PictureStatistics(NamedTuple):
@@ -211,7 +222,7 @@ class FourierUpdater:
     """Adam on the spectra of N ascents."""
 
     style: Style
-    image: FourierParameterization
+    image: AdamSchedule
     model: PictureModel
     moves: Tensor  # (N, steps, 5 or 8): see `FourierParameterization`
     grain: Tensor  # (N, 3, h, w), or (N, 0) without it
@@ -226,12 +237,12 @@ class FourierUpdater:
     def begun(
         cls,
         style: Style,
-        image: FourierParameterization,
+        image: AdamSchedule,
         model: PictureModel,
         moves: Tensor,
         grain: Tensor,
         spectra: Tensor,
-    ) -> FourierUpdater:
+    ) -> Self:
         """Return the updater of ascents that begin."""
         first, second = torch.zeros_like(spectra), torch.zeros_like(spectra)
         step = torch.zeros(1, dtype=torch.long, device=spectra.device)
@@ -258,14 +269,22 @@ class FourierUpdater:
         if not self.plain(age):
             shown = self.motion().forth(shown)
             if self.wanders:
-                deviation = self._moves(self.step)[:, 7]
+                deviation = self.present()[:, 7]
                 grain = self.rolled_grain(self.step)
                 shown = shown.addcmul_(grain, deviation[:, None, None, None])
         return shown.contiguous(memory_format=torch.channels_last)
 
-    def motion(self) -> Motion:
+    @property
+    def transparency(self) -> Tensor | None:
+        return None
+
+    def motion(self) -> Moves:
         """Return how this step moves the pictures."""
-        return Motion.of(self._moves(self.step)[:, :5], self.model.canvas)
+        return Motion.of(self.present()[:, :5], self.model.canvas)
+
+    def present(self) -> Tensor:
+        """Return the numbers of this step's moves: (N, 5 or 8)."""
+        return self._moves(self.step)
 
     def rolled_grain(self, step: Tensor) -> Tensor:
         """Return the grain as a step (1,) has it, (N, 3, h, w), of deviation 1."""
@@ -280,15 +299,14 @@ class FourierUpdater:
 
     def advance(self, x: Tensor, value: Tensor, gradient: Tensor, age: int) -> Tensor:
         pull = self._pull(gradient.contiguous(), age)
-        self._adam(self.model.back(self.picture, pull))
+        self._adam(self.uphill(pull))
         self.step += 1
         self.picture.copy_(self.model(self.spectra))
         return self.shown(age + 1)
 
     def _pull(self, gradient: Tensor, age: int) -> Tensor:
         """Return the direction for the picture's pixels: see `FourierParameterization`."""
-        if not self.plain(age):
-            gradient = self.motion().back(gradient)
+        gradient = self.to_picture(gradient, age)
         pull = unit_rms(gradient)
         if self.wanders:
             lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
@@ -297,6 +315,14 @@ class FourierUpdater:
         for regularizer in self.style.regularizers:
             pull = pull + (regularizer(self.picture, gradient, age) - self.picture)
         return pull
+
+    def to_picture(self, gradient: Tensor, age: int) -> Tensor:
+        """Return the gradient with respect to the pictures, given that to what is shown."""
+        return gradient if self.plain(age) else self.motion().back(gradient)
+
+    def uphill(self, pull: Tensor) -> Tensor:
+        """Return the gradient with respect to what Adam moves, given the pictures'."""
+        return self.model.back(self.picture, pull)
 
     def _adam(self, uphill: Tensor) -> None:
         """Make a step upwards by algorithm 1 of Kingma & Ba 2015."""
@@ -338,6 +364,14 @@ def unit_rms(gradient: Tensor) -> Tensor:
     """
     rms = gradient.double().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     return gradient / torch.where(rms > 0, rms, 1).to(gradient)
+
+
+class Moves(Protocol):
+    """How one step shows the pictures of N ascents: a linear map, and its transpose."""
+
+    def forth(self, picture: Tensor) -> Tensor: ...
+
+    def back(self, gradient: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.fourier import FourierParameterization
+from cnnvis_cli.ascent.maco import MacoParameterization
 from cnnvis_cli.ascent.natural import NaturalParameterization
 from cnnvis_cli.ascent.regularizers import (
     REGULARIZERS,
@@ -63,6 +64,10 @@ class Updater(Protocol):
 
     def resume(self, age: int) -> None:
         """Go on after `age` steps, from the tensors of `progress` as they are now."""
+
+    @property
+    def transparency(self) -> Tensor | None:
+        """The sums of absolute gradients, (N, h, w), where it keeps them."""
 
 
 class Parameterization(Protocol):
@@ -128,6 +133,10 @@ class PixelUpdater:
     def resume(self, age: int) -> None:
         pass
 
+    @property
+    def transparency(self) -> Tensor | None:
+        return None
+
 
 @dataclass(frozen=True)
 class Style:
@@ -160,7 +169,8 @@ class Style:
 
 def _part_record(part: Any) -> dict[str, Any]:
     kind = type(part).__name__.removesuffix("Parameterization")
-    return {"kind": _STORED.get(kind, kind), **asdict(part)}
+    stated = part.record if isinstance(part, MacoParameterization) else asdict(part)
+    return {"kind": _STORED.get(kind, kind), **stated}
 
 
 _STORED = {"Pixel": "Pixels"}  # its name in version 1 of the files
@@ -215,6 +225,17 @@ STYLES.register("natural")(
         256,
         "colours and spectrum of photographs, robust to moves and grain",
         NaturalParameterization(),
+    )
+)
+
+STYLES.register("maco")(
+    Style(
+        "maco",
+        (),
+        Constant(0),
+        256,
+        "phases alone, with the magnitudes of the run's own images: Fel et al. 2023",
+        MacoParameterization(),
     )
 )
 

@@ -38,6 +38,7 @@ from cnnvis_cli.stages.common.layer_job import LayerTask
 from cnnvis_cli.stages.common.session import Session, open_session
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
+from cnnvis_cli.stages.optimize.spectrum import with_spectrum
 from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.optimize.worker import (
     MEMORY,
@@ -134,7 +135,7 @@ def measure_optimize(plan: Plan, report: Report, seconds: float, rounds: int) ->
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as session:
-            styles = asked_styles(plan)  # with their own steps, which cost what any step costs
+            styles = [with_spectrum(session, style) for style in asked_styles(plan)]
             devices = choose_devices(plan.device)
             pool = worker_slots(devices, plan.workers, MEMORY)
             rows = []

@@ -86,6 +86,17 @@ def toned(
     return about_grey(tiles, top=each.max(axis=axes, keepdims=True))
 
 
+OPAQUE = 80  # percentile of the gradients from which on a pixel is shown in full: Horama's plots.py
+
+
+def faded(tiles: Floats, sums: NDArray[np.floating[Any]]) -> Floats:
+    """Return tiles (n, h, w, 3) faded to the mean colour where gradients (n, h, w) were small."""
+    full = np.percentile(sums.astype(np.float32), OPAQUE, axis=(1, 2), keepdims=True)
+    opacity = np.minimum(sums.astype(np.float32) / np.where(full > 0, full, 1), 1)
+    found: Floats = tiles * opacity[..., None].astype(np.float32)
+    return found
+
+
 def toned_together(
     parts: Sequence[Floats], rule: str, mean: tuple[float, ...] = (127.5, 127.5, 127.5)
 ) -> list[Pixels]:

@@ -16,7 +16,7 @@ from cnnvis_cli.store.chunks import merged_rows, write_rows
 from cnnvis_cli.store.hdf5 import Array, Header, parse_record, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
-from cnnvis_cli.store.schema import OPTIMIZED_STYLE, create
+from cnnvis_cli.store.schema import OPTIMIZED_STYLE, TRANSPARENCY, Table, create
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Optimized:
     steps: int  # values of its history
     blocks: Iterable[dict[str, Array]]  # arrays by the names of the schema
 
+    @property
+    def table(self) -> Table:
+        """Return the arrays that its style has."""
+        return columns_of(self.record)
+
     @classmethod
     def joined(cls, pieces: Sequence[Optimized]) -> Optimized:
         """Return the units of several pieces of one plan, each once."""
@@ -36,6 +41,12 @@ class Optimized:
         blocks = ({n: v[i : i + 1] for n, v in block.items()} for _, block, i in rows)
         units = np.unique(np.concatenate([piece.units for piece in pieces]))
         return replace(pieces[0], units=units, blocks=blocks)
+
+
+def columns_of(record: Record) -> Table:
+    """Return the arrays of a style with these parameters."""
+    fades = record.get("image", {}).get("kind") == "Maco"
+    return OPTIMIZED_STYLE | TRANSPARENCY if fades else OPTIMIZED_STYLE
 
 
 class OptimizedFile:
@@ -102,16 +113,17 @@ class OptimizedFile:
         """Return a stored style, in blocks of a few units."""
         with reading(self.path, "optimized") as file:
             shape, steps = file[style]["image"].shape, file[style]["history"].shape[2]
-        units = self.units(style)
+        units, record = self.units(style), self.styles()[style]
+        names = list(columns_of(record))
         room = max(1, (1 << 26) // (2 * int(np.prod(shape[1:]))))
 
         def blocks() -> Iterator[dict[str, Array]]:
             for first in range(0, len(units), room):
                 with reading(self.path, "optimized") as file:
                     rows = slice(first, first + room)
-                    yield {name: file[style][name][rows] for name in OPTIMIZED_STYLE}
+                    yield {name: file[style][name][rows] for name in names}
 
-        return Optimized(self.styles()[style], units, tuple(shape[1:4]), steps, blocks())
+        return Optimized(record, units, tuple(shape[1:4]), steps, blocks())
 
 
 def _write_style(group: h5py.Group, pieces: list[Optimized]) -> bool:
@@ -121,14 +133,15 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> bool:
     """
     units = np.unique(np.concatenate([piece.units for piece in pieces]))
     runs, *canvas = pieces[0].shape
+    table = pieces[-1].table
     shapes = {
         "image": (len(units), runs, *canvas, 3),
         "history": (len(units), runs, pieces[0].steps),
         "unit": (len(units),),
+        "transparency": (len(units), runs, *canvas),
     }
     columns = {
-        name: create(group, OPTIMIZED_STYLE, name, shapes.get(name, (len(units), runs)))
-        for name in OPTIMIZED_STYLE
+        name: create(group, table, name, shapes.get(name, (len(units), runs))) for name in table
     }
     small = {name: np.empty(c.shape, c.dtype) for name, c in columns.items() if name != "image"}
     written = 0

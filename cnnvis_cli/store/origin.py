@@ -14,7 +14,7 @@ from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.store.schema import VERSION, VERSION_WITH_LOCAL_FIELDS
 
 LATEST = {"topk": VERSION_WITH_LOCAL_FIELDS}  # versions that are read, where it is not VERSION
-OF_ALL_LAYERS = ("topk", "sample")  # kinds with one file per run, made from the dataset
+OF_ALL_LAYERS = ("topk", "sample", "spectrum")  # kinds with one file per run, made from the dataset
 OF_ONE_LAYER = ("optimized", "projected", "search")  # kinds whose files are named by their layer
 
 
@@ -75,7 +75,7 @@ def _of_all_layers(
     yield record.get("preprocessing", {}), json.loads(attributes.get("preprocessing", "{}"))
     dataset = json.loads(attributes.get("plan", "{}")).get("dataset")
     yield {"dataset": record.get("dataset", {}).get("digest")}, {"dataset": dataset}
-    layers = file["layers"].items()
+    layers = file["layers"].items() if "layers" in file else ()
     modules = {f"module of {alias}": group.attrs.get("module") for alias, group in layers}
     yield {f"module of {alias}": name for alias, name in _modules(record).items()}, modules
 

@@ -69,6 +69,11 @@ class Run:
         return self.path / "sample.h5"
 
     @property
+    def spectrum(self) -> Path:
+        """The colours and frequencies of the dataset's images."""
+        return self.path / "spectrum.h5"
+
+    @property
     def skipped(self) -> Path:
         return self.path / "skipped.tsv"
 

@@ -73,6 +73,14 @@ OPTIMIZED_STYLE: Table = {
     "history": Column("f4", ("U", "R", "T"), "the value every few steps; NaN once it has ended"),
     "unit": Column("i4", ("U",), "channel index, or that of a sum or direction"),
 }
+TRANSPARENCY: Table = {  # of the styles that keep it
+    "transparency": Column("f2", ("U", "R", "H", "W"), "sum of absolute gradients, largest 1"),
+}
+SPECTRUM: Table = {
+    "magnitude": Column("f4", ("3", "H", "F"), "mean magnitude of each frequency, by component"),
+    "colour": Column("f4", ("3", "3"), "from components (columns) to RGB (rows)"),
+    "offset": Column("f4", ("3",), "mean of RGB"),
+}
 SEARCHED: Table = {
     "image": Column("f2", ("N", "U", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
     "activation": Column("f4", ("N", "U"), "the unit's value for the best image"),

@@ -29,7 +29,9 @@ from cnnvis_cli.store.schema import (
     SAMPLE_IMAGES,
     SAMPLE_LAYER,
     SEARCHED,
+    SPECTRUM,
     TOPK_LAYER,
+    TRANSPARENCY,
     VERSION,
     VERSION_WITH_LOCAL_FIELDS,
     Column,
@@ -45,7 +47,8 @@ GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
         ("layers/*/min", PLACES),
     ),
     "sample": (("images", SAMPLE_IMAGES), ("layers/*", SAMPLE_LAYER)),
-    "optimized": (("*", OPTIMIZED_STYLE),),
+    "spectrum": (("", SPECTRUM),),
+    "optimized": (("*", OPTIMIZED_STYLE | TRANSPARENCY),),
     "projected": (("*", PROJECTED_METHOD),),
     "search": (("*", SEARCHED),),
     "occluded": (("", OCCLUDED),),
@@ -120,7 +123,7 @@ def _check_once(path: Path, kind: str, _state: tuple[int, ...]) -> None:
     with open_hdf5(path) as file:
         if kind_of(file) == kind:
             for pattern, table in GROUPS.get(kind, ()):
-                for group in _matching_groups(file, pattern.split("/")):
+                for group in _matching_groups(file, _names_in(pattern)):
                     _check_group(group, table)
 
 
@@ -130,9 +133,9 @@ def strangers(path: Path, kind: str) -> list[str]:
         allowed: set[str] = set()
         lacking: list[str] = []
         for pattern, table in GROUPS.get(kind, ()):
-            for group in _matching_groups(file, pattern.split("/")):
+            for group in _matching_groups(file, _names_in(pattern)):
                 names = {f"{group.name.rstrip('/')}/{name}" for name in table}
-                optional = {f"{group.name.rstrip('/')}/{name}" for name in LOCAL}
+                optional = {f"{group.name.rstrip('/')}/{name}" for name in LOCAL | TRANSPARENCY}
                 lacking += sorted(name for name in names - optional if name not in file)
                 for name in names:
                     parts = name.split("/")
@@ -155,6 +158,11 @@ def kind_of(file: h5py.File) -> str:
     """Return the kind that a file states, ``topk`` and the like; empty if it is not ours."""
     text = file.attrs.get("format")
     return text.removeprefix("cnnvis/") if isinstance(text, str) else ""
+
+
+def _names_in(pattern: str) -> list[str]:
+    """Return the names of a pattern, one below the other; none for the file itself."""
+    return pattern.split("/") if pattern else []
 
 
 def _matching_groups(group: h5py.Group, names: list[str]) -> Iterator[h5py.Group]:

@@ -28,6 +28,7 @@ from cnnvis_cli.verify.findings import Findings
 from cnnvis_cli.verify.pages import check_gallery
 from cnnvis_cli.verify.places import check_stored
 from cnnvis_cli.verify.projections import check_projections
+from cnnvis_cli.verify.spectrum import check_spectrum
 from cnnvis_cli.verify.values import check_everything, check_values
 
 Check = tuple[str, Callable[[], None]]
@@ -101,6 +102,10 @@ def _topk_checks(
     return [
         ("places", lambda: check_stored(session, file, findings)),
         ("places", values),
+        (
+            "spectrum",
+            lambda: check_spectrum(photographs, findings, None if everything else sample),
+        ),
         ("projections", lambda: check_projections(photographs, findings, generator)),
     ]
 

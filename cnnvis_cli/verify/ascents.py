@@ -25,10 +25,11 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window, traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
-from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile, columns_of
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OPTIMIZED_STYLE
 from cnnvis_cli.verify.findings import Findings, blocks_of
+from cnnvis_cli.verify.spectrum import maco_problems
 
 # Of an optimized image's value, relative to the largest of its layer: images have 11 bits.
 ROUNDED = 0.02
@@ -112,6 +113,9 @@ class Ascents:
             places = np.argwhere(rows).tolist()
             findings.stored(IMAGES, 0, (f"{self._name(*at)}: {problem}" for at in places))
         findings.stored(IMAGES, 0, self._wrong_images(findings))
+        if "transparency" in columns_of(self.made):
+            problems = maco_problems(self.session.run, self.file, self.group, self.made)
+            findings.stored(IMAGES, 0, problems)
 
     def _wrong_settings(self) -> Iterator[str]:
         """Yield where the parameters are not those of the arrays, the network or the style."""

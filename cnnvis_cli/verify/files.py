@@ -101,7 +101,7 @@ _INTACT = {
 
 def _check_owner(run: Run, path: Path, findings: Findings) -> None:
     """Check that a result is of this run, its layer and a known version, and nothing else."""
-    of_all = path in (run.topk, run.sample)
+    of_all = path in (run.topk, run.sample, run.spectrum)
     kind = path.stem if of_all else path.parent.name
     if not of_all and path.parent.parent != run.path:
         return
@@ -118,7 +118,7 @@ def _check_owner(run: Run, path: Path, findings: Findings) -> None:
             lacking = {"model", "weights_sha256", "version", "format"} - told.keys()
             odd += [f"{path}: does not state its {name}" for name in sorted(lacking)]
             findings.stored("files", 0, odd)
-    if path != run.topk and kind not in ("optimized", "projected"):
+    if kind not in ("topk", "spectrum", "optimized", "projected"):
         why = "samples, searches and files of single images have their seal alone"
         findings.leave("other results", 1, why)
 

@@ -21,8 +21,10 @@ from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.schema import PLACES, TOPK_LAYER
 from cnnvis_cli.store.search import SearchFile
+from cnnvis_cli.store.spectrum_file import SpectrumFile
 from cnnvis_cli.store.topk import TopK
 from cnnvis_cli.store.topk_file import Images, LayerResult, TopKFile
+from cnnvis_cli.store.validate import strangers
 from tests.sealing import seal_again
 
 PLAN = {"model": "m", "weights_sha256": "w", "k": 2, "precision": "float32", "decode": "exact"}
@@ -204,3 +206,28 @@ def test_a_run_json_of_nonsense_is_one_line(content: bytes, tmp_path: Path) -> N
         Run(tmp_path).read()
     assert found.value.exit_code == 2
     assert len(str(found.value).splitlines()) == 1
+
+
+def test_arrays_at_the_top_of_a_file_are_checked_too(tmp_path: Path) -> None:
+    """spectrum.h5, and the maps of single images."""
+    path = tmp_path / "spectrum.h5"
+    arrays = {
+        "magnitude": np.zeros((3, 4, 3), np.float32),
+        "colour": np.eye(3, dtype=np.float32),
+        "offset": np.zeros(3, np.float32),
+    }
+    plan = {"model": "m", "weights_sha256": "w", "preprocessing": {}, "images": 1, "dataset": "d"}
+    file = SpectrumFile(path)
+    file.publish(plan, arrays, 4)
+    first = path.read_bytes()
+    assert file.read()[0].keys() == arrays.keys()
+    assert strangers(path, "spectrum") == []
+    file.publish(plan, arrays, 4)
+    assert path.read_bytes() == first
+    for wrong in (np.zeros((3, 2), np.float32), np.eye(3)):
+        with h5py.File(path, "r+") as opened:
+            del opened["colour"]
+            opened["colour"] = wrong
+        seal_again(path)
+        with pytest.raises(CnnvisError, match="colour"):
+            file.read()

@@ -15,6 +15,7 @@ from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.tone import faded
 from cnnvis_cli.nouns import Box, Layer, Size, Unit, size_text
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, names_before
@@ -23,7 +24,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.stages.project.job import group_of
-from cnnvis_cli.store.optimized import OptimizedFile
+from cnnvis_cli.store.optimized import OptimizedFile, columns_of
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
@@ -77,7 +78,19 @@ class OptimizedImages:
 
     @property
     def record(self) -> Record:
-        return {"style": self.style, "source": file_digest(self.file.path)}
+        fade = {"fade": True} if self.fades else {}
+        return {"style": self.style, "source": file_digest(self.file.path), **fade}
+
+    @cached_property
+    def fades(self) -> bool:
+        """Whether images are faded; raise `UsageError` if the style has not kept where."""
+        fades = self.session.plan.montage.fade
+        if fades and "transparency" not in columns_of(self.made):
+            raise UsageError(
+                f"--fade: style {self.style} keeps no gradients to fade by; leave it out, or give "
+                "--style maco"
+            )
+        return fades
 
     @property
     def every(self) -> int:
@@ -89,7 +102,8 @@ class OptimizedImages:
         """The description of the images."""
         least = self.made.get("minimise")
         what = "Least preferred images" if least else "Preferred images"
-        return what + (", mean over the map" if self.made.get("objective") == "mean" else "")
+        what += ", mean over the map" if self.made.get("objective") == "mean" else ""
+        return what + (", faded where the gradient was small" if self.fades else "")
 
     def label(self, unit: int) -> str:
         names = self.made.get("targets", ())
@@ -108,7 +122,11 @@ class OptimizedImages:
         """Return each unit's best run: (n, 1, h, w, 3)."""
         runs = self.read("activation", units).argmax(axis=1)
         rows = np.searchsorted(self.held, units)
-        return self.file.pick(self.style, rows.tolist(), runs.tolist())[:, None]
+        images = self.file.pick(self.style, rows.tolist(), runs.tolist())
+        if self.fades:
+            for i, row in enumerate(rows.tolist()):
+                images[i] = self._shown(row, [int(runs[i])])[0]
+        return images[:, None]
 
     def runs(self, units: Sequence[int], most: int) -> Floats:
         """Return each unit's first runs, the best of all of them first: (n, r, h, w, 3)."""
@@ -117,9 +135,16 @@ class OptimizedImages:
         found = np.empty((len(units), count, *self.size, 3), np.float32)
         for i, row in enumerate(np.searchsorted(self.held, units).tolist()):
             others = [run for run in range(self.count) if run != best[i]]
-            images = self.file.read(self.style, "image", slice(row, row + 1))[0]
-            found[i] = images[[best[i], *others][:count]]
+            found[i] = self._shown(row, [best[i], *others][:count])
         return found
+
+    def _shown(self, row: int, runs: list[int]) -> Floats:
+        """Return some runs of a row of the file: (r, h, w, 3)."""
+        here = slice(row, row + 1)
+        images: Floats = self.file.read(self.style, "image", here)[0][runs].astype(np.float32)
+        if not self.fades:
+            return images
+        return faded(images, self.file.read(self.style, "transparency", here)[0][runs])
 
     @cached_property
     def count(self) -> int:

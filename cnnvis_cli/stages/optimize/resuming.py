@@ -85,6 +85,7 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
         outcome=Outcome(int(row["outcome"])),
         last=torch.empty(0),
         history=history,
+        opacity=torch.from_numpy(row["opacity"]) if "opacity" in row else None,
     )
 
 
@@ -108,6 +109,7 @@ def _pieces(task: LayerTask, style: Style) -> Parts:
 
 
 def _row_ended(key: AscentKey, ascent: Ascent) -> dict[str, Any]:
+    opacity = {} if ascent.opacity is None else {"opacity": ascent.opacity}
     return {
         "target": key[0],
         "run": key[1],
@@ -119,6 +121,7 @@ def _row_ended(key: AscentKey, ascent: Ascent) -> dict[str, Any]:
         "outcome": int(ascent.outcome),
         "history": ascent.history,
         "shown": len(ascent.history),
+        **opacity,
     }
 
 

@@ -19,6 +19,7 @@ from cnnvis_cli.stages.common.disk import check_disk
 from cnnvis_cli.stages.common.layer_job import LayerTask, announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.job import LayerOptimization
+from cnnvis_cli.stages.optimize.spectrum import with_spectrum
 from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.optimize.worker import (
     MEMORY,
@@ -37,7 +38,7 @@ def optimize(session: Session) -> None:
     """Optimize every chosen unit of every chosen layer in every chosen style."""
     session.plan.optimize.check(session.plan)
     resolve_precision(session.plan.optimize.precision, session.device)
-    styles = asked_styles(session.plan)
+    styles = [with_spectrum(session, style) for style in asked_styles(session.plan)]
     climbs = list(starmap(partial(LayerOptimization.of, session), product(session.layers, styles)))
     pending = list(filter(attrgetter("pending"), climbs))
     lost: TasksFailed | None = None

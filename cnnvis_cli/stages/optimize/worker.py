@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnvis_cli.arrays import Arrays
@@ -366,7 +367,9 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent])
     images = torch.stack([ascent.image for ascent in ascents])
     if work.setup.grey:  # the network has seen no more of the colours than their mean
         images = images.mean(1, keepdim=True).expand_as(images)
+    kept = [ascent.opacity for ascent in ascents if ascent.opacity is not None]
     return {
+        **({"transparency": opacities(kept).reshape(*shape, *images.shape[2:])} if kept else {}),
         "image": images.reshape(*shape, *images.shape[1:]).permute(0, 1, 3, 4, 2).half().numpy(),
         "activation": sign * numbers("activation", "f4"),
         "start": sign * numbers("start", "f4"),
@@ -375,6 +378,13 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent])
         "history": history.reshape(*shape, steps),
         "unit": np.array(targets, np.int32),
     }
+
+
+def opacities(sums: Sequence[Tensor]) -> NDArray[np.float16]:
+    """Return sums of gradients, (h, w) each, with 1 as the largest of each that has any."""
+    stacked = torch.stack(list(sums)).double().numpy()
+    largest = stacked.max(axis=(1, 2), keepdims=True)
+    return (stacked / np.where(largest > 0, largest, 1)).astype(np.float16)
 
 
 def history_length(style: Style, every: int) -> int:

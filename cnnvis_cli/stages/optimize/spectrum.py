@@ -1,0 +1,86 @@
+"""The spectrum of the run's own images, for the styles that need it: measured at the first use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnvis_cli.ascent.maco import MacoParameterization
+from cnnvis_cli.ascent.spectrum import ImageSpectrum, measured
+from cnnvis_cli.ascent.styles import Style
+from cnnvis_cli.dataset.manifest import Manifest
+from cnnvis_cli.errors import UsageError
+from cnnvis_cli.stages.common.dataset_images import gather
+from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.store.run import Record, differences
+from cnnvis_cli.store.spectrum_file import SpectrumFile
+from cnnvis_cli.store.topk_file import Images, TopKFile
+
+SPECTRUM_IMAGES = 2000
+
+
+def with_spectrum(session: Session, style: Style) -> Style:
+    """Return the style with the spectrum of the run's images, if it needs one.
+
+    Raise `UsageError` if the run has no top-k to take images from.
+    """
+    if not isinstance(style.image, MacoParameterization):
+        return style
+    return replace(style, image=replace(style.image, spectrum=run_spectrum(session)))
+
+
+def run_spectrum(session: Session) -> ImageSpectrum:
+    """Return the spectrum of the run's images; measure and publish it if it is not there yet."""
+    file, top = SpectrumFile(session.run.spectrum), TopKFile(session.run.topk)
+    identity = top.identity()
+    if identity is None:
+        raise UsageError(
+            f"style maco takes its spectrum from the run's images, and {session.run.path} has no "
+            "topk.h5 yet; run cnnvis topk DATASET with this --run first, or choose --style natural"
+        )
+    wanted = spectrum_images(top.images())
+    plan = spectrum_plan(session, identity, len(wanted))
+    held = file.identity()
+    if held is None:
+        if not len(wanted):
+            raise UsageError(f"{top.path}: holds no image that could be used, for style maco")
+        spectrum = measure(session, wanted)
+        names = ("magnitude", "colour", "offset")
+        file.publish(plan, {name: getattr(spectrum, name) for name in names}, spectrum.width)
+    elif held != plan:
+        raise UsageError(
+            f"{file.path} was measured from other images: {differences(held, plan)}; move it away"
+        )
+    arrays, width = file.read()
+    return ImageSpectrum(**arrays, width=width)
+
+
+def spectrum_plan(session: Session, topk: Record, count: int) -> Record:
+    """Return what decides a spectrum: the network's input, the dataset and the sample."""
+    of_topk = {name: topk[name] for name in ("dataset", "decode")}
+    return {**session.identity, **of_topk, "images": count}
+
+
+def spectrum_images(images: Images) -> NDArray[np.int64]:
+    """Return the images to measure, ascending: those usable ones whose paths have least hashes."""
+    usable = np.flatnonzero(~images.skipped)
+    numbers = images.size[usable], images.offset[usable], images.label[usable]
+    some = Manifest(Path(), images.path[usable], *numbers, ())
+    return usable[some.sample(SPECTRUM_IMAGES)]
+
+
+def measure(session: Session, wanted: NDArray[np.int64]) -> ImageSpectrum:
+    """Return the spectrum of images of the run's top-k, by their indices."""
+    read = gather(session, wanted)
+    meter = session.report.meter("spectrum", 2 * len(wanted), "images")
+
+    def step() -> None:
+        session.report.check_stop()
+        meter.add(1)
+
+    found = measured(read, wanted.tolist(), step)
+    meter.end()
+    return found
