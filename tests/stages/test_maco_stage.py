@@ -101,7 +101,7 @@ def test_a_figure_fades_what_no_gradient_reached(run: Path, cnnvis: Call) -> Non
     for flag, opacity in (("", np.ones_like(sums)), (" --fade", np.minimum(sums / full, 1))):
         cnnvis(draw + flag)
         with Image.open(run / "figures/optimized/conv2.png") as picture:
-            assert ("fade" in json.loads(picture.text["cnnvis"])) == bool(flag)
+            assert ("fade" in json.loads(str(picture.info["cnnvis"]))) == bool(flag)
             sheet = np.asarray(picture.convert("RGB")).astype(np.float32)
         tile = np.clip(image * opacity[..., None] + mean, 0, 255)
         windows = sliding_window_view(sheet, tile.shape)[:, :, 0]
