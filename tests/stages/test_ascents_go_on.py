@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from cnnvis_cli.errors import Stopped
@@ -105,6 +106,30 @@ def test_no_step_is_made_twice_after_a_stop(
     files = [tmp_path / name / "optimized/conv1.h5" for name in ("once", "other")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert not (tmp_path / "other/parts").exists()
+
+
+def test_what_an_ascent_keeps_beside_its_image_goes_on_too(
+    do: Callable[..., None],
+    flags: dict[str, Any],
+    photographs: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Of a unit some runs have ended at the stop: three runs in four slots."""
+    photographs(tmp_path / "images", 4, size=(112, 112))
+    flags |= {"optimize__runs": 3, "optimize__style": ("maco",), "optimize__step": "calibrated"}
+    runs = [flags | {"run": str(tmp_path / name)} for name in ("once", "other")]
+    for each in runs:
+        do("topk", **each | {"dataset": str(tmp_path / "images"), "units": ""})
+    do("optimize", **runs[0])
+    for moments in (70, 2, 30):
+        stopped(do, runs[1], moments)
+    ages = [h5py.File(path)["age"][()] for path in pieces(tmp_path / "other")]
+    assert any((each == 0).any() for each in ages)
+    do("optimize", **runs[1])
+    files = [tmp_path / name / "optimized/conv1.h5" for name in ("once", "other")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with h5py.File(files[0]) as file:
+        assert (file["maco/transparency"][()].max(axis=(2, 3)) == 1).all()
 
 
 def test_another_selection_of_units_goes_on_with_what_is_kept(
