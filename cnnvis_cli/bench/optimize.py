@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cnnvis_cli.ascent.climb import AscentBatch, AscentSpec, climb
+from cnnvis_cli.ascent.maco import MacoParameterization
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
@@ -29,6 +30,7 @@ from cnnvis_cli.engine import (
     run_tasks,
     worker_slots,
 )
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.survey import canonical, reading_outputs
 from cnnvis_cli.nouns import Box, Layer
@@ -38,7 +40,6 @@ from cnnvis_cli.stages.common.layer_job import LayerTask
 from cnnvis_cli.stages.common.session import Session, open_session
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
-from cnnvis_cli.stages.optimize.spectrum import with_spectrum
 from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.optimize.worker import (
     MEMORY,
@@ -135,7 +136,9 @@ def measure_optimize(plan: Plan, report: Report, seconds: float, rounds: int) ->
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as session:
-            styles = [with_spectrum(session, style) for style in asked_styles(plan)]
+            styles = asked_styles(plan)  # with their own steps, which cost what any step costs
+            if any(isinstance(style.image, MacoParameterization) for style in styles):
+                raise UsageError("bench optimize: style maco needs a run's images; name another")
             devices = choose_devices(plan.device)
             pool = worker_slots(devices, plan.workers, MEMORY)
             rows = []

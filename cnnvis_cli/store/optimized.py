@@ -32,7 +32,7 @@ class Optimized:
     @property
     def table(self) -> Table:
         """Return the arrays that its style has."""
-        return columns_of(self.record)
+        return style_columns(self.record)
 
     @classmethod
     def joined(cls, pieces: Sequence[Optimized]) -> Optimized:
@@ -43,7 +43,7 @@ class Optimized:
         return replace(pieces[0], units=units, blocks=blocks)
 
 
-def columns_of(record: Record) -> Table:
+def style_columns(record: Record) -> Table:
     """Return the arrays of a style with these parameters."""
     fades = record.get("image", {}).get("kind") == "Maco"
     return OPTIMIZED_STYLE | TRANSPARENCY if fades else OPTIMIZED_STYLE
@@ -114,7 +114,7 @@ class OptimizedFile:
         with reading(self.path, "optimized") as file:
             shape, steps = file[style]["image"].shape, file[style]["history"].shape[2]
         units, record = self.units(style), self.styles()[style]
-        names = list(columns_of(record))
+        names = list(style_columns(record))
         room = max(1, (1 << 26) // (2 * int(np.prod(shape[1:]))))
 
         def blocks() -> Iterator[dict[str, Array]]:

@@ -25,7 +25,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window, traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
-from cnnvis_cli.store.optimized import OptimizedFile, columns_of
+from cnnvis_cli.store.optimized import OptimizedFile, style_columns
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OPTIMIZED_STYLE
 from cnnvis_cli.verify.findings import Findings, blocks_of
@@ -113,7 +113,7 @@ class Ascents:
             places = np.argwhere(rows).tolist()
             findings.stored(IMAGES, 0, (f"{self._name(*at)}: {problem}" for at in places))
         findings.stored(IMAGES, 0, self._wrong_images(findings))
-        if "transparency" in columns_of(self.made):
+        if "transparency" in style_columns(self.made):
             problems = maco_problems(self.session.run, self.file, self.group, self.made)
             findings.stored(IMAGES, 0, problems)
 

@@ -15,7 +15,7 @@ from cnnvis_cli.verify.dataset import DatasetToday
 from cnnvis_cli.verify.findings import Findings, Unread, blocks_of
 
 SPECTRA = "spectrum"
-LAST_BITS = 1e-4  # of the largest number: other processors round otherwise
+ROUNDED_OTHERWISE = 1e-4  # of the largest number: other processors round otherwise
 
 
 def check_spectrum(photographs: DatasetToday, findings: Findings, most: int | None) -> None:
@@ -44,7 +44,7 @@ def check_spectrum(photographs: DatasetToday, findings: Findings, most: int | No
     wrong = [
         f"{file.path}: its {name} is another one, measured again"
         for name, one, other in pairs
-        if not np.allclose(one, other, rtol=0, atol=LAST_BITS * float(np.abs(other).max()))
+        if not np.allclose(one, other, rtol=0, atol=ROUNDED_OTHERWISE * float(np.abs(other).max()))
     ]
     findings.recomputed(SPECTRA, 1, wrong)
 

@@ -39,6 +39,8 @@ def held(run: Path, name: str) -> Any:
 def test_without_a_topk_it_says_what_to_do(cnnvis: Call) -> None:
     told = cnnvis(f"optimize --model demo --layer conv2 --units 0 {MACO} --run new", 2).err
     assert "new has no topk.h5 yet; run cnnvis topk DATASET with this --run first" in told
+    told = cnnvis("bench optimize --model demo --layer conv2 --style maco", 2).err
+    assert "bench optimize: style maco needs a run's images" in told
 
 
 def test_the_spectrum_is_made_once_and_belongs_to_the_results(run: Path, cnnvis: Call) -> None:

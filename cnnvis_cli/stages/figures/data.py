@@ -24,7 +24,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.stages.project.job import group_of
-from cnnvis_cli.store.optimized import OptimizedFile, columns_of
+from cnnvis_cli.store.optimized import OptimizedFile, style_columns
 from cnnvis_cli.store.projected import ProjectedFile
 from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
@@ -85,7 +85,7 @@ class OptimizedImages:
     def fades(self) -> bool:
         """Whether images are faded; raise `UsageError` if the style has not kept where."""
         fades = self.session.plan.montage.fade
-        if fades and "transparency" not in columns_of(self.made):
+        if fades and "transparency" not in style_columns(self.made):
             raise UsageError(
                 f"--fade: style {self.style} keeps no gradients to fade by; leave it out, or give "
                 "--style maco"
