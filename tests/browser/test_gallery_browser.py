@@ -122,9 +122,12 @@ def test_the_first_page_shows_every_layer(browser: Browser, gallery: Path) -> No
     page = browser.open()
     assert sorted(page.locator("#overview h2").all_text_contents()) == ["conv1", "conv2", "fc3"]
     assert page.locator("nav a[data-layer]").count() == 3
-    page.get_by_role("img", name="conv2/0003").first.click()
-    at(page, "conv2/0003")
-    assert page.evaluate("location.hash") == "#conv2/0003"
+    link = page.locator(".paired a[href^='#conv2/']").first
+    assert link.locator(".crop").count() == 2  # a patch, and the optimized image
+    unit = str(link.get_attribute("href"))[1:]
+    link.click()
+    at(page, unit)
+    assert page.evaluate("location.hash") == f"#{unit}"
     page.wait_for_timeout(300)
     assert sum(path.stat().st_size for path in browser.files) < 500_000
 

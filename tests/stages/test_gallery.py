@@ -191,6 +191,23 @@ def test_icons_are_the_pictures_of_the_grid(do: Do, ready: Flags, folder: Path) 
     assert read(folder / "run.js")[0]["listed"]["conv1"]["units"] == [1, 3, 4]
 
 
+def test_the_first_page_has_patches_beside_optimized_images(
+    do: Do, ready: Flags, folder: Path
+) -> None:
+    do("gallery", **ready)
+    page = (folder / "index.html").read_text()
+    units = [int(unit) for unit in re.findall(r'<a href="#conv2/(\d+)"', page)]
+    (strip,) = re.findall(r'paired" data-strip="conv2/(.*?)" data-of="(\d+)" data-rows="2"', page)
+    assert len(units) == int(strip[1]) == 7  # half as many, as each has two pictures
+    pixels = np.asarray(Image.open(folder / "conv2" / strip[0]))
+    high, wide = pixels.shape[0] // 2, pixels.shape[1] // len(units)
+    for at, unit in enumerate(units):
+        for row, kind in enumerate(("patches", "optimized")):
+            expected = picture(folder, "conv2", unit, kind, 0)
+            found = pixels[row * high :, at * wide :][: expected.shape[0], : expected.shape[1]]
+            assert np.array_equal(found, expected)
+
+
 def test_pictures_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_path: Path) -> None:
     do("gallery", **ready)
     with (

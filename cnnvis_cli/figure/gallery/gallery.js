@@ -111,10 +111,12 @@
   const fillStrip = (row) => {
     const pair = (text) => text.split(" ").map(Number);
     const [tile, cell] = [pair(row.dataset.tile), pair(row.dataset.cell)];
-    const size = [cell[0], row.dataset.of * cell[1]];
+    const rows = Number(row.dataset.rows ?? 1); // of pictures in the file; each unit has one of each
+    const size = [rows * cell[0], row.dataset.of * cell[1]];
     whenNearlySeen(row, () => row.querySelectorAll(".crop").forEach((node, at) => {
       node.classList.toggle("sharp", Math.max(...tile) < 40);
-      crop(node, row.dataset.strip, [at * cell[1], 0, tile[1], tile[0]], size);
+      const place = [Math.floor(at / rows) * cell[1], (at % rows) * cell[0], tile[1], tile[0]];
+      crop(node, row.dataset.strip, place, size);
     }));
   };
 
@@ -769,7 +771,9 @@
       const [title, note] = paneTitle(pane);
       if (block) panes.append(make("figure", { class: "pane" }, make("figcaption", {}, title, " ", make("span", {}, note)), block));
     }
-    if (!panes.children.length) panes.append(make("p", { class: "nothing" }, "There is no picture of this unit."));
+    const count = panes.children.length;
+    if (count && count < 3) panes.classList.add(count === 1 ? "one" : "two"); // there is room for larger ones
+    if (!count) panes.append(make("p", { class: "nothing" }, "There is no picture of this unit."));
     const facts = make("aside", { class: "facts", "aria-label": "Numbers" },
       ...[classes(unit, layer), breakdown(unit), named(unit), neighbours(unit, layer), histogram(unit), ascents(unit), numbers(unit)].filter(known));
     const circuit = connected(flow);

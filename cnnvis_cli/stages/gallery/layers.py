@@ -63,7 +63,7 @@ CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per 
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
 _SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS)
-PAGE_FORM = (7, *_SIZES, CHUNK, COLUMNS, SHARES, NAV, sprites.QUALITY, sprites.SMALL_QUALITY)
+PAGE_FORM = (8, *_SIZES, CHUNK, COLUMNS, SHARES, NAV, sprites.QUALITY, sprites.SMALL_QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -259,14 +259,26 @@ class ShownLayer:
             below, width = below + cell[0], max(width, pane.count * cell[1])
         return {"suffix": self.suffix, "size": (below, width), "panes": panes}
 
-    def best(self) -> tuple[Face | None, list[int]]:
-        """Return how the strip shows which units: the most selective ones with a picture."""
+    def best(self) -> tuple[list[Face], list[int]]:
+        """Return how the strip shows which units: the most selective ones with its pictures.
+
+        These are patches beside optimized images, if any unit has both.
+        """
         if not self.panes or not self.units:
-            return None, []
-        pane = self.panes[self.usual]
-        held, rank = set(pane.held.tolist()), self._rank()
-        units = sorted(held & set(self.units), key=lambda unit: (-rank[unit], unit))
-        return Face.of(pane, SMALL), units[:STRIP]
+            return [], []
+        panes, rank = self._in_strip(), self._rank()
+        held = set(self.units).intersection(*(pane.held.tolist() for pane in panes))
+        units = sorted(held, key=lambda unit: (-rank[unit], unit))
+        return [Face.of(pane, SMALL) for pane in panes], units[: STRIP // len(panes)]
+
+    def _in_strip(self) -> list[PicturePane]:
+        """Return patches and optimized images of one size, or the usual pane."""
+        first, *others = sorted(self.panes, key=lambda pane: pane.kind != "patches")
+        for pane in others if first.kind == "patches" else ():
+            both = np.intersect1d(first.held, pane.held)
+            if pane.kind == "optimized" and np.isin(both, self.units).any():
+                return [first, pane]
+        return [self.panes[self.usual]]
 
     def _rank(self) -> NDArray[np.float64]:
         """Return the rank of the channels: selectivity, or the largest value; (C,)."""

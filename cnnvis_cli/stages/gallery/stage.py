@@ -34,6 +34,7 @@ from cnnvis_cli.stages.gallery.layers import (
     NAV_UNITS,
     STRIP,
     Dataset,
+    Face,
     Facts,
     ShownLayer,
     gallery_folder,
@@ -214,6 +215,13 @@ class UnitPictures:
         return site.data("units", alias, self.number, facts, key=self.shown.key, pictures=pictures)
 
 
+def _firsts(face: Face, units: Units) -> Pixels:
+    """Return the first picture of each unit: (n, h, w, 3)."""
+    return np.concatenate(
+        [face.pane.pictures(few)[:, 0] for few in in_groups(units, UNITS_AT_ONCE)]
+    )
+
+
 @dataclass(frozen=True)
 class LayerSummary:
     """A layer's summary: a strip of some units, and a table of all."""
@@ -229,8 +237,8 @@ class LayerSummary:
         return self.shown.best()[1]
 
     def files(self) -> list[str]:
-        face, _ = self.shown.best()
-        pictures = [f"strip.{face.suffix}", f"nav.{face.suffix}"] if face else []
+        faces, _ = self.shown.best()
+        pictures = [f"strip.{faces[0].suffix}", f"nav.{faces[0].suffix}"] if faces else []
         return [*pictures, "layer.js"]
 
     def is_done(self) -> bool:
@@ -238,15 +246,15 @@ class LayerSummary:
 
     def make(self) -> Iterator[int]:
         shown = self.shown
-        face, units = shown.best()
-        if face:
-            firsts = [face.pane.pictures(few)[:, 0] for few in in_groups(units, UNITS_AT_ONCE)]
-            pictures = np.concatenate(firsts)
-            sheet = sprites.mosaic(pictures, face.size, STRIP)
-            publish(shown.folder / f"strip.{face.suffix}", small_file(sheet, face.suffix))
-            tile = sprites.within(face.size, NAV)
-            beside = sprites.mosaic(pictures[:NAV_UNITS], tile, NAV_UNITS)
-            publish(shown.folder / f"nav.{face.suffix}", small_file(beside, face.suffix))
+        faces, units = shown.best()
+        if faces:
+            size, suffix = faces[0].size, faces[0].suffix
+            rows = [_firsts(face, units) for face in faces]
+            sheet = sprites.stacked([sprites.mosaic(row, size, STRIP) for row in rows])
+            publish(shown.folder / f"strip.{suffix}", small_file(sheet, suffix))
+            tile = sprites.within(size, NAV)
+            beside = sprites.mosaic(rows[0][:NAV_UNITS], tile, NAV_UNITS)
+            publish(shown.folder / f"nav.{suffix}", small_file(beside, suffix))
         yield 0  # `UnitPictures` count them
         *strips, last = map(shown.folder.joinpath, self.files())
         publish(last, self.script(digest_of_pictures(strips)))
@@ -371,6 +379,7 @@ def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:
         "units": sum(len(each.units) for each in shown),
         "no_patches": any(map(_lacks_patches, shown)),
         "selective": any(layer["selective"] for layer in layers),
+        "paired": any(layer["rows"] > 1 for layer in layers),
         "holds": max(held, key=held.count),
         "layers": layers,
     }
@@ -378,8 +387,8 @@ def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:
 
 def _layer_facts(shown: ShownLayer) -> Record:
     layer = shown.layer
-    face, units = shown.best()
-    size = face.size if face else (1, 1)
+    faces, units = shown.best()
+    size = faces[0].size if faces else (1, 1)
     return {
         "alias": layer.alias,
         "module": layer.module if layer.module != layer.alias else "",
@@ -388,10 +397,11 @@ def _layer_facts(shown: ShownLayer) -> Record:
         "channels": layer.channels,
         "dead": shown.dead,
         "holds": [_holds(shown, pane.kind, pane.name, len(pane.held)) for pane in shown.panes],
-        "strip": f"{layer.alias}/strip.{face.suffix}" if face else "",
+        "strip": f"{layer.alias}/strip.{faces[0].suffix}" if faces else "",
+        "rows": len(faces),
         "tile": size,
         "cell": sprites.padded(size),
-        "nav": f"{layer.alias}/nav.{face.suffix}" if face else "",
+        "nav": f"{layer.alias}/nav.{faces[0].suffix}" if faces else "",
         "nav_tile": sprites.within(size, NAV),
         "nav_cell": sprites.padded(sprites.within(size, NAV)),
         "best": [
