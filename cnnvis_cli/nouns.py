@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -203,6 +204,11 @@ class Layer:
     def centre(self) -> tuple[int, int]:
         """The row and column of the map's centre unit; (0, 0) for a fully connected layer."""
         return self.map[0] // 2, self.map[1] // 2
+
+
+def units_text(units: Sequence[int]) -> str:
+    """Return channels in a row as text: ``unit 1`` or ``units 2 to 5``."""
+    return f"unit {units[0]}" if len(units) == 1 else f"units {units[0]} to {units[-1]}"
 
 
 def parse_units(text: str, channels: int, layer: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.nouns import Axis, Box, ReceptiveField, Unit, parse_units
+from cnnvis_cli.nouns import Axis, Box, ReceptiveField, Unit, parse_units, units_text
 
 WINDOWS = st.tuples(
     st.integers(1, 5),  # kernel
@@ -148,3 +148,8 @@ def test_a_malformed_selection_is_shown(text: str) -> None:
 def test_a_unit_that_the_layer_lacks_is_named_with_those_it_has(text: str, unit: int) -> None:
     with pytest.raises(UsageError, match=f"conv1 has no unit {unit}.*0 to 99"):
         parse_units(text, 100, "conv1")
+
+
+def test_one_unit_is_not_a_range() -> None:
+    assert units_text((1,)) == "unit 1"
+    assert units_text((2, 3, 4)) == "units 2 to 4"

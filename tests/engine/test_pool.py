@@ -204,6 +204,19 @@ def test_a_part_of_topk_that_cannot_be_made_costs_itself_alone(
     assert results(Path("run")) == results(Path("whole"))
 
 
+def test_compiled_loops_are_loaded_only_where_they_are_used(
+    plans: None, cnnvis: Call, results: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("cnnvis_cli.stages.topk.stage.load_loops", lambda: loaded.append("here"))
+    cnnvis("topk images -c exact.toml --run whole")
+    assert loaded == ["here"]
+    monkeypatch.setattr(Session, "pool", lambda *_, **__: [WorkerSlot(CPU, 1, 0, fresh=True)] * 2)
+    cnnvis("topk images -c exact.toml --run run")
+    assert loaded == ["here"]
+    assert results(Path("run")) == results(Path("whole"))
+
+
 # As a command of its own, whose processes are forked: this one has used autograd.
 DEADLY = """
 import os, sys
@@ -233,12 +246,12 @@ def test_units_that_cannot_be_made_cost_themselves_alone(
     command = [sys.executable, "-c", DEADLY, *line.split(), "--run", "run", "--workers", "2"]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 1
-    assert "conv1 units 2 to 3 in style 3: set aside after ending 3 worker" in told.stderr
+    assert "conv1 unit 1 in style 3: set aside after ending 3 worker" in told.stderr
     assert "exit code 9" in told.stderr
     for alias, channels in (("conv1", 6), ("fc3", 10)):
         units = OptimizedFile(Path(f"run/optimized/{alias}.h5")).units("3").tolist()
-        assert units == [unit for unit in range(channels) if unit not in (2, 3)]
-        assert f"run/optimized/{alias}.h5: style 3, {channels - 2} units" in told.stdout
+        assert units == [unit for unit in range(channels) if unit != 1]
+        assert f"run/optimized/{alias}.h5: style 3, {channels - 1} units" in told.stdout
     cnnvis(f"{line} --run run")
     assert results(Path("run")) == results(Path("whole"))
 

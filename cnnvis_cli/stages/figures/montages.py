@@ -31,7 +31,7 @@ from cnnvis_cli.figure.sheets import (
     toolbox_montage,
 )
 from cnnvis_cli.figure.tone import TONE_RULES, common_divisor, toned, toned_together
-from cnnvis_cli.nouns import Layer, Size, Unit
+from cnnvis_cli.nouns import Layer, Size, Unit, units_text
 from cnnvis_cli.registry import Registry
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
@@ -114,10 +114,8 @@ def _title(session: Session, layer: Layer, units: Units) -> str:
 def _units_shown(units: Units, channels: int) -> str:
     if len(units) == channels:
         return f"all {channels} units"
-    if len(units) == 1:
-        return f"unit {units[0]} of {channels}"
     if list(units) == list(range(units[0], units[-1] + 1)):
-        return f"units {units[0]} to {units[-1]} of {channels}"
+        return f"{units_text(units)} of {channels}"
     return f"{len(units)} of {channels} units"
 
 

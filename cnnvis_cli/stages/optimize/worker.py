@@ -40,7 +40,7 @@ from cnnvis_cli.engine import (
 )
 from cnnvis_cli.errors import CnnvisError, Stopped
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.nouns import Box, Unit
+from cnnvis_cli.nouns import Box, Unit, units_text
 from cnnvis_cli.settings import Plan, Precision
 from cnnvis_cli.stages.common.layer_job import LayerTask, Portable
 from cnnvis_cli.stages.common.network_loading import network_on
@@ -90,7 +90,7 @@ class OptimizeJob(Portable):
     def describe(self, number: int) -> str:
         """Return a task's name for messages."""
         units, alias = self.tasks[number].units, self.setup.layer.alias
-        return f"{alias} units {units[0]} to {units[-1]} in style {self.style_of(number).name}"
+        return f"{alias} {units_text(units)} in style {self.style_of(number).name}"
 
     def style_of(self, number: int) -> Style:
         """Return a task's style."""

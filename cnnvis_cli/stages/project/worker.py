@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, ahead
+from cnnvis_cli.nouns import units_text
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.dataset_images import ReadImage, gather
@@ -38,8 +39,8 @@ class ProjectJob(Portable):
     def describe(self, number: int) -> str:
         """Return a task's name for messages."""
         task = self.tasks[number]
-        (alias, method), units = self.pieces[task.job], task.units
-        return f"{method} of {alias} units {units[0]} to {units[-1]}"
+        alias, method = self.pieces[task.job]
+        return f"{method} of {alias} {units_text(task.units)}"
 
     def on(self, device: torch.device) -> list[Projections]:
         """Return the pieces, for computing on a device."""

@@ -206,7 +206,8 @@ def _scan(session: Session, job: TopKJob) -> None:
             pace.add(message)
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
 
-    load_loops()  # what this process has, the forked ones have as well
+    if any(slot.device.type == "cpu" and not slot.fresh for slot in pool):
+        load_loops()  # what this process has, the forked ones have as well; others load it alone
     about = {"total": job.cut.images, "size": job.cut.length * job.cut.size}
     if job.is_placed and job.sample is not None:
         session.announce("topk", {"sample": {**about, "parts": job.sample.parts.folder.name}})
