@@ -10,7 +10,7 @@ from typing import Any
 from cnnvis_cli.dataset.classes import describe
 from cnnvis_cli.dataset.decode_on_gpu import check_decoder
 from cnnvis_cli.dataset.manifest import Manifest
-from cnnvis_cli.engine import check_precision, choose_devices, run_tasks
+from cnnvis_cli.engine import Cluster, check_precision, choose_devices, run_tasks
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.tally import load_loops
 from cnnvis_cli.stages.common.dataset_images import dataset_path
@@ -206,7 +206,8 @@ def _scan(session: Session, job: TopKJob) -> None:
             pace.add(message)
             meter.add(message.images, f"{pace.share_waited:.0%} of the time waiting for images")
 
-    if any(slot.device.type == "cpu" and not slot.fresh for slot in pool):
+    slots = () if isinstance(pool, Cluster) else pool
+    if any(slot.device.type == "cpu" and not slot.fresh for slot in slots):
         load_loops()  # what this process has, the forked ones have as well; others load it alone
     about = {"total": job.cut.images, "size": job.cut.length * job.cut.size}
     if job.is_placed and job.sample is not None:
