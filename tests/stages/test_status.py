@@ -98,6 +98,23 @@ def test_an_interrupted_run(
     assert rows(status()) == {"optimize fc3 style 3": (10, 0, 0)}
 
 
+def test_large_parts_are_counted_without_reading_them_whole(
+    cnnvis: Call, status: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cnnvis("optimize --layer fc3 -c exact.toml --run run --shard 1/3")
+    before = rows(status())["optimize fc3 style 3"]
+    paths = sorted(Path("run/parts/optimized").rglob("[0-9]*.h5"))
+    read: list[Path] = []
+    monkeypatch.setattr("cnnvis_cli.store.parts.intact", lambda path: not read.append(path))
+    monkeypatch.setattr("cnnvis_cli.store.parts.LOOKED_THROUGH", paths[0].stat().st_size // 2)
+    assert rows(status())["optimize fc3 style 3"] == before
+    assert not read
+    content = paths[0].read_bytes()
+    for damaged in (content[: len(content) // 2 + 9], b"damaged" * len(content)):
+        paths[0].write_bytes(damaged)
+        assert rows(status())["optimize fc3 style 3"][0] < before[0]
+
+
 def test_shards_add_up_and_damaged_parts_are_left(cnnvis: Call, status: Call) -> None:
     for stage in ("topk images", "optimize --layer fc3"):
         for shard in ("1/3", "3/3"):

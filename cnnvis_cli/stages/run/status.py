@@ -14,6 +14,7 @@ from typing import Any
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
+from cnnvis_cli.store.hdf5 import DAMAGED
 from cnnvis_cli.store.inside import check_inside, read_regular
 from cnnvis_cli.store.lock import NAME, holder
 from cnnvis_cli.store.optimized import OptimizedFile
@@ -254,7 +255,7 @@ def _finished_parts(run: Run, stage: str, job: Record) -> Iterator[_MadePart]:
 def _part_units(parts: Parts, name: str, stage: str) -> tuple[int, ...]:
     if stage == "search":
         return (int(name),)
-    with suppress(KeyError):
+    with suppress(*DAMAGED):
         return tuple(parts.read(name, ("unit",))["unit"].tolist())
     return ()
 
