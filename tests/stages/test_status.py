@@ -18,6 +18,7 @@ from cnnvis_cli.stages.run.receipt import FAILURE, PROGRESS
 from cnnvis_cli.stages.run.status import StageProgress, _last_note, _units_per_second
 from cnnvis_cli.stages.run.status import _MadePart as Part
 from cnnvis_cli.store.lock import alone
+from cnnvis_cli.store.parts import _sealed
 
 Call = Callable[..., Any]
 LOCKED = """
@@ -104,11 +105,10 @@ def test_large_parts_are_counted_without_reading_them_whole(
     cnnvis("optimize --layer fc3 -c exact.toml --run run --shard 1/3")
     before = rows(status())["optimize fc3 style 3"]
     paths = sorted(Path("run/parts/optimized").rglob("[0-9]*.h5"))
-    read: list[Path] = []
-    monkeypatch.setattr("cnnvis_cli.store.parts.intact", lambda path: not read.append(path))
+    _sealed.cache_clear()
+    monkeypatch.setattr("cnnvis_cli.store.parts.intact", lambda path: pytest.fail("read whole"))
     monkeypatch.setattr("cnnvis_cli.store.parts.LOOKED_THROUGH", paths[0].stat().st_size // 2)
     assert rows(status())["optimize fc3 style 3"] == before
-    assert not read
     content = paths[0].read_bytes()
     for damaged in (content[: len(content) // 2 + 9], b"damaged" * len(content)):
         paths[0].write_bytes(damaged)
