@@ -13,7 +13,7 @@ from cnnvis_cli.nouns import Size
 JPEG_BLOCK = 8  # a JPEG's blocks: no picture runs into its neighbour
 LOSSLESS_SIDE = 64  # up to this side, pictures are much enlarged on the page, so they are lossless
 GREY = 128
-SMALL_QUALITY = 64  # of pictures of 40 to 80 pixels, of which a page shows many
+SMALL_QUALITY = 60  # of pictures of 40 to 80 pixels, of which a page shows many
 QUALITY = 84  # of JPEGs with full colour; noise takes half the bytes of 95
 
 

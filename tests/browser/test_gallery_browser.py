@@ -367,6 +367,35 @@ def test_a_view_is_in_the_address(browser: Browser, gallery: Path) -> None:
     assert other.get_by_label("Sort", exact=True).input_value() == "number"
 
 
+def test_a_quiz_is_answered_by_keys_kept_and_downloaded(
+    browser: Browser, gallery: Path, do: Do, exact: dict[str, Any], tmp_path: Path
+) -> None:
+    flags = exact | {"dataset": str(tmp_path / "images"), "run": str(tmp_path / "run")}
+    do("topk", **flags | {"topk__sample": 12})
+    do("gallery", **flags)
+    page = browser.open("#quiz")
+    quiz = page.locator("#quiz")
+    playwright.expect(quiz.locator(".choices button")).to_have_count(2)
+    page.keyboard.press("ArrowRight")
+    playwright.expect(quiz).to_contain_text("Question 2 of")
+    quiz.get_by_role("button", name="left").press("Enter")
+    playwright.expect(quiz).to_contain_text("Question 3 of")
+    page.reload()
+    playwright.expect(quiz).to_contain_text("Question 3 of")
+    with page.expect_download() as download:
+        quiz.get_by_text("Download").click()
+    rows = [line.split("\t") for line in Path(download.value.path()).read_text().splitlines()]
+    assert rows[0] == ["unit", "explanation", "left", "right", "chosen", "right_answer"]
+    assert [row[4] for row in rows[1:]] == ["right", "left"]
+    for _ in range(40):
+        if quiz.locator(".choices").count() == 0:
+            break
+        told = quiz.locator("p").first.text_content()
+        page.keyboard.press("ArrowLeft")
+        playwright.expect(quiz.locator("p").first).not_to_have_text(str(told))
+    playwright.expect(quiz).to_contain_text("are right")
+
+
 def test_every_control_has_a_name(browser: Browser, gallery: Path) -> None:
     for address in ("", "#fc3", "#fc3/0001"):
         page = browser.open(address)

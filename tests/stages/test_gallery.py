@@ -343,6 +343,33 @@ def test_what_a_sample_tells_is_shown(do: Do, ready: Flags, folder: Path, tmp_pa
     assert "scores" not in units_of(folder, "conv2")[2]
 
 
+def test_a_quiz_asks_of_photographs_that_are_not_shown(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path
+) -> None:
+    do("topk", **ready | {"topk__sample": 12})
+    do("gallery", **ready)
+    questions = read(folder / "quiz.js")[0]["questions"]
+    assert {row[0] for row in questions} == set(CHANNELS)
+    assert {row[5] for row in questions} == {"left", "right"}
+    kinds = {layer_of(folder, row[0])["sheet"]["panes"][row[2]]["kind"] for row in questions}
+    assert kinds == {"optimized", "patches"}
+    whole = read(folder / "photographs" / "photographs.js")[0]["images"]
+    with h5py.File(tmp_path / "run" / "sample.h5") as sample:
+        paths = sample["images/path"].asstr()[()].tolist()
+        for alias, unit, _, left, right, answer, *names in questions:
+            stored = sample["layers"][alias]
+            values = stored["value"][:, unit].astype(float)
+            first, second = (values[paths.index(name)] for name in names)
+            assert first != second
+            assert answer == ("left" if first > second else "right")
+            assert not {row[2] for row in units_of(folder, alias)[unit]["top"]} & set(names)
+            assert {left, right} <= set(whole)
+    (tmp_path / "run" / "sample.h5").unlink()
+    do("gallery", **ready)
+    assert not (folder / "quiz.js").exists()
+    assert "#quiz" not in (folder / "index.html").read_text()
+
+
 def test_images_are_compared_with_the_best_photograph_and_ties_are_told(
     do: Do, ready: Flags, folder: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@
   let run = { classes: [], layers: [], listed: {} };
   let searched = null;
   let whole = null;
+  let quiz = null;
   const layers = new Map();
   const chunks = new Map();
   const flows = new Map();
@@ -33,6 +34,7 @@
     flow(alias, number, about, facts) { flows.set(`${alias} ${number}`, { about, facts }); },
     search(facts) { searched = facts; },
     photographs(facts) { whole = facts; },
+    quiz(facts) { quiz = facts; },
   };
 
   // light and dark
@@ -499,12 +501,11 @@
     });
     return canvas;
   };
-  const wholeOf = ([, , file, image, ...box], map) => { // the photograph, with the window in a frame
-    const node = make("span", { class: "crop whole", role: "img", "aria-label": `the whole photograph ${file}` });
-    load("photographs/photographs.js").then(() => {
+  const showPhotograph = async (node, image) => { // in a node; returns its size
+      await load("photographs/photographs.js");
       const { images, size, tile, cell, sheet, columns } = whole;
       const position = images.indexOf(image);
-      if (position < 0) { node.remove(); return; }
+      if (position < 0) throw new Error("a photograph");
       const number = Math.floor(position / sheet);
       const at = position % sheet;
       const count = Math.min(sheet, images.length - number * sheet);
@@ -512,6 +513,11 @@
       const sides = [Math.ceil(count / columns) * cell[0], Math.min(columns, count) * cell[1]];
       node.style.setProperty("--shape", `${size[1]} / ${size[0]}`);
       crop(node, `photographs/${String(number).padStart(4, "0")}.jpg`, place, sides);
+      return size;
+  };
+  const wholeOf = ([, , file, image, ...box], map) => { // the photograph, with the window in a frame
+    const node = make("span", { class: "crop whole", role: "img", "aria-label": `the whole photograph ${file}` });
+    showPhotograph(node, image).then((size) => {
       const frame = make("span", { class: "frame" });
       const [top, left, bottom, right] = box;
       const share = (pixels, all) => `${(100 * pixels) / all}%`;
@@ -790,6 +796,91 @@
     }
   };
 
+  // the quiz: answers stay in the browser
+
+  const stored = (name, value) => {
+    try {
+      if (known(value)) localStorage.setItem(name, value);
+      return localStorage.getItem(name);
+    } catch {
+      return null; // a page on disk may have no storage: answers last until it is left
+    }
+  };
+  const answers = () => {
+    if (!quiz.answers) {
+      let found = [];
+      try { found = JSON.parse(stored(`cnnvis-quiz ${quiz.key}`) ?? "[]"); } catch { /* not ours */ }
+      const sides = Array.isArray(found) ? found : [];
+      quiz.answers = sides.slice(0, quiz.questions.length).map((side) => (side === "left" ? "left" : "right"));
+    }
+    return quiz.answers;
+  };
+  const keepAnswers = (given) => {
+    quiz.answers = given;
+    stored(`cnnvis-quiz ${quiz.key}`, JSON.stringify(given));
+    go();
+  };
+  const answer = (side) => {
+    if (quiz && answers().length < quiz.questions.length) keepAnswers([...answers(), side]);
+  };
+  const table = () => { // a TSV of what was answered
+    const rows = [["unit", "explanation", "left", "right", "chosen", "right_answer"]];
+    answers().forEach((chosen, i) => {
+      const [alias, unit, pane, , , right, ...names] = quiz.questions[i];
+      const { kind, name } = layers.get(alias).sheet.panes[pane];
+      rows.push([`${alias}/${padded(unit)}`, [kind, name].filter(Boolean).join(" "), ...names, chosen, right]);
+    });
+    return rows.map((row) => `${row.map((text) => text.replace(/[\u0000-\u001f]/g, " ")).join("\t")}\n`).join("");
+  };
+  const downloadTable = async () => {
+    for (const [alias] of quiz.questions.slice(0, answers().length)) await layerOf(alias);
+    const url = URL.createObjectURL(new Blob([table()], { type: "text/tab-separated-values" }));
+    make("a", { href: url, download: "quiz.tsv" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  };
+  const quizTools = () => {
+    const given = answers().length;
+    const saving = make("button", { type: "button", disabled: given === 0 && "" }, "Download answers (TSV)");
+    saving.addEventListener("click", downloadTable);
+    const back = make("button", { type: "button", disabled: given === 0 && "" }, "Take the last one back");
+    back.addEventListener("click", () => keepAnswers(answers().slice(0, -1)));
+    const anew = make("button", { type: "button", disabled: given === 0 && "" }, "Start anew");
+    anew.addEventListener("click", () => keepAnswers([]));
+    return make("p", { class: "quiz-tools" }, saving, back, anew);
+  };
+  const result = () => {
+    const right = answers().filter((chosen, i) => chosen === quiz.questions[i][5]).length;
+    const text = `${right} of ${answers().length} are right; chance is half of them.`;
+    byId("quiz").replaceChildren(make("h2", { tabindex: -1 }, "Quiz"), make("p", { class: "lede" }, text), quizTools());
+    say(text);
+  };
+  const showQuiz = async () => {
+    const at = answers().length;
+    if (at === quiz.questions.length) { result(); return; }
+    const [alias, number, paneNumber, left, right] = quiz.questions[at];
+    const layer = await layerOf(alias);
+    const position = layer.at.get(number);
+    const unit = await unitOf(layer, position);
+    if (!state.quiz || answers().length !== at) return; // the page has moved on while loading
+    const pane = layer.sheet.panes[paneNumber];
+    const choices = make("div", { class: "choices" });
+    for (const [side, image, text] of [["left", left, "← left"], ["right", right, "right →"]]) {
+      const picture = make("span", { class: "crop", role: "img", "aria-label": `the ${side} photograph` });
+      const button = make("button", { type: "button" }, picture, make("span", {}, text));
+      button.addEventListener("click", () => answer(side));
+      choices.append(button);
+      showPhotograph(picture, image).then((size) => {
+        picture.style.setProperty("--shape", `${size[1]} / ${size[0]}`);
+      }).catch(() => { picture.textContent = "cannot be read"; });
+    }
+    const shown = { optimized: `the images that it prefers, style ${pane.name}`, patches: "its strongest places in images" }[pane.kind];
+    byId("quiz").replaceChildren(
+      make("h2", { tabindex: -1 }, "Quiz"),
+      make("p", {}, `Question ${at + 1} of ${quiz.questions.length}. A unit of ${alias}, and ${shown}. Which of the two photographs drives it more?`),
+      make("div", { class: "asked" }, blockOf(layer, position, unit, pane, null) ?? "", choices), quizTools());
+    say(`Question ${at + 1} of ${quiz.questions.length}`);
+  };
+
   // from an address to the page
 
   const USUAL = { sort: "number", show: "", filter: "", find: null };
@@ -811,11 +902,12 @@
     let text = "";
     try { text = decodeURIComponent(path); } catch { /* no address of ours */ }
     const [alias, unit] = text.split("/");
+    state.quiz = text === "quiz" && run.quiz;
     if (!run.layers.includes(alias)) return { alias: "", unit: null };
     return { alias, unit: /^\d+$/.test(unit ?? "") ? Number(unit) : null };
   };
   const reveal = (id) => {
-    for (const name of ["overview", "layer", "unit"]) byId(name).hidden = name !== id;
+    for (const name of ["overview", "layer", "unit", "quiz"]) byId(name).hidden = name !== id;
   };
   const titled = (text) => { document.title = [text, document.body.dataset.title].filter(Boolean).join(" · "); };
 
@@ -842,6 +934,16 @@
   };
   const show = async (before) => {
     const { alias, unit } = state;
+    if (state.quiz) {
+      await load("quiz.js");
+      if (!state.quiz) return;
+      await showQuiz();
+      reveal("quiz");
+      titled("Quiz");
+      scrollTo(0, 0);
+      byId("quiz").querySelector("h2")?.focus({ preventScroll: true });
+      return;
+    }
     if (!alias) {
       reveal("overview");
       titled("");
@@ -909,7 +1011,8 @@
     if (document.activeElement === field && field.value) {
       field.value = "";
       field.dispatchEvent(new Event("input"));
-    } else if (state.unit !== null) location.hash = `#${state.alias}`;
+    } else if (state.quiz) location.hash = "#";
+    else if (state.unit !== null) location.hash = `#${state.alias}`;
     else if (state.alias && document.activeElement !== field) location.hash = "#";
     else document.activeElement?.blur();
   };
@@ -922,6 +1025,9 @@
     if (key === "[" || key === "]") stepLayer(key === "[" ? -1 : 1);
     else if (key === "/") search("");
     else if (key === "f" && byId("filter")?.checkVisibility()) byId("filter").focus();
+    else if (state.quiz && (key === "ArrowLeft" || key === "ArrowRight")) {
+      if (!event.repeat) answer(key === "ArrowLeft" ? "left" : "right");
+    } else if (state.quiz && key.startsWith("Arrow")) return; // they scroll
     else if (key.startsWith("Arrow")) {
       if (state.unit !== null && layers.get(state.alias)?.at.has(state.unit)) {
         if (key === "ArrowUp" || key === "ArrowDown") return; // they scroll
@@ -944,7 +1050,7 @@
     });
     name();
     prepareSearch();
-    if (address().alias) reveal("layer"); // the strips of the first page are not needed
+    if (address().alias || state.quiz) reveal("layer"); // the strips of the first page are not needed
     document.querySelectorAll("[data-strip]").forEach(fillStrip);
     byId("skip").addEventListener("click", () => byId("main").focus());
     byId("unit").addEventListener("mouseover", mark);

@@ -63,7 +63,7 @@ CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per 
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
 _SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS)
-PAGE_FORM = (8, *_SIZES, CHUNK, COLUMNS, SHARES, NAV, sprites.QUALITY, sprites.SMALL_QUALITY)
+PAGE_FORM = (9, *_SIZES, CHUNK, COLUMNS, SHARES, NAV, sprites.QUALITY, sprites.SMALL_QUALITY)
 
 
 def gallery_folder(session: Session) -> Path:

@@ -40,6 +40,7 @@ from cnnvis_cli.stages.gallery.layers import (
     gallery_folder,
 )
 from cnnvis_cli.stages.gallery.panes import Photographs
+from cnnvis_cli.stages.gallery.quiz import quiz_images, quiz_questions, quiz_record
 from cnnvis_cli.stages.gallery.scripts import digest_of_pictures, is_made
 from cnnvis_cli.stages.gallery.wholes import LIST, WholePhotographs
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
@@ -125,6 +126,7 @@ def _wholes(
 ) -> list[WholePhotographs]:
     """Return the whole photographs, if there are any to show or they were made before."""
     wanted = shown_images([layer for layer in shown if layer.photographs])
+    wanted = np.union1d(wanted, quiz_images(quiz_questions(shown)))
     wholes = WholePhotographs(Photographs(session, set()), wanted)
     return [wholes] if len(wanted) and (readable or wholes.is_done()) else []
 
@@ -344,7 +346,11 @@ def _tell_what_is_lost(session: Session, shown: Sequence[ShownLayer], lost: set[
 def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
     """Publish the files shared by all layers, the page itself last; unchanged ones are left."""
     folder = gallery_folder(session)
-    for name, content in {**site.assets(), **page_of(session, shown)}.items():
+    contents = {**site.assets(), **page_of(session, shown)}
+    old = folder / "quiz.js"
+    if old.name not in contents and old.is_file() and site.script_key(read_regular(old)):
+        old.unlink()
+    for name, content in contents.items():
         path = folder / name
         if not path.is_file() or read_regular(path) != content:
             publish(path, content)
@@ -358,12 +364,16 @@ def page_of(session: Session, shown: Sequence[ShownLayer]) -> dict[str, bytes]:
     searched = {each.layer.alias: each.searched for each in shown}
     places = {"chunk": CHUNK, "columns": COLUMNS}
     flowing = [each.layer.alias for each in shown if (each.folder / "flow_000.js").is_file()]
+    asked = quiz_questions(shown)
     run = {"classes": classes, "layers": aliases, "listed": listed, "flowing": flowing, **places}
+    run["quiz"] = bool(asked)
     key = digest([each.key for each in shown])
+    quiz = {"quiz.js": site.data("quiz", quiz_record(shown, asked), key=key)} if asked else {}
     return {
+        **quiz,
         "run.js": site.data("run", run, key=key),
         "search.js": site.data("search", searched, key=key),
-        "index.html": site.page(_facts(session, shown)),
+        "index.html": site.page(_facts(session, shown) | {"questions": len(asked)}),
     }
 
 
