@@ -144,7 +144,8 @@ def _code() -> int:
             return _fail(f"{error.filename}: {error.strerror}", UsageError.exit_code)
         if traceback.extract_tb(error.__traceback__)[-1].name == "echo":  # click prints help
             return _fail(_UNPRINTED.format(error.strerror), StorageError.exit_code)
-        return _fail(f"input/output error: {error}", StorageError.exit_code)
+        remedy = "; make room, and run the command again" if error.errno == errno.ENOSPC else ""
+        return _fail(f"input/output error: {error}{remedy}", StorageError.exit_code)
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error or 'no message'} (-v shows where)", 1)
 

@@ -30,6 +30,7 @@ def command(**flags: Any) -> None:
       layers     all layers at true size, four runs per channel (Fig. 5)
       unit       optimized, patches, projections, 3x3 each (panes of Fig. 1)
       toolbox    JPEGs in the folders that the deep-visualization-toolbox reads
+      intervals  patches from five intervals of a unit's activation (topk --sample)
       history    the activation during each ascent
       screen     the toolbox's screen for IMAGE and --unit (Fig. 1), alone: it runs the network
 

@@ -184,6 +184,11 @@ def _check_asked(run: Run, findings: Findings) -> None:
                 problem = f"{run.path}: {stage} {what}: {have} of {job['total']} are there, though "
                 problem += f"run.json says that all were asked for; run cnnvis {stage} again"
                 findings.stored("asked work", 1, [problem])
+    if not known.get("asked") and not run.topk.exists():
+        findings.leave("asked work", 1, "the run holds no result yet")
+    for name in ("names.tsv", "paths.tsv", "scores.tsv"):
+        if (run.path / name).is_file():
+            findings.leave("tables", 1, "have no seal, and are not computed again")
     if "dataset" in known and not known.get("asked", {}).get("topk") and not run.topk.exists():
         findings.stored("asked work", 1, [f"{run.topk}: is gone; run cnnvis topk again"])
 

@@ -469,3 +469,23 @@ def test_units_are_sorted_by_their_scores_and_have_their_names(do: Do, flags: Fl
     assert not np.array_equal(opened(flags, "optimized/conv3.png"), unnamed)
     do("montage", **flags | kind | {"units": "9,40"})
     assert "names" not in record(flags, "optimized/conv3.png")
+
+
+def test_a_new_figure_leaves_no_paper_of_the_old_one(do: Do, flags: Flags) -> None:
+    kind = {"montage__kind": ("optimized",), "layer": ("conv3",)}
+    do("montage", **flags | kind | {"figure__paper": True, "units": "2,9"})
+    suffixes = {Path(name).suffix for name in figures(flags)}
+    assert suffixes == {".png", ".pdf", ".txt", ".tex"}
+    do("montage", **flags | kind)
+    assert figures(flags) == ["optimized/conv3.png"]
+
+
+def test_units_without_a_score_are_told(
+    do: Do, flags: Flags, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(flags["run"])
+    (run / "scores.tsv").write_text("unit\texplanation\tscore\nconv3/0009\timages\t0.5\n")
+    wanted = {"montage__kind": ("optimized",), "layer": ("conv3",), "montage__sort": "score"}
+    with open_session(Plan.make(None, flags | wanted), Report()) as session:
+        STAGES["montage"](session)
+    assert "conv3: 2 of 3 units have no score and come last" in capsys.readouterr().err

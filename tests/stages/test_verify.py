@@ -60,6 +60,19 @@ def test_a_good_run_passes_and_nothing_is_changed(made: Path, cnnvis: Call, snap
     assert snapshot(made) == before
 
 
+def test_tables_and_runs_without_results_are_named_as_unproven(plans: None, cnnvis: Call) -> None:
+    Path("run").mkdir()
+    cnnvis("topk images -c exact.toml --run run --sample 20")
+    cnnvis("name --run run --trust-code --level 0.9")
+    assert checked(cnnvis)["tables"]["unproven"] == 1
+    Path("run/topk.h5").unlink()
+    Path("run/sample.h5").unlink()
+    known = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps(known | {"asked": {}}))
+    told = cnnvis(f"{VERIFY} run --json", 1)  # a dataset is noted, and the top-k is gone
+    assert json.loads(told.out)["checked"]["asked work"]["unproven"] == 1
+
+
 def test_samples(made: Path, cnnvis: Call) -> None:
     """A few images are computed whole; what they leave open is counted, with the reason."""
     places = 3 * (8 + 10)

@@ -58,6 +58,10 @@ def draw_figure(session: Session, figure: Figure) -> list[Path]:
         for path in missing:
             content = _encoded_figure(canvas, path, text | {"cnnvis-key": key}, session)
             publish(path, content)
+    for suffix in ("txt", "tex", "pdf"):  # of an earlier figure of this name
+        stale = paths[0].with_suffix(f".{suffix}")
+        if stale not in paths and stale.is_file() and figure_key(stale) not in (None, key):
+            stale.unlink()
     return paths
 
 

@@ -75,4 +75,10 @@ def _sorted_by_score(session: Session, layer: Layer, units: Units) -> tuple[int,
             f"--sort score: {session.run.path / 'scores.tsv'} has no score of these units of "
             f"{layer.alias}; run cnnvis score --layer {layer.alias}"
         )
+    unknown = sum(map(math.isnan, scores.values()))
+    if unknown:
+        session.report.once(
+            f"{layer.alias}: {unknown} of {len(units)} units have no score and come last; cnnvis "
+            f"score --layer {layer.alias} scores them"
+        )
     return tuple(sorted(units, key=lambda unit: (math.isnan(scores[unit]), -scores[unit], unit)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -45,9 +46,11 @@ class NamedUnit:
 def name_units(session: Session, as_json: bool) -> None:
     """Name every unit in sample.h5, and print those that are asked for.
 
-    Raise `UsageError` without a sample, or where no class has enough images in it.
+    Raise `UsageError` without a sample, for a layer that it does not hold, where no class has
+    enough images in it, and for a level that no name can reach.
     """
     file = sample_of(session)
+    _check_asked(session, file)
     images = file.images()
     used = ~images.skipped
     groups = _groups(session, images)
@@ -68,6 +71,17 @@ def name_units(session: Session, as_json: bool) -> None:
         session.report.result(shown_table(records))
     named = sum(each.name != UNNAMED for each in found)
     session.report.note(f"{path}: {named} of {len(found)} units have a name")
+
+
+def _check_asked(session: Session, file: SampleFile) -> None:
+    plan = session.plan.name
+    if plan.level * (1 + plan.shuffles) < 1:
+        raise UsageError(
+            f"--level {plan.level:g}: with --shuffles {plan.shuffles} no name can be so rare; "
+            f"give --shuffles {math.ceil(1 / plan.level) - 1} or more, or a larger --level"
+        )
+    for layer in session.layers if session.plan.layer else ():
+        file.places(layer.alias)  # raises where it has no such layer
 
 
 def sample_of(session: Session) -> SampleFile:
@@ -100,6 +114,11 @@ def _groups(session: Session, images: SampledImages) -> Groups:
     for name, inside in groups.items():
         if least <= inside.sum() <= len(labels) - least:
             kept[name] = inside
+    if not groups:
+        raise UsageError(
+            f"{session.run.sample}: none of its images has a class, so there is no name to give; "
+            "run topk on a dataset with class folders or labels, in another --run"
+        )
     if not kept:
         most = max((int(inside.sum()) for inside in groups.values()), default=0)
         raise UsageError(
@@ -148,4 +167,9 @@ def _chosen(session: Session, found: Sequence[NamedUnit], groups: Groups) -> lis
     fitting = groups.within([name for name in groups.names if word in name.lower()])
     if word in UNNAMED:
         fitting.add(UNNAMED)
+    if not fitting:
+        raise UsageError(
+            f"--named {word}: is in the name of no class, nor of a set of classes, with --least "
+            f"{session.plan.name.least} images in {session.run.sample}"
+        )
     return [each for each in found if each.unit in chosen and each.name in fitting]
