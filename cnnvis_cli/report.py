@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
@@ -71,6 +71,7 @@ class Report:
         self.beat: Callable[[str, float | None], None] | None = None  # a line, seconds left
         self.log: Path | None = None
         self._log: RotatingFileHandler | None = None
+        self._log_missed = False
         self._beaten = time.monotonic()
         self._signal: int | None = None
         self._spoken = 0.0
@@ -178,7 +179,7 @@ class Report:
 
         try:
             self._log = RotatingFileHandler(path, "a", LOG_SIZE, LOGS, encoding="utf-8")
-            self._log.handleError = lambda record: None  # type: ignore[method-assign]
+            self._log.handleError = self._miss_log  # type: ignore[method-assign, assignment]
             self._log.close()
             self.log = path
         except OSError as error:
@@ -189,9 +190,19 @@ class Report:
             line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
             import logging
 
-            with suppress(OSError):  # a full disk there never ends the work
+            try:
                 self._log.handle(logging.makeLogRecord({"msg": line}))
                 self._log.close()  # it reopens itself
+            except OSError:
+                self._miss_log()
+
+    def _miss_log(self, _: object = None) -> None:
+        """Say once why a line is not in the log; a full disk there never ends the work."""
+        error = sys.exc_info()[1]
+        if self.log is not None and not self._log_missed:
+            self._log_missed = True
+            why = getattr(error, "strerror", None) or error
+            _print(f"--log {self.log}: cannot be written ({why}); the work goes on", sys.stderr)
 
     def clear(self) -> None:
         """Clear the progress line from the terminal."""

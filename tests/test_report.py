@@ -70,7 +70,9 @@ def test_a_full_disk_under_the_log_ends_nothing(capsys: pytest.CaptureFixture[st
     report = Report()
     report.log_to(Path("/dev/full"))
     report.result("found")
-    assert capsys.readouterr() == ("found\n", "")
+    report.result("more")
+    said = "--log /dev/full: cannot be written (No space left on device); the work goes on\n"
+    assert capsys.readouterr() == ("found\nmore\n", said)
 
 
 def test_a_log_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
