@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError, _imaging, features
 
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.kinds import Unreadable
+from cnnvis_cli.errors import StorageError
 from cnnvis_cli.light_imports import import_torchvision
 from cnnvis_cli.nouns import Preprocessing, Size
 from cnnvis_cli.report import printable
@@ -300,8 +301,11 @@ def _reason(error: Exception) -> str:
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """Write an RGB image, uint8 (height, width, 3), atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write an RGB image, uint8 (height, width, 3), atomically; raise `StorageError`."""
     temporary = path.with_suffix(".tmp")
-    Image.fromarray(pixels).save(temporary, "PNG")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(temporary, "PNG")
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); run again") from None

@@ -97,6 +97,9 @@ def _held(path: Path, kind: int) -> Iterator[None]:
             _tidy(path, handle, kind)
 
 
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def _taken(path: Path, kind: int) -> IO[str]:
     """Return the lock file, locked; raise `Stopped` if another process has it."""
     try:
@@ -106,7 +109,8 @@ def _taken(path: Path, kind: int) -> IO[str]:
     except (FileExistsError, NotADirectoryError):
         raise no_folder(path.parent) from None
     except OSError as error:
-        raise StorageError(f"cannot use {path.parent}: {error.strerror}") from None
+        remedy = "; copy it, or give another --run" if error.errno in _READ_ONLY else ""
+        raise StorageError(f"cannot use {path.parent}: {error.strerror}{remedy}") from None
     handle = os.fdopen(number, "a+", encoding="utf-8")
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)

@@ -21,6 +21,7 @@ from torchvision import transforms
 
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.dataset.decode import Unreadable, decode, formats, prepare, write_png
+from cnnvis_cli.errors import StorageError
 from cnnvis_cli.nouns import Interpolation, Preprocessing
 
 SMALL = Preprocessing(resize=16, crop=(16, 16))
@@ -469,3 +470,12 @@ def test_a_tiff_whose_numbers_mean_something_else_is_no_picture(
     Image.fromarray(values.reshape(8, 8)).save(held, "TIFF", tiffinfo=tags)
     with pytest.raises(Unreadable, match=words):
         decode(held.getvalue(), Preprocessing(resize=8, crop=(8, 8)))
+
+
+def test_a_full_disk_names_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(StorageError, match=r"a/b\.png: cannot be written \(No space left"):
+        write_png(tmp_path / "a" / "b.png", np.zeros((2, 2, 3), np.uint8))
