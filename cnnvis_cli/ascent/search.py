@@ -167,7 +167,7 @@ class Combination:
     def label(self) -> str:
         """Return its settings, short enough to go under a picture; "plain" if there are none.
 
-        >>> Row(decay=0.003, blur_width=0.8, norm=30, rate=2.5).label()
+        >>> Combination(decay=0.003, blur_width=0.8, norm=30, rate=2.5).label()
         'decay 0.003 · blur 0.8/4 · norm 30 · rate 2.5x'
         """
         plain = Combination()
