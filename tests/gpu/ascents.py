@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from cnnvis_cli.ascent.climb import Ascent, AscentSpec, climb
+from cnnvis_cli.ascent.maco import MacoParameterization
 from cnnvis_cli.ascent.objectives import Objective
+from cnnvis_cli.ascent.spectrum import measured
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
@@ -78,4 +81,8 @@ def stand_on(
 def style_of(name: str, steps: int) -> Style:
     """Return a style of `steps` steps whose rate needs no calibration."""
     style = replace(STYLES[name], iterations=steps)
+    if isinstance(style.image, MacoParameterization):
+        some = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+        spectrum = measured(some.__getitem__, range(len(some)), lambda: None)
+        style = replace(style, image=replace(style.image, spectrum=spectrum))
     return style.with_step(Constant(20.0)) if name in ("2", "3") else style
