@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 Results = Callable[[Path], dict[str, str]]
 pytestmark = pytest.mark.usefixtures("plans")
+
+SECOND_PASS = re.compile(r"\S+ is complete: \S+ takes a second pass over the images\n")
 
 
 class Fault(NamedTuple):
@@ -113,7 +116,8 @@ def test_each_step_fails_once(
         wrong += [f"{what}: {text}" for text in complaints(told, fault)]
         check_whole(folder)
         again = zygote.do(f"run {plan}.toml --run {folder}")
-        if (again.code, again.err) != (0, ""):
+        said = again.err if SECOND_PASS.fullmatch(again.err) is None else ""
+        if (again.code, said) != (0, ""):
             wrong.append(f"{what}: the next start ends with {again.code}: {again.err}")
         elif found := lasting(results(folder)).items() ^ expected.items():
             wrong.append(f"{what}: the next start ends with other files: {sorted(dict(found))}")

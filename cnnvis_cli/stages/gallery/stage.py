@@ -299,7 +299,7 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
             meter.add(message.units)
 
     if todo:
-        session.report.note(_size_of(todo))
+        _tell_size(session, todo)
         run_tasks(work, drawing_slots(session, len(todo)), range(len(todo)), on_event)
         meter.end()
     return lost
@@ -308,8 +308,11 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
 BYTES = {"jpg": 0.25, "png": 2.0}  # per pixel, roughly
 
 
-def _size_of(todo: Sequence[Piece]) -> str:
-    """Return a line on how many files are to be written, and how large they will be."""
+MANY_FILES, MUCH_ROOM = 2000, 100e6  # from how many files, or bytes, on their amount is told
+
+
+def _tell_size(session: Session, todo: Sequence[Piece]) -> None:
+    """Say how many files are to be written, and how large they will be, if it is much."""
     count = sum(len(piece.files()) for piece in todo)
     size = 0.0
     for piece in todo:
@@ -321,7 +324,9 @@ def _size_of(todo: Sequence[Piece]) -> str:
             size += len(piece.units) * pixels * BYTES[shown.suffix] if shown.panes else 0
         elif isinstance(piece, WholePhotographs):
             size += len(piece.wanted) * math.prod(piece.size) * BYTES["jpg"]
-    return f"gallery: {count:,} files to write, about {max(1, round(size / 1e6)):,} MB"
+    if count >= MANY_FILES or size >= MUCH_ROOM:
+        told = f"gallery: {count:,} files to write, about {max(1, round(size / 1e6)):,} MB"
+        session.report.note(told)
 
 
 NO_PATCHES = (
