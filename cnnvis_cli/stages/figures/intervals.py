@@ -11,7 +11,6 @@ import numpy as np
 from cnnvis_cli.arrays import Floats, Int32s, Int64s, Pixels
 from cnnvis_cli.ascent.starts import seed_of
 from cnnvis_cli.digests import file_digest
-from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.sheets import Cell, Pane
 from cnnvis_cli.measures.intervals import in_intervals
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
@@ -19,6 +18,7 @@ from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import crop, unit_label
 from cnnvis_cli.stages.figures.montages import SQUARE, Cells, Pages, kind, unit_figures
+from cnnvis_cli.stages.numbers.names import sample_of
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
 
 
@@ -78,12 +78,7 @@ class SampleImages:
 @kind("intervals", lambda run, _: run.sample)
 def intervals(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return patches from five intervals of each unit's activation; needs topk --sample."""
-    sample, asked = SampleFile(session.run.sample), session.plan.layer
-    if sample.identity() is None:
-        raise UsageError(
-            f"{session.run.path} has no sample.h5 yet; run cnnvis topk --sample 10000 first"
-        )
-    held = sample.layers()
+    held, asked = sample_of(session).layers(), session.plan.layer
     note = (
         "Image patches from five intervals of the largest activation per image, the strongest "
         "first in each; none: no activation above 0."
