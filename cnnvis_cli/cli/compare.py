@@ -22,8 +22,8 @@ def command(run_a: Path, run_b: Path, as_json: bool, **flags: Any) -> None:
     Both need topk --sample over the same dataset: two networks, two seeds, two checkpoints. A unit
     of RUN_A is matched with the unit of the counterpart layer of RUN_B whose largest values per
     image correlate most (Li et al. 2016); it survives if that is more than shuffled images
-    give. Two tables, a matrix of all layers, and the strongest patches of units with their matches
-    and of units without go to figures/compare/ of RUN_A.
+    give. Two tables, a matrix of all layers, the strongest patches of units with their matches
+    and of units without, and a page of it all go to figures/compare/ of RUN_A.
 
     Example: cnnvis compare outputs/demo outputs/demo (after cnnvis demo)
     """

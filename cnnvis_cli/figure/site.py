@@ -6,30 +6,31 @@ A page on disk cannot fetch data but can load scripts, so data are scripts of a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 
 ASSETS = ("gallery.css", "gallery.js", "icon.svg")
+COMPARED_ASSETS = ("gallery.css", "compare.css", "compare.js", "icon.svg")
 _FOLDER = files("cnnvis_cli.figure") / "gallery"
 # Text of users' files may be in the data: nothing in it may end a script or open a tag.
 _HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
-def assets() -> dict[str, bytes]:
-    """Return the files that are the same in every gallery, by name."""
-    return {name: (_FOLDER / name).read_bytes() for name in ASSETS}
+def assets(names: Sequence[str] = ASSETS) -> dict[str, bytes]:
+    """Return the files that are the same in every gallery, or page of two runs, by name."""
+    return {name: (_FOLDER / name).read_bytes() for name in names}
 
 
-def page(facts: Mapping[str, Any]) -> bytes:
-    """Return ``index.html`` with all text escaped; raise for a missing fact."""
+def page(facts: Mapping[str, Any], template: str = "index.html") -> bytes:
+    """Return a page, the gallery's by default, with all text escaped; raise for a missing fact."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = (_FOLDER / "index.html").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(facts)
+    source = (_FOLDER / template).read_text(encoding="utf-8")
+    text = environment.from_string(source).render(facts)
     return (text.strip() + "\n").encode("utf-8", "replace")  # names need not be Unicode
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.figure import site
 from cnnvis_cli.stages.common.session import Session
+from cnnvis_cli.stages.gallery.comparisons import compared_pages
 from cnnvis_cli.stages.gallery.layers import CHUNK, ShownLayer, gallery_folder
 from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.scripts import digest_of_pictures
@@ -160,7 +161,9 @@ def _check_page(session: Session, shown: Sequence[ShownLayer], findings: Finding
     title = re.search("<title>(.*?)</title>", page, re.DOTALL)
     gallery = replace(session.plan.gallery, title=html.unescape(title[1]) if title else "")
     again = replace(session, plan=replace(session.plan, gallery=gallery))
-    contents = page_of(again, shown)
-    _compare_page(folder, contents, findings)
+    known = compared_pages(session.run)
+    told = [each for each in known if f'href="{each[1]}"' in page]
+    _compare_page(folder, page_of(again, shown, told), findings)
+    findings.leave(GALLERY_PAGES, len(known) - len(told), "comparisons with other runs made since")
     if gallery.title != session.network.name:
         findings.leave(GALLERY_PAGES, 1, "a title of its own")

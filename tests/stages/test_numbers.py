@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cnnvis_cli.measures.separation import (
 from cnnvis_cli.network.zoo import imagenet_names
 from cnnvis_cli.nouns import Unit
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.numbers.counterparts import SideBySide, strongest_pane
+from cnnvis_cli.stages.numbers.counterparts import SideBySide
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.sample_file import SampleFile
 
@@ -268,14 +269,29 @@ def test_a_permuted_copy_matches_completely(plans: None, cnnvis: Call) -> None:
         assert image.width > 600
     sides = SideBySide.of(Run(Path("a")), Run(Path("b")), Report(quiet=True))
     for unit in range(10):
-        here = strongest_pane(sides.one, Unit("fc3", unit)).tiles
-        assert np.array_equal(here, strongest_pane(sides.two, Unit("fc3", 9 - unit)).tiles)
+        here = sides.one.strongest(Unit("fc3", unit), 48)
+        assert np.array_equal(here, sides.two.strongest(Unit("fc3", 9 - unit), 48))
     cnnvis("verify a --trust-code --dataset images")
+    page = table.with_name(table.name.removesuffix("-units.tsv")) / "index.html"
+    shown = page.read_text()
+    best = max(rows, key=lambda row: float(row[2]))
+    assert f"<bdi>{best[0]}</bdi>" in shown
+    assert shown.count("<title>") == 1 + 3 * 3  # the page's own, and one of each pair of layers
+    for sheet in re.findall('data-sheet="(.*?)"', shown):
+        assert (page.parent / sheet).is_file()
+    cnnvis("gallery --run a --trust-code --dataset images")
+    link = f"../figures/compare/{page.parent.name}/index.html"
+    assert f'href="{link}"' in Path("a/gallery/index.html").read_text()
+    assert cnnvis("verify a --trust-code --dataset images").out
+    cnnvis("compare a b")
+    assert 'href="../../../gallery/index.html#conv2/' in page.read_text()
     matches.unlink()
     Path("images").rename("elsewhere")
     told = cnnvis("compare a b")
     assert "pictures of units are left out: " in told.err
     assert not matches.exists()
+    assert "The images could not be read" in page.read_text()
+    assert "data-sheet" not in page.read_text()
 
 
 def test_samples_without_common_images_are_not_compared(plans: None, cnnvis: Call) -> None:
@@ -285,4 +301,6 @@ def test_samples_without_common_images_are_not_compared(plans: None, cnnvis: Cal
         path.rename(Path("others", path.name))
     cnnvis("topk others -c exact.toml --run b")
     assert "have 0 images in common" in cnnvis("compare a b", 2).err
-    assert "nowhere has no sample.h5" in cnnvis("compare a nowhere", 2).err
+    assert "nowhere has no sample.h5 yet" in cnnvis("compare a nowhere", 2).err
+    Path("b/run.json").unlink()
+    assert "b/run.json: is gone" in cnnvis("compare a b", 2).err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from cnnvis_cli.digests import file_digest
 from cnnvis_cli.figure.sheets import Cell, Pane
 from cnnvis_cli.measures.intervals import in_intervals
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
-from cnnvis_cli.stages.common.dataset_images import image_reader
+from cnnvis_cli.stages.common.dataset_images import ReadImage, image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import crop, unit_label
 from cnnvis_cli.stages.figures.montages import SQUARE, Cells, Pages, kind, unit_figures
@@ -28,6 +28,7 @@ class SampleImages:
 
     session: Session
     layer: Layer
+    shared: ReadImage | None = None  # a reader of several layers, which decodes an image once
 
     @cached_property
     def file(self) -> SampleFile:
@@ -50,9 +51,9 @@ class SampleImages:
         return self.file.places(self.layer.alias)
 
     @cached_property
-    def read(self) -> Callable[[int], Pixels]:
+    def read(self) -> ReadImage:
         """Read an image by its index in the dataset."""
-        return image_reader(self.session)
+        return self.shared or image_reader(self.session)
 
     @property
     def size(self) -> Size:
@@ -78,7 +79,7 @@ class SampleImages:
 @kind("intervals", lambda run, _: run.sample)
 def intervals(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return patches from five intervals of each unit's activation; needs topk --sample."""
-    held, asked = sample_of(session).layers(), session.plan.layer
+    held, asked = sample_of(session.run).layers(), session.plan.layer
     note = (
         "Image patches from five intervals of the largest activation per image, the strongest "
         "first in each; none: no activation above 0."

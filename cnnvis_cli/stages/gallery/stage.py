@@ -26,6 +26,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import STRONGEST_SHOWN
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.render import drawing_slots
+from cnnvis_cli.stages.gallery.comparisons import compared_pages
 from cnnvis_cli.stages.gallery.flows import Flow, forget_flows, make_flows
 from cnnvis_cli.stages.gallery.layers import (
     CHUNK,
@@ -351,7 +352,7 @@ def _tell_what_is_lost(session: Session, shown: Sequence[ShownLayer], lost: set[
 def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
     """Publish the files shared by all layers, the page itself last; unchanged ones are left."""
     folder = gallery_folder(session)
-    contents = {**site.assets(), **page_of(session, shown)}
+    contents = {**site.assets(), **page_of(session, shown, compared_pages(session.run))}
     old = folder / "quiz.js"
     if old.name not in contents and old.is_file() and site.script_key(read_regular(old)):
         old.unlink()
@@ -361,8 +362,10 @@ def _publish_page(session: Session, shown: Sequence[ShownLayer]) -> None:
             publish(path, content)
 
 
-def page_of(session: Session, shown: Sequence[ShownLayer]) -> dict[str, bytes]:
-    """Return the page and its data by name, the page last."""
+def page_of(
+    session: Session, shown: Sequence[ShownLayer], compared: Sequence[tuple[str, str]]
+) -> dict[str, bytes]:
+    """Return the page and its data by name, the page last; it leads to `compared`."""
     classes = shown[0].dataset.classes if shown[0].dataset else []
     aliases = [each.layer.alias for each in shown]
     listed = {each.layer.alias: each.listed for each in shown}
@@ -374,11 +377,12 @@ def page_of(session: Session, shown: Sequence[ShownLayer]) -> dict[str, bytes]:
     run["quiz"] = bool(asked)
     key = digest([each.key for each in shown])
     quiz = {"quiz.js": site.data("quiz", quiz_record(shown, asked), key=key)} if asked else {}
+    facts = {**_facts(session, shown), "questions": len(asked), "compared": compared}
     return {
         **quiz,
         "run.js": site.data("run", run, key=key),
         "search.js": site.data("search", searched, key=key),
-        "index.html": site.page(_facts(session, shown) | {"questions": len(asked)}),
+        "index.html": site.page(facts),
     }
 
 

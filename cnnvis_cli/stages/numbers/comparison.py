@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.arrays import Doubles, Floats
+from cnnvis_cli.arrays import Doubles
 from cnnvis_cli.digests import digest
-from cnnvis_cli.errors import CnnvisError, UsageError
+from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.matrix import matrix
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.measures.likeness import (
@@ -26,53 +24,21 @@ from cnnvis_cli.measures.likeness import (
 )
 from cnnvis_cli.nouns import Unit
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.numbers.counterparts import SideBySide, UnitPair
+from cnnvis_cli.stages.numbers.compared import ComparedRun, Comparison, LayerMatch, UnitMatch
+from cnnvis_cli.stages.numbers.comparison_page import draw_comparison
+from cnnvis_cli.stages.numbers.names import sample_of
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
 from cnnvis_cli.store.inside import check_inside
 from cnnvis_cli.store.publish import publish
-from cnnvis_cli.store.run import Record, Run
-from cnnvis_cli.store.sample_file import SampledImages, SampleFile
+from cnnvis_cli.store.run import Run
+from cnnvis_cli.store.sample_file import SampledImages
 
 LEAST_IMAGES = 10
 BEYOND_CHANCE = 0.99  # quantile of the best correlations of shuffled images
 
 
-@dataclass(frozen=True)
-class ComparedRun:
-    """One of the runs: its layers' values over the images that both have, centred."""
-
-    run: Run
-    record: Record
-    layers: dict[str, Floats]  # (N, C) each
-
-
-@dataclass(frozen=True)
-class LayerMatch:
-    """A layer of the first run beside its counterpart in the second."""
-
-    layer: str
-    counterpart: str
-    cka: float
-    units: int
-    survive: float  # share of units with a best correlation beyond chance
-    chance: float  # the correlation that one in a hundred units reaches with shuffled images
-    median: float  # of the units' best correlations
-
-
-@dataclass(frozen=True)
-class UnitMatch:
-    """A unit of the first run, the most similar one of the counterpart, and its partner."""
-
-    unit: str
-    best: str
-    correlation: float
-    survives: bool
-    partner: str  # where each unit has one at most; empty without one
-    partner_correlation: float
-
-
 def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Report) -> None:
-    """Match the units of two runs, and write tables and a matrix below the first one's figures.
+    """Match the units of two runs; write tables, a matrix and a page below the first one's figures.
 
     Raise `UsageError` for a run without a sample, or samples with too few images in common.
     """
@@ -89,52 +55,20 @@ def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Re
             match, found = _layer_match(one, two, (layer, other), cka, order)
             layers.append(match)
             units += found
-        path = _written(one, two, (layers, units), likeness, count)
+        compared = Comparison(one, two, count, likeness, layers, units)
+        path = _written(compared)
         records = list(map(asdict, layers))
         report.result(json.dumps(records, indent=1) if as_json else shown_table(records))
-        report.result(str(path))
-        _draw_units(one, two, units, path, report)
-
-
-def _draw_units(
-    one: ComparedRun, two: ComparedRun, units: Sequence[UnitMatch], path: Path, report: Report
-) -> None:
-    """Draw the strongest patches of matched units side by side, and of those without a match.
-
-    A line says so where the images cannot be read any more.
-    """
-    pairs: dict[str, list[UnitPair]] = {}
-    for each in units:
-        unit, best = Unit.parse(each.unit), Unit.parse(each.best)
-        pair = UnitPair(unit, best, each.correlation, each.survives)
-        pairs.setdefault(unit.layer, []).append(pair)
-    names = [f"{side.record['model']} ({side.run.path.name})" for side in (one, two)]
-    patches = "Strongest patches of the images in both samples."
-    matched = f"{patches} Left: {names[0]}; right: the unit of {names[1]} that it is most like (r)."
-    alone = f"{patches} Units of {names[0]} that no unit of {names[1]} matches beyond chance."
-    sides, layers = SideBySide.of(one.run, two.run, report), list(pairs.values())
-    figures = {
-        "matches": partial(sides.matches, layers, Caption("Matched units", matched)),
-        "unmatched": partial(sides.unmatched, layers, Caption("Units without a match", alone)),
-    }
-    for name, draw in figures.items():
-        try:
-            canvas = draw()
-        except CnnvisError as error:
-            report.note(f"pictures of units are left out: {error}")
-            return
-        if canvas is not None:
-            text = {"Title": f"{path.stem} {name}", "Software": "cnnvis"}
-            record = {"kind": "compare", "shows": name, "units": digest(list(map(asdict, units)))}
-            text |= {"cnnvis": json.dumps(record), "cnnvis-key": digest(record)}
-            file = path.with_name(f"{path.stem}-{name}.png")
-            publish(file, canvas.png(text))
-            report.result(str(file))
+        for drawn in (path, *draw_comparison(compared, path, report)):
+            report.result(str(drawn))
 
 
 def _sides(first: Run, second: Run, report: Report) -> tuple[ComparedRun, ComparedRun, int]:
     """Return both runs' values over the images that both samples have, and how many these are."""
-    files = [_sample(run) for run in (first, second)]
+    files = [sample_of(run) for run in (first, second)]
+    for run in (first, second):
+        if not run.read():
+            raise UsageError(f"{run.manifest}: is gone, so it is not known whose {run.sample} is")
     images = [file.images() for file in files]
     rows = _common(*images)
     count = len(rows[0])
@@ -152,13 +86,6 @@ def _sides(first: Run, second: Run, report: Report) -> tuple[ComparedRun, Compar
         layers = {name: centred(file.values(name)[chosen]) for name in file.layers()}
         sides.append(ComparedRun(run, run.read(), layers))
     return sides[0], sides[1], count
-
-
-def _sample(run: Run) -> SampleFile:
-    file = SampleFile(run.sample)
-    if not run.read() or file.identity() is None:
-        raise UsageError(f"{run.path} has no sample.h5; run cnnvis topk --sample 10000 there first")
-    return file
 
 
 def _common(one: SampledImages, two: SampledImages) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -235,27 +162,21 @@ def _layer_match(
     return match, units
 
 
-def _written(
-    one: ComparedRun,
-    two: ComparedRun,
-    tables: tuple[Sequence[LayerMatch], Sequence[UnitMatch]],
-    likeness: Doubles,
-    count: int,
-) -> Path:
+def _written(compared: Comparison) -> Path:
     """Write the tables and the matrix; return the path of the matrix."""
+    one, two, count = compared.one, compared.two, compared.count
     name = f"{two.run.path.resolve().name}-{str(two.record['weights_sha256'])[:8]}"
     base = one.run.figure("compare", name)
-    layers, units = tables
-    publish_table(base.with_name(f"{name}-layers.tsv"), list(map(asdict, layers)))
-    publish_table(base.with_name(f"{name}-units.tsv"), list(map(asdict, units)))
-    titles = [f"{side.record['model']} ({side.run.path.name})" for side in (one, two)]
-    title = f"{titles[0]} beside {titles[1]}"
+    publish_table(base.with_name(f"{name}-layers.tsv"), list(map(asdict, compared.layers)))
+    publish_table(base.with_name(f"{name}-units.tsv"), list(map(asdict, compared.units)))
+    title = f"{one.title} beside {two.title}"
     note = (
         f"Similarity of layers (unbiased linear CKA) by the largest values of their units in "
-        f"{count} images. Rows: {titles[0]}; columns: {titles[1]}. 0: nothing in common; 1: the "
+        f"{count} images. Rows: {one.title}; columns: {two.title}. 0: nothing in common; 1: the "
         "same up to rotation and scale."
     )
-    canvas = matrix(likeness, list(one.layers), list(two.layers), Caption(title, note))
+    caption = Caption(title, note)
+    canvas = matrix(compared.likeness, list(one.layers), list(two.layers), caption)
     weights = [side.record["weights_sha256"] for side in (one, two)]
     record = {"kind": "compare", "images": count, "weights_sha256": weights}
     text = {"Title": title, "Software": "cnnvis", "cnnvis": json.dumps(record)}

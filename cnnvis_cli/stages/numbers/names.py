@@ -24,6 +24,7 @@ from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, folders_above
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
+from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
 from cnnvis_cli.store.topk_file import TopKFile
 
@@ -49,7 +50,7 @@ def name_units(session: Session, as_json: bool) -> None:
     Raise `UsageError` without a sample, for a layer that it does not hold, where no class has
     enough images in it, and for a level that no name can reach.
     """
-    file = sample_of(session)
+    file = sample_of(session.run)
     _check_asked(session, file)
     images = file.images()
     used = ~images.skipped
@@ -84,13 +85,11 @@ def _check_asked(session: Session, file: SampleFile) -> None:
         file.places(layer.alias)  # raises where it has no such layer
 
 
-def sample_of(session: Session) -> SampleFile:
-    """Return the run's sample; raise `UsageError` if there is none."""
-    file = SampleFile(session.run.sample)
+def sample_of(run: Run) -> SampleFile:
+    """Return a run's sample; raise `UsageError` if there is none."""
+    file = SampleFile(run.sample)
     if file.identity() is None:
-        raise UsageError(
-            f"{session.run.path} has no sample.h5 yet; run cnnvis topk --sample 10000 first"
-        )
+        raise UsageError(f"{run.path} has no sample.h5 yet; run cnnvis topk --sample 10000 first")
     return file
 
 

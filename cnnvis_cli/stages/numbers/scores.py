@@ -70,7 +70,7 @@ def score_units(session: Session, as_json: bool) -> None:
 
     Raise `UsageError` without a sample, or with one too small for tasks.
     """
-    file = sample_of(session)
+    file = sample_of(session.run)
     images = file.images()
     used = ~images.skipped
     if used.sum() < least_images():

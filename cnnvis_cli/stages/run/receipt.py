@@ -34,6 +34,7 @@ Stamps = dict[str, list[int]]  # path -> size, modification time; a folder's: fi
 FOLDER = "receipts"
 PROGRESS, FAILURE = ".progress", ".failed"  # in a run directory; a shard's followed by its name
 TABLES = ("names.tsv", "scores.tsv")  # that the gallery shows too
+COMPARISONS = "figures/compare/"  # pages that the gallery leads to
 SHOWING = ("look", "montage", "gallery", "filters", "occlude")  # new data of the run is shown too
 COMPARING = ("optimize", "run")  # say how the images compare with those of topk.h5
 PASSING = (FOLDER, "parts", "run.json", "shards")  # of the run directory, but not results
@@ -165,8 +166,9 @@ class Receipt:
 
 
 def _data(files: Stamps) -> set[str]:
-    """Return the files of numbers among results."""
-    return {path for path in files if path.endswith(".h5") or path in TABLES}
+    """Return the files of numbers among results, and the pages that a gallery leads to."""
+    pages = {path for path in files if path.startswith(COMPARISONS) and path.endswith(".html")}
+    return pages | {path for path in files if path.endswith(".h5") or path in TABLES}
 
 
 def _can_be_said(record: dict[str, Any]) -> bool:
