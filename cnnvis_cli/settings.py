@@ -238,7 +238,8 @@ class OptimizePlan:
         ("natural",),
         "--style",
         "natural (colours and spectrum of photographs), fourier (Olah et al. 2017), maco (Fel et "
-        "al. 2023; after topk), 1 to 4 (the rows of Table 1 of Yosinski et al. 2015), or a style "
+        "al. 2023; after topk), accent (the photograph of --start, accentuated: Hamblin et al. "
+        "2024), 1 to 4 (the rows of Table 1 of Yosinski et al. 2015), or a style "
         "of your own; repeatable.",
         metavar="NAME",
     )
@@ -246,8 +247,8 @@ class OptimizePlan:
     step: Text = setting(
         "calibrated",
         "--step",
-        "Step size of styles other than natural, fourier and maco: calibrated, paper (the paper's "
-        "constants), or a number.",
+        "Step size of styles 1 to 4 and your own: calibrated, paper (the paper's constants), or a "
+        "number.",
         metavar="NAME|NUMBER",
     )
     iterations: int | None = setting(
@@ -287,8 +288,8 @@ class OptimizePlan:
     start: Text = setting(
         "noise",
         "--start",
-        "First image of styles other than natural, fourier and maco: noise (about the mean "
-        "colour), uniform, mean, or an image file.",
+        "First image of styles 1 to 4 and your own: noise (about the mean colour), uniform, mean, "
+        "or an image file; of style accent: the photograph.",
         metavar="NAME|FILE",
     )
     precision: Precision | None = setting(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cnnvis_cli.ascent.accent import AccentParameterization
 from cnnvis_cli.ascent.fourier import FourierParameterization
 from cnnvis_cli.ascent.maco import MacoParameterization
 from cnnvis_cli.ascent.natural import NaturalParameterization
@@ -157,6 +158,11 @@ class Style:
         """Whether it uses a step policy."""
         return isinstance(self.image, PixelParameterization)
 
+    @property
+    def accentuates(self) -> bool:
+        """Whether it begins at a photograph and stays near it."""
+        return isinstance(self.image, AccentParameterization)
+
     def parameters(self) -> dict[str, Any]:
         """Return all that defines the style, as plain values for the record."""
         return {
@@ -236,6 +242,17 @@ STYLES.register("maco")(
         256,
         "phases alone, with the magnitudes of the run's own images: Fel et al. 2023",
         MacoParameterization(),
+    )
+)
+
+STYLES.register("accent")(
+    Style(
+        "accent",
+        (),
+        Constant(0),
+        128,
+        "a photograph in which what the unit answers to is accentuated: Hamblin et al. 2024",
+        AccentParameterization(),
     )
 )
 

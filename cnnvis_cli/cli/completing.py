@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 OWN_MODELS = ("caffenet", "demo", "zfnet")  # models, beside torchvision's
 MONTAGE_KINDS = (
+    "accent",
     "history",
     "intervals",
     "layers",

@@ -31,6 +31,7 @@ def command(**flags: Any) -> None:
       unit       optimized, patches, projections, 3x3 each (panes of Fig. 1)
       toolbox    JPEGs in the folders that the deep-visualization-toolbox reads
       intervals  patches from five intervals of a unit's activation (topk --sample)
+      accent     a photograph, accentuated for each unit, the difference (--style accent)
       history    the activation during each ascent
       screen     the toolbox's screen for IMAGE and --unit (Fig. 1), alone: it runs the network
 

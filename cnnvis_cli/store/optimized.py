@@ -16,7 +16,7 @@ from cnnvis_cli.store.chunks import merged_rows, write_rows
 from cnnvis_cli.store.hdf5 import Array, Header, parse_record, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
-from cnnvis_cli.store.schema import OPTIMIZED_STYLE, TRANSPARENCY, Table, create
+from cnnvis_cli.store.schema import OPTIMIZED_STYLE, PHOTOGRAPH, TRANSPARENCY, Table, create
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Optimized:
 
 def style_columns(record: Record) -> Table:
     """Return the arrays of a style with these parameters."""
-    fades = record.get("image", {}).get("kind") == "Maco"
-    return OPTIMIZED_STYLE | TRANSPARENCY if fades else OPTIMIZED_STYLE
+    more = {"Maco": TRANSPARENCY, "Accent": PHOTOGRAPH}
+    return OPTIMIZED_STYLE | more.get(record.get("image", {}).get("kind", ""), {})
 
 
 class OptimizedFile:
@@ -139,6 +139,7 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> bool:
         "history": (len(units), runs, pieces[0].steps),
         "unit": (len(units),),
         "transparency": (len(units), runs, *canvas),
+        "photograph": (len(units), *canvas, 3),
     }
     columns = {
         name: create(group, table, name, shapes.get(name, (len(units), runs))) for name in table

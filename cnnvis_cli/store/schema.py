@@ -76,6 +76,9 @@ OPTIMIZED_STYLE: Table = {
 TRANSPARENCY: Table = {  # of the styles that keep it
     "transparency": Column("f2", ("U", "R", "H", "W"), "sum of absolute gradients, largest 1"),
 }
+PHOTOGRAPH: Table = {  # of styles that begin at one
+    "photograph": Column("u1", ("U", "H", "W", "3"), "RGB, what the ascent began with"),
+}
 SPECTRUM: Table = {
     "magnitude": Column("f4", ("3", "H", "F"), "mean magnitude of each frequency, by component"),
     "colour": Column("f4", ("3", "3"), "from components (columns) to RGB (rows)"),

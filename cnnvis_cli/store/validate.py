@@ -24,6 +24,7 @@ from cnnvis_cli.store.schema import (
     LOCAL,
     OCCLUDED,
     OPTIMIZED_STYLE,
+    PHOTOGRAPH,
     PLACES,
     PROJECTED_METHOD,
     SAMPLE_IMAGES,
@@ -38,6 +39,8 @@ from cnnvis_cli.store.schema import (
     Table,
 )
 
+OPTIONAL = TRANSPARENCY | PHOTOGRAPH  # arrays that some styles have
+
 # kind of file -> its groups (* for any name), and their arrays
 GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     "topk": (
@@ -48,7 +51,7 @@ GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {
     ),
     "sample": (("images", SAMPLE_IMAGES), ("layers/*", SAMPLE_LAYER)),
     "spectrum": (("", SPECTRUM),),
-    "optimized": (("*", OPTIMIZED_STYLE | TRANSPARENCY),),
+    "optimized": (("*", OPTIMIZED_STYLE | OPTIONAL),),
     "projected": (("*", PROJECTED_METHOD),),
     "search": (("*", SEARCHED),),
     "occluded": (("", OCCLUDED),),
@@ -135,7 +138,7 @@ def strangers(path: Path, kind: str) -> list[str]:
         for pattern, table in GROUPS.get(kind, ()):
             for group in _matching_groups(file, _names_in(pattern)):
                 names = {f"{group.name.rstrip('/')}/{name}" for name in table}
-                optional = {f"{group.name.rstrip('/')}/{name}" for name in LOCAL | TRANSPARENCY}
+                optional = {f"{group.name.rstrip('/')}/{name}" for name in LOCAL | OPTIONAL}
                 lacking += sorted(name for name in names - optional if name not in file)
                 for name in names:
                     parts = name.split("/")

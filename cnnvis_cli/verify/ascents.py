@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnvis_cli.ascent.accent import DARKEST
 from cnnvis_cli.ascent.climb import Ascent, AscentBatch, AscentSpec, Outcome, climb
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.regularizers import REGULARIZERS
@@ -313,7 +314,11 @@ class Ascents:
     def _start(self, row: int, run: int) -> Tensor | None:
         """Return the first image of an ascent, (3, h, w); None if it cannot be drawn again."""
         made, size, mean = self.made, self.box.size, self.session.network.mean.cpu()
-        if made.get("image", {}).get("kind") not in ("Pixels", None):
+        if "photograph" in style_columns(made):
+            pixels = self.file.read(self.group, "photograph", slice(row, row + 1))[0]
+            shown = torch.from_numpy(pixels).permute(2, 0, 1).float()
+            return shown.clamp(DARKEST, 255 - DARKEST) - mean[0]
+        if not self._of_pixels:
             return None
         seed = seed_of(int(made["seed"]), Unit(self.layer.alias, self._unit(row)), run)
         drawn = {
@@ -326,13 +331,18 @@ class Ascents:
         found: Tensor = drawn[made["start"]]()
         return found.clamp(-mean[0], 255 - mean[0])
 
+    @property
+    def _of_pixels(self) -> bool:
+        """Whether an image is its pixels, which needs nothing but the parameters."""
+        return self.made.get("image", {}).get("kind") in ("Pixels", None)
+
     def make_again(self, findings: Findings) -> None:
         """Make every ascent again, its first steps: to the bit, on the same arithmetic."""
         session, made = self.session, self.made
         found = np.argwhere(np.isfinite(self.columns["activation"])).tolist()
         chosen = [(row, run) for row, run in found]
         same = session.run.read().get("optimize", {}).get("arithmetic", [])
-        start = self._start(*chosen[0]) if chosen else None
+        start = self._start(*chosen[0]) if chosen and self._of_pixels else None
         if made.get("targets") or made.get("diversity") or start is None:
             why = "with a start, a parameterization or targets that are not drawn again"
             findings.leave(MADE, len(chosen), why)

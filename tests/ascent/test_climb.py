@@ -404,7 +404,7 @@ class Replayed:
         self.first.setdefault(key, work)()
 
 
-@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier", "natural", "maco"])
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier", "natural", "maco", "accent"])
 def test_replayed_steps_of_a_steady_batch_give_the_same_ascents(name: str) -> None:
     """To the bit, also where a batch is not full and where an ascent has no gradient."""
     network, channels = small_network(), (0, 5, 2, 3)  # 5 is dead
@@ -555,7 +555,7 @@ def same_history(one: Ascent, other: Ascent) -> bool:
 
 
 @pytest.mark.parametrize("steady", [False, True])
-@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier", "natural", "maco"])
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "fourier", "natural", "maco", "accent"])
 def test_ascents_made_in_pieces_are_those_made_at_once(name: str, steady: bool) -> None:
     """Dead ones too (channel 5), in slots that are refilled, with pieces of any length."""
     network = small_network().float()

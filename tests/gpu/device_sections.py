@@ -277,7 +277,7 @@ def waits_heard() -> Iterator[Counter[str]]:
 
 def syncs(found: Findings) -> None:
     short, long = (64, 256) if GPU else (4, 8)
-    for name in ("1", "3", "4", "fourier", "natural"):
+    for name in ("1", "3", "4", "fourier", "natural", "maco", "accent"):
         with found.attempt(f"waits of style {name}"):
             place = stand("conv2", 64 if GPU else 4)
             list(place.ascend(place.tasks(climbing(name, short))))

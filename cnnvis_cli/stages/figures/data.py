@@ -93,6 +93,16 @@ class OptimizedImages:
         return fades
 
     @property
+    def is_accent(self) -> bool:
+        """Whether the images are an accentuated photograph."""
+        return "photograph" in style_columns(self.made)
+
+    @property
+    def tone(self) -> str:
+        """The rule by which the images are shown: a photograph as it is."""
+        return "true" if self.is_accent else self.session.plan.figure.tone
+
+    @property
     def every(self) -> int:
         """The steps from one value of the history to the next."""
         return int(self.made["history"])
@@ -102,6 +112,7 @@ class OptimizedImages:
         """The description of the images."""
         least = self.made.get("minimise")
         what = "Least preferred images" if least else "Preferred images"
+        what = "An accentuated photograph" if self.is_accent else what
         what += ", mean over the map" if self.made.get("objective") == "mean" else ""
         return what + (", faded where the gradient was small" if self.fades else "")
 

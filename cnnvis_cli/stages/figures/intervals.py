@@ -12,6 +12,7 @@ from cnnvis_cli.arrays import Floats, Int32s, Int64s, Pixels
 from cnnvis_cli.ascent.starts import seed_of
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.figure.sheets import Cell, Pane
+from cnnvis_cli.figure.words import four_digits
 from cnnvis_cli.measures.intervals import in_intervals
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.stages.common.dataset_images import ReadImage, image_reader
@@ -95,7 +96,9 @@ def _cells(session: Session, layer: Layer) -> Cells:
         panes = []
         for name, rows in sample.intervals(unit).items():
             column = sample.values[rows, unit]
-            title = f"{name}: {column.min():.3g} to {column.max():.3g}" if len(rows) else name
+            title = name
+            if len(rows):
+                title += f": {four_digits(column.min())} to {four_digits(column.max())}"
             panes.append(Pane(sample.patches(unit, rows.tolist()), 3, title=title))
         return Cell(unit_label(session, layer, unit), tuple(panes))
 

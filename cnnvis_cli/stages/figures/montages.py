@@ -131,9 +131,9 @@ def _caption(session: Session, title: str, note: str) -> Caption:
     return Caption(title, note, session.plan.figure.column)
 
 
-def _tone(session: Session, values: Floats) -> Pixels:
-    """Return optimized images (n, r, h, w, 3) toned by the plan's rule."""
-    return toned(values, session.plan.figure.tone, session.network.preprocessing.mean)
+def _tone(images: OptimizedImages, values: Floats) -> Pixels:
+    """Return a style's images (n, r, h, w, 3) toned by its rule."""
+    return toned(values, images.tone, images.session.network.preprocessing.mean)
 
 
 @kind("optimized", Run.optimized, asked=False)
@@ -158,7 +158,7 @@ def _optimized_together(session: Session, sources: Sequence[OptimizedImages]) ->
             f"--together: {pixels / 1e6:.0f} million pixels in one figure; choose layers with "
             "--layer, units with --random, or a smaller --scale"
         )
-    note = f"{sources[0].what}, style {sources[0].style}. Tone: {TONE_RULES[plan.tone]}."
+    note = f"{sources[0].what}, style {sources[0].style}. Tone: {TONE_RULES[sources[0].tone]}."
     names = ", ".join(images.layer.alias for images in sources)
     caption = _caption(session, f"{session.network.name} · {names}", note)
 
@@ -188,7 +188,7 @@ def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
     scale = tile_scale(plan, images.size)
     note = (
         f"{images.what}, style {images.style}, {_pixels(session, images.size)}. "
-        f"Tone: {TONE_RULES[plan.tone]}. Crossed out: no gradient reached the image."
+        f"Tone: {TONE_RULES[images.tone]}. Crossed out: no gradient reached the image."
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
@@ -207,9 +207,10 @@ def _best_tiles(session: Session, images: OptimizedImages, units: Units) -> Iter
     plan, mean = session.plan.figure, session.network.preprocessing.mean
     least = min(1.0, tile_scale(plan, images.size))
     some = in_groups(units, UNITS_AT_ONCE)
-    top = max(common_divisor(images.best(few)) for few in some) if plan.tone == "sheet" else None
+    tone = images.tone
+    top = max(common_divisor(images.best(few)) for few in some) if tone == "sheet" else None
     for few in some:
-        for tile in toned(images.best(few), plan.tone, mean, top)[:, 0]:
+        for tile in toned(images.best(few), tone, mean, top)[:, 0]:
             yield reduced(tile, least)
 
 
@@ -503,7 +504,7 @@ def _style_cells(session: Session, layer: Layer) -> Cells:
     def make(unit: int) -> Cell:
         panes = []
         for images in sources:
-            tiles = _tone(session, images.runs([unit], SQUARE))[0]
+            tiles = _tone(images, images.runs([unit], SQUARE))[0]
             panes.append(Pane(tiles, columns_of(len(tiles)), title=f"style {images.style}"))
         return Cell(sources[0].label(unit), tuple(panes), across=columns_of(len(panes)))
 
@@ -530,7 +531,7 @@ def _unit_cells(session: Session, layer: Layer) -> Cells:
         room = ("",) * SQUARE if any(names) else ()  # so that the panes' rows stay level
         panes = []
         for images in preferred:
-            runs = _tone(session, images.runs([unit], SQUARE))[0]
+            runs = _tone(images, images.runs([unit], SQUARE))[0]
             panes.append(Pane(runs, columns_of(len(runs)), room, f"style {images.style}"))
         panes.append(Pane(patches, columns, names, "strongest images"))
         panes.append(Pane(projections, columns, room, f"{strongest.method} projections"))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
+
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
@@ -104,7 +106,10 @@ class LayerOptimization(LayerJob):
         """Return what the images that are not there yet will take."""
         settings = self.session.plan.optimize
         percentiles = (getattr(part, "percentile", 0.0) for part in self.style.regularizers)
-        images = len(set(self.asked) - set(self.done)) * settings.runs
+        units = len(set(self.asked) - set(self.done))
+        images = units * settings.runs
+        if self.style.accentuates:
+            images += -(-units // 2)  # the photographs, of half as many bytes
         history = -(-self.style.iterations // settings.history)
         return images_room(images, self.setup.box.size, max(percentiles, default=0.0), history)
 
@@ -146,6 +151,8 @@ class LayerOptimization(LayerJob):
         )
         if self.session.plan.optimize.minimise:
             text = text.replace("largest", "lowest")
+        if self.style.accentuates:
+            text += f"; {self._accentuated()}"
         if self.preference is not None:
             text += f"; {self.preference.summary()}"
         if counts[Outcome.NO_GRADIENT]:
@@ -154,6 +161,14 @@ class LayerOptimization(LayerJob):
                 "image: nothing that feeds the unit is on"
             )
         return text
+
+    def _accentuated(self) -> str:
+        """Return in words how far the values have risen."""
+        start, best = (self.file.read(self.group, name) for name in ("start", "activation"))
+        return (
+            f"the median value goes from {np.median(start):.3g} in the photograph to "
+            f"{np.median(best):.3g}"
+        )
 
 
 def asked_for(record: Record) -> Record:

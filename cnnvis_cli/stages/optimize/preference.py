@@ -79,6 +79,7 @@ def preference_of(run: Run, alias: str, group: str) -> Preference | None:
     if made is None or not run.topk.exists() or alias not in top.layers():
         return None
     plain = made.get("objective", "centre") == "centre" and not made.get("targets")
+    plain = plain and made.get("image", {}).get("kind") != "Accent"  # stays near a photograph
     if not plain or made.get("softmax") or made.get("minimise"):
         return None
     units = file.units(group)

@@ -12,7 +12,7 @@ from cnnvis_cli.engine import limit_to_memory
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.optimize.start import directions_of, given_start
+from cnnvis_cli.stages.optimize.start import Patches, directions_of, given_start
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class LayerSetup:
     names: tuple[str, ...] = ()  # of targets that are no channels
     given: Tensor | None = None  # (3, h, w) the start that the plan names, if it is an image
     grey: bool = False  # whether the network takes grey images
+    patches: Patches | None = None  # where the style accent begins
 
     @property
     def targets(self) -> int:

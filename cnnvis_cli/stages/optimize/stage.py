@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import Aside, Cluster, Pool, resolve_precision, run_tasks
 from cnnvis_cli.errors import CnnvisError, TasksFailed
+from cnnvis_cli.nouns import size_text
 from cnnvis_cli.report import Meter
 from cnnvis_cli.stages.common.blocks import Blocks
 from cnnvis_cli.stages.common.disk import check_disk
 from cnnvis_cli.stages.common.layer_job import LayerTask, announce, tasks_of
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.job import LayerOptimization
+from cnnvis_cli.stages.optimize.setup import LayerSetup
 from cnnvis_cli.stages.optimize.spectrum import with_spectrum
+from cnnvis_cli.stages.optimize.start import strongest_patches
 from cnnvis_cli.stages.optimize.styles import asked_styles
 from cnnvis_cli.stages.optimize.worker import (
     MEMORY,
@@ -98,7 +102,7 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
     pool = session.pool(MEMORY, gradients=True)
     blocks = [_blocks_of(each, isinstance(pool, Cluster)) for each in climbs]
     styles, tasks = tuple(each.style for each in climbs), tasks_of(climbs, blocks)
-    plan, setup = session.portable_plan, climbs[0].setup
+    plan, setup = session.portable_plan, _with_patches(session, climbs[0], styles)
     work = OptimizeJob(plan, setup, session.network, styles, tasks)
     lost: TasksFailed | None = None
     if work.tasks:
@@ -113,6 +117,22 @@ def optimize_layer(session: Session, climbs: Sequence[LayerOptimization], publis
             publisher.settle()
     if lost is not None:
         raise lost
+
+
+def _with_patches(
+    session: Session, climbs: LayerOptimization, styles: Sequence[Style]
+) -> LayerSetup:
+    """Return a layer's setup, with the parts of the photograph that the style accent begins at."""
+    setup, layer = climbs.setup, climbs.layer
+    if not any(style.accentuates for style in styles):
+        return setup
+    if setup.box.size != session.network.size:
+        session.report.once(
+            f"{layer.alias}: accent takes the {size_text(setup.box.size)} pixels of the photograph "
+            "where each unit answers most; --mean takes the whole photograph"
+        )
+    patches = strongest_patches(session, layer, setup.box, setup.objective)
+    return replace(setup, patches=patches)
 
 
 def _blocks_of(climbs: LayerOptimization, alone: bool) -> Blocks:

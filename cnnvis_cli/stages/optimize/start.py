@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cnnvis_cli.ascent.objectives import check_directions, parse_sum
+from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.ascent.objectives import Objective, check_directions, parse_sum
 from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
@@ -27,21 +29,67 @@ def start_record(start: str) -> str:
 
 def given_start(session: Session, box: Box) -> Tensor | None:
     """Return the start image that the plan names, mean-subtracted: (3, h, w); None if drawn."""
-    start, network = session.plan.optimize.start, session.network
+    start = session.plan.optimize.start
     if start in ("noise", "uniform"):
         return None
     if start == "mean":
         return torch.zeros(3, *box.size)
+    whole = session.network.centre(torch.from_numpy(start_pixels(session))[None])[0].cpu()
+    return whole[:, box.top : box.bottom, box.left : box.right].clone()
+
+
+def start_pixels(session: Session) -> Pixels:
+    """Return the image file that the plan names as the network takes it: (H, W, 3)."""
+    start = session.plan.optimize.start
     try:
-        pixels = decode(Path(start).read_bytes(), network.preprocessing)
+        pixels = decode(Path(start).read_bytes(), session.network.preprocessing)
     except OSError as error:
         raise UsageError(
             f"--start {start}: use noise, uniform, mean or an image file ({error.strerror})"
         ) from None
     except Unreadable as error:
         raise UsageError(f"--start {start}: cannot be used as an image ({error})") from None
-    whole = network.centre(torch.from_numpy(pixels.copy())[None])[0].cpu()
-    return whole[:, box.top : box.bottom, box.left : box.right].clone()
+    return pixels.copy()
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The part of a photograph at which each target's ascent begins."""
+
+    whole: Pixels  # (H, W, 3)
+    boxes: tuple[Box, ...]  # by target
+
+    def pixels(self, target: int) -> Pixels:
+        """Return a target's part, (h, w, 3)."""
+        box = self.boxes[target]
+        return self.whole[box.top : box.bottom, box.left : box.right]
+
+    def centred(self, target: int, mean: Tensor) -> Tensor:
+        """Return it mean-subtracted, (3, h, w); `mean` is (1, 3, 1, 1)."""
+        pixels = torch.from_numpy(self.pixels(target).copy())
+        return pixels.permute(2, 0, 1).float() - mean[0].cpu()
+
+
+def strongest_patches(session: Session, layer: Layer, canvas: Box, objective: Objective) -> Patches:
+    """Return where each target answers most, among the places that see nothing but the photograph.
+
+    That is the whole photograph if the canvas is.
+    """
+    network, whole = session.network, start_pixels(session)
+    count = layer.channels if objective.directions is None else len(objective.directions)
+    if canvas == Box.whole(network.size):
+        return Patches(whole, (canvas,) * count)
+    with torch.no_grad():
+        x = network.centre(torch.from_numpy(whole)[None])
+        maps = network.values(layer, Box.whole(network.size), x)[0][0].cpu()  # (C, h, w)
+    values = maps
+    if objective.directions is not None:
+        values = torch.einsum("nc,chw->nhw", objective.directions.to(maps), maps)
+    rows, columns = values.shape[1:]
+    boxes = [layer.field.box(row, column) for row in range(rows) for column in range(columns)]
+    seen = torch.tensor([box.inside(network.size) for box in boxes])
+    values = (objective.sign * values.flatten(1)).masked_fill(~seen, -torch.inf)
+    return Patches(whole, tuple(boxes[place] for place in values.argmax(dim=1).tolist()))
 
 
 def directions_of(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, tuple[str, ...]]:

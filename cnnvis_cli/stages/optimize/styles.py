@@ -13,6 +13,7 @@ from cnnvis_cli.ascent.styles import STYLES, VARIANTS, Style, check_name, read_s
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.settings import OptimizePlan, Plan
+from cnnvis_cli.stages.optimize.start import STARTS
 
 
 def asked_styles(plan: Plan) -> list[Style]:
@@ -54,6 +55,10 @@ def _asked_style(
     style = known[name]
     if settings.iterations:
         style = replace(style, iterations=settings.iterations)
+    if style.accentuates:
+        if settings.start in STARTS:
+            raise UsageError(f"style {name} begins with a photograph; add --start PHOTO")
+        return style
     if not style.calibrates:
         if settings.start != "noise":
             raise UsageError(f"--start {settings.start}: style {name} has a start of its own")

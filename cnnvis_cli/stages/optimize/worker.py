@@ -130,7 +130,7 @@ class OptimizeJob(Portable):
         found, runs = [], self.plan.optimize.runs
         for run in range(runs):
             seed = seed_of(self.plan.seed, Unit(self._name, target), run)
-            start = self._start(network, seed)
+            start = self._start(network, seed, style, target)
             if network.device.type == "cuda":
                 start = start.pin_memory()  # copied there while the device works on
             place = target * runs + run
@@ -143,8 +143,10 @@ class OptimizeJob(Portable):
         alias = self.setup.layer.alias
         return alias if self.setup.objective.directions is None else f"{alias} directions"
 
-    def _start(self, network: Network, seed: int) -> Tensor:
+    def _start(self, network: Network, seed: int, style: Style, target: int) -> Tensor:
         size = self.setup.box.size
+        if self.setup.patches and style.accentuates:
+            return self.setup.patches.centred(target, network.mean)
         if self.setup.given is not None:
             return self.setup.given
         if self.plan.optimize.start == "uniform":
@@ -367,9 +369,12 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent])
     images = torch.stack([ascent.image for ascent in ascents])
     if work.setup.grey:  # the network has seen no more of the colours than their mean
         images = images.mean(1, keepdim=True).expand_as(images)
+    patches = work.setup.patches if work.style_of(number).accentuates else None
+    begun = [] if patches is None else list(map(patches.pixels, targets))
     kept = [ascent.opacity for ascent in ascents if ascent.opacity is not None]
     return {
         **({"transparency": opacities(kept).reshape(*shape, *images.shape[2:])} if kept else {}),
+        **({"photograph": np.stack(begun)} if begun else {}),
         "image": images.reshape(*shape, *images.shape[1:]).permute(0, 1, 3, 4, 2).half().numpy(),
         "activation": sign * numbers("activation", "f4"),
         "start": sign * numbers("start", "f4"),
