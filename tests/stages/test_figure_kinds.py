@@ -112,6 +112,7 @@ def places(sheet: Pixels, tile: Pixels) -> list[tuple[int, int]]:
 
 
 FILES = {
+    "accent": [f"fc8_{u:04d}.png" for u in CHOSEN],
     "optimized": ["conv3.png", "fc8.png"],
     "top": ["conv3.png", "fc8.png"],
     "history": ["conv3.png", "fc8.png"],
@@ -133,8 +134,13 @@ def test_every_kind_has_its_files_and_is_not_drawn_twice(
     kind: str, do: Do, flags: Flags, snapshot: Callable[[Path], dict[str, Any]]
 ) -> None:
     flags |= {"montage__kind": (kind,), "figure__pdf": True}
-    if kind == "intervals":
+    if kind in ("accent", "intervals"):
         flags["units"] = ",".join(map(str, CHOSEN))
+    if kind == "accent":
+        photo = str(Path(flags["run"]).parent / "photo.png")
+        Image.effect_noise((112, 112), 60).convert("RGB").save(photo)
+        start = {"optimize__style": (kind,), "optimize__start": photo, "optimize__iterations": 2}
+        do("optimize", **flags, **start, model="demo", layer=("fc8",))
     do("montage", **flags)
     pictures = [f"{kind}/{name}" for name in FILES[kind]]
     papers = [name.replace(".png", ".pdf") for name in pictures if name.endswith(".png")]

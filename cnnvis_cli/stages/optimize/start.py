@@ -14,6 +14,7 @@ from cnnvis_cli.ascent.objectives import Objective, check_directions, parse_sum
 from cnnvis_cli.dataset.decode import Unreadable, decode
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.network.strongest import strongest_windows
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.settings import OptimizePlan
 from cnnvis_cli.stages.common.session import Session
@@ -85,11 +86,7 @@ def strongest_patches(session: Session, layer: Layer, canvas: Box, objective: Ob
     values = maps
     if objective.directions is not None:
         values = torch.einsum("nc,chw->nhw", objective.directions.to(maps), maps)
-    rows, columns = values.shape[1:]
-    boxes = [layer.field.box(row, column) for row in range(rows) for column in range(columns)]
-    seen = torch.tensor([box.inside(network.size) for box in boxes])
-    values = (objective.sign * values.flatten(1)).masked_fill(~seen, -torch.inf)
-    return Patches(whole, tuple(boxes[place] for place in values.argmax(dim=1).tolist()))
+    return Patches(whole, strongest_windows(layer.field, objective.sign * values, network.size))
 
 
 def directions_of(settings: OptimizePlan, layer: Layer) -> tuple[Tensor | None, tuple[str, ...]]:
