@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 
+CODE = (".py", ".js", ".css", ".html", ".svg")
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal; cached while the file is unchanged."""
     known = path.stat()
@@ -32,9 +35,10 @@ def digest(value: Any) -> str:
 
 @lru_cache(maxsize=1)
 def source_digest() -> str:
-    """Return a digest of this package's code."""
+    """Return a digest of this package's code, and of the files of its pages."""
     folder = Path(__file__).parent
     content = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        content.update(path.read_bytes())
+    for path in sorted(folder.rglob("*.*")):
+        if path.suffix in CODE:
+            content.update(path.read_bytes())
     return content.hexdigest()[:16]

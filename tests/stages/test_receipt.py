@@ -15,6 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cnnvis_cli.demo
+from cnnvis_cli.digests import source_digest
+from cnnvis_cli.stages.gallery import layers
 from cnnvis_cli.stages.run import receipt
 from cnnvis_cli.store.publish import publishing_hdf5
 
@@ -241,6 +243,26 @@ def test_another_option_or_version_has_a_receipt_of_its_own(
     assert worked() == 1
 
 
+def test_other_code_of_the_same_version_works_anew_and_draws_what_has_another_form(
+    cnnvis: Call, worked: Call, snapshot: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished gallery is not taken for that of a page whose design has changed."""
+    cnnvis("optimize -c demo.toml --run run --units 0-3")
+    cnnvis("gallery -c demo.toml --run run")
+    (path,) = Path("run/receipts").glob("gallery-*.json")
+    before = snapshot(Path("run/gallery"))
+    monkeypatch.setattr(receipt, "source_digest", lambda: "other code")
+    monkeypatch.setattr(layers, "PAGE_FORM", (*layers.PAGE_FORM, "larger"))
+    worked()
+    cnnvis("gallery -c demo.toml --run run")
+    assert worked() == 1
+    after = snapshot(Path("run/gallery"))
+    assert after["conv1/layer.js"] != before["conv1/layer.js"]
+    assert list(Path("run/receipts").glob("gallery-*.json")) == [path]
+    cnnvis("gallery -c demo.toml --run run")
+    assert worked() == 0
+
+
 def test_too_many_unreadable_images_are_said_again(cnnvis: Call, worked: Call) -> None:
     Path("images/class0/broken.png").write_bytes(b"no picture")
     first = cnnvis("topk -c demo.toml --run run", code=3)
@@ -272,19 +294,19 @@ def test_where_inputs_cannot_be_told_there_is_no_receipt(
     assert not receipts(Path("run"))
 
 
-HOSTILE = [
+HOSTILE = [  # CODE is that of this version
     b"",
     b"\xff\xfe\x00",
     b"[" * 100_000,
     b"null",
     b"[]",
     b"{}",
-    b'{"inputs": [], "outputs": {}, "said": []}',
-    b'{"inputs": {"\\u0000": [0, 0]}, "outputs": {}, "said": []}',
-    b'{"inputs": {"/nowhere": null}, "outputs": {}, "said": "told"}',
-    b'{"inputs": {}, "outputs": {}, "said": [1, null]}',
-    b'{"inputs": {}, "outputs": {}, "said": []}',
-    b'{"inputs": {}, "outputs": {}, "said": [], "unreadable": {"a": 1}}',
+    b'{"code": "CODE", "inputs": [], "outputs": {}, "said": []}',
+    b'{"code": "CODE", "inputs": {"\\u0000": [0, 0]}, "outputs": {}, "said": []}',
+    b'{"code": "CODE", "inputs": {"/nowhere": null}, "outputs": {}, "said": "told"}',
+    b'{"code": "CODE", "inputs": {}, "outputs": {}, "said": [1, null]}',
+    b'{"code": "CODE", "inputs": {}, "outputs": {}, "said": []}',
+    b'{"code": "CODE", "inputs": {}, "outputs": {}, "said": [], "unreadable": {"a": 1}}',
 ]
 
 
@@ -293,7 +315,7 @@ def test_a_receipt_that_is_none_is_ignored(content: bytes, cnnvis: Call, worked:
     first = cnnvis("optimize -c demo.toml --run run --units 0")
     (path,) = receipts(Path("run"))
     whole = path.read_bytes()
-    path.write_bytes(content)
+    path.write_bytes(content.replace(b"CODE", source_digest().encode()))
     worked()
     assert cnnvis("optimize -c demo.toml --run run --units 0") == first
     assert worked() == 1

@@ -1,8 +1,8 @@
 """How every command begins and ends: alone in the run directory, and only if there is work.
 
 A finished command leaves a receipt: its inputs and outputs, by size and modification time, with
-every file of a dataset's folder. The same command returns at once if they are unchanged. Nothing
-heavy is imported here: a finished run does not even load torch.
+every file of a dataset's folder, and cnnvis's code. The same command returns at once if they are
+unchanged. Nothing heavy is imported here: a finished run does not even load torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnvis_cli import __version__
-from cnnvis_cli.digests import digest
+from cnnvis_cli.digests import digest, source_digest
 from cnnvis_cli.errors import StorageError, TooManyUnreadable, UsageError
 from cnnvis_cli.folders import open_folder
 from cnnvis_cli.report import Report
@@ -136,7 +136,8 @@ class Receipt:
         with suppress(*damaged):
             record: dict[str, Any] = json.loads(read_regular(self.path))
             stamps = {**record["inputs"], **record["outputs"]}
-            same = all(_stamp(self._run / path) == stamp for path, stamp in stamps.items())
+            same = record["code"] == source_digest()  # which decides the form of what is drawn
+            same = same and all(_stamp(self._run / path) == s for path, s in stamps.items())
             if self.shows_all:
                 same = same and _data(dict(_result_files(self._run))) == _data(record["outputs"])
             if self.compares:  # preferred images with a topk that there may be by now
@@ -152,7 +153,7 @@ class Receipt:
         """Store the results, their warnings, and the message on too many unreadable images."""
         outputs = dict(_result_files(self._run))
         told = {"said": report.said, "warned": report.warned, "unreadable": unreadable}
-        record = {"inputs": inputs, "outputs": outputs, **told}
+        record = {"code": source_digest(), "inputs": inputs, "outputs": outputs, **told}
         content = json.dumps(record, indent=1, sort_keys=True).encode()
         if not self.path.is_file() or read_regular(self.path) != content:
             publish(self.path, content)
