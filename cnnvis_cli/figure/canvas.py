@@ -220,11 +220,13 @@ class Canvas:
         """
         return png.encode(np.asarray(self._painted(dpi)), record, dpi)
 
-    def jpeg(self, record: Mapping[str, str], quality: int = 95) -> bytes:
-        """Return a JPEG file of the best quality, with full colour; the record is its comment."""
+    def jpeg(
+        self, record: Mapping[str, str], quality: int = 95, *, full_colour: bool = True
+    ) -> bytes:
+        """Return a JPEG file, of the best quality and in full colour; the record is its comment."""
         comment = json.dumps(dict(record)) if record else ""
-        buffer = io.BytesIO()
-        self._painted().save(buffer, "JPEG", quality=quality, subsampling=0, comment=comment)
+        buffer, halved = io.BytesIO(), 0 if full_colour else 2
+        self._painted().save(buffer, "JPEG", quality=quality, subsampling=halved, comment=comment)
         return buffer.getvalue()
 
     @property

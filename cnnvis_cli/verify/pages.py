@@ -101,7 +101,7 @@ def _check_names(folder: Path, record: dict[str, Any], findings: Findings) -> No
     _check_pictures(folder / "layer.js", strips, findings)
     for number in range(-(-len(units) // CHUNK)):
         few = units[number * CHUNK : (number + 1) * CHUNK] if faces else []
-        names = [f"{int(unit):04d}.{sheet['suffix']}" for unit in few]
+        names = [f"{int(unit):04d}.{sheet['suffix']}" for unit in few[:: int(sheet["units"])]]
         names += [f"grid{n}_{number:03d}.{face['suffix']}" for n, face in enumerate(faces)]
         with findings.guarded(GALLERY_PAGES):
             script = folder / f"units_{number:03d}.js"

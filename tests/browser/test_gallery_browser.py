@@ -6,17 +6,22 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.gallery import layers
 from cnnvis_cli.store.optimized import Optimized, OptimizedFile
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -267,6 +272,48 @@ def test_arrows_step_through_enlarged_patches_and_their_photographs(
     page.keyboard.press("Escape")
     playwright.expect(dialog).to_have_count(0)
     assert heading(page) == "conv2/0005", "the unit's own keys are left alone"
+
+
+def test_a_reduced_patch_is_enlarged_from_its_photograph(
+    browser: Browser, gallery: Path, do: Do, exact: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(layers, "WINDOW", 4)
+    monkeypatch.setattr(layers, "PAGE_FORM", "smaller")
+    do("gallery", **exact | {"dataset": str(tmp_path / "images"), "run": str(tmp_path / "run")})
+    page = browser.open("#conv2/0005")
+    page.get_by_role("button").filter(has=page.get_by_role("img", name="patch 1")).click()
+    picture = page.get_by_role("dialog").get_by_role("img", name="patch 1")
+    fine = picture.locator(".crop")
+    fine.wait_for()
+    assert "photographs/" in fine.evaluate("(node) => node.style.backgroundImage")
+    frame = page.get_by_role("dialog").locator(".frame")
+    whole = page.get_by_role("dialog").locator(".whole").bounding_box()
+    window, around, inside = frame.bounding_box(), fine.bounding_box(), picture.bounding_box()
+    for side in ("width", "height"):  # the same share of the photograph as is framed
+        shares = inside[side] / around[side], window[side] / whole[side]
+        assert shares[0] == pytest.approx(shares[1], abs=0.02)
+
+
+def test_the_pictures_of_one_unit_are_downloaded_from_a_server(
+    browser: Browser, gallery: Path
+) -> None:
+    page = browser.open("#conv2/0005")
+    link = page.get_by_role("link", name="download")
+    assert link.get_attribute("download") == "conv2-0000-0007.png"
+    handler = partial(SimpleHTTPRequestHandler, directory=str(gallery))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        other = browser.browser.new_context().new_page()
+        other.goto(f"http://127.0.0.1:{server.server_port}/#conv2/0005")
+        with other.expect_download() as download:
+            other.get_by_role("link", name="download").click()
+        server.shutdown()
+    assert download.value.suggested_filename == "conv2-0005.png"
+    own, sheet = Image.open(download.value.path()), Image.open(gallery / "conv2" / "0000.png")
+    height = sheet.height // 8
+    expected = np.asarray(sheet)[5 * height : 6 * height]
+    assert np.array_equal(np.asarray(own.convert("RGB")), expected)
 
 
 def test_the_units_that_feed_one_are_links_with_pictures(browser: Browser, gallery: Path) -> None:

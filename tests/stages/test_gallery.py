@@ -22,7 +22,9 @@ from cnnvis_cli.histogram import BINS, edges
 from cnnvis_cli.report import Meter, Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.gallery import layers
 from cnnvis_cli.stages.gallery.facts import histogram_bars, neighbours
+from cnnvis_cli.stages.gallery.flows import drawn_levels
 from cnnvis_cli.stages.gallery.stage import gallery as make_gallery
 from cnnvis_cli.verify import verify
 
@@ -91,13 +93,18 @@ def units_of(folder: Path, alias: str) -> list[dict[str, Any]]:
 
 
 def picture(folder: Path, alias: str, unit: int, kind: str, rank: int) -> Pixels:
-    """Return one picture, cut out of a unit's file as the page does."""
-    sheet = layer_of(folder, alias)["sheet"]
+    """Return one picture, cut out of the file of some units as the page does."""
+    layer = layer_of(folder, alias)
+    sheet, units = layer["sheet"], layer["units"]
     pane = next(p for p in sheet["panes"] if p["kind"] == kind)
-    pixels = np.asarray(Image.open(folder / alias / f"{unit:04d}.{sheet['suffix']}"))
-    assert list(pixels.shape[:2]) == sheet["size"]
+    row = units.index(unit) % sheet["units"]
+    first = units[units.index(unit) - row]
+    pixels = np.asarray(Image.open(folder / alias / f"{first:04d}.{sheet['suffix']}"))
+    together = min(sheet["units"], len(units) - units.index(first))
+    assert list(pixels.shape[:2]) == [together * sheet["size"][0], sheet["size"][1]]
     (height, width), left = pane["tile"], rank * pane["cell"][1]
-    return pixels[pane["top"] : pane["top"] + height, left : left + width]
+    top = row * sheet["size"][0] + pane["top"]
+    return pixels[top : top + height, left : left + width]
 
 
 def stretched(values: NDArray[Any]) -> Pixels:
@@ -120,8 +127,9 @@ def test_every_unit_of_every_layer_is_there(
         assert f'href="#{alias}"' in page
         assert layer_of(folder, alias)["units"] == list(range(channels))
         assert len(units_of(folder, alias)) == channels
-        for unit in range(channels):
-            assert (folder / alias / f"{unit:04d}.png").is_file()
+        together = layer_of(folder, alias)["sheet"]["units"]
+        names = [path.name for path in sorted((folder / alias).glob("[0-9]*"))]
+        assert names == [f"{unit:04d}.png" for unit in range(0, channels, together)]
 
 
 def test_numbers_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_path: Path) -> None:
@@ -195,11 +203,11 @@ def test_the_first_page_has_patches_beside_optimized_images(
     do: Do, ready: Flags, folder: Path
 ) -> None:
     do("gallery", **ready)
-    page = (folder / "index.html").read_text()
-    units = [int(unit) for unit in re.findall(r'<a href="#conv2/(\d+)"', page)]
-    (strip,) = re.findall(r'paired" data-strip="conv2/(.*?)" data-of="(\d+)" data-rows="2"', page)
-    assert len(units) == int(strip[1]) == 7  # half as many, as each has two pictures
-    pixels = np.asarray(Image.open(folder / "conv2" / strip[0]))
+    assert 'data-strip="conv2"' in (folder / "index.html").read_text()
+    strip = read(folder / "run.js")[0]["strips"]["conv2"]
+    units = strip["units"]
+    assert (strip["rows"], len(units)) == (2, 7)  # half as many, as each has two pictures
+    pixels = np.asarray(Image.open(folder / "conv2" / f"strip.{strip['suffix']}"))
     high, wide = pixels.shape[0] // 2, pixels.shape[1] // len(units)
     for at, unit in enumerate(units):
         for row, kind in enumerate(("patches", "optimized")):
@@ -234,6 +242,32 @@ def test_pictures_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_p
                 )
                 wanted = image[5 + y : 5 + bottom, 5 + x : 5 + right]
                 assert (picture(folder, "conv1", unit, "patches", rank) == wanted).all()
+
+
+def test_units_share_a_file_as_far_as_it_stays_small(
+    do: Do, ready: Flags, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures are the same, and `verify` knows each file."""
+    do("gallery", **ready)
+    whole = {(alias, unit): picture(folder, alias, unit, "patches", 2)
+             for alias in CHANNELS for unit in range(CHANNELS[alias])}  # fmt: skip
+    monkeypatch.setattr(layers, "SHEET_BYTES", 30_000)
+    monkeypatch.setattr(layers, "PAGE_FORM", "smaller")
+    do("gallery", **ready)
+    sizes = [layer_of(folder, alias)["sheet"]["units"] for alias in CHANNELS]
+    assert 1 in sizes
+    assert max(sizes) > 1
+    for alias, units in zip(CHANNELS, sizes, strict=True):
+        names = [path.name for path in sorted((folder / alias).glob("[0-9]*.png"))]
+        assert names == [f"{unit:04d}.png" for unit in range(0, CHANNELS[alias], units)]
+        for unit in range(CHANNELS[alias]):
+            assert (picture(folder, alias, unit, "patches", 2) == whole[alias, unit]).all()
+    plan = Plan.make(None, {"run": ready["run"], "device": "cpu", "trust_code": True})
+    assert not verify(plan, Report(quiet=True), 1, False).wrong
+    shutil.copy(folder / "conv1" / "0000.png", folder / "conv1" / names[-1])
+    (folder / "conv2" / "0004.png").unlink()
+    wrong = "\n".join(verify(plan, Report(quiet=True), 1, False).wrong)
+    assert "0004.png: is gone" in wrong
 
 
 def test_photographs_are_there_as_a_whole(
@@ -289,9 +323,22 @@ def test_what_feeds_a_unit_is_there_with_links_that_lead_somewhere(
     weights = {(row[1], u) for u, unit in enumerate(flow_of(folder, "conv2")[1])
                for row in unit["weights"]}  # fmt: skip
     assert fed & weights, "both ends of a strong connection speak of it"
-    wide, levels = next(iter(flow_of(folder, "conv1")[1][0]["maps"].values()))
+    wide, letters = next(iter(flow_of(folder, "conv1")[1][0]["maps"].values()))
+    levels = unpacked(letters)
     assert len(levels) == wide * wide
     assert max(levels) == "f"
+
+
+def unpacked(letters: str) -> str:
+    """Return a digit per level, as the page does: a letter after f is a row of zeros."""
+    return re.sub("[g-y]", lambda found: "0" * (ord(found[0]) - 101), letters)
+
+
+def test_rows_of_zeros_are_one_letter() -> None:
+    levels = np.array([[0, 0, 15, 0], [1, *[0] * 3], *[[0] * 4] * 6, [0, 0, 0, 9]], np.uint8)
+    letters = drawn_levels(levels)
+    assert letters == "gf01yo9"
+    assert unpacked(letters) == "".join(f"{level:x}" for level in levels.flat)
 
 
 def test_without_weights_all_else_is_there(
@@ -505,19 +552,19 @@ def test_what_is_missing_or_of_an_older_gallery_is_put_right(
     own = folder / "conv1" / "notes.txt"
     own.write_text("a person's own")
     (folder / "CNAME").write_text("example.org")
-    (folder / "conv1" / "0003.png").unlink()
+    (folder / "conv1" / "0000.png").unlink()
     for name in ("conv1/0999.jpg", "conv1/.0001.png.abc.tmp", "conv9/layer.js"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("// 0123456789abcdef\nold")
     do("gallery", **ready)
     after = snapshot(folder)
     assert {*after} == {*before, "CNAME", "conv1/notes.txt"}
-    assert after["conv1/0003.png"][0] == before["conv1/0003.png"][0]
+    assert after["conv1/0000.png"][0] == before["conv1/0000.png"][0]
     assert not (folder / "conv9").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [("0003.png", "0004.png"), ("grid0_000.png", "0001.png")]
+    ("name", "other"), [("0000.png", "grid1_000.png"), ("grid0_000.png", "0000.png")]
 )
 def test_a_picture_in_the_place_of_another_is_put_right(
     name: str, other: str, do: Do, ready: Flags, folder: Path, tmp_path: Path
@@ -605,7 +652,7 @@ def test_units_can_be_chosen(do: Do, ready: Flags, folder: Path) -> None:
     do("gallery", **ready)
     do("gallery", **ready | {"units": "1,3-4", "layer": ("conv1",)})
     assert layer_of(folder, "conv1")["units"] == [1, 3, 4]
-    assert not (folder / "conv1" / "0000.png").exists()
+    assert [path.name for path in sorted((folder / "conv1").glob("[0-9]*"))] == ["0001.png"]
     assert not (folder / "conv2").exists()
     near = [other for unit in units_of(folder, "conv1") for other, _ in unit["near"]]
     assert set(near) <= {1, 3, 4}

@@ -110,16 +110,34 @@
   const whenSeen = observer("400px 0px");
   const whenNearlySeen = observer("80px 0px");
 
-  const fillStrip = (row) => {
-    const pair = (text) => text.split(" ").map(Number);
-    const [tile, cell] = [pair(row.dataset.tile), pair(row.dataset.cell)];
-    const rows = Number(row.dataset.rows ?? 1); // of pictures in the file; each unit has one of each
-    const size = [rows * cell[0], row.dataset.of * cell[1]];
-    whenNearlySeen(row, () => row.querySelectorAll(".crop").forEach((node, at) => {
-      node.classList.toggle("sharp", Math.max(...tile) < 40);
-      const place = [Math.floor(at / rows) * cell[1], (at % rows) * cell[0], tile[1], tile[0]];
-      crop(node, row.dataset.strip, place, size);
+  const stripOf = (alias, folder, name, { tile, cell, units }, nodes, rows = 1) => { // some units in one file
+    const { suffix } = run.strips[alias];
+    const size = [rows * cell[0], units.length * cell[1]];
+    const all = units.flatMap((unit, at) => Array.from({ length: rows }, (_, row) => {
+      const picture = make("span", { class: `crop${Math.max(...tile) < 40 ? " sharp" : ""}` });
+      picture.fill = () => crop(picture, `${alias}/${name}.${suffix}`, [at * cell[1], row * cell[0], tile[1], tile[0]], size);
+      return picture;
     }));
+    folder.replaceChildren(...nodes(all));
+    whenNearlySeen(folder, () => all.forEach((picture) => picture.fill()));
+  };
+  const fillNav = (place) => {
+    const alias = place.dataset.nav;
+    stripOf(alias, place, "nav", run.strips[alias].nav, (pictures) => pictures);
+  };
+  const fillStrip = (place) => {
+    const alias = place.dataset.strip;
+    const strip = run.strips[alias];
+    const { rows, units, labels } = strip;
+    place.classList.toggle("paired", rows > 1);
+    stripOf(alias, place, "strip", strip, (pictures) => units.map((unit, at) => {
+      const name = `${alias}/${padded(unit)}`;
+      const [first, ...others] = pictures.slice(at * rows, (at + 1) * rows);
+      first.setAttribute("role", "img");
+      first.setAttribute("aria-label", [name, labels?.[at]].filter(Boolean).join(", "));
+      for (const other of others) other.setAttribute("aria-hidden", "true");
+      return make("a", { href: `#${name}` }, first, ...others, make("bdi", { "aria-hidden": "true" }, labels?.[at] || String(unit)));
+    }), rows);
   };
 
   const faceOf = (layer) => {
@@ -418,6 +436,14 @@
 
   // a unit
 
+  const sheetOf = (layer, position) => { // the file of a unit's pictures: its address, size, and where they begin
+    const { suffix, units, size: [height, width] } = layer.sheet;
+    const chunk = Math.floor(position / layer.chunk) * layer.chunk;
+    const first = chunk + Math.floor((position - chunk) / units) * units;
+    const last = Math.min(first + units, chunk + layer.chunk, layer.units.length) - 1;
+    const url = `${layer.alias}/${padded(layer.units[first])}.${suffix}`;
+    return { url, size: [(last + 1 - first) * height, width], top: (position - first) * height, first, last };
+  };
   const blockOf = (layer, position, unit, pane, flow) => {
     const columns = pane.kind === "intervals" ? 4 : Math.ceil(Math.sqrt(pane.count));
     const most = (3 * PANE) / Math.min(3, columns); // few pictures are larger
@@ -426,18 +452,20 @@
     block.style.setProperty("--columns", columns);
     block.style.setProperty("--wide", `${Math.min(most, pane.tile[1] * scale)}px`);
     block.style.setProperty("--shape", `${pane.tile[1]} / ${pane.tile[0]}`);
-    const url = `${layer.alias}/${padded(layer.units[position])}.${layer.sheet.suffix}`;
+    const { url, size, top } = sheetOf(layer, position);
     const pictures = [];
     for (let i = 0; i < pane.count; i += 1) {
       const { name, text, note, mark } = aboutPicture(layer, position, unit, pane, i);
       if (name === null) continue;
       const picture = make("span", { class: `crop${scale > 1 ? " sharp" : ""}`, role: "img", "aria-label": name, title: note });
-      const place = [i * pane.cell[1], pane.top, pane.tile[1], pane.tile[0]];
-      whenSeen(picture, () => crop(picture, url, place, layer.sheet.size));
+      const place = [i * pane.cell[1], top + pane.top, pane.tile[1], pane.tile[0]];
+      whenSeen(picture, () => crop(picture, url, place, size));
       const button = make("button", { type: "button", class: "zoom" }, picture);
       const map = ["patches", "projections"].includes(pane.kind) && unit.top?.[i] && flow?.maps?.[i];
       const found = ["optimized", "intervals"].includes(pane.kind) || !isPart(unit.top?.[i], layer) ? null : unit.top[i];
-      const nth = pictures.push({ url, place, size: layer.sheet.size, name, text: note, found, map: map && found && [layer, map] }) - 1;
+      const reduced = pane.kind === "patches" && Math.max(...pane.tile) < Math.max(...pane.size);
+      const fine = reduced && unit.top?.[i] ? { found: unit.top[i], pane } : null;
+      const nth = pictures.push({ url, place, size, name, text: note, found, fine, map: map && found && [layer, map] }) - 1;
       button.addEventListener("click", () => zoom(pictures, nth));
       if (map) button.append(maskOf(layer, map, unit.top[i].slice(4)));
       const cell = make("div", { "data-rank": mark }, button, make("bdi", { class: "text", title: note }, text));
@@ -452,14 +480,15 @@
     const [before, after, closing] = ["← previous", "next →", "Close"].map((text) => make("button", { type: "button" }, text));
     const note = make("bdi");
     const dialog = make("dialog", {}, stage, make("p", {}, note, make("span", { class: "keyed" }, before, after, closing)));
-    const enlarge = ({ url, place, size, name, text, found, map }) => {
+    const enlarge = ({ url, place, size, name, text, found, fine, map }) => {
       const most = Math.min(innerWidth * 0.9, innerHeight * 0.78, found ? innerWidth * 0.42 : Infinity, 800);
-      const [, , width, height] = place;
+      const [height, width] = fine?.pane.size ?? [place[3], place[2]];
       const scale = Math.max(width, height) > most ? most / Math.max(width, height) : enlarged([height, width], most);
       const picture = make("span", { class: `crop${scale > 1 ? " sharp" : ""}`, role: "img", "aria-label": name });
       picture.style.setProperty("--wide", `${width * scale}px`);
       picture.style.setProperty("--shape", `${width} / ${height}`);
       crop(picture, url, place, size);
+      if (fine) refine(picture, fine);
       stage.replaceChildren(picture, ...(found ? [wholeOf(found, map)] : []));
       dialog.setAttribute("aria-label", name);
       note.textContent = text;
@@ -485,7 +514,8 @@
     enlarge(pictures[at]);
     dialog.showModal();
   };
-  const maskOf = (layer, [wide, levels], window) => { // dark where the unit is low; over a window
+  const maskOf = (layer, [wide, letters], window) => { // dark where the unit is low; over a window
+    const levels = letters.replace(/[g-y]/g, (letter) => "0".repeat(letter.charCodeAt(0) - 101));
     const high = levels.length / wide;
     const canvas = make("canvas", { class: "mask", width: wide, height: high, "aria-hidden": "true" });
     const paint = canvas.getContext("2d");
@@ -514,6 +544,17 @@
       node.style.setProperty("--shape", `${size[1]} / ${size[0]}`);
       crop(node, `photographs/${String(number).padStart(4, "0")}.jpg`, place, sides);
       return size;
+  };
+  const refine = async (picture, { found: [, , , image, ...box], pane }) => { // a patch, from the whole photograph
+    const inside = make("span", { class: "crop", "aria-hidden": "true" });
+    const size = await showPhotograph(inside, image).catch(() => null);
+    const [top, left, bottom, right] = box;
+    if (!size || (whole.tile[0] * (bottom - top)) / size[0] <= pane.tile[0]) return; // no finer
+    const share = (pixels, all) => `${(100 * pixels) / all}%`;
+    Object.assign(inside.style, { position: "absolute", top: share(-top, bottom - top), left: share(-left, right - left),
+      height: share(size[0], bottom - top), width: share(size[1], right - left) });
+    Object.assign(picture.style, { position: "relative", overflow: "hidden", backgroundImage: "none" });
+    picture.append(inside);
   };
   const wholeOf = ([, , file, image, ...box], map) => { // the photograph, with the window in a frame
     const node = make("span", { class: "crop whole", role: "img", "aria-label": `the whole photograph ${file}` });
@@ -742,6 +783,32 @@
     return parts;
   };
 
+  const save = (blob, name) => {
+    const url = URL.createObjectURL(blob);
+    make("a", { href: url, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  };
+  const downloading = (layer, position) => { // a unit's pictures; on a disk, where pages may not read, all in their file
+    const { url, top, first, last } = sheetOf(layer, position);
+    const [from, to, own] = [first, last, position].map((at) => padded(layer.units[at]));
+    const several = last > first;
+    const link = make("a", {
+      href: url, download: `${layer.alias}-${from}${several ? `-${to}` : ""}.${layer.sheet.suffix}`,
+      title: several ? `from a web server this unit's pictures, from a disk those of ${layer.alias}/${from} to ${to}` : null,
+    }, "download");
+    link.addEventListener("click", async (event) => {
+      if (!several || location.protocol === "file:") return;
+      event.preventDefault();
+      const image = new Image();
+      image.src = url;
+      await image.decode();
+      const [height, width] = layer.sheet.size;
+      const canvas = make("canvas", { width, height });
+      canvas.getContext("2d").drawImage(image, 0, -top);
+      canvas.toBlob((blob) => save(blob, `${layer.alias}-${own}.png`), "image/png");
+    });
+    return link;
+  };
   const copying = () => { // the page's address, with the view
     const button = make("button", { type: "button", class: "plain" }, "copy link");
     button.addEventListener("click", async () => {
@@ -769,8 +836,7 @@
         layer.labels?.[position] ? " " : "", layer.labels?.[position] ? make("bdi", {}, layer.labels[position]) : ""),
       make("nav", { class: "steps", "aria-label": "Units" }, step("← previous", order[here - 1], "prev"),
         make("span", {}, `${here + 1} of ${order.length.toLocaleString("en")}`), step("next →", order[here + 1], "next"),
-        make("a", { href: `${layer.alias}/${number}.${layer.sheet.suffix}`, download: `${layer.alias}-${number}.${layer.sheet.suffix}` }, "download"),
-        copying(), make("a", { href: `#${layer.alias}` }, "close ×")));
+        layer.sheet.panes.length ? downloading(layer, position) : "", copying(), make("a", { href: `#${layer.alias}` }, "close ×")));
     const panes = make("div", { class: "panes" });
     for (const pane of layer.sheet.panes) {
       const block = blockOf(layer, position, unit, pane, flow);
@@ -834,9 +900,7 @@
   };
   const downloadTable = async () => {
     for (const [alias] of quiz.questions.slice(0, answers().length)) await layerOf(alias);
-    const url = URL.createObjectURL(new Blob([table()], { type: "text/tab-separated-values" }));
-    make("a", { href: url, download: "quiz.tsv" }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 10000);
+    save(new Blob([table()], { type: "text/tab-separated-values" }), "quiz.tsv");
   };
   const quizTools = () => {
     const given = answers().length;
@@ -1051,6 +1115,7 @@
     name();
     prepareSearch();
     if (address().alias || state.quiz) reveal("layer"); // the strips of the first page are not needed
+    document.querySelectorAll("[data-nav]").forEach(fillNav);
     document.querySelectorAll("[data-strip]").forEach(fillStrip);
     byId("skip").addEventListener("click", () => byId("main").focus());
     byId("unit").addEventListener("mouseover", mark);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats, Int64s
 from cnnvis_cli.digests import digest, file_digest
@@ -29,7 +31,7 @@ from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Record
 
-VERSION_OF_FLOWS = 1
+VERSION_OF_FLOWS = 2
 IMAGES_AT_ONCE = 4
 KERNEL_LEVELS, LARGEST_KERNEL = 9, 121  # of weights that are drawn; cells
 
@@ -252,6 +254,12 @@ def _drawn(kernel: Floats) -> list[object]:
     return [width, "".join(chr(ord("j") + level) for level in levels.tolist())]
 
 
+def drawn_levels(levels: NDArray[np.uint8]) -> str:
+    """Return a digit from 0 to f per level; 2 to 20 zeros in a row are a letter from g to y."""
+    digits_ = "".join(f"{level:x}" for level in levels.flat)
+    return re.sub("0{2,20}", lambda found: chr(ord("g") - 2 + len(found[0])), digits_)
+
+
 @dataclass(frozen=True)
 class _Made:
     """All that is known of one layer's connections."""
@@ -276,5 +284,5 @@ class _Made:
         for rank in range(STRONGEST_SHOWN):
             levels = self.traces.maps.get((row, rank))
             if levels is not None:
-                maps[rank] = [levels.shape[1], "".join(f"{level:x}" for level in levels.flat)]
+                maps[rank] = [levels.shape[1], drawn_levels(levels)]
         return found | ({"maps": maps} if maps else {})

@@ -20,6 +20,7 @@ from cnnvis_cli.figure import sprites
 from cnnvis_cli.figure.tone import TONE_RULES
 from cnnvis_cli.histogram import LEVELS
 from cnnvis_cli.nouns import Layer, Size, Unit
+from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     STRONGEST_SHOWN,
@@ -59,11 +60,14 @@ SEARCHED = 4  # classes per unit that a search knows
 NAV, NAV_UNITS = 46, 4  # side in pixels of a picture beside a layer's name, and how many
 STRIP = 14  # units in a layer's strip
 UNIT_PIXELS = 2_000_000  # pixels of a unit's pictures: well below a megabyte, even if noisy
+WINDOW = 160  # most pixels per side of a patch: enlarged, it comes from the whole photograph
+SHEET_BYTES = 350_000  # of a file of several units' pictures, roughly: all are loaded for one
 CHUNK, COLUMNS = 64, 8  # units whose grid pictures share a file, and those per row
 SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
-_SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, UNIT_PIXELS)
-PAGE_FORM = (9, *_SIZES, CHUNK, COLUMNS, SHARES, NAV, sprites.QUALITY, sprites.SMALL_QUALITY)
+_SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, NAV, UNIT_PIXELS, WINDOW, SHEET_BYTES)
+_FILES = (sprites.LOSSLESS_SIDE, sprites.QUALITY, sprites.SMALL_QUALITY, *sprites.BYTES.values())
+PAGE_FORM = (10, *_SIZES, *_FILES, CHUNK, COLUMNS, SHARES)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -197,9 +201,27 @@ class ShownLayer:
     @cached_property
     def sizes(self) -> list[Size]:
         """The stored size of each pane's pictures: their own, as far as there is room."""
-        pixels = sum(pane.count * math.prod(pane.size) for pane in self.panes)
+        sizes = []
+        for pane in self.panes:
+            whole = pane.kind in ("optimized", "projections")
+            sizes.append(pane.size if whole else sprites.within(pane.size, WINDOW))
+        pixels = self._pixels(sizes)
         share = min(1, math.sqrt(UNIT_PIXELS / pixels)) if pixels else 1
-        return [sprites.within(pane.size, share * max(pane.size)) for pane in self.panes]
+        return [sprites.within(size, share * max(size)) for size in sizes]
+
+    def _pixels(self, sizes: Sequence[Size]) -> int:
+        """Return the pixels of a unit's pictures of these sizes."""
+        return sum(p.count * math.prod(s) for p, s in zip(self.panes, sizes, strict=True))
+
+    @property
+    def unit_bytes(self) -> float:
+        """The bytes of a unit's pictures, roughly; 0 without any."""
+        return self._pixels(self.sizes) * sprites.BYTES[self.suffix] if self.panes else 0.0
+
+    @property
+    def in_sheet(self) -> int:
+        """The number of units whose pictures share a file."""
+        return max(1, min(CHUNK, int(SHEET_BYTES / (self.unit_bytes or SHEET_BYTES))))
 
     @property
     def suffix(self) -> str:
@@ -231,17 +253,24 @@ class ShownLayer:
     def chunk(self, number: int) -> list[int]:
         return self.units[number * CHUNK : (number + 1) * CHUNK]
 
-    def sheet(self, pictures: Sequence[Pixels]) -> bytes:
-        """Return the file of a unit: one row of pictures (count, h, w, 3) per pane."""
-        rows = [
-            sprites.mosaic(tiles, size, len(tiles))
-            for tiles, size in zip(pictures, self.sizes, strict=True)
-        ]
-        return sprites.encoded(sprites.stacked(rows), self.suffix)
+    def sheets(self, number: int) -> list[list[int]]:
+        """Return the units of a chunk, by the file of their pictures."""
+        return list(map(list, in_groups(self.chunk(number), self.in_sheet)))
+
+    def sheet_name(self, units: Units) -> str:
+        """Return the name of the file with the pictures of some units: that of the first."""
+        return f"{units[0]:04d}.{self.suffix}"
+
+    def rows(self, pictures: Sequence[Pixels]) -> Pixels:
+        """Return the pictures of a unit: one row of pictures (count, h, w, 3) per pane."""
+        rows = []
+        for tiles, size in zip(pictures, self.sizes, strict=True):
+            rows.append(sprites.mosaic(tiles, size, len(tiles)))
+        return sprites.stacked(rows)
 
     @property
     def plan(self) -> Record:
-        """The places of pictures in the file of a unit."""
+        """The places of a unit's pictures; `units` share a file, one below the other."""
         panes, below, width = [], 0, 0
         for pane, size in zip(self.panes, self.sizes, strict=True):
             cell = sprites.padded(size)
@@ -257,7 +286,8 @@ class ShownLayer:
                 }
             )
             below, width = below + cell[0], max(width, pane.count * cell[1])
-        return {"suffix": self.suffix, "size": (below, width), "panes": panes}
+        units = self.in_sheet
+        return {"suffix": self.suffix, "units": units, "size": (below, width), "panes": panes}
 
     def best(self) -> tuple[list[Face], list[int]]:
         """Return how the strip shows which units: the most selective ones with its pictures.

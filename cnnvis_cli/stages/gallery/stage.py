@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -155,12 +154,9 @@ def _is_done(piece: UnitPictures | LayerSummary) -> bool:
     return is_made(last, piece.shown.key, others)
 
 
-small_file = partial(sprites.encoded, quality=sprites.SMALL_QUALITY)
-
-
 @dataclass(frozen=True)
 class UnitPictures:
-    """The pictures and facts of some units: one file per unit, and some for the grid."""
+    """The pictures and facts of some units, several in a file, and some for the grid."""
 
     shown: ShownLayer
     number: int
@@ -174,7 +170,7 @@ class UnitPictures:
         return self.shown.chunk(self.number)
 
     def files(self) -> list[str]:
-        own = [f"{unit:04d}.{self.shown.suffix}" for unit in self.units]
+        own = map(self.shown.sheet_name, self.shown.sheets(self.number))
         pictures = [*own, *self._grids(), *self._icons()]
         pictures = pictures if self.shown.panes else []
         return [*pictures, f"units_{self.number:03d}.js"]
@@ -192,22 +188,25 @@ class UnitPictures:
 
     def make(self) -> Iterator[int]:
         """Draw and publish; yield the number of drawn units, in groups."""
-        shown, units = self.shown, self.units
-        firsts: list[list[Pixels]] = [[] for _ in shown.panes]
-        for few in in_groups(units, UNITS_AT_ONCE):
-            drawn = [pane.pictures(few) for pane in shown.panes]
-            for i, unit in enumerate(few if drawn else ()):
-                content = shown.sheet([pictures[i] for pictures in drawn])
-                publish(shown.folder / f"{unit:04d}.{shown.suffix}", content)
-            for first, pictures in zip(firsts, drawn, strict=True):
-                first.append(pictures[:, 0])
-            yield len(few)
+        shown, firsts = self.shown, list[list[Pixels]]()
+        firsts += ([] for _ in shown.panes)
+        for units in shown.sheets(self.number):
+            rows: list[Pixels] = []
+            for few in in_groups(units, UNITS_AT_ONCE):
+                drawn = [pane.pictures(few) for pane in shown.panes]
+                rows += map(shown.rows, zip(*drawn, strict=True))
+                for first, pictures in zip(firsts, drawn, strict=True):
+                    first.append(pictures[:, 0])
+                yield len(few)
+            if rows:
+                content = sprites.encoded(np.concatenate(rows), shown.suffix)
+                publish(shown.folder / shown.sheet_name(units), content)
         faces = [*zip(self._grids(), shown.faces, firsts[: len(shown.faces)], strict=True)]
         if shown.icon:
             faces += zip(self._icons(), [shown.icon], [firsts[shown.usual]], strict=True)
         for name, face, first in faces:
             sheet = sprites.mosaic(np.concatenate(first), face.size, COLUMNS)
-            encode = small_file if face is shown.icon else sprites.encoded
+            encode = sprites.small_file if face is shown.icon else sprites.encoded
             publish(shown.folder / name, encode(sheet, face.suffix))
         *made, last = map(shown.folder.joinpath, self.files())
         publish(last, self.script(digest_of_pictures(made)))
@@ -254,10 +253,10 @@ class LayerSummary:
             size, suffix = faces[0].size, faces[0].suffix
             rows = [_firsts(face, units) for face in faces]
             sheet = sprites.stacked([sprites.mosaic(row, size, STRIP) for row in rows])
-            publish(shown.folder / f"strip.{suffix}", small_file(sheet, suffix))
+            publish(shown.folder / f"strip.{suffix}", sprites.small_file(sheet, suffix))
             tile = sprites.within(size, NAV)
             beside = sprites.mosaic(rows[0][:NAV_UNITS], tile, NAV_UNITS)
-            publish(shown.folder / f"nav.{suffix}", small_file(beside, suffix))
+            publish(shown.folder / f"nav.{suffix}", sprites.small_file(beside, suffix))
         yield 0  # `UnitPictures` count them
         *strips, last = map(shown.folder.joinpath, self.files())
         publish(last, self.script(digest_of_pictures(strips)))
@@ -306,28 +305,29 @@ def _make(session: Session, found: Sequence[Piece]) -> set[int]:
     return lost
 
 
-BYTES = {"jpg": 0.25, "png": 2.0}  # per pixel, roughly
-
-
 MANY_FILES, MUCH_ROOM = 2000, 100e6  # from how many files, or bytes, on their amount is told
+DATA_BYTES = 4000  # of a unit: its numbers, and what feeds it
 
 
 def _tell_size(session: Session, todo: Sequence[Piece]) -> None:
     """Say how many files are to be written, and how large they will be, if it is much."""
-    count = sum(len(piece.files()) for piece in todo)
-    size = 0.0
+    count, size = len(site.ASSETS), 0.0
     for piece in todo:
+        count += len(piece.files())
         if isinstance(piece, UnitPictures):
-            shown = piece.shown
-            pixels = sum(
-                p.count * math.prod(s) for p, s in zip(shown.panes, shown.sizes, strict=True)
-            )
-            size += len(piece.units) * pixels * BYTES[shown.suffix] if shown.panes else 0
+            count += session.plan.gallery.trace > 0  # what feeds the units
+            size += len(piece.units) * (piece.shown.unit_bytes + _grid_bytes(piece.shown))
         elif isinstance(piece, WholePhotographs):
-            size += len(piece.wanted) * math.prod(piece.size) * BYTES["jpg"]
+            size += len(piece.wanted) * math.prod(piece.size) * sprites.BYTES["jpg"]
     if count >= MANY_FILES or size >= MUCH_ROOM:
-        told = f"gallery: {count:,} files to write, about {max(1, round(size / 1e6)):,} MB"
+        told = f"gallery: about {count:,} files to write, {max(1, round(size / 1e6)):,} MB"
         session.report.note(told)
+
+
+def _grid_bytes(shown: ShownLayer) -> float:
+    """Return the bytes of a unit's pictures in the grid and in lists, and of its data, roughly."""
+    faces = sum(math.prod(face.size) * sprites.BYTES[face.suffix] for face in shown.faces)
+    return faces + DATA_BYTES
 
 
 NO_PATCHES = (
@@ -375,6 +375,7 @@ def page_of(
     asked = quiz_questions(shown)
     run = {"classes": classes, "layers": aliases, "listed": listed, "flowing": flowing, **places}
     run["quiz"] = bool(asked)
+    run["strips"] = {each.layer.alias: _strip(each) for each in shown if each.panes}
     key = digest([each.key for each in shown])
     quiz = {"quiz.js": site.data("quiz", quiz_record(shown, asked), key=key)} if asked else {}
     facts = {**_facts(session, shown), "questions": len(asked), "compared": compared}
@@ -398,7 +399,7 @@ def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:
         "units": sum(len(each.units) for each in shown),
         "no_patches": any(map(_lacks_patches, shown)),
         "selective": any(layer["selective"] for layer in layers),
-        "paired": any(layer["rows"] > 1 for layer in layers),
+        "paired": any(len(each.best()[0]) > 1 for each in shown),
         "holds": max(held, key=held.count),
         "layers": layers,
     }
@@ -406,8 +407,6 @@ def _facts(session: Session, shown: Sequence[ShownLayer]) -> Record:
 
 def _layer_facts(shown: ShownLayer) -> Record:
     layer = shown.layer
-    faces, units = shown.best()
-    size = faces[0].size if faces else (1, 1)
     return {
         "alias": layer.alias,
         "module": layer.module if layer.module != layer.alias else "",
@@ -416,17 +415,24 @@ def _layer_facts(shown: ShownLayer) -> Record:
         "channels": layer.channels,
         "dead": shown.dead,
         "holds": [_holds(shown, pane.kind, pane.name, len(pane.held)) for pane in shown.panes],
-        "strip": f"{layer.alias}/strip.{faces[0].suffix}" if faces else "",
+        "strip": bool(shown.panes),
+        "selective": bool(shown.top and np.isfinite(shown.top.stats["selectivity"]).any()),
+    }
+
+
+def _strip(shown: ShownLayer) -> Record:
+    """Return what the first page needs to show some units of a layer."""
+    faces, units = shown.best()
+    size, labels = faces[0].size, dict(zip(shown.units, shown.labels, strict=True))
+    nav = sprites.within(size, NAV)
+    return {
+        "suffix": faces[0].suffix,
         "rows": len(faces),
+        "units": units,
+        "labels": [labels[unit] for unit in units] if any(map(labels.get, units)) else None,
         "tile": size,
         "cell": sprites.padded(size),
-        "nav": f"{layer.alias}/nav.{faces[0].suffix}" if faces else "",
-        "nav_tile": sprites.within(size, NAV),
-        "nav_cell": sprites.padded(sprites.within(size, NAV)),
-        "best": [
-            (f"{layer.alias}/{unit:04d}", shown.labels[shown.units.index(unit)]) for unit in units
-        ],
-        "selective": bool(shown.top and np.isfinite(shown.top.stats["selectivity"]).any()),
+        "nav": {"tile": nav, "cell": sprites.padded(nav), "units": units[:NAV_UNITS]},
     }
 
 
