@@ -31,7 +31,8 @@ def page(facts: Mapping[str, Any], template: str = "index.html") -> bytes:
     )
     source = (_FOLDER / template).read_text(encoding="utf-8")
     text = environment.from_string(source).render(facts)
-    return (text.strip() + "\n").encode("utf-8", "replace")  # names need not be Unicode
+    lines = filter(None, map(str.strip, text.split("\n")))  # of many layers: without indentation
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace")  # names need not be Unicode
 
 
 def data(call: str, *values: Any, key: str, pictures: str = "") -> bytes:

@@ -18,7 +18,7 @@
 
   const FOUND = 60; // results of a search that are shown
 
-  let run = { classes: [], layers: [], listed: {} };
+  let run = { classes: [], layers: [], listed: {}, strips: {} };
   let searched = null;
   let whole = null;
   let quiz = null;
@@ -110,34 +110,34 @@
   const whenSeen = observer("400px 0px");
   const whenNearlySeen = observer("80px 0px");
 
-  const stripOf = (alias, folder, name, { tile, cell, units }, nodes, rows = 1) => { // some units in one file
-    const { suffix } = run.strips[alias];
-    const size = [rows * cell[0], units.length * cell[1]];
-    const all = units.flatMap((unit, at) => Array.from({ length: rows }, (_, row) => {
+  const room = (tile) => tile.map((side) => Math.ceil(side / run.block) * run.block); // of a picture in a file
+  const stripOf = (folder, alias, name, tile, count, rows, nodes) => { // some units, in one file
+    const cell = room(tile);
+    const size = [rows * cell[0], count * cell[1]];
+    const all = Array.from({ length: count * rows }, (_, i) => {
       const picture = make("span", { class: `crop${Math.max(...tile) < 40 ? " sharp" : ""}` });
-      picture.fill = () => crop(picture, `${alias}/${name}.${suffix}`, [at * cell[1], row * cell[0], tile[1], tile[0]], size);
+      const place = [Math.floor(i / rows) * cell[1], (i % rows) * cell[0], tile[1], tile[0]];
+      picture.fill = () => crop(picture, `${alias}/${name}.${run.strips[alias].suffix}`, place, size);
       return picture;
-    }));
-    folder.replaceChildren(...nodes(all));
+    });
+    folder.append(...nodes(all));
     whenNearlySeen(folder, () => all.forEach((picture) => picture.fill()));
+    return folder;
   };
-  const fillNav = (place) => {
-    const alias = place.dataset.nav;
-    stripOf(alias, place, "nav", run.strips[alias].nav, (pictures) => pictures);
-  };
-  const fillStrip = (place) => {
-    const alias = place.dataset.strip;
-    const strip = run.strips[alias];
-    const { rows, units, labels } = strip;
-    place.classList.toggle("paired", rows > 1);
-    stripOf(alias, place, "strip", strip, (pictures) => units.map((unit, at) => {
+  const fillStrips = (alias) => { // on the first page, and beside the layer's name
+    const { rows, tile, nav, units, labels } = run.strips[alias];
+    const link = document.querySelector(`[data-layer="${alias}"]`);
+    const beside = make("span", { class: "thumbs", "aria-hidden": "true" });
+    link.append(stripOf(beside, alias, "nav", nav, Math.min(run.beside, units.length), 1, (pictures) => pictures));
+    const strip = make("div", { class: `strip${rows > 1 ? " paired" : ""}` });
+    byId(`about-${alias}`).parentNode.after(stripOf(strip, alias, "strip", tile, units.length, rows, (pictures) => units.map((unit, at) => {
       const name = `${alias}/${padded(unit)}`;
       const [first, ...others] = pictures.slice(at * rows, (at + 1) * rows);
       first.setAttribute("role", "img");
       first.setAttribute("aria-label", [name, labels?.[at]].filter(Boolean).join(", "));
       for (const other of others) other.setAttribute("aria-hidden", "true");
       return make("a", { href: `#${name}` }, first, ...others, make("bdi", { "aria-hidden": "true" }, labels?.[at] || String(unit)));
-    }), rows);
+    })));
   };
 
   const faceOf = (layer) => {
@@ -171,9 +171,10 @@
     return typeof units === "number" ? (unit < units ? unit : -1) : units.indexOf(unit);
   };
   const iconOf = (alias, position, name) => {
-    const { tile, cell, suffix, units } = run.listed[alias];
+    const { tile, suffix, units } = run.listed[alias];
     const node = make("span", { class: "crop", role: "img", "aria-label": name });
     if (!tile) return node;
+    const cell = room(tile);
     node.classList.toggle("sharp", Math.max(...tile) < 40);
     const [number, at] = [Math.floor(position / run.chunk), position % run.chunk];
     const all = typeof units === "number" ? units : units.length;
@@ -1115,8 +1116,7 @@
     name();
     prepareSearch();
     if (address().alias || state.quiz) reveal("layer"); // the strips of the first page are not needed
-    document.querySelectorAll("[data-nav]").forEach(fillNav);
-    document.querySelectorAll("[data-strip]").forEach(fillStrip);
+    Object.keys(run.strips).forEach(fillStrips);
     byId("skip").addEventListener("click", () => byId("main").focus());
     byId("unit").addEventListener("mouseover", mark);
     byId("unit").addEventListener("mouseleave", mark);

@@ -325,8 +325,7 @@ class ShownLayer:
         every = self.units == list(range(len(self.units)))
         found: Record = {"units": len(self.units) if every else self.units}
         if self.icon:
-            size = self.icon.size
-            found |= {"tile": size, "cell": sprites.padded(size), "suffix": self.icon.suffix}
+            found |= {"tile": self.icon.size, "suffix": self.icon.suffix}
         return found
 
     @property

@@ -370,7 +370,7 @@ def page_of(
     aliases = [each.layer.alias for each in shown]
     listed = {each.layer.alias: each.listed for each in shown}
     searched = {each.layer.alias: each.searched for each in shown}
-    places = {"chunk": CHUNK, "columns": COLUMNS}
+    places = {"chunk": CHUNK, "columns": COLUMNS, "beside": NAV_UNITS, "block": sprites.JPEG_BLOCK}
     flowing = [each.layer.alias for each in shown if (each.folder / "flow_000.js").is_file()]
     asked = quiz_questions(shown)
     run = {"classes": classes, "layers": aliases, "listed": listed, "flowing": flowing, **places}
@@ -415,7 +415,6 @@ def _layer_facts(shown: ShownLayer) -> Record:
         "channels": layer.channels,
         "dead": shown.dead,
         "holds": [_holds(shown, pane.kind, pane.name, len(pane.held)) for pane in shown.panes],
-        "strip": bool(shown.panes),
         "selective": bool(shown.top and np.isfinite(shown.top.stats["selectivity"]).any()),
     }
 
@@ -424,15 +423,14 @@ def _strip(shown: ShownLayer) -> Record:
     """Return what the first page needs to show some units of a layer."""
     faces, units = shown.best()
     size, labels = faces[0].size, dict(zip(shown.units, shown.labels, strict=True))
-    nav = sprites.within(size, NAV)
+    named = {"labels": [labels[unit] for unit in units]} if any(map(labels.get, units)) else {}
     return {
         "suffix": faces[0].suffix,
         "rows": len(faces),
-        "units": units,
-        "labels": [labels[unit] for unit in units] if any(map(labels.get, units)) else None,
         "tile": size,
-        "cell": sprites.padded(size),
-        "nav": {"tile": nav, "cell": sprites.padded(nav), "units": units[:NAV_UNITS]},
+        "nav": sprites.within(size, NAV),
+        "units": units,
+        **named,
     }
 
 
