@@ -54,6 +54,12 @@ def setting(
     return field(default=default, metadata={**words, **bounds})
 
 
+def named_units(help: str) -> Any:
+    """Declare the option of some units of any layers, with what it is for."""
+    words = f"{help}, such as conv5/0151; repeatable."
+    return setting((), "--unit", words, metavar="LAYER/N")
+
+
 def shown_default(declared: Field[Any]) -> str:
     """Return what help says of a setting's default; nothing where there is none to name."""
     value = declared.default
@@ -392,7 +398,10 @@ class MontagePlan:
         None, "--method", "Method of the projections to show.", metavar="NAME"
     )
     random: int | None = setting(
-        None, "--random", "Show this many units, chosen at random by --seed.", ge=1
+        None,
+        "--random",
+        "Show this many units, of --units where they are given, chosen at random by --seed.",
+        ge=1,
     )
     sort: Sort | None = setting(
         None,
@@ -420,12 +429,7 @@ class MontagePlan:
         "the style maco.",
     )
     images: Several[Text] = setting((), "IMAGE", "Images of the kind screen.")
-    unit: Several[Text] = setting(
-        (),
-        "--unit",
-        "Unit of the kind screen, such as conv5/151; repeatable.",
-        metavar="LAYER/N",
-    )
+    unit: Several[Text] = named_units("Unit of the kind screen")
     back: Back = setting(
         "raw",
         "--back",
@@ -464,8 +468,8 @@ class GalleryPlan:
 class NamePlan:
     """When a unit gets the name of a class."""
 
-    least: int = setting(
-        5, "--least", "Images of a class and of others that the sample must have.", ge=1
+    least: int = setting(  # a group of one image has no standard error
+        5, "--least", "Images of a class and of others that the sample must have.", ge=2
     )
     shuffles: int = setting(
         999, "--shuffles", "Random orders of the images that names are compared with.", ge=19
@@ -587,12 +591,7 @@ class ActivationsPlan:
     """Which images and videos to show, and how."""
 
     image: Several[Text] = setting((), "IMAGE-OR-VIDEO", "Images, folders and videos.")
-    unit: Several[Text] = setting(
-        (),
-        "--unit",
-        "Show one channel over the image, such as conv5/0151; repeatable.",
-        metavar="LAYER/N",
-    )
+    unit: Several[Text] = named_units("Show one channel over the image")
     compare: bool = setting(
         False, "--compare", "Show the same channels of two to six images side by side."
     )

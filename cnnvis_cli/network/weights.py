@@ -84,6 +84,29 @@ def fill(
     return module, digest
 
 
+def say_if_untrained(plan: Blueprint, module: nn.Module, say: Say) -> None:
+    """Say how many of a network's own parameters are random numbers.
+
+    These are the ones that differ when its function is called again, after another seed.
+    """
+    again = dict(build(plan, seed=1).named_parameters())
+    names = [name for name, _ in module.named_parameters()]
+    drawn = [name for name, own in module.named_parameters() if _differs(own, again.get(name))]
+    if drawn:
+        some = "all its" if len(drawn) == len(names) else f"{len(drawn)} of its {len(names)}"
+        say(
+            f"{plan.name}: {some} parameters are random numbers, {drawn[0]} for one; give trained "
+            "ones with --weights, or load them in your function"
+        )
+
+
+def _differs(own: Tensor, other: Tensor | None) -> bool:
+    """Return whether a parameter is another one; one that gets its shape later is."""
+    if isinstance(other, nn.UninitializedParameter):
+        return True
+    return other is not None and not torch.equal(own, other)
+
+
 def _fitted(
     plan: Blueprint, module: nn.Module, tree: Tree, path: Path, ema: bool, say: Say
 ) -> nn.Module:

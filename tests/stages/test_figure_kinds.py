@@ -440,6 +440,10 @@ def test_fewer_units_than_asked_for_are_explained(
         STAGES["montage"](session)
     assert "fc8: --random 6: has 3 to show" in capsys.readouterr().err
     assert len(record(flags, "optimized/fc8.png")["units"]) == 3
+    units = {"units": ",".join(map(str, record(flags, "optimized/fc8.png")["units"][:2]))}
+    with open_session(Plan.make(None, flags | units), Report()) as session:
+        STAGES["montage"](session)
+    assert "fc8: --random 6: --units leaves 2 to show" in capsys.readouterr().err
 
 
 def test_small_tiles_are_enlarged_unless_a_scale_is_given(do: Do, flags: Flags) -> None:

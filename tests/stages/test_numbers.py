@@ -161,11 +161,13 @@ def test_classes_of_one_name_are_told_apart(run: Path, cnnvis: Call) -> None:
 
 def test_what_cannot_be_named_is_refused(plans: None, cnnvis: Call) -> None:
     cnnvis("topk images -c exact.toml --run r --layer conv2")
-    told = cnnvis("name --run r --trust-code --shuffles 19 --least 1", 2)
+    told = cnnvis("name --run r --trust-code --least 1", 2)  # one image has no standard error
+    assert "--least 1: must be at least 2" in told.err
+    told = cnnvis("name --run r --trust-code --shuffles 19 --least 2", 2)
     assert "--level 0.01: with --shuffles 19 no name can be so rare; give --shuffles 99" in told.err
-    told = cnnvis("name --run r --trust-code --least 1 --layer fc3", 2)
+    told = cnnvis("name --run r --trust-code --least 2 --layer fc3", 2)
     assert "r/sample.h5: holds no fc3; it needs a topk --sample of its own" in told.err
-    told = cnnvis("name --run r --trust-code --least 1 --named zebra", 2)
+    told = cnnvis("name --run r --trust-code --least 2 --named zebra", 2)
     assert "--named zebra: is in the name of no class" in told.err
     told = cnnvis("name --run r --trust-code --least 9", 2)
     assert "r/sample.h5: no class has --least 9 images in it" in told.err

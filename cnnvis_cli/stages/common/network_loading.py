@@ -16,7 +16,7 @@ from cnnvis_cli.network.guest import needed, told
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.ordinary import channels_taken, takes_grey
 from cnnvis_cli.network.timm_models import preprocessing_of, told_by
-from cnnvis_cli.network.weights import Say, build, fill, require_weights, silent
+from cnnvis_cli.network.weights import Say, build, fill, require_weights, say_if_untrained, silent
 from cnnvis_cli.network.zoo import Blueprint, blueprint
 from cnnvis_cli.nouns import Axis, Layer, Preprocessing, ReceptiveField
 from cnnvis_cli.settings import Plan, PreprocessingPlan
@@ -37,6 +37,8 @@ def load_network(plan: Plan, say: Say = silent) -> Network:
     built = build(found, say=say)
     preprocessing, grey = _settle(found, built, plan.preprocessing, say)
     module, digest = fill(found, built, plan.weights, plan.ema, say)
+    if plan.weights is None and found.default_weights is None and say is not silent:
+        say_if_untrained(found, module, say)
     classes = found.classes if _alike(module, built) else ()
     return _prepared(replace(found, classes=classes), module, preprocessing, grey, digest)
 

@@ -37,7 +37,8 @@ def choose_units(session: Session, layer: Layer, held: Held) -> tuple[int, ...]:
         )
     if plan.random:
         if plan.random > len(units):
-            session.report.once(f"{layer.alias}: --random {plan.random}: has {len(units)} to show")
+            has = f"--units leaves {len(units)}" if session.plan.units else f"has {len(units)}"
+            session.report.once(f"{layer.alias}: --random {plan.random}: {has} to show")
         units = sample(session, layer, units, plan.random)
     if plan.sort or plan.best:
         units = _sorted(session, layer, units)
