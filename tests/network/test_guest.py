@@ -19,6 +19,8 @@ from cnnvis_cli.network.ordinary import channels_taken, ordinary, takes_grey, ty
 from cnnvis_cli.network.weights import load
 from cnnvis_cli.network.zoo import blueprint
 from cnnvis_cli.nouns import Preprocessing
+from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.network_loading import load_network
 
 NET = "nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())"
 
@@ -55,6 +57,34 @@ def built(name: str) -> Any:
 def test_an_object_a_class_and_a_function_are_networks(what: str) -> None:
     write("mine.py", what)
     assert isinstance(ordinary("mine:net", built("mine:net")), nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"def net(): return {NET}", "all its parameters are random numbers, 0.weight for one"),
+        (
+            f"def net():\n    found = {NET}\n    nn.init.ones_(found[0].weight)\n    return found",
+            "1 of its 2 parameters are random numbers, 0.bias for one; give trained ones with "
+            "--weights, or load them in your function",
+        ),
+        ("def net(): return nn.Sequential(nn.LazyConv2d(4, 3))", "all its parameters are random"),
+        (f"def net():\n    torch.manual_seed(7)\n    return {NET}", ""),
+        ("def net():\n    found = nn.Conv2d(3, 4, 3)\n"
+         "    found.load_state_dict({'weight': torch.ones(4, 3, 3, 3), 'bias': torch.ones(4)})\n"
+         "    return nn.Sequential(found)", ""),
+    ],
+    ids=["all", "some", "lazy", "seeded", "loaded"],
+)  # fmt: skip
+def test_random_numbers_of_your_own_function_are_told(text: str, told: str) -> None:
+    write("mine.py", text)
+    said: list[str] = []
+    load_network(Plan(model="mine:net", trust_code=True, device="cpu"), said.append)
+    assert "".join(said).startswith(f"mine:net: {told}" if told else "")
+    assert len(said) == bool(told)
+    said.clear()
+    load_network(Plan(model="mine:net", trust_code=True, weights="random"), said.append)
+    assert not said, "they were asked for"
 
 
 def test_an_object_is_copied_so_that_two_networks_are_two() -> None:
