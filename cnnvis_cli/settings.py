@@ -481,6 +481,22 @@ class NamePlan:
         gt=0,
         lt=1,
     )
+    clip: Text | None = setting(
+        None,
+        "--clip",
+        "Choose a word of --words by a CLIP model instead: its name in open_clip, or a folder "
+        "with its open_clip_config.json.",
+        metavar="MODEL|FOLDER",
+    )
+    clip_weights: Text | None = setting(
+        None, "--clip-weights", "That model's weights; nothing is fetched.", metavar="FILE"
+    )
+    words: Text | None = setting(
+        None, "--words", "The words to choose from, one a line.", metavar="FILE"
+    )
+    strongest: int = setting(
+        100, "--strongest", "Images of each unit that --clip looks for a word for.", ge=2
+    )
     named: Text | None = setting(
         None, "--named", "Print only units named so, or for a kind of it.", metavar="WORD"
     )
@@ -493,12 +509,16 @@ class ScorePlan:
     encoder: Text | None = setting(
         None,
         "--encoder",
-        "Network that says how alike pictures look; written as for --model.",
+        "Network that says how alike pictures look; written as for --model, or dreamsim.",
         "the network itself",
         "MODEL",
     )
     encoder_weights: Text | None = setting(
-        None, "--encoder-weights", "Its weights, written as for --weights.", metavar="NAME|FILE"
+        None,
+        "--encoder-weights",
+        "Its weights, written as for --weights; dreamsim's folder of weights.",
+        "models, for dreamsim",
+        metavar="NAME|FILE",
     )
     encoder_layer: Text | None = setting(
         None,

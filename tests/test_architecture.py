@@ -48,6 +48,8 @@ DOORS = {  # a library, and the only places that may use it
     "h5py": ("store/",),
     "captum": ("network/saliency.py",),
     "numba": ("network/tally_loops.py",),
+    "open_clip": ("network/clip.py",),
+    "dreamsim": ("network/perceptual.py",),
     "av": ("dataset/video.py", "figure/film.py"),
     "pyarrow": ("dataset/parquet.py",),
     "pillow_heif": ("dataset/decode.py",),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cnnvis_cli.cli.grouped import Grouped
-from cnnvis_cli.cli.options import JSON, WORKING_ON_UNITS, section, takes
+from cnnvis_cli.cli.options import JSON, MOVED, WORKING_ON_UNITS, section, takes
 from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -20,7 +20,8 @@ from cnnvis_cli.settings import Plan
     "figure.classes",
     JSON,
     *WORKING_ON_UNITS,
-    idle=("device", "batch_size", "workers"),
+    MOVED,
+    idle=("batch_size", "workers"),
 )
 def command(as_json: bool, **flags: Any) -> None:
     """Find a word for each unit: the class that its activations separate best.
@@ -30,6 +31,10 @@ def command(as_json: bool, **flags: Any) -> None:
     images of the sample. A unit that does no better than it would with shuffled images is unnamed;
     its best class is in the last column. The table of all units is names.tsv in the run directory;
     those of --layer and --units are printed.
+
+    With --clip the name is the word of any list that fits the unit's strongest images best, by
+    soft-WPMI of CLIP-Dissect (Oikarinen and Weng 2023); needs pip install 'cnnvis[clip]', and
+    weights and words from files.
 
     Example: cnnvis name --run outputs/demo --layer fc8 --least 2 (after cnnvis demo)
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import spearmanr
 
 from cnnvis_cli.measures.interpretability import (
@@ -34,9 +36,13 @@ def cosine(a: list[float], b: list[float]) -> float:
     return product / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def score_by_hand(values: np.ndarray, features: np.ndarray, both: bool) -> float:
+def score_by_hand(
+    values: np.ndarray, features: np.ndarray, both: bool, centre: bool = True
+) -> float:
     """Return the score of one unit in plain Python, task by task."""
-    means = [sum(column) / len(features) for column in zip(*features.tolist(), strict=True)]
+    means = [
+        centre * sum(column) / len(features) for column in zip(*features.tolist(), strict=True)
+    ]
     shown = [[x - m for x, m in zip(row, means, strict=True)] for row in features.tolist()]
     order = sorted(range(len(values)), key=lambda i: (values[i], i))
     tail = round(len(values) / 10)
@@ -127,6 +133,75 @@ def test_a_run_is_scored_by_all_that_it_has(
     assert len(Path("r/scores.tsv").read_text().splitlines()) == 1 + 4
     controls = [float(row["control"]) for row in rows if row["explanation"] == "images"]
     assert np.mean(controls) == pytest.approx(0.5, abs=0.1)
+
+
+DREAMSIM = """
+import socket
+from pathlib import Path
+
+import torch
+
+
+class Model:
+    def embed(self, images):  # as the package's: one row per image, of length 1, in 0 to 1
+        assert images.shape[1:] == (3, 224, 224) and 0 <= images.min() <= images.max() <= 1
+        parts = torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+        return (parts.T / parts.norm(dim=1)).T
+
+
+def dreamsim(pretrained=True, device="cuda", cache_dir="./models", dreamsim_type="ensemble"):
+    assert pretrained and dreamsim_type == "clip_vitb32"
+    if Path(cache_dir, "clip_vitb32_pretrain.pth.tar").read_text() == "fetch":
+        socket.create_connection(("127.0.0.1", 9))
+    return Model(), None
+"""
+
+
+def test_dreamsim_is_asked_as_its_package_wants(
+    photographs: Callable[..., Path],
+    plans: None,
+    cnnvis: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The package is a stand-in: its weights are not at hand here."""
+    photographs(Path("many"), least_images(), classes=2)
+    text = Path("exact.toml").read_text().replace("sample = 9", "sample = 1000")
+    Path("exact.toml").write_text(
+        text.replace(str(Path("images").absolute()), str(Path("many").absolute()))
+    )
+    cnnvis("topk many -c exact.toml --run r")
+    asked = "score -c exact.toml --run r --layer fc3 --encoder dreamsim --encoder-weights known"
+    monkeypatch.setitem(sys.modules, "dreamsim", None)
+    assert "the package is not there" in cnnvis(asked, 2).err
+    monkeypatch.delitem(sys.modules, "dreamsim")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "dreamsim.py").write_text(DREAMSIM)
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    told = cnnvis(asked, 2).err
+    assert "known has no weights of it (of the ensemble there is no dino_vitb16_pretrain" in told
+    Path("known", "clip_vitb32_single_lora").mkdir(parents=True)
+    weights = Path("known", "clip_vitb32_pretrain.pth.tar")
+    weights.write_text("fetch")
+    told = cnnvis(asked, 2).err
+    assert "known cannot be loaded as clip_vitb32 (it would ask the network" in told
+    weights.write_text("known")
+    assert "similarity by DreamSim clip_vitb32" in cnnvis(asked).err
+    file, rows = SampleFile(Path("r/sample.h5")), []
+    for row in range(least_images()):
+        with Image.open(Path("many", file.images().name(row))) as image:
+            whole = image.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+        pixels = np.asarray(whole).reshape(-1, 3) / 255
+        rows.append([*pixels.mean(axis=0), *pixels.std(axis=0, ddof=1)])
+    head, *lines = Path("r/scores.tsv").read_text().splitlines()
+    for line in lines:
+        found = dict(zip(head.split("\t"), line.split("\t"), strict=True))
+        values, both = (
+            file.values("fc3")[:, int(found["unit"][-4:])],
+            found["explanation"] == "images",
+        )
+        wanted = score_by_hand(values, np.array(rows), both, centre=False)
+        assert float(found["score"]) == pytest.approx(wanted, rel=2e-3)
 
 
 def test_a_small_sample_is_refused(plans: None, cnnvis: Call) -> None:

@@ -633,17 +633,20 @@
     const number = (text) => short(text === "" || text === "nan" ? null : Number(text));
     const parts = [];
     if (unit.named) {
-      const { name, area, error, chance, best } = unit.named;
-      parts.push(list([["name", make("bdi", {}, name)], ["best class", make("bdi", {}, best)],
-        ["area under its ROC curve", `${number(area)} ± ${number(error)}`], ["as large by chance", number(chance)]]));
+      const { name, area, error, chance, best, score, clip } = unit.named;
+      const found = clip ? ["its soft-WPMI", score] : ["area under its ROC curve", area];
+      parts.push(list([["name", make("bdi", {}, name)], [clip ? "best word" : "best class", make("bdi", {}, best)],
+        [found[0], `${number(found[1])} ± ${number(error)}`], ["as large by chance", number(chance)],
+        ...(clip ? [["by", make("bdi", {}, clip)]] : [])]));
     }
     if (unit.scores) {
       const table = make("table", {}, make("tr", {}, ...["explanation", "score", "±", "control"].map((t) => make("th", { scope: "col" }, t))));
       for (const [explanation, ...rest] of unit.scores) table.append(make("tr", {}, make("td", {}, explanation), ...rest.map((text) => make("td", {}, number(text)))));
       parts.push(table);
     }
+    const about = unit.named?.clip ? HELP.word : HELP.name;
     const title = unit.scores ? (unit.named ? "Name and score" : "Score") : "Name";
-    return section(title, helpOf(unit.scores ? `${HELP.name} ${HELP.score}` : HELP.name), ...parts);
+    return section(title, helpOf(unit.scores ? `${about} ${HELP.score}` : about), ...parts);
   };
   const breakdown = (unit) => {
     if (!unit.breakdown?.length) return null;
@@ -746,6 +749,7 @@
     parts: "What each unit of the layer before adds to this unit's value at its strongest places, on average: weight times what reaches it. All of them and the bias sum to the value.",
     weights: "Share of all its weights, summed over the kernel (drawn: red adds, blue takes away), with the scale of a batch normalisation between and all rectifiers open.",
     breakdown: "Mean of the unit's largest value in each image, values below 0 counted as 0, over the images of a class in the sample; classes with one image are left out.",
+    word: "The word of a list that fits the unit's strongest images best, by CLIP; chance is the share of shuffled images whose best word fits as well.",
     name: "The class that the unit's values separate best from all other images; chance is the share of shuffled images whose best class is separated as well.",
     score: "How well pictures tell two images apart by the unit's value: 0.5 for chance, 1 at best; the control has the values shuffled.",
     selectivity: "(a − b) / (a + b): a is the mean over the images of the class that activates it most, b that of the other classes; 1 for a unit of a single class.",

@@ -20,6 +20,7 @@ from cnnvis_cli.dataset.manifest import Manifest, root_of
 from cnnvis_cli.demo.synthetic import CLASSES, draw
 from cnnvis_cli.engine import in_threads
 from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
+from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.scratch import scratch
@@ -57,13 +58,14 @@ def draw_images(folder: Path, report: Report) -> None:
             write_png(path, draw(name, FIRST_SEED + number))
 
 
-def image_reader(session: Session) -> ReadImage:
+def image_reader(session: Session, other: Preprocessing | None = None) -> ReadImage:
     """Return a function from image index to preprocessed pixels, uint8 (height, width, 3).
 
-    Raise `UsageError` before topk; the function raises `CnnvisError` for an image that has changed
-    since, `Gone` for one that is not there, `StorageError` for one that cannot be read now.
+    As the network takes them, or as an `other` one does. Raise `UsageError` before topk; the
+    function raises `CnnvisError` for an image that has changed since, `Gone` for one that is not
+    there, `StorageError` for one that cannot be read now.
     """
-    return lru_cache(maxsize=CACHED_IMAGES)(_reader(session))
+    return lru_cache(maxsize=CACHED_IMAGES)(_reader(session, other))
 
 
 def gather(session: Session, wanted: NDArray[np.int64]) -> ReadImage:
@@ -84,7 +86,7 @@ def gather(session: Session, wanted: NDArray[np.int64]) -> ReadImage:
     return lambda index: kept[np.searchsorted(wanted, index)]
 
 
-def _reader(session: Session) -> ReadImage:
+def _reader(session: Session, other: Preprocessing | None = None) -> ReadImage:
     file = TopKFile(session.run.topk)
     plan = file.identity()
     if plan is None:
@@ -93,7 +95,7 @@ def _reader(session: Session) -> ReadImage:
     manifest = Manifest(
         _images_root(session), images.path, images.size, images.offset, images.label, ()
     )
-    decoded = decoder_of(str(plan["decode"]), session)
+    decoded = decoder_of(str(plan["decode"]), session, other)
 
     def read(index: int) -> Pixels:
         place = manifest.root / manifest.path(index)
@@ -115,9 +117,11 @@ def _reader(session: Session) -> ReadImage:
     return read
 
 
-def decoder_of(kind: str, session: Session) -> Callable[[bytes], Pixels]:
-    """Return the decoder that topk used, by its name there."""
-    preprocessing, device = session.network.preprocessing, session.network.device
+def decoder_of(
+    kind: str, session: Session, other: Preprocessing | None = None
+) -> Callable[[bytes], Pixels]:
+    """Return the decoder that topk used, by its name there; for an `other` network's images too."""
+    preprocessing, device = other or session.network.preprocessing, session.network.device
     if kind != "gpu":
         return lambda content: decode(content, preprocessing, kind == "fast")
 

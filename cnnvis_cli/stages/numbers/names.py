@@ -23,12 +23,11 @@ from cnnvis_cli.network.wordnet import sets_above
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, folders_above
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.numbers.table import publish_table, shown_table
+from cnnvis_cli.stages.numbers.table import UNNAMED, publish_table, shown_table
+from cnnvis_cli.stages.numbers.words import WordedUnit, word_units
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
 from cnnvis_cli.store.topk_file import TopKFile
-
-UNNAMED = "unnamed"
 
 
 @dataclass(frozen=True)
@@ -52,26 +51,37 @@ def name_units(session: Session, as_json: bool) -> None:
     """
     file = sample_of(session.run)
     _check_asked(session, file)
-    images = file.images()
-    used = ~images.skipped
-    groups = _groups(session, images)
-    plan = session.plan.name
-    by_chance = best_by_chance(groups, plan.shuffles, session.plan.seed)
-    held = file.layers()
-    layers = [layer for layer in session.network.layers if layer.alias in held]
-    found: list[NamedUnit] = []
-    for layer in session.report.track(layers, "name", len(layers), "layers"):
-        found += _of_layer(session, layer, file.values(layer.alias)[used], groups, by_chance)
+    found: Sequence[NamedUnit | WordedUnit]
+    if session.plan.name.clip is not None:
+        found, fitting = word_units(session, file)
+    else:
+        found, fitting = _by_classes(session, file)
     path = session.run.path / "names.tsv"
     publish_table(path, list(map(asdict, found)))
-    shown = _chosen(session, found, groups)
-    records = list(map(asdict, shown))
+    chosen = {str(Unit(la.alias, unit)) for la in session.layers for unit in session.units(la)}
+    records = [asdict(each) for each in found if each.unit in chosen and each.name in fitting]
     if as_json:
         session.report.result(json.dumps(records, indent=1))
     else:
         session.report.result(shown_table(records))
     named = sum(each.name != UNNAMED for each in found)
     session.report.note(f"{path}: {named} of {len(found)} units have a name")
+
+
+def _by_classes(session: Session, file: SampleFile) -> tuple[list[NamedUnit], set[str]]:
+    """Return all units' names by class, and the names of those that are asked for."""
+    images = file.images()
+    used = ~images.skipped
+    groups = _groups(session, images)
+    plan = session.plan.name
+    fitting = _fitting(session, groups)
+    by_chance = best_by_chance(groups, plan.shuffles, session.plan.seed)
+    held = file.layers()
+    layers = [layer for layer in session.network.layers if layer.alias in held]
+    found: list[NamedUnit] = []
+    for layer in session.report.track(layers, "name", len(layers), "layers"):
+        found += _of_layer(session, layer, file.values(layer.alias)[used], groups, by_chance)
+    return found, fitting
 
 
 def _check_asked(session: Session, file: SampleFile) -> None:
@@ -156,12 +166,11 @@ def _of_layer(
         )
 
 
-def _chosen(session: Session, found: Sequence[NamedUnit], groups: Groups) -> list[NamedUnit]:
-    """Return the units of --layer and --units that have the word of --named in their name.
+def _fitting(session: Session, groups: Groups) -> set[str]:
+    """Return the names that have the word of --named in them, all of them without one.
 
-    Or in the name of a group that holds all of theirs: a spaniel is a dog.
+    Or that are of a group all of whose images are in such a group: a spaniel is a dog.
     """
-    chosen = {str(Unit(la.alias, unit)) for la in session.layers for unit in session.units(la)}
     word = (session.plan.name.named or "").lower()
     fitting = groups.within([name for name in groups.names if word in name.lower()])
     if word in UNNAMED:
@@ -171,4 +180,4 @@ def _chosen(session: Session, found: Sequence[NamedUnit], groups: Groups) -> lis
             f"--named {word}: is in the name of no class, nor of a set of classes, with --least "
             f"{session.plan.name.least} images in {session.run.sample}"
         )
-    return [each for each in found if each.unit in chosen and each.name in fitting]
+    return fitting

@@ -80,7 +80,7 @@ def score_units(session: Session, as_json: bool) -> None:
         )
     encoder = Encoder.of(session)
     raw = encoder.images(session, images.index[used].tolist())
-    mean = raw.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = encoder.from_mean * raw.mean(axis=0, dtype=np.float64).astype(np.float32)
     features, held, found = unit_length(raw, mean), file.layers(), list[Scored]()
     layers = [layer for layer in session.layers if layer.alias in held]
     for layer in session.report.track(layers, "score", len(layers), "layers"):

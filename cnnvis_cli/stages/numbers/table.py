@@ -12,6 +12,7 @@ from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import publish
 
 TableRow = Mapping[str, Any]
+UNNAMED = "unnamed"  # a unit of which chance would say as much
 
 
 def shown_table(rows: Sequence[TableRow]) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 
 from cnnvis_cli.digests import digest
 from cnnvis_cli.nouns import Unit
-from cnnvis_cli.stages.numbers.names import UNNAMED
-from cnnvis_cli.stages.numbers.table import read_table
+from cnnvis_cli.stages.numbers.table import UNNAMED, read_table
 from cnnvis_cli.store.run import Run
 
 NAME_COLUMNS = ("name", "area", "error", "chance", "images", "best")
@@ -44,12 +43,14 @@ class UnitTables:
                 return float(row.get("score", "nan"))
         return float("nan")
 
-    def record(self, unit: Unit) -> dict[str, object]:
+    def record(self, unit: Unit) -> dict[str, Any]:
         """Return the page's data: a unit's name with its numbers, and its scores."""
-        found: dict[str, object] = {}
+        found: dict[str, Any] = {}
         named, scores = self.names.get(str(unit)), self.scores.get(str(unit))
         if named:
             found["named"] = {name: named.get(name, "") for name in NAME_COLUMNS}
+            if "clip" in named:
+                found["named"] |= {"score": named.get("score", ""), "clip": named["clip"]}
         if scores:
             found["scores"] = [[row.get(name, "") for name in SCORE_COLUMNS] for row in scores]
         return found
