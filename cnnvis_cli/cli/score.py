@@ -27,7 +27,8 @@ def command(as_json: bool, **flags: Any) -> None:
 
     How alike two pictures look is told by --encoder, by default the network itself, which may
     flatter its own units; dreamsim takes the paper's (pip install dreamsim; --encoder-weights
-    names the folder of its weights, and nothing is fetched). All numbers are in scores.tsv; means per layer are printed.
+    names the folder of its weights, and nothing is fetched). All numbers are in scores.tsv; means
+    per layer are printed.
 
     With --natural-path: are activations of optimized images like those of photographs on the way
     to the layer (Geirhos et al. 2024)? Per layer before it, 1 means as those of the unit's own

@@ -6,6 +6,7 @@ Oikarinen and Weng, ICLR 2023 (arXiv:2204.10965), with the constants of their co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
@@ -100,3 +101,41 @@ def random_orders(images: int, count: int, orders: int, seed: int) -> Int64s:
 def cut_words(text: str) -> Sequence[str]:
     """Return the words of a text, one a line, each once, without empty lines."""
     return list(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+
+
+@dataclass
+class LayerWords:
+    """The best word so far of each of a layer's units, and of each random order of the images."""
+
+    order: Int64s  # (C, K) strongest images
+    best: Doubles  # (C,)
+    word: Int64s  # (C,) its number
+    by_chance: Doubles  # (S,)
+
+    @classmethod
+    def of(cls, values: Floats, strongest: int, shuffles: int) -> LayerWords:
+        order, nothing = strongest_first(values, strongest), np.full(values.shape[1], -np.inf)
+        return cls(order, nothing, np.zeros(len(nothing), np.int64), np.full(shuffles, -np.inf))
+
+    def see(self, first: int, probabilities: Doubles, shuffled: Doubles) -> None:
+        """Take some words, from number `first` on, into account.
+
+        `probabilities` (N, W) are those of the images, `shuffled` (S, W) the evidence of random
+        orders.
+        """
+        evidence = log_evidence(probabilities, self.order)
+        prior = log_prior(evidence)
+        found = soft_wpmi(evidence, prior)
+        chosen, largest = found.argmax(axis=1), found.max(axis=1)
+        better = largest > self.best
+        self.word = np.where(better, first + chosen, self.word)
+        self.best = np.where(better, largest, self.best)
+        self.by_chance = np.maximum(self.by_chance, soft_wpmi(shuffled, prior).max(axis=1))
+
+    def fits(self, images: Floats, words: Floats, normaliser: Doubles) -> Doubles:
+        """Return p(word | image) of each unit's best word and strongest images: (C, K)."""
+        found = np.empty(self.order.shape)
+        for unit, (rows, word) in enumerate(zip(self.order, self.word.tolist(), strict=True)):
+            some = words[word : word + 1]
+            found[unit] = word_probabilities(images[rows], some, normaliser[rows])[:, 0]
+        return found

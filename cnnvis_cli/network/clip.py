@@ -26,7 +26,7 @@ from cnnvis_cli.nouns import Preprocessing
 from cnnvis_cli.registry import unknown
 
 CONFIGURATION = "open_clip_config.json"  # of a folder with a model of one's own
-WORDS_AT_ONCE = 256
+TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class ClipModel:
         """Return the features of words, each of length 1: (M, F)."""
         found = []
         with torch.inference_mode():
-            for first in range(0, len(words), WORDS_AT_ONCE):
-                tokens = self.tokenize(list(words[first : first + WORDS_AT_ONCE]))
+            for first in range(0, len(words), TEXTS_AT_ONCE):
+                tokens = self.tokenize(list(words[first : first + TEXTS_AT_ONCE]))
                 found.append(normalize(self.module.encode_text(tokens.to(self.device)).float()))
         return np.asarray(torch.cat(found).cpu().numpy())
 

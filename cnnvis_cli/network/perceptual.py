@@ -27,7 +27,9 @@ NEEDED = {  # by the package's name of a model, the best one first: what its fol
     "clip_vitb32": ("clip_vitb32_pretrain.pth.tar", "clip_vitb32_single_lora"),
     "synclr_vitb16": ("synclr_vit_b_16.pth", "synclr_vitb16_single_lora"),
 }
-SEEN = Preprocessing((224, 224), (224, 224), (0, 0, 0), (255, 255, 255), interpolation="bicubic")
+DREAMSIM_IMAGES = Preprocessing(
+    (224, 224), (224, 224), (0, 0, 0), (255, 255, 255), interpolation="bicubic"
+)
 
 
 def load_dreamsim(
@@ -55,22 +57,27 @@ def load_dreamsim(
             f"python -c 'from dreamsim import dreamsim; dreamsim(device=\"cpu\")' puts them into "
             "models/, which --encoder-weights then names"
         )
-    with no_network():
-        try:
-            model, _ = package.dreamsim(
-                pretrained=True, device=str(device), cache_dir=str(place), dreamsim_type=kind
-            )
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(
-                f"--encoder {DREAMSIM}: {place} cannot be loaded as {kind} ({why}); get its "
-                "weights again"
-            ) from None
+    model = _loaded_dreamsim(package, place, kind, device)
 
     def features(pixels: Tensor) -> Tensor:
         return torch.as_tensor(model.embed(pixels.to(device) / 255)).float()
 
     return f"DreamSim {kind}", features
+
+
+def _loaded_dreamsim(package: Any, place: Path, kind: str, device: torch.device) -> Any:
+    """Return the package's model; raise `UsageError` for a folder that it cannot read."""
+    try:
+        with no_network():
+            model, _ = package.dreamsim(
+                pretrained=True, device=str(device), cache_dir=str(place), dreamsim_type=kind
+            )
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"--encoder {DREAMSIM}: {place} cannot be loaded as {kind} ({why}); get them again"
+        ) from None
+    return model
 
 
 def _lacking(folder: Path, kind: str) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from cnnvis_cli.arrays import Floats
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.network.perceptual import DREAMSIM, SEEN, load_dreamsim
+from cnnvis_cli.network.perceptual import DREAMSIM, DREAMSIM_IMAGES, load_dreamsim
 from cnnvis_cli.nouns import Layer, Preprocessing
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.dataset_images import image_reader
@@ -47,7 +47,7 @@ class Encoder:
                 raise UsageError(f"--encoder-layer: {DREAMSIM} has features of its own")
             folder = Path(plan.encoder_weights) if plan.encoder_weights else None
             words, encode = load_dreamsim(folder, session.device)
-            return cls(words, SEEN, session.device, encode, from_mean=False)
+            return cls(words, DREAMSIM_IMAGES, session.device, encode, from_mean=False)
         network = session.network
         if plan.encoder is not None:
             other = Plan(

@@ -8,18 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnvis_cli.arrays import Doubles, Floats, Int64s
+from cnnvis_cli.arrays import Doubles
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.measures.separation import chances
 from cnnvis_cli.measures.wpmi import (
+    LayerWords,
     cut_words,
     evidence_spread,
     log_evidence,
-    log_prior,
     normalisers,
     random_orders,
-    soft_wpmi,
-    strongest_first,
     word_probabilities,
 )
 from cnnvis_cli.network.clip import load_clip
@@ -46,43 +44,13 @@ class WordedUnit:
     clip: str  # which CLIP
 
 
-@dataclass
-class LayerWords:
-    """The best word so far of each of a layer's units, and of each random order of the images."""
-
-    order: Int64s  # (C, K) strongest images
-    best: Doubles  # (C,)
-    word: Int64s  # (C,) its number
-    by_chance: Doubles  # (S,)
-
-    @classmethod
-    def of(cls, values: Floats, strongest: int, shuffles: int) -> LayerWords:
-        order, nothing = strongest_first(values, strongest), np.full(values.shape[1], -np.inf)
-        return cls(order, nothing, np.zeros(len(nothing), np.int64), np.full(shuffles, -np.inf))
-
-    def see(self, first: int, probabilities: Doubles, shuffled: Doubles) -> None:
-        """Take some words, from number `first` on, into account.
-
-        `probabilities` (N, W) are those of the images, `shuffled` (S, W) the evidence of random
-        orders.
-        """
-        evidence = log_evidence(probabilities, self.order)
-        prior = log_prior(evidence)
-        found = soft_wpmi(evidence, prior)
-        chosen, largest = found.argmax(axis=1), found.max(axis=1)
-        better = largest > self.best
-        self.word = np.where(better, first + chosen, self.word)
-        self.best = np.where(better, largest, self.best)
-        self.by_chance = np.maximum(self.by_chance, soft_wpmi(shuffled, prior).max(axis=1))
-
-
 def word_units(session: Session, file: SampleFile) -> tuple[list[WordedUnit], set[str]]:
     """Return a word for every unit in a sample, and the names of those that are asked for.
 
     Raise `UsageError` without open_clip, the model's weights or words, or for a sample of fewer
     images than twice the strongest.
     """
-    plan, words = session.plan.name, _words(session)
+    plan, words = session.plan.name, _words_to_choose(session)
     fitting = _with_word(session, words)
     about = file.images()
     used = ~about.skipped
@@ -92,19 +60,15 @@ def word_units(session: Session, file: SampleFile) -> tuple[list[WordedUnit], se
             f"{file.path}: {count} images can be used, and --strongest {plan.strongest} needs "
             "twice as many; make a larger --sample, or give fewer --strongest"
         )
-    assert plan.clip is not None
-    assert plan.clip_weights is not None
-    say = session.report.once
-    model = load_clip(plan.clip, Path(plan.clip_weights), session.device, say)
+    weights, say = Path(str(plan.clip_weights)), session.report.once
+    model = load_clip(str(plan.clip), weights, session.device, say)
     encoder = Encoder(model.words, model.preprocessing, model.device, model.of_images)
     images = encoder.images(session, about.index[used].tolist())
     texts = model.of_words(words)
-    held = file.layers()
-    layers = [layer for layer in session.network.layers if layer.alias in held]
     found = {}
-    for layer in layers:
-        values = file.values(layer.alias)[used]
-        found[layer.alias] = LayerWords.of(values, plan.strongest, plan.shuffles)
+    for alias in file.layers():
+        values = file.values(alias)[used]
+        found[alias] = LayerWords.of(values, plan.strongest, plan.shuffles)
     normaliser = normalisers(images, texts, WORDS_AT_ONCE)
     orders = random_orders(count, plan.strongest, plan.shuffles, session.plan.seed)
     firsts = range(0, len(words), WORDS_AT_ONCE)
@@ -116,7 +80,7 @@ def word_units(session: Session, file: SampleFile) -> tuple[list[WordedUnit], se
             each.see(first, probabilities, shuffled)
     worded: list[WordedUnit] = []
     for alias, known in found.items():
-        fits = _fits(known, images, texts, normaliser)
+        fits = known.fits(images, texts, normaliser)
         worded += _worded(alias, known, words, (fits, plan.level), model.words)
     return worded, fitting
 
@@ -130,7 +94,7 @@ def _with_word(session: Session, words: Sequence[str]) -> set[str]:
     return fitting
 
 
-def _words(session: Session) -> Sequence[str]:
+def _words_to_choose(session: Session) -> Sequence[str]:
     """Return the words to choose from; raise `UsageError` for a file that has none."""
     plan = session.plan.name
     for flag, value in (("--words", plan.words), ("--clip-weights", plan.clip_weights)):
@@ -145,15 +109,6 @@ def _words(session: Session) -> Sequence[str]:
     if len(words) < 2:
         raise UsageError(f"--words {path}: has {len(words)} words; give at least 2, one a line")
     return words
-
-
-def _fits(known: LayerWords, images: Floats, texts: Floats, normaliser: Doubles) -> Doubles:
-    """Return p(word | image) of each unit's best word and strongest images: (C, K)."""
-    found = np.empty(known.order.shape)
-    for unit, (rows, word) in enumerate(zip(known.order, known.word.tolist(), strict=True)):
-        some = texts[word : word + 1]
-        found[unit] = word_probabilities(images[rows], some, normaliser[rows])[:, 0]
-    return found
 
 
 def _worded(
