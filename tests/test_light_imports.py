@@ -50,3 +50,16 @@ def test_a_torchvision_that_wants_more_of_the_compiler_gets_it() -> None:
     code += "ops = sys.modules['torchvision.ops.roi_align']\n"
     code += "print(ops.is_compile_supported is real.is_compile_supported)"
     assert told(code) == "True"
+
+
+def test_the_collector_leaves_torch_alone_and_goes_on() -> None:
+    code = "import gc\nfrom cnnvis_cli.light_imports import load_torch\nload_torch()\n"
+    code += "print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()) > 0)"
+    done = [sys.executable, "-c", code]
+    assert subprocess.check_output(done, text=True, timeout=120).strip() == "True True"
+
+
+def test_the_loops_do_without_scipy_which_can_be_imported_afterwards() -> None:
+    code = "from cnnvis_cli.network.tally import load_loops\n"
+    code += "print(load_loops() is not None, 'scipy' in sys.modules)\nimport scipy.linalg"
+    assert told(code) == "True False"

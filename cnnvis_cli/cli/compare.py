@@ -10,6 +10,7 @@ import click
 from cnnvis_cli.cli import completing
 from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import JSON, TALKING, planned, takes
+from cnnvis_cli.light_imports import load_torch
 
 
 @click.command("compare", cls=Grouped)
@@ -28,6 +29,7 @@ def command(run_a: Path, run_b: Path, as_json: bool, **flags: Any) -> None:
     Example: cnnvis compare outputs/demo outputs/demo (after cnnvis demo)
     """
     plan, report = planned({**flags, "config": None})
+    load_torch()
     from cnnvis_cli.stages.numbers.comparison import compare_runs
 
     compare_runs(run_a, run_b, plan.seed, as_json, report)

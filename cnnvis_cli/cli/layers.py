@@ -8,6 +8,7 @@ import click
 
 from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import DESCRIBING, planned, takes
+from cnnvis_cli.light_imports import load_torch
 
 
 @click.command("layers", cls=Grouped)
@@ -22,6 +23,7 @@ def command(as_json: bool, **flags: Any) -> None:
     Example: cnnvis layers --model alexnet
     """
     plan, report = planned(flags)
+    load_torch()
     from cnnvis_cli.stages.layers import list_layers
 
     list_layers(plan, report, as_json)

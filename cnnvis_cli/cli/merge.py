@@ -9,6 +9,7 @@ import click
 
 from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import MERGING, planned, takes
+from cnnvis_cli.light_imports import load_torch
 
 
 @click.command("merge", cls=Grouped)
@@ -23,6 +24,7 @@ def command(runs: tuple[Path, ...], **flags: Any) -> None:
     Example: cnnvis merge outputs/part1 outputs/part2 --run outputs/whole
     """
     plan, report = planned(flags)
+    load_torch()
     from cnnvis_cli.stages.run.merge import merge
 
     merge(runs, plan, report)

@@ -10,6 +10,7 @@ import click
 from cnnvis_cli.cli.grouped import Grouped
 from cnnvis_cli.cli.options import JSON, MOVED, RUN_AS_ALL, VERIFYING, of_run, planned, takes
 from cnnvis_cli.errors import CnnvisError, StorageError
+from cnnvis_cli.light_imports import load_torch
 
 
 @click.command("verify", cls=Grouped)
@@ -39,6 +40,7 @@ def command(sample: int, everything: bool, as_json: bool, **flags: Any) -> None:
     Example: cnnvis verify outputs/demo
     """
     plan, report = planned(of_run(flags))
+    load_torch()
     from cnnvis_cli.verify import verify
 
     found = verify(plan, report, sample, everything)

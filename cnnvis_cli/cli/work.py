@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnvis_cli.cli.options import planned
+from cnnvis_cli.light_imports import load_torch
 from cnnvis_cli.stages.run import receipt
 
 
@@ -15,4 +16,9 @@ def run_command(command: str, flags: dict[str, Any], work: receipt.Work) -> None
     run is reported at once.
     """
     plan, report = planned(flags)
-    receipt.carry_out(command, plan, report, work)
+
+    def loaded(*given: Any) -> None:
+        load_torch()
+        work(*given)
+
+    receipt.carry_out(command, plan, report, loaded)

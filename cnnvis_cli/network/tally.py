@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cnnvis_cli import histogram
 from cnnvis_cli.arrays import Arrays
+from cnnvis_cli.light_imports import uncollected, without_library
 from cnnvis_cli.nouns import Layer
 
 PIECE = 1 << 25  # values that are summed at a time in tensor operations
@@ -342,12 +343,13 @@ def load_loops() -> Loops | None:
 
     Call it before forking: child processes inherit the loaded loops.
     """
-    try:
-        from cnnvis_cli.network import tally_loops
-    except ImportError:
-        return None
-    loops = Loops(*(getattr(tally_loops, name) for name in Loops._fields))
-    _warm(loops)
+    with uncollected(), without_library("scipy"):  # which numba imports for linear algebra alone
+        try:
+            from cnnvis_cli.network import tally_loops
+        except ImportError:
+            return None
+        loops = Loops(*(getattr(tally_loops, name) for name in Loops._fields))
+        _warm(loops)
     return loops
 
 
