@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, WrapValidator
+from pydantic import ConfigDict, TypeAdapter, ValidationError, WrapValidator
 from pydantic.dataclasses import dataclass, is_pydantic_dataclass
 from pydantic_core import ErrorDetails
 
@@ -78,6 +78,11 @@ def read_settings(cls: Any, table: Any, place: str) -> Any:
         written = {name: (key, table[key]) for name, key in keys.items()}
         raise _refusal(cls, written, error.errors(), place) from None
     return cls(**vars(found)) if type(found) is not cls else found
+
+
+def from_plain(cls: Any, value: Any) -> Any:
+    """Return a value of a dataclass from what JSON makes of it; raise `ValueError` if none."""
+    return TypeAdapter(cls).validate_python(value)
 
 
 @cache

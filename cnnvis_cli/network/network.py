@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.network.fusion import left_out, rectifiers
 from cnnvis_cli.network.observe import in_evaluation
-from cnnvis_cli.network.survey import Omission, canonical, reading_outputs, survey
+from cnnvis_cli.network.survey import Omission, Survey, canonical, reading_outputs, survey
 from cnnvis_cli.network.window import NotWindowable, Window
 from cnnvis_cli.nouns import Box, Layer, Preprocessing, Size
 from cnnvis_cli.registry import unknown
 
 Reader = Callable[[Layer, Tensor], None]
+Surveyor = Callable[[nn.Module, Size], Survey]
 
 
 class _Reached(Exception):
@@ -52,11 +53,12 @@ class Network:
         preprocessing: Preprocessing,
         digest: str = "",
         classes: tuple[str, ...] = (),
+        survey: Surveyor = survey,
     ) -> Network:
         """Freeze a module, find its layers, and turn off in-place operations.
 
         In-place rectifiers would overwrite the inspected outputs; without them the values are the
-        same.
+        same. `survey` may know the layers from an earlier time.
         """
         in_evaluation(module)
         module.requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,12 +17,27 @@ HUGE = 1e30
 ImageSummary = dict[str, Tensor]  # per layer's alias, the largest value and the mean: (B, C, 2)
 
 
-def checked(network: Network) -> tuple[Network, tuple[str, ...]]:
-    """Return a network that gives an image the same values alone and beside another.
+@dataclass(frozen=True)
+class Verdict:
+    """What a check has found: what is to be said, and whether images' channels may come last."""
+
+    notes: tuple[str, ...]
+    channels_last: bool
+
+    def applied(self, network: Network) -> Network:
+        """Return the network as it is to be used."""
+        if self.channels_last or network.memory_format == torch.contiguous_format:
+            return network
+        network = replace(network, memory_format=torch.contiguous_format)
+        return network.to(network.device)
+
+
+def judged(network: Network) -> Verdict:
+    """Find out whether a network gives an image the same values alone and beside another.
 
     Runs three images of structured noise, on the network's device. Where the forward pass cannot
-    take images whose channels come last in memory, the network takes them first from here on; that
-    and the operations that could not be followed are returned in words.
+    take images whose channels come last in memory, the network is to take them first; that and the
+    operations that could not be followed are noted in words.
 
     Raises
     ------
@@ -41,12 +56,11 @@ def checked(network: Network) -> tuple[Network, tuple[str, ...]]:
     except RuntimeError as error:
         if not _about_memory_format(error):
             raise _failed(network, error) from None
-        network = replace(network, memory_format=torch.contiguous_format)
-        network = network.to(network.device)
+        network = Verdict((), False).applied(network)
         notes.append(f"{network.name}: takes only images whose channels come first in memory")
         both = _summaries(network, (0, 1))
     _compare(network, both, _summaries(network, (0,)))
-    return network, tuple(notes)
+    return Verdict(tuple(notes), network.memory_format == torch.channels_last)
 
 
 def _about_memory_format(error: RuntimeError) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-from cnnvis_cli.digests import source_digest
 from cnnvis_cli.network.survey import Omission, said
 from cnnvis_cli.nouns import Layer, size_text
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.known_networks import code_of, is_known
 from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.common.network_loading import outline, planned_for
 from cnnvis_cli.store.cache import remembered
@@ -24,8 +23,7 @@ def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
     """Print alias, module, kind, channels, map size, receptive field and stride of each layer."""
     plan = planned_for(plan)
     list_them = partial(_listing, plan)
-    own = ":" in plan.model and not plan.model.startswith("timm:")  # your code may change anywhere
-    if own or (plan.weights and Path(plan.weights).exists()):
+    if not is_known(plan.model) or (plan.weights and Path(plan.weights).exists()):
         found = list_them()
     else:
         found = remembered("layers", _listing_key(plan), list_them)
@@ -40,15 +38,7 @@ def list_layers(plan: Plan, report: Report, as_json: bool = False) -> None:
 
 def _listing_key(plan: Plan) -> Record:
     """Return all that decides what is listed of a network that is known by name."""
-    libraries = ["cnnvis", "torch", "torchvision"]
-    if plan.model.startswith("timm:"):
-        libraries.append("timm")
-    return {
-        "model": plan.model,
-        "preprocessing": repr(plan.preprocessing),
-        "code": source_digest(),
-        "versions": {name: version(name) for name in libraries},
-    }
+    return {**code_of(plan.model), "preprocessing": repr(plan.preprocessing)}
 
 
 def _listing(plan: Plan) -> Record:

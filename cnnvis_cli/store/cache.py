@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,28 @@ def cache_folder() -> Path:
     return base / "cnnvis"
 
 
-def remembered(kind: str, key: dict[str, Any], make: Callable[[], Any]) -> Any:
-    """Return the plain value that belongs to a key: a kept one, or what `make` returns."""
+def remembered(
+    kind: str,
+    key: dict[str, Any],
+    make: Callable[[], Any],
+    read: Callable[[Any], Any] = lambda kept: kept,
+) -> Any:
+    """Return what belongs to a key: a kept value as `read` turns it out, or what `make` returns.
+
+    What is kept is plain, or a dataclass of plain values.
+    """
     path = None
     with suppress(OSError, RuntimeError, ValueError, LookupError, TypeError):
         path = cache_folder() / f"{kind}-{digest(key)}.json"  # RuntimeError: there is no home
-        return _kept(path, key)
-    value = make()
+        return read(_kept(path, key))
+    found = make()
+    value = asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
     if path is not None:
         with suppress(StorageError):
             publish(
                 path, json.dumps({"key": key, "value": value, "digest": digest(value)}).encode()
             )
-    return value
+    return found
 
 
 def _kept(path: Path, key: dict[str, Any]) -> Any:

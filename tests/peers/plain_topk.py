@@ -84,6 +84,7 @@ def alone(dataset: Path, model: str, weights: str, k: int, cores: int) -> None:
 def seconds_of(command: list[str]) -> float | None:
     """Return the processor time of a command and its children; None if it fails."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has been compiled
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
     assert process.stdout is not None
     said = process.stdout.read()

@@ -20,6 +20,7 @@ from cnnvis_cli.network.weights import Say, build, fill, require_weights, say_if
 from cnnvis_cli.network.zoo import Blueprint, blueprint
 from cnnvis_cli.nouns import Axis, Layer, Preprocessing, ReceptiveField
 from cnnvis_cli.settings import Plan, PreprocessingPlan
+from cnnvis_cli.stages.common.known_networks import known_survey
 from cnnvis_cli.stages.common.preprocessing import check_doubts, preprocess
 from cnnvis_cli.store.run import Record, Run
 from cnnvis_cli.validation import read_settings
@@ -124,7 +125,8 @@ def _prepared(
         takes_grey(module)
     if not any(True for _ in module.parameters()):
         raise _nothing_to_show(found.name, module)
-    network = Network.prepare(found.name, module, preprocessing, digest, found.classes)
+    look = partial(known_survey, found.name)
+    network = Network.prepare(found.name, module, preprocessing, digest, found.classes, look)
     if not network.layers:
         raise _nothing_to_show(found.name, module)
     return network

@@ -30,11 +30,11 @@ from cnnvis_cli.engine import (
 )
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
-from cnnvis_cli.network.self_check import checked
 from cnnvis_cli.network.survey import said
 from cnnvis_cli.nouns import Layer, parse_units
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
+from cnnvis_cli.stages.common.known_networks import known_check
 from cnnvis_cli.stages.common.network_loading import (
     bare_network,
     lasting,
@@ -226,7 +226,7 @@ def open_session(
 def load_checked(plan: Plan, report: Report) -> Network:
     """Load the plan's network, and check that it gives each image values of its own."""
     with one_thread():
-        network, notes = checked(load_network(plan, report.once))
+        network, notes = known_check(load_network(plan, report.once))
     for note in notes:
         report.once(note)
     return network
