@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,10 +126,11 @@ def measure_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Top
         work = _topk_job(plan, Path(folder), BATCH_SIZES[devices[0].type])
         best, tried = _best_forward(work, devices, report, seconds)
         measured = [_round(work, best, devices, seconds, report) for _ in range(rounds)]
-    decoded, forward, reached, whole = (tuple(column) for column in zip(*measured, strict=True))
+    decoded, forward, halved, reached, whole = (tuple(c) for c in zip(*measured, strict=True))
     rows = (
         RateRow("decode", f"{cores()} processes, decoding only", decoded),
         *tried,
+        RateRow("forward, bf16", "as the best of these, with --precision bf16", halved),
         RateRow("forward", f"the best of these: {best}", forward),
         RateRow("topk", "images in a row, with warm processes", reached),
         RateRow("topk, all of it", "from the list of images to the file", whole),
@@ -142,6 +143,7 @@ def measure_topk(plan: Plan, report: Report, seconds: float, rounds: int) -> Top
         "device": str(plan.device),
         "cores": cores(),
         "batch": work.cut.size,
+        "precision": work.plan.topk.precision,
         "torch": torch.__version__,
     }
     return TopKBench(about, rows, limits)
@@ -195,7 +197,7 @@ def _best_forward(
     found: dict[ForwardPass, list[Rate]] = {option: [] for option in options}
     order = [*options, *reversed(options)]
     for option in report.track(order, "forward pass", len(order), "arrangements"):
-        measure = functools.partial(_measure_forward, work, option, seconds)
+        measure = partial(_measure_forward, work, option, seconds)
         found[option].append(_measure_together(measure, option.worker_slots))
     rows = [RateRow("forward", str(option), tuple(rates)) for option, rates in found.items()]
     best = max(zip(options, rows, strict=True), key=lambda pair: pair[1].speed)
@@ -213,11 +215,14 @@ def _round(
     pool = [WorkerSlot(torch.device("cpu"), 1, 0)] * cores()
     if work.plan.topk.decode == "gpu":
         pool = worker_slots(devices, work.plan.workers, 1)
-    decoded = _measure_together(functools.partial(_decode, work, seconds), pool)
-    forward = _measure_together(
-        functools.partial(_measure_forward, work, best, seconds), best.worker_slots
+    decoded = _measure_together(partial(_decode, work, seconds), pool)
+    settings = replace(work.plan.topk, precision="bf16")
+    in_bf16 = replace(work, plan=replace(work.plan, topk=settings))
+    forward, halved = (
+        _measure_together(partial(_measure_forward, each, best, seconds), best.worker_slots)
+        for each in (work, in_bf16)
     )
-    return decoded, forward, *_topk(work, report)
+    return decoded, forward, halved, *_topk(work, report)
 
 
 Measure = Callable[[WorkerSlot, int, Emit], None]
@@ -232,7 +237,7 @@ def _measure_together(measure: Measure, pool: Sequence[WorkerSlot]) -> Rate:
         if isinstance(message, Rate):
             found.append(message)
 
-    run_tasks(functools.partial(each_worker, measure), pool, range(len(pool)), on_event)
+    run_tasks(partial(each_worker, measure), pool, range(len(pool)), on_event)
     return Rate(sum(rate.speed for rate in found), statistics.mean(rate.cost for rate in found))
 
 
@@ -318,7 +323,7 @@ def _topk(work: TopKJob, report: Report) -> tuple[Rate, Rate]:
     with tempfile.TemporaryDirectory() as folder:
         plan = replace(work.plan, run=folder + "/run", batch_size=work.cut.size)
         with open_session(plan, report) as session:
-            load_loops()
+            load_loops(work.plan.topk.precision == "bf16")
             start = time.perf_counter()
             topk(replace(session, report=_Silent(report)))
             seconds = time.perf_counter() - start

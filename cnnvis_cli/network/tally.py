@@ -65,15 +65,23 @@ def summarise(flat: Tensor, used: NDArray[np.bool_], rectify: bool = False) -> S
     value, place = torch.empty(shape), torch.empty(shape, dtype=torch.int32)
     positive, sums = torch.empty(shape, dtype=doubles), torch.zeros(4, channels, dtype=doubles)
     results = (t.numpy() for t in (value, place, positive, sums))
-    compiled.read(flat.numpy(), used, rectify, *results)
+    compiled.read(_numbers(flat), used, rectify, *results)
     return Summary(value, place, positive, sums)
 
 
-def places_first(maps: Tensor) -> Tensor:
-    """Return (B, C, h, w) or (B, C) as (B, h * w, C), contiguous, float32."""
-    if maps.dim() == 4:
-        return maps.permute(0, 2, 3, 1).flatten(1, 2).contiguous().float()
-    return maps[:, None].contiguous().float()
+def places_first(maps: Tensor, halved: bool = False) -> Tensor:
+    """Return (B, C, h, w) or (B, C) as (B, h * w, C), contiguous, float32.
+
+    Those in bfloat16 may stay `halved`: the compiled loops read them as they are.
+    """
+    flat = maps.permute(0, 2, 3, 1).flatten(1, 2) if maps.dim() == 4 else maps[:, None]
+    flat = flat.contiguous()
+    return flat if halved and flat.dtype == torch.bfloat16 else flat.float()
+
+
+def _numbers(flat: Tensor) -> NDArray[Any]:
+    """Return maps as the compiled loops take them: bfloat16 as whole numbers of 16 bits."""
+    return (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
 def _moved(values: NDArray[Any], device: torch.device) -> Tensor:
@@ -221,7 +229,8 @@ class Tally:
 
     def see(self, layer: Layer, output: Tensor, slots: Slots, rectify: bool = False) -> None:
         """Read a layer's output for a batch, (B, C, h, w) or (B, C); then `rectify` it in place."""
-        flat = places_first(output)
+        compiled = _compiled(self._device) is not None
+        flat = places_first(output, halved=compiled and self._weakest is None)
         self._count(self._start[layer.alias], flat, slots)
         if self._weakest is not None:
             self._low[layer.alias] = summarise(-flat, slots.used)
@@ -274,7 +283,7 @@ class Tally:
         compiled = _compiled(self._device)
         if compiled is not None:
             bits = (histogram.DROPPED_BITS, histogram.FIRST_BIN)
-            compiled.fill(flat.numpy(), rows, places, part.numpy(), *bits)
+            compiled.fill(_numbers(flat), rows, places, part.numpy(), *bits)
             return
         chosen = flat[_moved(rows[:, None], self._device), _moved(places, self._device)]
         _count(chosen.flatten(0, 1), part)
@@ -338,25 +347,31 @@ class Loops(NamedTuple):
 
 
 @cache
-def load_loops() -> Loops | None:
+def load_loops(halved: bool = False) -> Loops | None:
     """Return the compiled loops; None if numba is missing. The first time takes a while.
 
-    Call it before forking: child processes inherit the loaded loops.
+    Call it before forking: child processes inherit the loaded loops, with `halved` those for maps
+    in bfloat16 as well.
     """
+    if halved:
+        loops = load_loops()
+        if loops is not None:
+            _warm(loops, np.zeros((1, 1, 1), np.int16))
+        return loops
     with uncollected(), without_library("scipy"):  # which numba imports for linear algebra alone
         try:
             from cnnvis_cli.network import tally_loops
         except ImportError:
             return None
         loops = Loops(*(getattr(tally_loops, name) for name in Loops._fields))
-        _warm(loops)
+        _warm(loops, np.zeros((1, 1, 1), np.float32))
     return loops
 
 
-def _warm(loops: Loops) -> None:
-    """Compile the loops."""
-    maps, used = np.zeros((1, 1, 1), np.float32), np.zeros(1, np.bool_)
-    value, place = maps[0], np.zeros((1, 1), np.int32)
+def _warm(loops: Loops, maps: NDArray[Any]) -> None:
+    """Compile the loops for maps of this type."""
+    used = np.zeros(1, np.bool_)
+    value, place = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int32)
     image, doubles = np.zeros((1, 1), np.int64), np.zeros((4, 1))
     loops.read(maps, used, False, value, place, doubles[:1], doubles)
     loops.pack(place[0], place[0], place[0])

@@ -26,7 +26,8 @@ def test_every_limit_and_what_topk_reaches_is_measured_in_each_round(found: TopK
     whats = [row.what for row in found.rows]
     assert whats[0] == "decode"
     assert whats[-3:] == ["forward", "topk", "topk, all of it"]
-    assert set(whats[1:-2]) == {"forward"}
+    assert whats[-4] == "forward, bf16"
+    assert set(whats[1:-4]) == {"forward"}
     for row in found.rows:
         assert len(row.rates) == 2
         assert all(rate.speed > 0 for rate in row.rates)

@@ -39,7 +39,14 @@ def tensors(maps: Tensor) -> Summary:
     return tally._summarize(tally.places_first(maps), torch.ones(len(maps), dtype=torch.bool))
 
 
-READERS = {"compiled": compiled, "tensors": tensors}
+def halved(maps: Tensor) -> Summary:
+    """Return the compiled reading of bfloat16 as it lies; all of FEW are numbers of bfloat16."""
+    flat = tally.places_first(maps.bfloat16(), halved=True)
+    assert flat.dtype == torch.bfloat16
+    return tally.summarise(flat, every(len(maps)))
+
+
+READERS = {"compiled": compiled, "tensors": tensors, "halved": halved}
 
 
 @pytest.fixture(params=["compiled", "tensors"])
@@ -86,7 +93,8 @@ def test_the_largest_value_and_the_first_place_of_it(reader: Reader, data: st.Da
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("shape", [(3, 5, 40, 41), (2, 33, 7, 3), (4, 6)])
 def test_sums_over_the_map(reader: Reader, shape: tuple[int, ...]) -> None:
-    maps = torch.from_numpy(np.random.default_rng(0).normal(0.3, 2, shape).astype(np.float32))
+    drawn = np.random.default_rng(0).normal(0.3, 2, shape).astype(np.float32)
+    maps = torch.from_numpy(drawn).bfloat16().float()
     found = reader(maps)
     exact = maps.double().reshape(*shape[:2], -1)
     positive = exact.clamp_min(0).sum(-1)
@@ -116,6 +124,27 @@ def test_rectifying_on_the_way_is_reading_and_then_rectifying(
         for name, values in plain.items():
             assert values.equal(found[name]) or torch.allclose(values, found[name], equal_nan=True)
         torch.testing.assert_close(rectified, maps.relu(), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("shape", [(2, 130, 13, 9), (3, 20, 30, 31), (2, 70)])
+def test_maps_in_bfloat16_are_read_where_they_lie_to_the_same_bits(
+    shape: tuple[int, ...], rectify: bool
+) -> None:
+    maps = torch.randn(shape).bfloat16()
+    maps[0, 0], maps[1, 1], maps[maps.abs() < 0.1] = math.nan, -math.inf, -0.0
+    if maps.dim() == 4:
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    one = layer("conv1", shape[1], *(shape[2:] or (1, 1)))
+    slots = Slots(0, np.arange(shape[0]) > 0, np.zeros(shape[0], np.int32))
+    found = []
+    for output in (maps, maps.float()):
+        account = Tally([one], 2, False, CPU)
+        account.see(one, output, slots, rectify)
+        account.end(slots)
+        found.append(account.arrays() | {"output": output.float().numpy()})
+    for name, values in found[1].items():
+        np.testing.assert_array_equal(found[0][name], values, name)
 
 
 @pytest.mark.parametrize("way_of", ["compiled", "tensors"])

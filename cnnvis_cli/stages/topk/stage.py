@@ -208,7 +208,8 @@ def _scan(session: Session, job: TopKJob) -> None:
 
     slots = () if isinstance(pool, Cluster) else pool
     if any(slot.device.type == "cpu" and not slot.fresh for slot in slots):
-        load_loops()  # what this process has, the forked ones have as well; others load it alone
+        # what this process has, the forked ones have as well; others load it alone
+        load_loops(session.plan.topk.precision == "bf16")
     about = {"total": job.cut.images, "size": job.cut.length * job.cut.size}
     if job.is_placed and job.sample is not None:
         session.announce("topk", {"sample": {**about, "parts": job.sample.parts.folder.name}})
