@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import shlex
 import sys
@@ -19,6 +20,8 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.run.pipeline import STAGES
+
+gc.freeze()  # the collector need not look through the libraries again and again
 
 NETWORKS = '''
 """Networks for the tests; `exact` computes with whole numbers only, so no order changes a bit."""
