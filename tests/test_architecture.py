@@ -72,7 +72,7 @@ def name_of(path: Path) -> str:
 
 @cache
 def imports(path: Path) -> tuple[str, ...]:
-    """Return every module that a file imports, at the top or inside a function, by its full name."""
+    """Return each module that a file imports, at the top or inside a function, by its full name."""
     return tuple(_imports(path))
 
 

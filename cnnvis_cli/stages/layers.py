@@ -6,11 +6,11 @@ import json
 from functools import partial
 from pathlib import Path
 
+from cnnvis_cli.network.structure import code_of, is_known
 from cnnvis_cli.network.survey import Omission, said
 from cnnvis_cli.nouns import Layer, size_text
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
-from cnnvis_cli.stages.common.known_networks import code_of, is_known
 from cnnvis_cli.stages.common.lists import aligned
 from cnnvis_cli.stages.common.network_loading import outline, planned_for
 from cnnvis_cli.store.cache import remembered

@@ -14,7 +14,7 @@ from torchvision.models import VisionTransformer
 
 from cnnvis_cli.demo.network import INPUT
 from cnnvis_cli.digests import digest
-from cnnvis_cli.network import self_check
+from cnnvis_cli.network import self_check, structure
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.weights import load
 from cnnvis_cli.network.zoo import blueprint
@@ -59,15 +59,15 @@ def test_layers_come_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_code(monkeypatch: pytest.MonkeyPatch, module: nn.Module) -> None:
-    monkeypatch.setattr(known_networks, "source_digest", lambda: "another")
+    monkeypatch.setattr(structure, "source_digest", lambda: "another")
 
 
 def other_torch(monkeypatch: pytest.MonkeyPatch, module: nn.Module) -> None:
-    monkeypatch.setattr(known_networks, "version", lambda name: f"{name} 99")
+    monkeypatch.setattr(structure, "version", lambda name: f"{name} 99")
 
 
 def other_file(monkeypatch: pytest.MonkeyPatch, module: nn.Module) -> None:
-    monkeypatch.setattr(known_networks, "file_digest", lambda path: f"{path} edited")
+    monkeypatch.setattr(structure, "file_digest", lambda path: f"{path} edited")
 
 
 def other_shapes(monkeypatch: pytest.MonkeyPatch, module: nn.Module) -> None:
