@@ -261,6 +261,14 @@ VARIANTS = ("mean", "softmax", "sum", "direction", "min")
 """What follows a style's name if something else than a unit's value is maximised."""
 
 
+def base_style(group: str) -> str:
+    """Return the style of a group of a file, without the words for what is maximised."""
+    words = group.split("-")
+    while len(words) > 1 and words[-1] in VARIANTS:
+        words.pop()
+    return "-".join(words)
+
+
 def check_name(name: str) -> str:
     """Return the name if a user's own style can have it; otherwise raise `UsageError`."""
     if not re.fullmatch("[A-Za-z0-9_-]+", name):

@@ -70,7 +70,7 @@ def screen_sheet(look: ScreenContent, caption: Caption, scale: float = 1) -> Can
     side = scaled(SIDE, scale)
     if caption.room:
         side = (caption.room + GAP) // ACROSS - GAP
-    below = [replace(pane, title=shortened(pane.title, SMALL, side)) for pane in look.panes]
+    below = [replace(pane, title=_short_title(pane.title, side)) for pane in look.panes]
     pitch = LINE + side + GAP
     lower = [_across(pane, side) for pane in below]
     tall = max([0, *(height for height, _ in lower)])
@@ -91,6 +91,12 @@ def screen_sheet(look: ScreenContent, caption: Caption, scale: float = 1) -> Can
         place = (begin + row * (LINE + tall + GAP), lefts[column])
         pane.draw(canvas, *place, lower[number][1])
     return canvas
+
+
+def _short_title(title: str, side: int) -> str:
+    """Return a title in so much room, first without the word that all styles share."""
+    fits = text_size(title, SMALL)[0] <= side
+    return title if fits else shortened(title.removeprefix("style "), SMALL, side)
 
 
 def _across(pane: Pane, side: int) -> tuple[int, float]:

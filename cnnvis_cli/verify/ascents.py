@@ -18,7 +18,7 @@ from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.regularizers import REGULARIZERS
 from cnnvis_cli.ascent.starts import noise, seed_of, uniform
 from cnnvis_cli.ascent.steps import STEPS as POLICIES
-from cnnvis_cli.ascent.styles import STYLES, Style, read_style
+from cnnvis_cli.ascent.styles import STYLES, Style, base_style, read_style
 from cnnvis_cli.engine import describe_device
 from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.registry import Registry
@@ -150,10 +150,7 @@ class Ascents:
     @property
     def _style_name(self) -> str:
         """Return the style's name: the longest that the group's can begin with."""
-        words = self.group.split("-")
-        while len(words) > 1 and words[-1] in ("mean", "softmax", "sum", "direction", "min"):
-            words.pop()
-        return "-".join(words)
+        return base_style(self.group)
 
     @property
     def _builtin(self) -> Style | None:

@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.ascent.starts import noise, seed_of
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
+from cnnvis_cli.figure.canvas import TextLine
 from cnnvis_cli.network.zoo import imagenet_names
+from cnnvis_cli.nouns import Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.session import open_session
+from cnnvis_cli.stages.figures.data import ordered_styles
 from cnnvis_cli.stages.figures.montage import KINDS
 from cnnvis_cli.stages.run.pipeline import STAGES
 from cnnvis_cli.store.sample_file import SampleFile
@@ -499,3 +503,60 @@ def test_units_without_a_score_are_told(
     with open_session(Plan.make(None, flags | wanted), Report()) as session:
         STAGES["montage"](session)
     assert "conv3: 2 of 3 units have no score and come last" in capsys.readouterr().err
+
+
+def texts(flags: Flags, kind: str, alias: str) -> list[str]:
+    """Return the words on the first figure of a layer, line by line."""
+    with open_session(Plan.make(None, flags | {"layer": (alias,)}), Report(quiet=True)) as session:
+        ((figure, *_), *_) = KINDS[kind].make(session, session.layers)
+        return [mark.text for mark in figure.draw().marks if isinstance(mark, TextLine)]
+
+
+def test_a_figure_says_how_images_compare_with_the_best_of_the_dataset(flags: Flags) -> None:
+    with h5py.File(Path(flags["run"]) / "topk.h5") as file:
+        best = file["layers/conv3/activation"][()][:, 0]
+    ratio = read(flags, "conv3", "1/activation").max(axis=1)[1] / best[9]
+    flags |= {"units": "9", "montage__style": ("1",)}
+    for kind in ("styles", "unit"):
+        said = texts(flags, kind, "conv3")
+        assert any(text.startswith(f"style 1, {ratio:.1f}x") for text in said)
+        assert "1.0x: the unit's value for the best of 12 images" in " ".join(said)
+    preferred = int(ratio >= 1)
+    said = " ".join(texts(flags, "optimized", "conv3"))
+    assert f"{preferred} of 1 live units prefer their image to the best of 12 images" in said
+    Path(flags["run"], "topk.h5").unlink()
+    assert " 1 live unit" not in " ".join(texts(flags, "optimized", "conv3"))
+
+
+def test_what_has_not_left_its_noise_says_so(flags: Flags) -> None:
+    """Unit 2's best image is its start; unit 9's is that, fainter; unit 40's is another."""
+    first = {}
+    for unit in (2, 9):
+        drawn = noise(
+            seed_of(0, Unit("conv3", unit), 0), read(flags, "conv3", "3/image").shape[2:4]
+        )
+        first[unit] = drawn.permute(1, 2, 0).numpy()
+    with altered(Path(flags["run"]) / "optimized" / "conv3.h5") as file:
+        group = file["3"]
+        value = np.zeros((3, 5), np.float32)
+        value[:, 0] = 1
+        group["activation"][...] = value
+        group["outcome"][...] = 1
+        group["best_step"][...] = np.array([[0], [7], [7]])
+        group["image"][1, 0] = first[9] / 20 + np.float32(0.1)
+        group["image"][2, 0] = -first[9]
+    flags |= {"montage__style": ("3",)}
+    said = texts(flags, "optimized", "conv3")
+    assert {"2 (noise)", "9 (noise)", "40"} <= set(said)
+    assert "(noise): it has not left the noise that it began with." in " ".join(said)
+    assert any(
+        text.endswith("(noise)") for text in texts(flags | {"units": "9"}, "styles", "conv3")
+    )
+    said = texts(flags | {"units": "40"}, "styles", "conv3")
+    assert not any("(noise)" in text for text in said)
+
+
+def test_styles_stand_in_their_order_whatever_is_maximised() -> None:
+    held = ["1", "2-mean", "accent-mean", "fourier", "natural-mean-min", "soft-mean"]
+    first = ["natural-mean-min", "1", "2-mean", "accent-mean", "fourier", "soft-mean"]
+    assert ordered_styles(held) == first

@@ -73,6 +73,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for style in ("3 --style fourier --runs 4", "1 --runs 1"):
             how = f"--workers 0 --style {style} --iterations 2 --step paper"
             assert call(f"optimize {NETWORK} {layers} {how}") == 0
+        start = f"--workers 0 --style accent --start {ONE} --iterations 2"
+        assert call(f"optimize {NETWORK} --layer fc8 --units 0,5 {start}") == 0
         assert call(f"project {NETWORK} --workers 0 {layers}") == 0
     return folder
 

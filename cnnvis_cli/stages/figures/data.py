@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnvis_cli.arrays import Floats, Pixels
+from cnnvis_cli.arrays import Bools, Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
+from cnnvis_cli.ascent.starts import noise, seed_of, still_noise
+from cnnvis_cli.ascent.styles import base_style
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
-from cnnvis_cli.figure.tone import faded
+from cnnvis_cli.figure.tone import faded, toned
 from cnnvis_cli.nouns import Box, Layer, Size, Unit, size_text
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, names_before
@@ -23,6 +26,7 @@ from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
+from cnnvis_cli.stages.optimize.preference import Preference, preference_of
 from cnnvis_cli.stages.project.job import group_of
 from cnnvis_cli.store.optimized import OptimizedFile, style_columns
 from cnnvis_cli.store.projected import ProjectedFile
@@ -31,6 +35,7 @@ from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
 OUTSIDE = 128  # the colour outside the image
 STRONGEST_SHOWN = 9
+NOISE = "(noise)"  # what the label of a picture says that is still noise
 
 
 def unit_label(session: Session, layer: Layer, unit: int) -> str:
@@ -79,7 +84,8 @@ class OptimizedImages:
     @property
     def record(self) -> Record:
         fade = {"fade": True} if self.fades else {}
-        return {"style": self.style, "source": file_digest(self.file.path), **fade}
+        best = {} if self.preference is None else {"ratio": digest(self.preference.ratio.tolist())}
+        return {"style": self.style, "source": file_digest(self.file.path), **fade, **best}
 
     @cached_property
     def fades(self) -> bool:
@@ -102,6 +108,10 @@ class OptimizedImages:
         """The rule by which the images are shown: a photograph as it is."""
         return "true" if self.is_accent else self.session.plan.figure.tone
 
+    def toned(self, values: Floats) -> Pixels:
+        """Return images (n, r, h, w, 3) of the style by its rule."""
+        return toned(values, self.tone, self.session.network.preprocessing.mean)
+
     @property
     def every(self) -> int:
         """The steps from one value of the history to the next."""
@@ -119,6 +129,44 @@ class OptimizedImages:
     def label(self, unit: int) -> str:
         names = self.made.get("targets", ())
         return names[unit] if names else unit_label(self.session, self.layer, unit)
+
+    def title(self, unit: int) -> str:
+        """Return the style, with the ratio to the best image of the dataset where it is known."""
+        found = f"style {self.style}"
+        if self.preference is not None:
+            (ratio,) = self.preference.of([unit]).ratio.tolist()
+            found += f", {ratio:.1f}x" if math.isfinite(ratio) else ""
+        return found + (f" {NOISE}" if self.noisy([unit])[0] else "")
+
+    @cached_property
+    def preference(self) -> Preference | None:
+        """How the images compare with those of the run's top-k, if it is known."""
+        return preference_of(self.session.run, self.layer.alias, self.style)
+
+    def compared(self, units: Sequence[int]) -> str:
+        """Return how some units' images compare, as a sentence of a caption."""
+        if self.preference is None:
+            return ""
+        found = self.preference.of(units).summary()
+        return f" {found[0].upper()}{found[1:]}."
+
+    def noisy(self, units: Sequence[int]) -> Bools:
+        """Return which units' best images have not left the noise that they began with: (n,)."""
+        drawn = self.made.get("start", "noise") == "noise"
+        runs = self.read("activation", units).argmax(axis=1)
+        step = np.take_along_axis(self.read("best_step", units), runs[:, None], axis=1)[:, 0]
+        found: Bools = (step == 0) & drawn & ~self.dead(units)
+        if drawn and self.made.get("image", {}).get("kind") in ("Pixels", None):
+            both = zip(units, runs.tolist(), strict=True)
+            begun = np.stack([self._first_noise(unit, run) for unit, run in both])
+            found |= still_noise(self.best(units)[:, 0], begun) & ~self.dead(units)
+        return found
+
+    def _first_noise(self, unit: int, run: int) -> Floats:
+        """Return the noise that an ascent in pixels began with, (h, w, 3)."""
+        name = self.layer.alias + (" directions" if self.made.get("targets") else "")
+        seed = seed_of(int(self.made["seed"]), Unit(name, unit), run)
+        return np.asarray(noise(seed, self.size).permute(1, 2, 0).numpy())
 
     def read(self, name: str, units: Sequence[int]) -> NDArray[Any]:
         """Return one array of the file, the rows of these units."""
@@ -199,7 +247,7 @@ FIRST_STYLES = ("natural", "1", "2", "3", "4")  # others follow in the order of 
 def ordered_styles(held: Iterable[str]) -> list[str]:
     """Return the names of styles as figures show them: natural, the paper's four, the others."""
     place = {name: number for number, name in enumerate(FIRST_STYLES)}
-    return sorted(held, key=lambda name: place.get(name, len(place)))
+    return sorted(held, key=lambda name: place.get(base_style(name), len(place)))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnvis_cli.arrays import Floats, Pixels, Units
+from cnnvis_cli.arrays import Pixels, Units
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Canvas, reduced, scaled
 from cnnvis_cli.figure.grid import columns_of
@@ -36,6 +36,7 @@ from cnnvis_cli.registry import Registry
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
+    NOISE,
     OptimizedImages,
     TopImages,
     labels_key,
@@ -131,9 +132,17 @@ def _caption(session: Session, title: str, note: str) -> Caption:
     return Caption(title, note, session.plan.figure.column)
 
 
-def _tone(images: OptimizedImages, values: Floats) -> Pixels:
-    """Return a style's images (n, r, h, w, 3) toned by its rule."""
-    return toned(values, images.tone, images.session.network.preprocessing.mean)
+NOISE_NOTE = f" {NOISE}: it has not left the noise that it began with."
+
+
+def noted(caption: Caption, cells: Sequence[Cell]) -> Caption:
+    """Return a caption that says what labels and titles of its figure mean."""
+    said = [cell.label for cell in cells]
+    for cell in cells:
+        said += [pane.title for pane in cell.panes]
+    if any(NOISE in text for text in said):
+        return replace(caption, note=caption.note + NOISE_NOTE)
+    return caption
 
 
 @kind("optimized", Run.optimized, asked=False)
@@ -163,11 +172,12 @@ def _optimized_together(session: Session, sources: Sequence[OptimizedImages]) ->
     caption = _caption(session, f"{session.network.name} · {names}", note)
 
     def draw() -> Canvas:
-        parts = []
+        parts, every = [], list[Cell]()
         for images, units, scale in zip(sources, chosen, scales, strict=True):
             cells = tuple(_best_cells(session, images, units))
             parts.append(CellRow(images.layer.alias, cells, max(1, scale)))
-        return sheets_below(parts, caption)
+            every += cells
+        return sheets_below(parts, noted(caption, every))
 
     record: Record = {"layers": _sheet_records(sources, chosen)}
     return Figure("optimized", ALL_LAYERS, caption.title, record, draw)
@@ -179,8 +189,12 @@ LARGEST_TOGETHER = 60_000_000  # pixels of the tiles of one figure
 def _best_cells(session: Session, images: OptimizedImages, units: Units) -> Iterator[Cell]:
     """Yield a cell per unit with its best image."""
     tiles = _best_tiles(session, images, units)
-    for unit, tile, dead in zip(units, tiles, images.dead(units), strict=True):
-        yield Cell.of(images.label(unit), tile, bool(dead))
+    dead = images.dead(units)
+    noisy = np.concatenate([images.noisy(few) for few in in_groups(units, UNITS_AT_ONCE)])
+    for unit, tile, crossed, noise in zip(units, tiles, dead, noisy, strict=True):
+        number, space, name = images.label(unit).partition(" ")
+        label = f"{number} {NOISE}{space}{name}" if noise else number + space + name
+        yield Cell.of(label, tile, bool(crossed))
 
 
 def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
@@ -192,7 +206,9 @@ def _optimized_sheet(session: Session, images: OptimizedImages) -> UnitSheet:
     )
 
     def page(units: Units, caption: Caption) -> Canvas:
-        return sheet(list(_best_cells(session, images, units)), caption, max(1, scale))
+        cells = list(_best_cells(session, images, units))
+        shown = replace(caption, note=caption.note + images.compared(units))
+        return sheet(cells, noted(shown, cells), max(1, scale))
 
     height, width = (scaled(side, scale) for side in images.size)
     units, room = choose_units(session, images.layer, images.held), per_page((height, width))
@@ -329,6 +345,7 @@ def _sizes(session: Session) -> str:
 
 EQUAL_SIDE = 112  # pixels of a tile's side where those of all layers are alike
 UNITS_IN_COLUMN = 4  # units of a layer in a column of a paper, unless they are chosen
+LEAST_IN_COLUMN = 8  # pixels of a picture's longer side that can be seen
 TILE_IN_COLUMN = 26  # least side of a tile of the largest layer there, if fewer units help
 
 
@@ -350,7 +367,15 @@ def _row_scales(
         chosen = len(choose_units(session, each.layer, each.held))
         asked = plan.units or plan.montage.random or plan.montage.best
         found.append(row_scale(cell, chosen if asked else min(usual, chosen), room))
-    return found if plan.montage.equal else [min(found)] * len(found)
+    if plan.montage.equal:
+        return found
+    for each in sources:
+        if min(found) * max(each.size) < LEAST_IN_COLUMN:
+            session.report.once(
+                f"{each.layer.alias}: its pictures are hardly to be seen at the scale of the other "
+                "layers; --equal draws those of all layers equally large, --layer chooses layers"
+            )
+    return [min(found)] * len(found)
 
 
 def _to_side(side: int) -> float:
@@ -470,7 +495,8 @@ def _unit_sheet(name: str, note: str, session: Session, cells: Cells, units: Uni
     scale = tile_scale(session.plan.figure, cells.tile)
 
     def page(units: Units, caption: Caption) -> Canvas:
-        return sheet([cells.make(unit) for unit in units], caption, scale)
+        made = [cells.make(unit) for unit in units]
+        return sheet(made, noted(caption, made), scale)
 
     room = per_page(cells.make(units[0]).size(scale))
     return UnitSheet(name, cells.layer, units, note, cells.record, page, room).pages(session)
@@ -483,7 +509,8 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
 
     def draw() -> Canvas:
         scale = tile_scale(session.plan.figure, cells.tile)
-        return single(cells.make(unit), _caption(session, title, note), scale)
+        cell = cells.make(unit)
+        return single(cell, noted(_caption(session, title, note), [cell]), scale)
 
     record = _sheet_record(session, cells.layer, [unit], cells.record)
     return Figure(name, f"{alias}_{unit:04d}", title, record, draw)
@@ -493,8 +520,18 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
 def styles(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
     note = "Preferred images: one block per style, up to nine runs in each, the strongest first."
-    note += f" Tone: {TONE_RULES[session.plan.figure.tone]}."
+    note += _ratio_note(session, layers) + f" Tone: {TONE_RULES[session.plan.figure.tone]}."
     return unit_figures("styles", note, session, [_style_cells(session, la) for la in layers])
+
+
+def _ratio_note(session: Session, layers: Sequence[Layer]) -> str:
+    """Return what 1.3x in the titles of panes means, where one has it."""
+    for layer in layers:
+        for images in styles_of(session, layer):
+            if images.preference is not None:
+                among = images.preference.images
+                return f" 1.0x: the unit's value for the best of {among} images of the dataset."
+    return ""
 
 
 def _style_cells(session: Session, layer: Layer) -> Cells:
@@ -504,8 +541,8 @@ def _style_cells(session: Session, layer: Layer) -> Cells:
     def make(unit: int) -> Cell:
         panes = []
         for images in sources:
-            tiles = _tone(images, images.runs([unit], SQUARE))[0]
-            panes.append(Pane(tiles, columns_of(len(tiles)), title=f"style {images.style}"))
+            tiles = images.toned(images.runs([unit], SQUARE))[0]
+            panes.append(Pane(tiles, columns_of(len(tiles)), title=images.title(unit)))
         return Cell(sources[0].label(unit), tuple(panes), across=columns_of(len(panes)))
 
     record = {"styles": [images.record for images in sources]}
@@ -517,6 +554,7 @@ def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
     note = "Preferred images by style, the strongest image patches, and what in them caused it."
     note += windows_of([projected_of(session, layer) for layer in layers])
+    note += _ratio_note(session, layers)
     note += f" Tone: {TONE_RULES[session.plan.figure.tone]}."
     return unit_figures("unit", note, session, [_unit_cells(session, la) for la in layers])
 
@@ -531,8 +569,8 @@ def _unit_cells(session: Session, layer: Layer) -> Cells:
         room = ("",) * SQUARE if any(names) else ()  # so that the panes' rows stay level
         panes = []
         for images in preferred:
-            runs = _tone(images, images.runs([unit], SQUARE))[0]
-            panes.append(Pane(runs, columns_of(len(runs)), room, f"style {images.style}"))
+            runs = images.toned(images.runs([unit], SQUARE))[0]
+            panes.append(Pane(runs, columns_of(len(runs)), room, images.title(unit)))
         panes.append(Pane(patches, columns, names, "strongest images"))
         panes.append(Pane(projections, columns, room, f"{strongest.method} projections"))
         return Cell(strongest.label(unit), tuple(panes), strongest.dead(unit))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,17 @@ class Preference:
         margin = EQUAL * np.abs(self.photograph)
         reached: NDArray[np.bool_] = self.optimized >= self.photograph - margin
         return reached
+
+    def of(self, units: Sequence[int]) -> Preference:
+        """Return that of some of the units."""
+        rows = np.searchsorted(self.units, units)
+        return replace(
+            self,
+            units=self.units[rows],
+            optimized=self.optimized[rows],
+            photograph=self.photograph[rows],
+            live=self.live[rows],
+        )
 
     def summary(self) -> str:
         """Return the words of a result line."""

@@ -193,10 +193,10 @@ class ScreenUnit:
 
     def _panes(self) -> Iterator[Pane]:
         """Yield the panes of what the run holds of the unit."""
-        tone, mean = self.session.plan.figure.tone, self.session.network.preprocessing.mean
+        tone = self.session.plan.figure.tone
         for images in self.optimized:
-            runs = toned(images.runs([self.channel], SQUARE), tone, mean)[0]
-            yield Pane(runs, columns_of(len(runs)), title=f"style {images.style}")
+            runs = images.toned(images.runs([self.channel], SQUARE))[0]
+            yield Pane(runs, columns_of(len(runs)), title=images.title(self.channel))
         if self.top:
             patches = self.top.patches(self.channel)
             columns = columns_of(len(patches))
