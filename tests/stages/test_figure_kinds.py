@@ -522,8 +522,8 @@ def test_a_figure_says_how_images_compare_with_the_best_of_the_dataset(flags: Fl
         assert any(text.startswith(f"style 1, {ratio:.1f}x") for text in said)
         assert "1.0x: the unit's value for the best of 12 images" in " ".join(said)
     preferred = int(ratio >= 1)
-    said = " ".join(texts(flags, "optimized", "conv3"))
-    assert f"{preferred} of 1 live units prefer their image to the best of 12 images" in said
+    note = " ".join(texts(flags, "optimized", "conv3"))
+    assert f"{preferred} of 1 live units prefer their image to the best of 12 images" in note
     Path(flags["run"], "topk.h5").unlink()
     assert " 1 live unit" not in " ".join(texts(flags, "optimized", "conv3"))
 
