@@ -163,7 +163,7 @@ def test_a_permalink_opens_a_unit_with_everything(browser: Browser, gallery: Pat
     assert heading(page) == "conv2/0005"
     assert page.title().startswith("conv2/0005")
     panes = page.locator("#unit figcaption").all_text_contents()
-    assert panes[0] == "Optimized style 3"
+    assert panes[0].startswith("Optimized style 3")
     assert [text.split(" ")[0] for text in panes] == ["Optimized", "Strongest", "What"]
     names = [image.get_attribute("aria-label") for image in page.get_by_role("img").all()]
     assert all(names)
@@ -335,6 +335,40 @@ def test_the_units_that_feed_one_are_links_with_pictures(browser: Browser, galle
     place.hover()
     shown = place.locator(".mask").evaluate("(node) => getComputedStyle(node).opacity")
     assert shown == "1"
+
+
+def test_how_images_compare_with_the_best_photograph_stands_beside_each(
+    browser: Browser, gallery: Path
+) -> None:
+    page = browser.open()
+    assert re.fullmatch(r"\d+ · \d+\.\d\d ×", page.locator(".paired bdi").first.inner_text())
+    page = browser.open("#conv2?show=optimized, style 3")
+    beside = page.locator("#grid .under bdi").all_text_contents()
+    assert all(re.fullmatch(r"−?\d+\.\d\d ×|–", text) for text in beside)
+    assert "ratio to the best photograph" in page.locator("#found").inner_text()
+    page.get_by_label("Sort", exact=True).select_option("ratio")
+    beside = page.locator("#grid .under bdi").all_inner_texts()
+    ratios = [float(text.split()[0].replace("−", "-")) for text in beside if text != "–"]
+    assert ratios == sorted(ratios, reverse=True)
+    page.locator("#grid a").first.click()
+    first = page.locator("#unit .pane .text").first
+    assert first.inner_text().endswith(f" · {ratios[0]:.2f} ×")
+    pane = page.locator("#unit figcaption").first
+    pane.get_by_role("button", name="What is this?").click()
+    playwright.expect(pane.locator(".told")).to_contain_text("gradient ascent")
+
+
+def test_all_pictures_are_there_in_print(browser: Browser, gallery: Path) -> None:
+    page = browser.open("", width=900)
+    below = "document.querySelectorAll('#overview .crop:not([style*=background])').length"
+    page.set_viewport_size({"width": 900, "height": 120})
+    page.reload()
+    page.locator("#overview .crop").first.wait_for()
+    assert page.evaluate(below) > 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(below) == 0
+    page.emulate_media(media="print")
+    assert not page.locator(".side").is_visible()
 
 
 def test_light_and_dark(browser: Browser, gallery: Path) -> None:

@@ -19,11 +19,11 @@ from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.histogram import BINS, edges
+from cnnvis_cli.measures.unit_facts import histogram_bars, neighbours
 from cnnvis_cli.report import Meter, Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.gallery import layers
-from cnnvis_cli.stages.gallery.facts import histogram_bars, neighbours
 from cnnvis_cli.stages.gallery.flows import drawn_levels
 from cnnvis_cli.stages.gallery.stage import gallery as make_gallery
 from cnnvis_cli.verify import verify
@@ -389,6 +389,32 @@ def test_what_a_sample_tells_is_shown(do: Do, ready: Flags, folder: Path, tmp_pa
     assert "scores" not in units_of(folder, "conv2")[2]
 
 
+def test_the_lowest_places_are_shown_where_topk_kept_them(
+    do: Do, flags: Flags, folder: Path, tmp_path: Path
+) -> None:
+    do("topk", **flags, topk__min=True)
+    do("gallery", **flags)
+    layer = layer_of(folder, "conv2")
+    assert [pane["kind"] for pane in layer["sheet"]["panes"]] == ["patches", "lowest"]
+    assert [face["kind"] for face in layer["faces"]] == ["patches"]
+    (about,) = read(folder / "photographs" / "photographs.js")
+    with h5py.File(tmp_path / "run" / "topk.h5") as top:
+        low = top["layers/conv2/min"]
+        paths = top["images/path"].asstr()[()]
+        for unit, facts in enumerate(units_of(folder, "conv2")):
+            indices = low["image"][unit].tolist()
+            assert [row[2] for row in facts["lowest"]] == paths[indices].tolist()
+            values = [row[0] for row in facts["lowest"]]
+            assert values == sorted(values)
+            assert values == pytest.approx(low["activation"][unit].tolist(), rel=1e-3)
+            assert set(indices) <= set(about["images"])
+            y, x, bottom, right = low["box"][unit, 0].tolist()
+            image = np.asarray(Image.open(tmp_path / "images" / paths[indices[0]]))
+            wanted = np.pad(image, ((9, 9), (9, 9), (0, 0)), constant_values=128)
+            wanted = wanted[9 + y : 9 + bottom, 9 + x : 9 + right]
+            assert (picture(folder, "conv2", unit, "lowest", 0) == wanted).all()
+
+
 def test_a_quiz_asks_of_photographs_that_are_not_shown(
     do: Do, ready: Flags, folder: Path, tmp_path: Path
 ) -> None:
@@ -426,7 +452,11 @@ def test_images_are_compared_with_the_best_photograph_and_ties_are_told(
     ):
         best = top["layers/conv1/activation"][()]
         values = optimized["3/activation"][()].max(axis=1)
+    in_grid = layer_of(folder, "conv1")["faces"][0]["ratios"]
+    strip = read(folder / "run.js")[0]["strips"]["conv1"]
+    assert strip["ratios"] == [in_grid[unit] for unit in strip["units"]]
     for unit, facts in enumerate(units_of(folder, "conv1")):
+        assert in_grid[unit] == facts.get("ratios", {}).get("3")
         if best[unit, 0] > 0:
             wanted = float(values[unit] / best[unit, 0])
             assert facts["ratios"]["3"] == pytest.approx(wanted, rel=1e-3)

@@ -13,6 +13,7 @@
     max: { title: "Maximum", of: "max", text: (layer, i) => short(layer.max[i]) },
     selectivity: { title: "Selectivity", of: "selectivity", text: (layer, i) => fixed(layer.selectivity[i]) },
     active: { title: "Share active", of: "active", text: (layer, i) => percent(layer.active[i]) },
+    ratio: { title: "Ratio to the best photograph", of: "ratio", text: (layer, i) => times(layer.ratio[i]) },
     outcome: { title: "Outcome", rank: [3, 0, 1, 2], text: (layer, i) => ENDS[layer.outcome[i]] },
   };
 
@@ -29,7 +30,10 @@
 
   window.gallery = {
     run(facts) { run = facts; },
-    layer(facts) { layers.set(facts.alias, { ...facts, dead: new Set(facts.dead) }); },
+    layer(facts) {
+      const ratio = facts.faces.find((face) => face.ratios)?.ratios;
+      layers.set(facts.alias, { ...facts, ...(ratio && { ratio }), dead: new Set(facts.dead) });
+    },
     units(alias, number, facts) { chunks.set(`${alias} ${number}`, facts); },
     flow(alias, number, about, facts) { flows.set(`${alias} ${number}`, { about, facts }); },
     search(facts) { searched = facts; },
@@ -62,11 +66,13 @@
   };
   const fixed = (value) => (known(value) ? value.toFixed(2) : "–");
   const percent = (value) => (known(value) ? `${Number((100 * value).toPrecision(2))}\u00a0%` : "–");
+  const times = (value) => (known(value) ? `${value.toFixed(value < 9.95 ? 2 : 0).replace("-", "−")} ×` : "–");
+  const asTimes = (value) => (known(value) ? `${times(value).replace(" ×", "")} times the value of the best photograph` : "");
   const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const padded = (unit) => String(unit).padStart(4, "0");
   const className = (label) => run.classes[label] || (label >= 0 ? `class ${label}` : "");
   const paneName = ({ kind, name }) => ({
-    optimized: `optimized, style ${name}`, patches: "patches", projections: `${name} projections`, intervals: "weaker images",
+    optimized: `optimized, style ${name}`, patches: "patches", projections: `${name} projections`, lowest: "lowest patches", intervals: "weaker images",
   })[kind];
 
   // elements
@@ -101,11 +107,15 @@
       for (const { target, isIntersecting } of entries) {
         if (isIntersecting) {
           seen.unobserve(target);
-          target.show();
+          reveals(target);
         }
       }
     }, { rootMargin });
-    return (node, show) => { node.show = show; seen.observe(node); };
+    return (node, show) => { node.show = show; node.dataset.waiting = ""; seen.observe(node); };
+  };
+  const reveals = (node) => {
+    delete node.dataset.waiting;
+    node.show();
   };
   const whenSeen = observer("400px 0px");
   const whenNearlySeen = observer("80px 0px");
@@ -125,7 +135,7 @@
     return folder;
   };
   const fillStrips = (alias) => { // on the first page, and beside the layer's name
-    const { rows, tile, nav, units, labels } = run.strips[alias];
+    const { rows, tile, nav, units, labels, ratios } = run.strips[alias];
     const link = document.querySelector(`[data-layer="${alias}"]`);
     const beside = make("span", { class: "thumbs", "aria-hidden": "true" });
     link.append(stripOf(beside, alias, "nav", nav, Math.min(run.beside, units.length), 1, (pictures) => pictures));
@@ -134,9 +144,10 @@
       const name = `${alias}/${padded(unit)}`;
       const [first, ...others] = pictures.slice(at * rows, (at + 1) * rows);
       first.setAttribute("role", "img");
-      first.setAttribute("aria-label", [name, labels?.[at]].filter(Boolean).join(", "));
+      first.setAttribute("aria-label", [name, labels?.[at], asTimes(ratios?.[at])].filter(Boolean).join(", "));
       for (const other of others) other.setAttribute("aria-hidden", "true");
-      return make("a", { href: `#${name}` }, first, ...others, make("bdi", { "aria-hidden": "true" }, labels?.[at] || String(unit)));
+      const under = [labels?.[at] || String(unit), known(ratios?.[at]) && times(ratios[at])].filter(Boolean).join(" · ");
+      return make("a", { href: `#${name}`, title: asTimes(ratios?.[at]) || null }, first, ...others, make("bdi", { "aria-hidden": "true" }, under));
     })));
   };
 
@@ -153,7 +164,7 @@
     const node = make("span", {
       class: `crop${enlarged(face.tile, GRID) > 1 ? " sharp" : ""}${lacks ? " missing" : ""}${lacks && crossed ? " crossed" : ""}`,
       role: "img",
-      "aria-label": `${unit}, ${lacks ? "no picture" : paneName(face)}${crossed ? ", dead" : ""}`,
+      "aria-label": [unit, lacks ? "no picture" : paneName(face), asTimes(face.ratios?.[position]), crossed && "dead"].filter(Boolean).join(", "),
     });
     if (lacks) return node;
     const chunk = Math.floor(position / layer.chunk);
@@ -272,7 +283,8 @@
       layer.tiles = layer.units.map((_, position) => tileOf(layer, position));
       layer.shownFace = faceOf(layer);
     }
-    const value = SORTS[state.sort].text;
+    const shownRatios = state.sort === "number" && layer.faces[faceOf(layer)]?.ratios;
+    const value = shownRatios ? (_, position) => times(shownRatios[position]) : SORTS[state.sort].text;
     for (const position of order) {
       layer.tiles[position].lastChild.lastChild.textContent = value(layer, position);
     }
@@ -293,6 +305,7 @@
 
   const told = (layer, order) => {
     if (state.sort !== "number") return SORTS[state.sort].title.toLowerCase();
+    if (layer.faces[faceOf(layer)]?.ratios) return SORTS.ratio.title.toLowerCase();
     return layer.max ? "maximum" : "outcome";
   };
 
@@ -462,13 +475,14 @@
       const place = [i * pane.cell[1], top + pane.top, pane.tile[1], pane.tile[0]];
       whenSeen(picture, () => crop(picture, url, place, size));
       const button = make("button", { type: "button", class: "zoom" }, picture);
-      const map = ["patches", "projections"].includes(pane.kind) && unit.top?.[i] && flow?.maps?.[i];
-      const found = ["optimized", "intervals"].includes(pane.kind) || !isPart(unit.top?.[i], layer) ? null : unit.top[i];
-      const reduced = pane.kind === "patches" && Math.max(...pane.tile) < Math.max(...pane.size);
-      const fine = reduced && unit.top?.[i] ? { found: unit.top[i], pane } : null;
+      const stood = { patches: unit.top, projections: unit.top, lowest: unit.lowest }[pane.kind]?.[i]; // its place in an image
+      const map = pane.kind !== "lowest" && stood && flow?.maps?.[i];
+      const found = isPart(stood, layer) ? stood : null;
+      const reduced = pane.kind !== "projections" && Math.max(...pane.tile) < Math.max(...pane.size);
+      const fine = reduced && stood ? { found: stood, pane } : null;
       const nth = pictures.push({ url, place, size, name, text: note, found, fine, map: map && found && [layer, map] }) - 1;
       button.addEventListener("click", () => zoom(pictures, nth));
-      if (map) button.append(maskOf(layer, map, unit.top[i].slice(4)));
+      if (map) button.append(maskOf(layer, map, stood.slice(4)));
       const cell = make("div", { "data-rank": mark }, button, make("bdi", { class: "text", title: note }, text));
       block.append(cell);
     }
@@ -575,7 +589,14 @@
     if (pane.kind === "optimized") {
       const found = unit.runs?.[pane.name]?.[i];
       if (!found) return { name: null };
-      return { name: `${title}, optimized, style ${pane.name}, run ${found[0] + 1}`, text: short(found[1]), note: `run ${found[0] + 1}: ${short(found[1])} after ${found[3]} steps, ${OUTCOMES[found[4]]}` };
+      const best = unit.runs[pane.name][0][1]; // of which the ratio is known
+      const ratio = known(unit.ratios?.[pane.name]) && best ? (unit.ratios[pane.name] * found[1]) / best : null;
+      const reaches = known(ratio) ? `, ${asTimes(ratio)}` : "";
+      return {
+        name: `${title}, optimized, style ${pane.name}, run ${found[0] + 1}`,
+        text: known(ratio) ? `${short(found[1])} · ${times(ratio)}` : short(found[1]),
+        note: `run ${found[0] + 1}: ${short(found[1])} after ${found[3]} steps${reaches}, ${OUTCOMES[found[4]]}`,
+      };
     }
     if (pane.kind === "intervals") {
       const [interval, shown] = unit.intervals?.[Math.floor(i / 2)] ?? ["", []];
@@ -583,10 +604,11 @@
       if (!weaker) return { name: null };
       return { name: `${title}, ${interval}, ${className(weaker[1]) || weaker[2]}`, text: i % 2 ? short(weaker[0]) : `${interval}: ${short(weaker[0])}`, note: `${interval}: ${weaker[2]}: ${short(weaker[0])}` };
     }
-    const found = unit.top?.[i];
+    const found = (pane.kind === "lowest" ? unit.lowest : unit.top)?.[i];
     if (!found) return { name: null };
     const called = className(found[1]);
     const note = `${found[2]}: ${short(found[0])}`;
+    if (pane.kind === "lowest") return { name: `${title}, lowest patch ${i + 1}${called ? `, ${called}` : ""}`, text: short(found[0]), note };
     if (pane.kind === "patches") {
       return { name: `${title}, patch ${i + 1}${called ? `, ${called}` : ""}`, text: called || found[2], note, mark: i };
     }
@@ -596,6 +618,7 @@
     optimized: ["Optimized", `style ${pane.name}`],
     patches: ["Strongest in images", `${pane.size[0]} × ${pane.size[1]} pixels`],
     projections: ["What caused it", pane.name],
+    lowest: ["Lowest in images", `${pane.size[0]} × ${pane.size[1]} pixels`],
     intervals: ["Over its whole range", "weaker images of the sample"],
   })[pane.kind];
 
@@ -620,7 +643,7 @@
     if (!styles.length) return null;
     const table = make("table", {}, make("tr", {}, ...["style", "best", "× best photograph", "at step"].map((t) => make("th", { scope: "col" }, t))));
     for (const [style, [[, value, , step]]] of styles) {
-      const ratio = fixed(unit.ratios?.[style]);
+      const ratio = times(unit.ratios?.[style]).replace(" ×", "");
       table.append(make("tr", {}, make("td", {}, style), make("td", {}, short(value)), make("td", {}, ratio), make("td", {}, String(step))));
     }
     const ends = styles.map(([style, runs]) => `style ${style} ${OUTCOMES[runs[0][4]]}`);
@@ -687,7 +710,7 @@
       bars.append(make("li", {}, make("bdi", { title: className(label) }, className(label)), make("span", { class: "bar" }, bar), make("span", { class: "many" }, String(count))));
     }
     const rest = unit.classes.length - 9;
-    return section(`Classes of its ${layer.k} strongest images`, bars, rest > 0 ? make("p", { class: "end" }, `and ${many(rest, "more class").replace("classs", "classes")}`) : "");
+    return section(`Classes of its ${layer.k} strongest images`, helpOf(HELP.classes), bars, rest > 0 ? make("p", { class: "end" }, `and ${many(rest, "more class").replace("classs", "classes")}`) : "");
   };
   const neighbours = (unit, layer) => {
     if (!unit.near?.length) return null;
@@ -696,7 +719,7 @@
       const name = layer.labels?.[layer.at.get(other)] || "";
       near.append(make("a", { href: `#${layer.alias}/${padded(other)}`, title: name },
         iconOf(layer.alias, layer.at.get(other), [`${layer.alias}/${padded(other)}`, name].filter(Boolean).join(", ")),
-        make("span", { class: "under" }, make("span", { class: "number" }, String(other)), name && make("bdi", {}, name), make("span", {}, `${shared} shared`))));
+        make("span", { class: "under" }, make("span", { class: "number" }, String(other)), name && make("bdi", {}, name), make("span", {}, `${shared} of ${layer.k}`))));
     }
     return section("Shares top images with", helpOf(HELP.shares), near);
   };
@@ -753,7 +776,13 @@
     name: "The class that the unit's values separate best from all other images; chance is the share of shuffled images whose best class is separated as well.",
     score: "How well pictures tell two images apart by the unit's value: 0.5 for chance, 1 at best; the control has the values shuffled.",
     selectivity: "(a − b) / (a + b): a is the mean over the images of the class that activates it most, b that of the other classes; 1 for a unit of a single class.",
-    shares: "Units of this layer whose strongest images are most often the same.",
+    shares: "Units of this layer whose strongest images are most often the same, and how many they share with this one.",
+    classes: "How many of its strongest images are of each class.",
+    "of optimized": "The image that raises the unit's value most, by gradient ascent in this style; below it its value, and how many times that of the best photograph this is.",
+    "of patches": "Where the unit's value is largest, one place per image; what is outside the image is grey.",
+    "of projections": "What in each patch the unit responds to: its value, led back to the image by this method.",
+    "of lowest": "Where the unit's value is lowest, one place per image.",
+    "of intervals": "Images of the sample whose largest value is lower: what the unit responds to less.",
     histogram: "How often each value occurs, over up to 8 places of each image; bars above 0 are in colour.",
     optimized: "The largest value of its optimized images, and how many times the value of the best photograph that is.",
     feeds: "Units of later layers in whose weights this unit has the largest share, of either sign.",
@@ -783,7 +812,7 @@
     if (known(unit.stats?.active) && !unit.stats.dead) parts.push(` Above 0 in ${percent(unit.stats.active)} of all ${hasMap(layer) ? "places" : "images"}.`);
     if (unit.ties) parts.push(` ${unit.ties} of its strongest places have the same value as another; these are in the order of the images.`);
     const best = Object.entries(unit.ratios ?? {}).sort((a, b) => b[1] - a[1])[0];
-    if (best) parts.push(` Its image in style ${best[0]} reaches ${fixed(best[1])} times the value of the best photograph.`);
+    if (best) parts.push(` Its image in style ${best[0]} reaches ${asTimes(best[1])}.`);
     if (layer.outcome[position]) parts.push(` In its optimized image it ${OUTCOMES[layer.outcome[position]]}.`.replace("it no gradient reaches it", "no gradient reaches it"));
     return parts;
   };
@@ -846,7 +875,7 @@
     for (const pane of layer.sheet.panes) {
       const block = blockOf(layer, position, unit, pane, flow);
       const [title, note] = paneTitle(pane);
-      if (block) panes.append(make("figure", { class: "pane" }, make("figcaption", {}, title, " ", make("span", {}, note)), block));
+      if (block) panes.append(make("figure", { class: "pane" }, make("figcaption", {}, title, " ", make("span", {}, note), helpOf(HELP[`of ${pane.kind}`])), block));
     }
     const count = panes.children.length;
     if (count && count < 3) panes.classList.add(count === 1 ? "one" : "two"); // there is room for larger ones
@@ -989,6 +1018,8 @@
       link.removeAttribute("aria-current");
       if (link.dataset.layer !== state.alias) continue;
       link.setAttribute("aria-current", "page");
+      const [side, own] = [link.closest(".side"), link.getBoundingClientRect()];
+      side.scrollTop += Math.min(0, own.top - 12) + Math.max(0, own.bottom + 12 - side.clientHeight);
       const row = link.closest("ol"); // on narrow pages it is scrolled sideways
       row.scrollLeft = link.offsetLeft - row.offsetLeft - row.clientWidth / 2;
     }
@@ -1125,6 +1156,7 @@
     byId("unit").addEventListener("mouseover", mark);
     byId("unit").addEventListener("mouseleave", mark);
     document.addEventListener("keydown", press);
+    addEventListener("beforeprint", () => document.querySelectorAll("section:not([hidden]) [data-waiting]").forEach(reveals));
     addEventListener("hashchange", go);
     history.scrollRestoration = "manual";
     go();

@@ -17,6 +17,7 @@ from cnnvis_cli.arrays import Floats, Int64s
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.figure import site
+from cnnvis_cli.measures.unit_facts import digits
 from cnnvis_cli.network.circuits import Connection, fed_by_weight, fed_in_images, feeds
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tracing import TracedPlaces, Tracer, Traces
@@ -25,7 +26,6 @@ from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session, load_checked
 from cnnvis_cli.stages.figures.data import STRONGEST_SHOWN
-from cnnvis_cli.stages.gallery.facts import digits
 from cnnvis_cli.stages.gallery.layers import ShownLayer
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import publish

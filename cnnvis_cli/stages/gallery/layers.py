@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +17,23 @@ from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.figure import sprites
 from cnnvis_cli.figure.tone import TONE_RULES
-from cnnvis_cli.histogram import LEVELS
+from cnnvis_cli.measures.unit_facts import (
+    digits,
+    plain_numbers,
+    searched_classes,
+)
 from cnnvis_cli.nouns import Layer, Size, Unit
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
-    STRONGEST_SHOWN,
     OptimizedImages,
     TopImages,
     image_labels,
     unit_label,
 )
-from cnnvis_cli.stages.gallery.facts import (
-    class_counts,
-    digits,
-    histogram_bars,
-    neighbours,
-    plain_numbers,
-    searched_classes,
-)
 from cnnvis_cli.stages.gallery.panes import (
     Photographs,
     PicturePane,
-    best_first,
     methods_held,
     optimized_pane,
     patches_pane,
@@ -67,7 +60,7 @@ SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
 _SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, NAV, UNIT_PIXELS, WINDOW, SHEET_BYTES)
 _FILES = (sprites.LOSSLESS_SIDE, sprites.QUALITY, sprites.SMALL_QUALITY, *sprites.BYTES.values())
-PAGE_FORM = (10, *_SIZES, *_FILES, CHUNK, COLUMNS, SHARES)
+PAGE_FORM = (11, *_SIZES, *_FILES, CHUNK, COLUMNS, SHARES)
 
 
 def gallery_folder(session: Session) -> Path:
@@ -141,6 +134,11 @@ class ShownLayer:
         return top_of(self.session, self.layer)
 
     @cached_property
+    def lowest(self) -> LayerTopK | None:
+        """The lowest places, with ``topk --min``."""
+        return TopKFile(self.session.run.topk).lowest(self.layer.alias) if self.top else None
+
+    @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Histograms of the channels' activations: (C, bins)."""
         return TopKFile(self.session.run.topk).histogram(self.layer.alias)
@@ -159,6 +157,9 @@ class ShownLayer:
         if self.top and self.photographs:
             panes.append(patches_pane(self.layer, self.top, self.photographs))
         panes += [projections_pane(images) for images in self.methods]
+        if self.lowest and self.photographs:  # no face, like the last
+            low = patches_pane(self.layer, self.lowest, self.photographs)
+            panes.append(replace(low, kind="lowest"))
         if self.sampled and self.photographs:
             panes.append(self.sampled.pane(self.photographs))  # the last, and no face
         return panes
@@ -185,7 +186,8 @@ class ShownLayer:
 
     @cached_property
     def faces(self) -> list[Face]:
-        return [Face.of(pane, THUMB) for pane in self.panes if pane.kind != "intervals"]
+        shown = [pane for pane in self.panes if pane.kind not in ("lowest", "intervals")]
+        return [Face.of(pane, THUMB) for pane in shown]
 
     @cached_property
     def icon(self) -> Face | None:
@@ -360,13 +362,30 @@ class ShownLayer:
             "k": int(self.top.places.image.shape[1]) if self.top else 0,
             "sheet": self.plan,
             "usual": self.usual,
-            "faces": [face.record | {"lacks": self._lacks(face.pane)} for face in self.faces],
+            "faces": [face.record | self._held_by(face.pane) for face in self.faces],
             **self._columns(),
         }
 
-    def _lacks(self, pane: PicturePane) -> list[int]:
-        """Return the places, in the list of units, of those without such a picture."""
-        return np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
+    def _held_by(self, pane: PicturePane) -> Record:
+        """Return the places, in the list of units, of those without such a picture.
+
+        Of optimized images also their ratios to the best photograph.
+        """
+        lacks = np.flatnonzero(~np.isin(self.units, pane.held)).tolist()
+        ratios = self.ratios(pane)
+        return {"lacks": lacks} | ({"ratios": list(map(ratios.get, self.units))} if ratios else {})
+
+    def ratios(self, pane: PicturePane) -> dict[int, float]:
+        """Return how many times the best photograph's value the units' optimized images reach.
+
+        Units without an optimized image, or with no photograph above 0, are left out.
+        """
+        run, alias = self.session.run, self.layer.alias
+        found = preference_of(run, alias, pane.name) if pane.kind == "optimized" else None
+        if found is None:
+            return {}
+        pairs = zip(found.units.tolist(), found.ratio.tolist(), strict=True)
+        return {unit: digits(ratio) for unit, ratio in pairs if math.isfinite(ratio)}
 
     def _columns(self) -> Record:
         columns: Record = {"outcome": self._outcomes()}
@@ -390,104 +409,3 @@ class ShownLayer:
             ends = images.file.read(images.style, "outcome")
             found[images.held] = ends[np.arange(len(best)), best]
         return list(found[self.units].tolist())
-
-
-@dataclass(frozen=True)
-class Facts:
-    """The page's data on the units of one chunk."""
-
-    shown: ShownLayer
-    number: int
-
-    def records(self) -> list[Record]:
-        chunk = self.shown.chunk(self.number)
-        records: list[Record] = [{} for _ in chunk]
-        for images in self.shown.styles:
-            for record, runs in zip(records, _run_facts(images, chunk), strict=True):
-                record.setdefault("runs", {})[images.style] = runs
-            self._add_ratios(images.style, dict(zip(chunk, records, strict=True)))
-        if self.shown.top and self.shown.dataset:
-            found = self._near(self.shown.top)
-            counts, size = self.shown.counts, self.shown.session.network.size
-            for record, unit, near in zip(records, chunk, found, strict=True):
-                record.update(_strongest_places(self.shown.top, self.shown.dataset, unit, size))
-                record.update(_statistics(self.shown.top, unit))
-                largest = float(self.shown.top.stats["max"][unit])
-                record.update(near=near, bars=histogram_bars(counts[unit], largest))
-        for record, unit in zip(records, chunk, strict=True):
-            if self.shown.sampled:
-                record.update(self.shown.sampled.record(unit))
-            record.update(self.shown.tables.record(Unit(self.shown.layer.alias, unit)))
-        return records
-
-    def _add_ratios(self, style: str, records: Mapping[int, Record]) -> None:
-        """Say how many times the best photograph's value a style's images reach."""
-        found = preference_of(self.shown.session.run, self.shown.layer.alias, style)
-        if found is None:
-            return
-        for unit, ratio in zip(found.units.tolist(), found.ratio.tolist(), strict=True):
-            if unit in records and math.isfinite(ratio):
-                records[unit].setdefault("ratios", {})[style] = digits(ratio)
-
-    def _near(self, top: LayerTopK) -> list[list[tuple[int, int]]]:
-        """Return the units' neighbours, by number."""
-        chosen = slice(self.number * CHUNK, self.number * CHUNK + CHUNK)
-        found = []
-        for near in neighbours(top.places.image[self.shown.units], chosen):
-            found.append([(self.shown.units[row], shared) for row, shared in near])
-        return found
-
-
-def _run_facts(images: OptimizedImages, chunk: Units) -> list[list[list[float | None]]]:
-    """Return each unit's runs, as shown: number, activation, first one, step, outcome."""
-    names = ("activation", "start", "best_step", "outcome")
-    columns = [images.file.read(images.style, name) for name in names]
-    rows = {unit: row for row, unit in enumerate(images.held.tolist())}
-    found = []
-    for unit in chunk:
-        known = unit in rows
-        found.append(_runs_of([column[rows[unit]] for column in columns]) if known else [])
-    return found
-
-
-def _runs_of(columns: Sequence[NDArray[Any]]) -> list[list[float | None]]:
-    """Return one unit's runs, in the order of their pictures."""
-    order = best_first(columns[0])
-    rows = zip(order, *(plain_numbers(column[order]) for column in columns), strict=True)
-    return list(map(list, rows))
-
-
-def _strongest_places(top: LayerTopK, dataset: Dataset, unit: int, size: Size) -> Record:
-    """Return the unit's strongest places, and the classes of all.
-
-    A place is its activation, class, file, image and window in an input of `size`.
-    """
-    row = top.places.image[unit]
-    images = row[row >= 0].tolist()
-    labels, values = dataset.labels(images), plain_numbers(top.places.activation[unit])
-    shown = [*zip(values[: len(images)], labels, map(dataset.name, images), images, strict=True)]
-    places = []
-    for rank, place in enumerate(shown[:STRONGEST_SHOWN]):
-        places.append([*place, *top.tile(unit, rank, size)])
-    equal = Counter(top.places.activation[unit, : len(images)].tolist())
-    ties = sum(count for count in equal.values() if count > 1)
-    return {"top": places, "classes": class_counts(labels), "ties": ties}
-
-
-def _statistics(top: LayerTopK, unit: int) -> Record:
-    names = ("max", "mean", "std", "active", "selectivity")
-    stats: Record = {name: plain_numbers(top.stats[name][[unit]])[0] for name in names}
-    stats["class"] = int(top.stats["class"][unit])
-    stats["dead"] = bool(top.stats["dead"][unit])
-    return {"stats": stats, "quantiles": _quantiles(top, unit)}
-
-
-def _quantiles(top: LayerTopK, unit: int) -> list[tuple[float, float]]:
-    """Return quantile levels, and the quantiles."""
-    values = top.stats["quantiles"][unit]
-    found = []
-    for share in SHARES:
-        value = float(values[LEVELS.index(share)])
-        if math.isfinite(value):
-            found.append((share, digits(value)))
-    return found

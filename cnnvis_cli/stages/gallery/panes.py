@@ -39,7 +39,7 @@ TRIED_IMAGES = 16  # images that are tried before patches are given up
 class PicturePane:
     """Pictures of one kind, of those units of a layer that have them."""
 
-    kind: Literal["optimized", "patches", "projections", "intervals"]
+    kind: Literal["optimized", "patches", "projections", "lowest", "intervals"]
     name: str  # of the style or the method
     size: Size
     count: int  # number of pictures per unit

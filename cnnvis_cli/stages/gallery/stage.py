@@ -35,13 +35,13 @@ from cnnvis_cli.stages.gallery.layers import (
     STRIP,
     Dataset,
     Face,
-    Facts,
     ShownLayer,
     gallery_folder,
 )
 from cnnvis_cli.stages.gallery.panes import Photographs
 from cnnvis_cli.stages.gallery.quiz import quiz_images, quiz_questions, quiz_record
 from cnnvis_cli.stages.gallery.scripts import digest_of_pictures, is_made
+from cnnvis_cli.stages.gallery.unit_records import Facts
 from cnnvis_cli.stages.gallery.wholes import LIST, WholePhotographs
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.store.inside import read_regular
@@ -116,7 +116,10 @@ def _are_there(photographs: Photographs, shown: Sequence[ShownLayer]) -> bool:
 
 def shown_images(shown: Sequence[ShownLayer]) -> Int64s:
     """Return the images of the units' patches, sorted: their numbers in topk.h5."""
-    tops = [la.top.places.image[la.units, :STRONGEST_SHOWN].ravel() for la in shown if la.top]
+    tops = []
+    for each in shown:
+        for places in filter(None, (each.top, each.lowest)):
+            tops.append(places.places.image[each.units, :STRONGEST_SHOWN].ravel())
     found = np.unique(np.concatenate(tops)) if tops else np.empty(0, np.int64)
     return found[found >= 0]
 
@@ -423,15 +426,19 @@ def _strip(shown: ShownLayer) -> Record:
     """Return what the first page needs to show some units of a layer."""
     faces, units = shown.best()
     size, labels = faces[0].size, dict(zip(shown.units, shown.labels, strict=True))
-    named = {"labels": [labels[unit] for unit in units]} if any(map(labels.get, units)) else {}
-    return {
+    record = {
         "suffix": faces[0].suffix,
         "rows": len(faces),
         "tile": size,
         "nav": sprites.within(size, NAV),
         "units": units,
-        **named,
     }
+    if any(map(labels.get, units)):
+        record["labels"] = [labels[unit] for unit in units]
+    ratios = shown.ratios(faces[-1].pane)
+    if ratios:
+        record["ratios"] = list(map(ratios.get, units))
+    return record
 
 
 def _shape(layer: Layer) -> str:
@@ -449,6 +456,7 @@ def _holds(shown: ShownLayer, kind: str, name: str, count: int) -> str:
     return {
         "optimized": f"optimized, style {name}{some}",
         "patches": f"patches{some}",
+        "lowest": f"lowest patches{some}",
         "intervals": f"images over its whole range{some}",
         "projections": f"{name} projections{some}",
     }[kind]
