@@ -23,6 +23,7 @@ from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.gallery import layers
 from cnnvis_cli.store.optimized import Optimized, OptimizedFile
+from tests.browser.conftest import HOSTILE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 
 Do = Callable[..., None]
 WIDE = 4096  # units of AlexNet's fc6
-HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 @dataclass
@@ -87,22 +87,6 @@ def browser(chromium: Any, tmp_path: Path) -> Iterator[Browser]:
     for path in browser.files:
         assert path.is_relative_to(browser.folder)
         assert path.is_file()
-
-
-@pytest.fixture
-def gallery(
-    do: Do, exact: dict[str, Any], tmp_path: Path, photographs: Callable[..., Path]
-) -> Path:
-    """A gallery of three layers about images of a class with a hostile name, and another."""
-    folder = photographs(tmp_path / "images", 12, classes=2)
-    (folder / "class0").rename(folder / HOSTILE)
-    flags = exact | {"dataset": str(folder), "run": str(tmp_path / "run")}
-    do("topk", **flags)
-    some = {"optimize__style": ("3",), "optimize__iterations": 2, "optimize__step": "1"}
-    do("optimize", **flags, **some, optimize__runs=2)
-    do("project", **flags)
-    do("gallery", **flags)
-    return tmp_path / "run" / "gallery"
 
 
 def shown(page: Any) -> list[int]:
