@@ -13,12 +13,14 @@ from cnnvis_cli.cli.work import run_command
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 
+MOVING = ("activations.frames", "activations.every")  # of the videos of screen
+
 
 @click.command("montage", cls=Grouped)
 @click.argument(
     "montage__kind", metavar="[KIND]... [IMAGE]...", nargs=-1, shell_complete=completing.kinds
 )
-@takes(*section("montage"), MOVED, *DRAWING, *SHOWING_UNITS, idle=("batch_size",))
+@takes(*section("montage"), *MOVING, MOVED, *DRAWING, *SHOWING_UNITS, idle=("batch_size",))
 def command(**flags: Any) -> None:
     """Draw figures as PNG from the results in the run directory.
 
@@ -33,7 +35,8 @@ def command(**flags: Any) -> None:
       intervals  patches from five intervals of a unit's activation (topk --sample)
       accent     a photograph, accentuated for each unit, the difference (--style accent)
       history    the activation during each ascent
-      screen     the toolbox's screen for IMAGE and --unit (Fig. 1), alone: it runs the network
+      screen     the toolbox's screen for IMAGE and --unit (Fig. 1), alone: it runs the network;
+                 of a video a film
 
     Example: cnnvis montage optimized --model demo --layer conv1 (after the example of optimize)
     """

@@ -59,7 +59,9 @@ class ScreenContent:
     classes: tuple[tuple[str, float], ...]  # name and probability, the highest first
     layer: str
     maps: Floats
+    scale: Scale  # of the maps
     unit: int
+    strongest: float  # its largest value
     back: Pixels  # the way back from the unit, in its filter
     back_title: str
     panes: tuple[Pane, ...]  # optimized images, strongest images, their projections
@@ -80,8 +82,7 @@ def screen_sheet(look: ScreenContent, caption: Caption, scale: float = 1) -> Can
     _draw_titled(canvas, "input", look.image, (top, lefts[0]), side)
     _draw_titled(canvas, look.back_title, look.back, (top + pitch, lefts[0]), side)
     _sheet(canvas, look, (top, lefts[1]), 2 * side + GAP)
-    scales = Scale.of(look.maps, "layer")
-    enlarged = in_colour(scales.grey(look.maps[look.unit : look.unit + 1])[0])
+    enlarged = in_colour(look.scale.grey(look.maps[look.unit : look.unit + 1])[0])
     _draw_titled(canvas, f"unit {look.unit}", enlarged, (top, lefts[3]), side)
     if look.classes:
         _write_classes(canvas, look.classes, (top + pitch, lefts[3]), side)
@@ -120,7 +121,7 @@ def _sheet(canvas: Canvas, look: ScreenContent, place: tuple[int, int], side: in
     title = f"{look.layer}, {len(look.maps)} maps" if look.maps.shape[1] > 1 else look.layer
     canvas.text(shortened(title, SMALL, side), top, left, SMALL, INK)
     grid: Grid = grid_of(look.maps)
-    sheet = in_colour(grid.picture(Scale.of(look.maps, "layer").grey(look.maps)))
+    sheet = in_colour(grid.picture(look.scale.grey(look.maps)))
     shown = fitted(sheet, side) if canvas.caption == "" else sheet
     canvas.tile(shown, top + LINE, left, side / max(shown.shape[:2]))
     each = side / max(grid.size)

@@ -20,7 +20,7 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.single.inputs import batch_of, photographs
-from cnnvis_cli.stages.single.screen import ScreenUnit
+from cnnvis_cli.stages.single.screen_unit import ScreenUnit
 
 UNIT = "conv3/0005"
 FLAGS: dict[str, Any] = {"model": "demo", "device": "cpu", "workers": 0, "run": "run"}
@@ -92,6 +92,39 @@ def test_a_screen_needs_no_run_and_is_drawn_once(monkeypatch: pytest.MonkeyPatch
     assert path.stat().st_mtime_ns == before
     assert call(f"{line} --back norm", monkeypatch) == 0
     assert path.stat().st_mtime_ns != before
+
+
+def test_of_frames_there_is_a_film_with_a_screen_for_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each shows its own frame; one that cannot be read is told and left out."""
+    av = pytest.importorskip("av")
+    Path("frames").mkdir()
+    for number, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (112, 112), colour).save(f"frames/{number}.png")
+    Path("frames/2.png").write_bytes(b"no image")
+    line = (
+        f"montage screen frames one.png --frames --model demo --device cpu --run run --unit {UNIT}"
+    )
+    path = Path("run/figures/screen/frames_conv3_0005.mp4")
+    assert call(line, monkeypatch) == 0
+    told = capsys.readouterr()
+    assert told.out.split()[-1] == str(path)
+    assert "frames: 2.png is left out" in told.err
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with Image.open("run/figures/screen/one_conv3_0005.png") as still:
+        assert shown[0].shape[1] in (still.width, still.width + 1)
+    assert len(shown) == 3
+    for sheet, colour in zip(shown, ((255, 0, 0), (0, 128, 0), (255, 255, 255)), strict=True):
+        inputs = sheet[120:200, 60:160].reshape(-1, 3).astype(int)
+        assert np.abs(inputs - colour).mean() < 20
+    before = path.stat().st_mtime_ns
+    assert call(line, monkeypatch) == 0
+    assert path.stat().st_mtime_ns == before
+    assert call(f"{line} --every 3", monkeypatch) == 0
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == 2
 
 
 @pytest.mark.parametrize(

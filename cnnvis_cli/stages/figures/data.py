@@ -241,6 +241,15 @@ def styles_of(session: Session, layer: Layer) -> list[OptimizedImages]:
     return [OptimizedImages(session, layer, name) for name in names]
 
 
+def ratio_note(sources: Iterable[OptimizedImages]) -> str:
+    """Return what 1.3x in the titles of panes means, as a sentence, where one has it."""
+    for images in sources:
+        if images.preference is not None:
+            among = images.preference.images
+            return f" 1.0x: the unit's value for the best of {among} images of the dataset."
+    return ""
+
+
 FIRST_STYLES = ("natural", "1", "2", "3", "4")  # others follow in the order of the file
 
 

@@ -41,6 +41,7 @@ from cnnvis_cli.stages.figures.data import (
     TopImages,
     labels_key,
     projected_of,
+    ratio_note,
     style_of,
     styles_of,
     unit_label,
@@ -520,18 +521,15 @@ def _unit_figure(name: str, note: str, session: Session, cells: Cells, unit: int
 def styles(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return blocks of 3x3 runs, one style each: Yosinski et al. 2015, Fig. 4."""
     note = "Preferred images: one block per style, up to nine runs in each, the strongest first."
-    note += _ratio_note(session, layers) + f" Tone: {TONE_RULES[session.plan.figure.tone]}."
+    note += (
+        ratio_note(_all_styles(session, layers)) + f" Tone: {TONE_RULES[session.plan.figure.tone]}."
+    )
     return unit_figures("styles", note, session, [_style_cells(session, la) for la in layers])
 
 
-def _ratio_note(session: Session, layers: Sequence[Layer]) -> str:
-    """Return what 1.3x in the titles of panes means, where one has it."""
+def _all_styles(session: Session, layers: Sequence[Layer]) -> Iterator[OptimizedImages]:
     for layer in layers:
-        for images in styles_of(session, layer):
-            if images.preference is not None:
-                among = images.preference.images
-                return f" 1.0x: the unit's value for the best of {among} images of the dataset."
-    return ""
+        yield from styles_of(session, layer)
 
 
 def _style_cells(session: Session, layer: Layer) -> Cells:
@@ -554,7 +552,7 @@ def unit(session: Session, layers: Sequence[Layer]) -> list[Pages]:
     """Return preferred images, image patches and projections: panes of Yosinski et al., Fig. 1."""
     note = "Preferred images by style, the strongest image patches, and what in them caused it."
     note += windows_of([projected_of(session, layer) for layer in layers])
-    note += _ratio_note(session, layers)
+    note += ratio_note(_all_styles(session, layers))
     note += f" Tone: {TONE_RULES[session.plan.figure.tone]}."
     return unit_figures("unit", note, session, [_unit_cells(session, la) for la in layers])
 
