@@ -116,9 +116,9 @@ def test_of_frames_there_is_a_film_with_a_screen_for_each(
     with Image.open("run/figures/screen/one_conv3_0005.png") as still:
         assert shown[0].shape[1] in (still.width, still.width + 1)
     assert len(shown) == 3
-    for sheet, colour in zip(shown, ((255, 0, 0), (0, 128, 0), (255, 255, 255)), strict=True):
+    for sheet, rgb in zip(shown, ((255, 0, 0), (0, 128, 0), (255, 255, 255)), strict=True):
         inputs = sheet[120:200, 60:160].reshape(-1, 3).astype(int)
-        assert np.abs(inputs - colour).mean() < 20
+        assert np.abs(inputs - rgb).mean() < 20
     before = path.stat().st_mtime_ns
     assert call(line, monkeypatch) == 0
     assert path.stat().st_mtime_ns == before
