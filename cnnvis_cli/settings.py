@@ -298,6 +298,12 @@ class OptimizePlan:
         "or an image file; of style accent: the photograph.",
         metavar="NAME|FILE",
     )
+    majority: bool = setting(
+        False,
+        "--majority",
+        "Also keep the first image at which the unit leads its layer, as the "
+        "deep-visualization-toolbox does; figures show it beside the best.",
+    )
     precision: Precision | None = setting(
         None, "--precision", "Arithmetic of the network.", "tf32 on a GPU, float32 on a CPU"
     )

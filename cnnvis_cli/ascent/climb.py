@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnvis_cli.ascent.majority import FirstLeads
 from cnnvis_cli.ascent.styles import Style, Updater
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -81,6 +82,8 @@ class AscentState:
     alive: bool  # whether there is one still; its run group may go on after it
     history: NDArray[np.float32]  # (age,)
     updater: tuple[Tensor, ...]
+    majority: Tensor | None = None  # see `FirstLeads`; None unless asked for
+    majority_step: int = -1
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class Ascent:
     last: Tensor  # (3, h, w) the image where the ascent ended; (0,) unless asked for
     history: NDArray[np.float32]  # (steps,) the value shown at each, while there was a gradient
     opacity: Tensor | None = None  # (h, w) sum of absolute gradients, where the style keeps it
+    majority: Tensor | None = None  # (3, h, w) where the unit first leads; None unless asked for
+    majority_step: int = -1  # the step of that; -1 where it never leads
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class AscentBatch:
     `run` can make a step one launch on a GPU. Before each step `on_step` is called with a function
     that returns the ascents under way; what it raises ends the work at a safe moment. With `half`
     the best images are returned in half precision, as files store them; with `last` the last ones
-    are returned too.
+    are returned too, with `majority` the first ones at which a unit leads.
     """
 
     size: int
@@ -134,6 +139,7 @@ class AscentBatch:
     on_step: Callable[[UnderWay], None] = lambda _: None
     half: bool = False
     last: bool = False
+    majority: bool = False
 
     @property
     def used(self) -> int:
@@ -232,6 +238,7 @@ class _Slots:
         self.x = torch.zeros(shape, device=self.device, dtype=self.mean.dtype)
         self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.best = torch.zeros_like(self.x)
+        self.led = FirstLeads.like(self.x) if self.batch.majority else None
         self.targets = zeros(dtype=torch.long)
         self.best_value, self.first = zeros(dtype=self.mean.dtype), zeros(dtype=self.mean.dtype)
         self.age, self.best_age, self.lived = (zeros(dtype=torch.int32) for _ in range(3))
@@ -253,7 +260,8 @@ class _Slots:
         """All that a step changes, except the updaters' own tensors."""
         about = (self.best_value, self.age, self.best_age, self.lived)
         flags = (self.leads, self.alive, self.moved)
-        return [self.x, self.best, self._values, self._next, *about, *flags]
+        led = [] if self.led is None else [self.led.image, self.led.step]
+        return [self.x, self.best, self._values, self._next, *about, *flags, *led]
 
     def place(self, run_group: Sequence[AscentSpec]) -> int:
         """Return the first slot of a run group in a steady batch."""
@@ -296,6 +304,8 @@ class _Slots:
         self.best_value[index] = float("-inf")
         self.age[index], self.best_age[index], self.lived[index] = 0, 0, 0
         self.leads[index], self.moved[index], self.alive[index] = False, False, True
+        if self.led is not None:
+            self.led.begin(index)
         if self.steady:
             updater = self._again(style, updater)
         row_index = None if whole else index
@@ -333,6 +343,7 @@ class _Slots:
             (self.lived, "lived"),
             (self.leads, "leads"),
             (self.moved, "moved"),
+            *(self.led.columns if self.led is not None else ()),
         )
 
     def under_way(self) -> list[tuple[Hashable, AscentState]]:
@@ -432,16 +443,19 @@ class _Slots:
         better = self.alive & (value > self.best_value)
         lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
         moved = self.alive & ~lost
+        leading = self.alive & leads
         for cohort in self.cohorts:
             rows = _cohort_rows(cohort)
             if not self.steady and not cohort.updater.plain(self.now - cohort.born):
-                better[rows] = moved[rows] = lost[rows] = False
+                better[rows] = moved[rows] = lost[rows] = leading[rows] = False
             if cohort.updater.wanders:
                 lost[rows] = False
         torch.where(better[:, None, None, None], self.x, self.best, out=self.best)
         torch.where(better, value, self.best_value, out=self.best_value)
         torch.where(better, self.age, self.best_age, out=self.best_age)
         torch.where(better, leads, self.leads, out=self.leads)
+        if self.led is not None:
+            self.led.keep(self.x, self.age, leading)
         self.moved |= moved
         self.alive &= ~lost
 
@@ -500,8 +514,9 @@ class _Slots:
         index = torch.tensor(rows, device=self.device)
         done = torch.where(self.leads, int(Outcome.LARGEST), int(Outcome.NOT_LARGEST))
         outcome = torch.where(self.moved, done, int(Outcome.NO_GRADIENT))
-        best = self.best[index]
-        images = (best.half() if self.batch.half else best).cpu()
+        images = self._fetched(self.best, index)
+        led = None if self.led is None else self._fetched(self.led.image, index)
+        led_steps = [-1] * len(rows) if self.led is None else self.led.step[index].tolist()
         last = self.x[index].cpu() if self.batch.last else torch.empty(len(rows), 0)
         columns = (self.best_value, self.first, self.best_age, outcome, self.lived)
         about = torch.stack([column.double() for column in columns])[:, index].tolist()
@@ -519,7 +534,14 @@ class _Slots:
                 last[i],
                 self._history_of(cohort, which[i])[: int(lived[i])],
                 None if opacity is None else opacity[i],
+                None if led is None else led[i],
+                led_steps[i],
             )
+
+    def _fetched(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return some slots' images as they are handed on, from the device."""
+        chosen = images[index]
+        return (chosen.half() if self.batch.half else chosen).cpu()
 
     def _fetch(self) -> list[bool]:
         """Copy the last steps' values from the device, drop those that no cohort needs.

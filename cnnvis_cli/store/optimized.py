@@ -16,7 +16,14 @@ from cnnvis_cli.store.chunks import merged_rows, write_rows
 from cnnvis_cli.store.hdf5 import Array, Header, parse_record, reading
 from cnnvis_cli.store.publish import publishing_hdf5
 from cnnvis_cli.store.run import Record
-from cnnvis_cli.store.schema import OPTIMIZED_STYLE, PHOTOGRAPH, TRANSPARENCY, Table, create
+from cnnvis_cli.store.schema import (
+    MAJORITY,
+    OPTIMIZED_STYLE,
+    PHOTOGRAPH,
+    TRANSPARENCY,
+    Table,
+    create,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Optimized:
 def style_columns(record: Record) -> Table:
     """Return the arrays of a style with these parameters."""
     more = {"Maco": TRANSPARENCY, "Accent": PHOTOGRAPH}
-    return OPTIMIZED_STYLE | more.get(record.get("image", {}).get("kind", ""), {})
+    own = more.get(record.get("image", {}).get("kind", ""), {})
+    return OPTIMIZED_STYLE | own | (MAJORITY if record.get("majority") else {})
 
 
 class OptimizedFile:
@@ -136,6 +144,7 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> bool:
     table = pieces[-1].table
     shapes = {
         "image": (len(units), runs, *canvas, 3),
+        "majority": (len(units), runs, *canvas, 3),
         "history": (len(units), runs, pieces[0].steps),
         "unit": (len(units),),
         "transparency": (len(units), runs, *canvas),
@@ -144,7 +153,8 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> bool:
     columns = {
         name: create(group, table, name, shapes.get(name, (len(units), runs))) for name in table
     }
-    small = {name: np.empty(c.shape, c.dtype) for name, c in columns.items() if name != "image"}
+    large = {"image", "majority"}
+    small = {n: np.empty(c.shape, c.dtype) for n, c in columns.items() if n not in large}
     written = 0
 
     def images() -> Iterator[tuple[int, Array]]:
@@ -152,6 +162,8 @@ def _write_style(group: h5py.Group, pieces: list[Optimized]) -> bool:
         for row, (_, block, place) in enumerate(merged_rows(map(_unit_rows, pieces))):
             for name, values in small.items():
                 values[row] = block[name][place]
+            if "majority" in columns:
+                columns["majority"][row] = block["majority"][place]
             yield row, block["image"][place]
             written += 1
 

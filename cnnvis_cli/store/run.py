@@ -26,9 +26,9 @@ RUN_VERSION = 1  # of run.json
 
 def differences(have: Record, want: Record, sides: tuple[str, str] = ("there", "here")) -> str:
     """Return the differences of two records, in words that name both sides."""
-    unequal = [k for k in want if have.get(k) != want[k]]
+    unequal = [k for k in want if have.get(k) != want[k]] or sorted(have.keys() - want.keys())
     return "; ".join(
-        f"{k} is {_short_value(have.get(k))} {sides[0]}, {_short_value(want[k])} {sides[1]}"
+        f"{k} is {_short_value(have.get(k))} {sides[0]}, {_short_value(want.get(k))} {sides[1]}"
         for k in unequal
     )
 

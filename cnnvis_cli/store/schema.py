@@ -79,6 +79,10 @@ TRANSPARENCY: Table = {  # of the styles that keep it
 PHOTOGRAPH: Table = {  # of styles that begin at one
     "photograph": Column("u1", ("U", "H", "W", "3"), "RGB, what the ascent began with"),
 }
+MAJORITY: Table = {  # on request
+    "majority": Column("f2", ("U", "R", "H", "W", "3"), "the first image where the unit leads"),
+    "majority_step": Column("i4", ("U", "R"), "iteration of that; -1: it never leads"),
+}
 SPECTRUM: Table = {
     "magnitude": Column("f4", ("3", "H", "F"), "mean magnitude of each frequency, by component"),
     "colour": Column("f4", ("3", "3"), "from components (columns) to RGB (rows)"),

@@ -22,6 +22,7 @@ from cnnvis_cli.store.schema import (
     HISTOGRAM_BINS,
     IMAGES,
     LOCAL,
+    MAJORITY,
     OCCLUDED,
     OPTIMIZED_STYLE,
     PHOTOGRAPH,
@@ -39,7 +40,7 @@ from cnnvis_cli.store.schema import (
     Table,
 )
 
-OPTIONAL = TRANSPARENCY | PHOTOGRAPH  # arrays that some styles have
+OPTIONAL = TRANSPARENCY | PHOTOGRAPH | MAJORITY  # arrays that some styles have
 
 # kind of file -> its groups (* for any name), and their arrays
 GROUPS: dict[str, tuple[tuple[str, Table], ...]] = {

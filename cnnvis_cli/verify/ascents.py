@@ -191,7 +191,18 @@ class Ascents:
         known = finite & inside & (step % every == 0)
         yield "its history has another value at its best step", known & _apart(there, best)
         yield "its activation is below its start", finite & (best < start)
+        yield from self._wrong_leads(lived * every)
         yield from self._wrong_ends(lived, every)
+
+    def _wrong_leads(self, steps: NDArray[Any]) -> Iterator[tuple[str, Rows]]:
+        """Yield first leads that cannot be, of ascents of so many steps; (U, R)."""
+        if not self.made.get("majority"):
+            return
+        first, best = self.file.read(self.group, "majority_step"), self.columns["best_step"]
+        led = (first >= 0) & (first < steps) & self.plain[np.clip(first, 0, len(self.plain) - 1)]
+        yield "its first lead is at none of its steps", (first != -1) & ~led
+        late = (self.columns["outcome"] == Outcome.LARGEST) & ((first > best) | (first == -1))
+        yield "it leads at its best step, and not before its first lead", late
 
     def _wrong_ends(self, lived: NDArray[Any], every: int) -> Iterator[tuple[str, Rows]]:
         """Yield outcomes that do not go with the length of the history."""

@@ -328,8 +328,10 @@ def alike(one: Ascent, other: Ascent) -> bool:
     """Return whether two ascents are identical bit for bit."""
     same = [
         getattr(one, name) == getattr(other, name)
-        for name in ("key", "activation", "start", "best_step", "outcome")
+        for name in ("key", "activation", "start", "best_step", "outcome", "majority_step")
     ]
+    if one.majority is not None and other.majority is not None:
+        same.append(torch.equal(one.majority, other.majority))
     if one.opacity is not None and other.opacity is not None:
         same.append(torch.equal(one.opacity, other.opacity))
     same.append((one.opacity is None) == (other.opacity is None))
@@ -564,7 +566,8 @@ def test_ascents_made_in_pieces_are_those_made_at_once(name: str, steady: bool) 
         [AscentSpec(i, (0, 5, 2)[i % 3], style, start.float(), seed=i, place=2 * i)]
         for i, start in enumerate(starts(5))
     ]
-    evaluate, batch = looking(score_of(network)), AscentBatch(2, steady=steady)
+    evaluate = looking(score_of(network))
+    batch = AscentBatch(2, steady=steady, majority=True)
     mean = torch.from_numpy(MEAN).view(1, 3, 1, 1).float()
     whole = {ascent.key: ascent for ascent in climb(evaluate, run_groups, batch, mean)}
     for length in (7, 40):

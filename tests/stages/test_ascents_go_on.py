@@ -117,6 +117,7 @@ def test_what_an_ascent_keeps_beside_its_image_goes_on_too(
     """Of a unit some runs have ended at the stop: three runs in four slots."""
     photographs(tmp_path / "images", 4, size=(112, 112))
     flags |= {"optimize__runs": 3, "optimize__style": ("maco",), "optimize__step": "calibrated"}
+    flags["optimize__majority"] = True
     runs = [flags | {"run": str(tmp_path / name)} for name in ("once", "other")]
     for each in runs:
         do("topk", **each | {"dataset": str(tmp_path / "images"), "units": ""})
@@ -130,6 +131,9 @@ def test_what_an_ascent_keeps_beside_its_image_goes_on_too(
     assert files[0].read_bytes() == files[1].read_bytes()
     with h5py.File(files[0]) as file:
         assert (file["maco/transparency"][()].max(axis=(2, 3)) == 1).all()
+        led = file["maco/majority_step"][()] >= 0
+        assert led.any()
+        assert (file["maco/majority"][()].any(axis=(2, 3, 4)) == led).all()
 
 
 def test_another_selection_of_units_goes_on_with_what_is_kept(

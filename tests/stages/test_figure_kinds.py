@@ -560,3 +560,24 @@ def test_styles_stand_in_their_order_whatever_is_maximised() -> None:
     held = ["1", "2-mean", "accent-mean", "fourier", "natural-mean-min", "soft-mean"]
     first = ["natural-mean-min", "1", "2-mean", "accent-mean", "fourier", "soft-mean"]
     assert ordered_styles(held) == first
+
+
+def test_where_a_unit_first_led_is_shown_beside_its_best(do: Do, flags: Flags) -> None:
+    wanted = {"optimize__style": ("3",), "optimize__majority": True, "optimize__iterations": 12}
+    flags |= {"layer": ("conv1",), "units": "0,1"}
+    do("optimize", **flags, **wanted, model="demo")
+    with pytest.raises(UsageError, match="style 3 of another plan: majority is true there, null"):
+        do("optimize", **flags, **wanted | {"optimize__majority": False}, model="demo")
+    steps, first = read(flags, "conv1", "3/majority_step"), read(flags, "conv1", "3/majority")
+    assert steps.max() > -1
+    unit = int(steps[:, 0].argmax())
+    do("montage", **flags, montage__kind=("styles",))
+    sheet = opened(flags, f"styles/conv1_{unit:04d}.png")
+    value = read(flags, "conv1", "3/activation")
+    assert steps[unit, 0] < read(flags, "conv1", "3/best_step")[unit, 0]
+    assert value[unit, 0] > read(flags, "conv1", "3/start")[unit, 0]
+    ((_, best),) = places(sheet, stretched(read(flags, "conv1", "3/image")[unit, 0]))
+    ((_, led),) = places(sheet, stretched(first[unit, 0]))
+    assert best < led
+    said = texts(flags | {"units": str(unit)}, "styles", "conv1")
+    assert f"3, leads from step {steps[unit, 0]}" in said

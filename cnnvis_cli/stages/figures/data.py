@@ -18,6 +18,8 @@ from cnnvis_cli.ascent.starts import noise, seed_of, still_noise
 from cnnvis_cli.ascent.styles import base_style
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.grid import columns_of
+from cnnvis_cli.figure.sheets import Pane
 from cnnvis_cli.figure.tone import faded, toned
 from cnnvis_cli.nouns import Box, Layer, Size, Unit, size_text
 from cnnvis_cli.registry import unknown
@@ -35,6 +37,7 @@ from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
 OUTSIDE = 128  # the colour outside the image
 STRONGEST_SHOWN = 9
+SQUARE = 9  # pictures of a 3x3 block
 NOISE = "(noise)"  # what the label of a picture says that is still noise
 
 
@@ -187,20 +190,39 @@ class OptimizedImages:
                 images[i] = self._shown(row, [int(runs[i])])[0]
         return images[:, None]
 
-    def runs(self, units: Sequence[int], most: int) -> Floats:
-        """Return each unit's first runs, the best of all of them first: (n, r, h, w, 3)."""
-        best = self.read("activation", units).argmax(axis=1)
-        count = min(most, self.count)
-        found = np.empty((len(units), count, *self.size, 3), np.float32)
-        for i, row in enumerate(np.searchsorted(self.held, units).tolist()):
-            others = [run for run in range(self.count) if run != best[i]]
-            found[i] = self._shown(row, [best[i], *others][:count])
+    def panes(self, unit: int, room: tuple[str, ...] = (), leads: bool = True) -> list[Pane]:
+        """Return the block of a unit's runs, and that of the images where they first led.
+
+        The second one where the file has it, and `leads`; `room` is that for names under pictures.
+        """
+        tiles = self.toned(self.runs([unit], SQUARE))[0]
+        found = [Pane(tiles, columns_of(len(tiles)), room, self.title(unit))]
+        if leads and self.made.get("majority"):
+            first = self.toned(self.runs([unit], SQUARE, "majority"))[0]
+            (steps,) = self.read("majority_step", [unit])
+            step = int(steps[self._order(unit)[0]])
+            title = f"{self.style}, leads from step {step}" if step >= 0 else "never leads"
+            found.append(Pane(first, columns_of(len(first)), room, title))
         return found
 
-    def _shown(self, row: int, runs: list[int]) -> Floats:
+    def _order(self, unit: int) -> list[int]:
+        """Return a unit's runs, the best one first."""
+        best = int(self.read("activation", [unit])[0].argmax())
+        return [best, *(run for run in range(self.count) if run != best)]
+
+    def runs(self, units: Sequence[int], most: int, name: str = "image") -> Floats:
+        """Return each unit's first runs, the best of all of them first: (n, r, h, w, 3)."""
+        count = min(most, self.count)
+        found = np.empty((len(units), count, *self.size, 3), np.float32)
+        rows = np.searchsorted(self.held, units).tolist()
+        for i, (unit, row) in enumerate(zip(units, rows, strict=True)):
+            found[i] = self._shown(row, self._order(unit)[:count], name)
+        return found
+
+    def _shown(self, row: int, runs: list[int], name: str = "image") -> Floats:
         """Return some runs of a row of the file: (r, h, w, 3)."""
         here = slice(row, row + 1)
-        images: Floats = self.file.read(self.style, "image", here)[0][runs].astype(np.float32)
+        images: Floats = self.file.read(self.style, name, here)[0][runs].astype(np.float32)
         if not self.fades:
             return images
         return faded(images, self.file.read(self.style, "transparency", here)[0][runs])

@@ -17,8 +17,8 @@ from cnnvis_cli.measures.intervals import in_intervals
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.stages.common.dataset_images import ReadImage, image_reader
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.data import crop, unit_label
-from cnnvis_cli.stages.figures.montages import SQUARE, Cells, Pages, kind, unit_figures
+from cnnvis_cli.stages.figures.data import SQUARE, crop, unit_label
+from cnnvis_cli.stages.figures.montages import Cells, Pages, kind, unit_figures
 from cnnvis_cli.stages.numbers.names import sample_of
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
 

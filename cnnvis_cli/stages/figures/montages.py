@@ -37,6 +37,7 @@ from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     NOISE,
+    SQUARE,
     OptimizedImages,
     TopImages,
     labels_key,
@@ -67,7 +68,6 @@ class MontageKind:
 
 KINDS: Registry[MontageKind] = Registry("kind of montage")
 ALL_LAYERS = "all"  # the file of a figure of several layers
-SQUARE = 9  # pictures of a 3x3 block
 
 
 def kind(name: str, *files: File, asked: bool = True) -> Callable[[Make], Make]:
@@ -532,15 +532,14 @@ def _all_styles(session: Session, layers: Sequence[Layer]) -> Iterator[Optimized
         yield from styles_of(session, layer)
 
 
-def _style_cells(session: Session, layer: Layer) -> Cells:
+def _style_cells(session: Session, layer: Layer, leads: bool = True) -> Cells:
     sources = styles_of(session, layer)
     held = _held_by_all(sources)
 
     def make(unit: int) -> Cell:
-        panes = []
+        panes: list[Pane] = []
         for images in sources:
-            tiles = images.toned(images.runs([unit], SQUARE))[0]
-            panes.append(Pane(tiles, columns_of(len(tiles)), title=images.title(unit)))
+            panes += images.panes(unit, leads=leads)
         return Cell(sources[0].label(unit), tuple(panes), across=columns_of(len(panes)))
 
     record = {"styles": [images.record for images in sources]}
@@ -565,10 +564,9 @@ def _unit_cells(session: Session, layer: Layer) -> Cells:
         projections = toned(strongest.projections([unit]), session.plan.figure.tone)[0]
         columns, names = columns_of(len(patches)), strongest.names(unit)
         room = ("",) * SQUARE if any(names) else ()  # so that the panes' rows stay level
-        panes = []
+        panes: list[Pane] = []
         for images in preferred:
-            runs = images.toned(images.runs([unit], SQUARE))[0]
-            panes.append(Pane(runs, columns_of(len(runs)), room, images.title(unit)))
+            panes += images.panes(unit, room)
         panes.append(Pane(patches, columns, names, "strongest images"))
         panes.append(Pane(projections, columns, room, f"{strongest.method} projections"))
         return Cell(strongest.label(unit), tuple(panes), strongest.dead(unit))
@@ -605,7 +603,7 @@ def toolbox(session: Session, layers: Sequence[Layer]) -> list[Pages]:
 
 def _toolbox_optimized(session: Session, layer: Layer) -> list[Figure]:
     """Return blocks of 3x3 runs, styles 1 and 2 above 3 and 4; the viewer shows the third."""
-    cells = _style_cells(session, layer)
+    cells = _style_cells(session, layer, leads=False)
     names = [record["style"] for record in cells.record["styles"]]
 
     def draw(unit: int) -> Canvas:

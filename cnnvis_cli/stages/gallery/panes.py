@@ -20,13 +20,14 @@ from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OUTSIDE,
+    SQUARE,
     STRONGEST_SHOWN,
     OptimizedImages,
     TopImages,
     crop,
     ordered_styles,
 )
-from cnnvis_cli.stages.figures.montages import SQUARE, UNITS_AT_ONCE
+from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.projected import ProjectedFile

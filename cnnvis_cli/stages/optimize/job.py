@@ -69,6 +69,7 @@ class LayerOptimization(LayerJob):
             "precision": resolve_precision(settings.precision, self.session.device),
             "device": self.session.device.type,
             "history": settings.history,
+            **({"majority": True} if settings.majority else {}),
             **({"targets": list(self.setup.names)} if self.setup.names else {}),
         }
 
@@ -108,6 +109,7 @@ class LayerOptimization(LayerJob):
         percentiles = (getattr(part, "percentile", 0.0) for part in self.style.regularizers)
         units = len(set(self.asked) - set(self.done))
         images = units * settings.runs
+        images *= 2 if settings.majority else 1
         if self.style.accentuates:
             images += -(-units // 2)  # the photographs, of half as many bytes
         history = -(-self.style.iterations // settings.history)

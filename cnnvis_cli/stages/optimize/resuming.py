@@ -74,6 +74,7 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
             alive=bool(row["alive"]),
             history=history,
             updater=tuple(map(torch.from_numpy, parts)),
+            **_majority_in(row),
         )
         return
     found.ended[key] = Ascent(
@@ -86,7 +87,23 @@ def _take(found: KeptAscents, task: LayerTask, row: Arrays) -> None:
         last=torch.empty(0),
         history=history,
         opacity=torch.from_numpy(row["opacity"]) if "opacity" in row else None,
+        **_majority_in(row),
     )
+
+
+def _majority_in(row: Arrays) -> dict[str, Any]:
+    """Return the first leading image of a row, if it has one."""
+    if "majority" not in row:
+        return {}
+    step = int(row["majority_step"])
+    return {"majority": torch.from_numpy(row["majority"]), "majority_step": step}
+
+
+def _majority_of(kept: Ascent | AscentState) -> dict[str, Any]:
+    """Return the first leading image as columns of a row, if it is kept."""
+    if kept.majority is None:
+        return {}
+    return {"majority": kept.majority.float(), "majority_step": kept.majority_step}
 
 
 def keep_ascents(task: LayerTask, style: Style, held: KeptAscents) -> None:
@@ -122,6 +139,7 @@ def _row_ended(key: AscentKey, ascent: Ascent) -> dict[str, Any]:
         "history": ascent.history,
         "shown": len(ascent.history),
         **opacity,
+        **_majority_of(ascent),
     }
 
 
@@ -143,6 +161,7 @@ def _row_under_way(key: AscentKey, state: AscentState) -> dict[str, Any]:
         "history": state.history,
         "shown": len(state.history),
         **updater,
+        **_majority_of(state),
     }
 
 

@@ -214,7 +214,10 @@ def optimize_blocks(
                     yield from [runs] if work.setup.objective.run_group > 1 else [[r] for r in runs]
 
     evaluate = work.evaluate(network, shape.slots)
-    batch = batch_on(worker_slot, shape.slots, pulse, max_active=work.max_active, half=True)
+    majority = work.plan.optimize.majority
+    batch = batch_on(
+        worker_slot, shape.slots, pulse, max_active=work.max_active, half=True, majority=majority
+    )
     drawn = ahead(run_groups(), batch.used if worker_slot.device.type == "cuda" else 0)
     with threads_of_torch(shape.threads), Aside() as writer, closing(drawn), pulse.keeping():
         for ascent in climb(evaluate, drawn, batch, network.mean):
@@ -366,16 +369,16 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent])
     for row, ascent in zip(history, ascents, strict=True):
         values = ascent.history[:: settings.history]
         row[: len(values)] = sign * values
-    images = torch.stack([ascent.image for ascent in ascents])
-    if work.setup.grey:  # the network has seen no more of the colours than their mean
-        images = images.mean(1, keepdim=True).expand_as(images)
+    first = [ascent.majority for ascent in ascents if ascent.majority is not None]
     patches = work.setup.patches if work.style_of(number).accentuates else None
     begun = [] if patches is None else list(map(patches.pixels, targets))
     kept = [ascent.opacity for ascent in ascents if ascent.opacity is not None]
     return {
-        **({"transparency": opacities(kept).reshape(*shape, *images.shape[2:])} if kept else {}),
+        **({"transparency": _by_unit(opacities(kept), shape)} if kept else {}),
+        **({"majority": _by_unit(_pictures(first, work), shape)} if first else {}),
+        **({"majority_step": numbers("majority_step", "i4")} if first else {}),
         **({"photograph": np.stack(begun)} if begun else {}),
-        "image": images.reshape(*shape, *images.shape[1:]).permute(0, 1, 3, 4, 2).half().numpy(),
+        "image": _by_unit(_pictures([ascent.image for ascent in ascents], work), shape),
         "activation": sign * numbers("activation", "f4"),
         "start": sign * numbers("start", "f4"),
         "best_step": numbers("best_step", "i4"),
@@ -383,6 +386,20 @@ def block_arrays(work: OptimizeJob, number: int, found: dict[AscentKey, Ascent])
         "history": history.reshape(*shape, steps),
         "unit": np.array(targets, np.int32),
     }
+
+
+def _by_unit(values: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Return one array per ascent by unit and run: (U * R, ...) -> (U, R, ...)."""
+    return values.reshape(*shape, *values.shape[1:])
+
+
+def _pictures(images: Sequence[Tensor], work: OptimizeJob) -> NDArray[np.float16]:
+    """Return images (3, h, w) as a file has them: (n, h, w, 3)."""
+    stacked = torch.stack(list(images))
+    if work.setup.grey:  # the network has seen no more of the colours than their mean
+        stacked = stacked.mean(1, keepdim=True).expand_as(stacked)
+    found: NDArray[np.float16] = stacked.permute(0, 2, 3, 1).half().numpy()
+    return found
 
 
 def opacities(sums: Sequence[Tensor]) -> NDArray[np.float16]:

@@ -36,7 +36,6 @@ from cnnvis_cli.stages.figures.data import (
     styles_of,
     unit_label,
 )
-from cnnvis_cli.stages.figures.montages import SQUARE
 from cnnvis_cli.stages.figures.render import Figure
 from cnnvis_cli.stages.single.inputs import InputImage, batch_of, class_name
 from cnnvis_cli.store.run import Record
@@ -189,8 +188,7 @@ class ScreenUnit:
         """Yield the panes of what the run holds of the unit."""
         tone = self.session.plan.figure.tone
         for images in self.optimized:
-            runs = images.toned(images.runs([self.channel], SQUARE))[0]
-            yield Pane(runs, columns_of(len(runs)), title=images.title(self.channel))
+            yield from images.panes(self.channel)
         if self.top:
             patches = self.top.patches(self.channel)
             columns = columns_of(len(patches))
