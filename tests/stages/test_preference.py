@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnvis_cli.stages.optimize.preference import EQUAL, Preference, preference_of
+from cnnvis_cli.measures.preference import EQUAL, Preference
+from cnnvis_cli.stages.optimize.preference import preference_of
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.topk_file import TopKFile

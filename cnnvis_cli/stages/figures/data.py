@@ -21,6 +21,7 @@ from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.grid import columns_of
 from cnnvis_cli.figure.sheets import Pane
 from cnnvis_cli.figure.tone import faded, toned
+from cnnvis_cli.measures.preference import Preference
 from cnnvis_cli.nouns import Box, Layer, Size, Unit, size_text
 from cnnvis_cli.registry import unknown
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, names_before
@@ -28,7 +29,7 @@ from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.selection import Held
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
-from cnnvis_cli.stages.optimize.preference import Preference, preference_of
+from cnnvis_cli.stages.optimize.preference import preference_of
 from cnnvis_cli.stages.project.job import group_of
 from cnnvis_cli.store.optimized import OptimizedFile, style_columns
 from cnnvis_cli.store.projected import ProjectedFile

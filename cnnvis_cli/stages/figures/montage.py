@@ -8,7 +8,13 @@ from pathlib import Path
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures import accents, intervals  # noqa: F401  (register their kinds)
+from cnnvis_cli.stages.figures import (  # noqa: F401  (they register their kinds)
+    accents,
+    intervals,
+    preferred,
+    strongest,
+    toolbox,
+)
 from cnnvis_cli.stages.figures.montages import KINDS, MontageKind, Pages
 from cnnvis_cli.stages.figures.render import draw_figures, figure_files, figure_key
 

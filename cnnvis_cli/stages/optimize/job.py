@@ -14,10 +14,11 @@ from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
 from cnnvis_cli.engine import resolve_precision
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.measures.preference import Preference
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.layer_job import LayerJob
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.optimize.preference import Preference, preference_of
+from cnnvis_cli.stages.optimize.preference import preference_of
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.start import start_record
 from cnnvis_cli.stages.optimize.styles import variant

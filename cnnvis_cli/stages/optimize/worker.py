@@ -117,6 +117,12 @@ class OptimizeJob(Portable):
         """Return how many ascents a process makes at a time."""
         return self.max_active or self.setup.size
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Return what an `AscentBatch` is to use and to keep."""
+        majority = self.plan.optimize.majority
+        return {"max_active": self.max_active, "half": True, "majority": majority}
+
     def shape(self, network: Network, threads: int) -> PassShape:
         """Return how a process evaluates them, with up to this many threads."""
         if network.device.type != "cpu":
@@ -214,10 +220,7 @@ def optimize_blocks(
                     yield from [runs] if work.setup.objective.run_group > 1 else [[r] for r in runs]
 
     evaluate = work.evaluate(network, shape.slots)
-    majority = work.plan.optimize.majority
-    batch = batch_on(
-        worker_slot, shape.slots, pulse, max_active=work.max_active, half=True, majority=majority
-    )
+    batch = batch_on(worker_slot, shape.slots, pulse, **work.kept)
     drawn = ahead(run_groups(), batch.used if worker_slot.device.type == "cuda" else 0)
     with threads_of_torch(shape.threads), Aside() as writer, closing(drawn), pulse.keeping():
         for ascent in climb(evaluate, drawn, batch, network.mean):
