@@ -45,7 +45,7 @@ def test_it_asks_for_a_photograph(photo: Path, cnnvis: Call) -> None:
     told = cnnvis(CONV.replace("photo.png", "none.png") + " --run r", 2).err
     assert "--start none.png: use noise, uniform, mean or an image file" in told
     told = cnnvis("montage accent --model demo --run r", 2).err
-    assert "holds nothing to show yet" in told
+    assert "holds nothing to show as accent yet; run cnnvis optimize first" in told
 
 
 def test_each_unit_begins_where_it_answers_most(photo: Path, cnnvis: Call) -> None:

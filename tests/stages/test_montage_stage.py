@@ -262,3 +262,18 @@ def test_a_figure_is_told_once_it_is_drawn_and_not_with_the_last(tmp_path: Path)
         assert opened(told[1]).shape[:2] == (20, 20)
         draw_figures(session, figures, tell)  # what is there is told as well
         assert told[2:] == told[:2]
+
+
+def test_what_to_run_for_a_kind_of_figure_is_named(plans: None, cnnvis: Callable[..., Any]) -> None:
+    """A run with a topk alone is not said to hold nothing."""
+    cnnvis("topk -c demo.toml --run r --layer conv1")
+    Path("r/sample.h5").unlink()
+    for kind, makers in {
+        "top": "cnnvis project",
+        "styles": "cnnvis optimize",
+        "toolbox": "cnnvis optimize or cnnvis project",
+        "intervals": "cnnvis topk --sample 10000",
+    }.items():
+        told = cnnvis(f"montage {kind} --run r", 2).err
+        assert f"r holds nothing to show as {kind} yet; run {makers} first" in told
+    assert "to show yet; run cnnvis optimize or cnnvis project" in cnnvis("montage --run r", 2).err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain, count
 from pathlib import Path
 
@@ -43,13 +44,27 @@ def montage(session: Session) -> None:
     for name in asked or usual:
         pages += _pages(session, KINDS[name])
     if not pages:
-        raise UsageError(
-            f"{session.run.path} holds nothing to show yet; run cnnvis optimize or project first"
-        )
+        shown = f"show as {', '.join(asked)}" if asked else "show"
+        makers = " or ".join(_makers(session, asked or usual))
+        raise UsageError(f"{session.run.path} holds nothing to {shown} yet; run {makers} first")
     figures = list(chain.from_iterable(pages))
     draw_figures(session, figures, lambda path: session.report.result(str(path)))
     for figures in pages:
         _drop_other_pages(session, figures)
+
+
+MAKERS = {
+    "optimized": "cnnvis optimize",
+    "projected": "cnnvis project",
+    "sample.h5": "cnnvis topk --sample 10000",
+}
+
+
+def _makers(session: Session, kinds: Iterable[str]) -> list[str]:
+    """Return the commands that make what some kinds of figures show."""
+    files = chain.from_iterable(KINDS[name].files for name in kinds)
+    places = [file(session.run, "").relative_to(session.run.path).parts[0] for file in files]
+    return list(dict.fromkeys(map(MAKERS.__getitem__, places)))
 
 
 def _pages(session: Session, kind: MontageKind) -> list[Pages]:
