@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnvis_cli.arrays import Pixels
+from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import Stopped, UsageError
 from cnnvis_cli.figure import site, sprites
 from cnnvis_cli.histogram import BINS, edges
@@ -24,7 +25,7 @@ from cnnvis_cli.report import Meter, Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.session import open_session
 from cnnvis_cli.stages.gallery import layers
-from cnnvis_cli.stages.gallery.flows import drawn_levels
+from cnnvis_cli.stages.gallery.flows import VERSION_OF_FLOWS, drawn_levels
 from cnnvis_cli.stages.gallery.stage import gallery as make_gallery
 from cnnvis_cli.verify import verify
 
@@ -151,6 +152,23 @@ def test_numbers_are_those_of_the_run(do: Do, ready: Flags, folder: Path, tmp_pa
             assert best == pytest.approx(values.max(), rel=1e-3)
             assert first == values.argmax()
             assert layer["outcome"][unit] == optimized["3/outcome"][unit, first]
+
+
+def shape_of(value: Any) -> Any:
+    """Return a plain value with types for its leaves, and of lists the first member alone."""
+    if isinstance(value, dict):
+        return {name: shape_of(held) for name, held in value.items() if not name.isdecimal()}
+    return [shape_of(each) for each in value[:1]] if isinstance(value, list) else None
+
+
+def test_data_of_another_form_have_another_version(do: Do, ready: Flags, folder: Path) -> None:
+    """Else an older gallery would be taken for done. Raise one of the numbers with the digest."""
+    do("topk", **ready | {"topk__sample": 12})
+    do("gallery", **ready)
+    data = {"layer": layer_of(folder, "conv2"), "units": units_of(folder, "conv2")}
+    form = digest(shape_of(data | {"flow": list(flow_of(folder, "conv2"))}))
+    versions = layers.PAGE_FORM[0], VERSION_OF_FLOWS
+    assert (*versions, form) == (11, 2, "c1c4ad4e705b0956")
 
 
 def test_names_that_were_found_are_shown_and_searched(
