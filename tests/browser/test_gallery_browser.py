@@ -307,7 +307,7 @@ def test_the_units_that_feed_one_are_links_with_pictures(browser: Browser, galle
     assert links.count() > 4
     titles = [text.rstrip("?").strip() for text in circuit.locator("h4").all_text_contents()]
     assert titles[0].startswith("Fed by")
-    page.get_by_role("button", name="What is this?").first.click()
+    circuit.get_by_role("button", name="What is this?").first.click()
     playwright.expect(circuit.locator(".told").first).to_be_visible()
     first = links.first.get_attribute("href")
     assert first
