@@ -28,6 +28,7 @@ from cnnvis_cli.verify.findings import Findings
 from cnnvis_cli.verify.pages import check_gallery
 from cnnvis_cli.verify.places import check_stored
 from cnnvis_cli.verify.projections import check_projections
+from cnnvis_cli.verify.sampled_values import check_sample
 from cnnvis_cli.verify.spectrum import check_spectrum
 from cnnvis_cli.verify.values import check_everything, check_values
 
@@ -102,6 +103,15 @@ def _topk_checks(
     return [
         ("places", lambda: check_stored(session, file, findings)),
         ("places", values),
+        (
+            "sample values",
+            lambda: check_sample(
+                photographs,
+                findings,
+                np.random.default_rng([session.plan.seed, 2]),
+                len(photographs.images.path) if everything else sample,
+            ),
+        ),
         (
             "spectrum",
             lambda: check_spectrum(photographs, findings, None if everything else sample),

@@ -118,8 +118,8 @@ def _check_owner(run: Run, path: Path, findings: Findings) -> None:
             lacking = {"model", "weights_sha256", "version", "format"} - told.keys()
             odd += [f"{path}: does not state its {name}" for name in sorted(lacking)]
             findings.stored("files", 0, odd)
-    if kind not in ("topk", "spectrum", "optimized", "projected"):
-        why = "samples, searches and files of single images have their seal alone"
+    if kind not in ("topk", "sample", "spectrum", "optimized", "projected"):
+        why = "searches and files of single images have their seal alone"
         findings.leave("other results", 1, why)
 
 

@@ -54,7 +54,7 @@ def check_values(
                 continue
         if images:
             with findings.guarded(PLACES):
-                for layer, maps in _outputs(session, np.stack(pixels)):
+                for layer, maps in outputs_of(session, np.stack(pixels)):
                     for alias, kind, top, scale in tops:
                         if alias == layer.alias:
                             held = HeldPlaces(file, layer, kind, top, scale)
@@ -108,7 +108,7 @@ def _some_images(
     return sorted(list(dict.fromkeys(order))[:count])
 
 
-def _outputs(session: Session, pixels: NDArray[np.uint8]) -> Iterator[tuple[Layer, Tensor]]:
+def outputs_of(session: Session, pixels: NDArray[np.uint8]) -> Iterator[tuple[Layer, Tensor]]:
     """Yield each layer with its values for some images, (B, places, C)."""
     network, found = session.network, []
     chosen = [layer for layer in network.layers if layer.calls == 1]

@@ -188,6 +188,19 @@ def noise(values: Any) -> Any:
         ("topk.h5", "layers/fc3/activation", first(7.5, 1), r"topk.h5: fc3/\d+, rank 0: is .*"),
         ("topk.h5", "layers/conv2/position", first(1, 1), r"topk.h5: conv2/\d+, rank 0"),
         ("topk.h5", "images/crc", first(1, 1), "has other content now"),
+        (
+            "sample.h5",
+            "layers/fc3/value",
+            first(9e3, 1),
+            r"sample.h5: fc3/\d+ in .*png: is .*, and",
+        ),
+        (
+            "sample.h5",
+            "layers/conv2/place",
+            first(1, 1),
+            r"conv2/\d+ in .*: is .*, computed",
+        ),
+        ("sample.h5", "images/crc", first(1, 1), "its images have another crc than in topk.h5"),
         ("optimized/fc3.h5", "3/image", noise, r"fc3.h5: style 3, unit \d+, run 0: is"),
         ("optimized/conv2.h5", "3/activation", first(99, 1), r"conv2.h5: style 3, unit"),
         ("projected/conv2.h5", "deconv/projection", np.negative, r"conv2.h5: deconv, unit"),
@@ -198,7 +211,7 @@ def test_a_changed_number_behind_a_good_seal_is_found(
     path: str, array: str, to: Callable[[Any], Any], wrong: str, made: Path, cnnvis: Call
 ) -> None:
     change(made / path, array, to)
-    if array.startswith("layers"):  # which the projections say that they are of
+    if path == "topk.h5" and array.startswith("layers"):  # they say that they are of it
         shutil.rmtree(made / "projected")
     verify(cnnvis, "--sample 60 --all", wrong)
 
