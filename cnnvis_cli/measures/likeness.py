@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
 from cnnvis_cli.arrays import Doubles, Floats, Int64s
+
+GROUPS = 20  # of images, each left out once to see how much a number varies
 
 
 def centred(values: Floats) -> Floats:
@@ -70,6 +74,42 @@ def best_of_shuffled(x: Floats, y: Floats, order: NDArray[np.int64]) -> Doubles:
     """Return each unit's largest correlation once the images of y are in another order: (p,)."""
     found: Doubles = correlations(x, y[order]).max(axis=1)
     return found
+
+
+def left_out(images: int, order: NDArray[np.int64]) -> Iterator[Int64s]:
+    """Yield the images that stay when one of some groups, random by `order`, is left out."""
+    groups = min(GROUPS, images // 3)
+    for number in range(groups):
+        yield np.sort(np.delete(order, np.arange(number, images, groups)))
+
+
+def jackknife_error(found: Doubles) -> Doubles:
+    """Return the standard error of values that were found with each group left out: (G, ...).
+
+    The delete-a-group jackknife: sqrt((G - 1) / G times the sum of squares about the mean).
+    """
+    count = len(found)
+    away = found - found.mean(axis=0)
+    return np.asarray(np.sqrt((count - 1) / count * np.square(away).sum(axis=0)))
+
+
+def alignment_error(x: Floats, y: Floats, order: NDArray[np.int64]) -> float:
+    """Return the standard error of the alignment of x (N, p) and y (N, q) over the images."""
+    found = []
+    for kept in left_out(len(x), order):
+        one, two = (each[kept] - each[kept].mean(axis=0) for each in (x, y))
+        found.append(alignment(one, two, dependence(one, one) * dependence(two, two)))
+    return float(jackknife_error(np.array(found)))
+
+
+def correlation_errors(x: Floats, y: Floats, order: NDArray[np.int64]) -> Doubles:
+    """Return the standard error of each correlation of x (N, p) with its partner in y: (p,)."""
+    found = []
+    for kept in left_out(len(x), order):
+        one, two = (each[kept] - each[kept].mean(axis=0, dtype=np.float64) for each in (x, y))
+        sizes = np.linalg.norm(one, axis=0) * np.linalg.norm(two, axis=0)
+        found.append((one * two).sum(axis=0) / np.where(sizes > 0, sizes, np.inf))
+    return jackknife_error(np.stack(found))
 
 
 def rank_vectors(values: Floats) -> Floats:

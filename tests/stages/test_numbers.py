@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnvis_cli.measures.likeness import alignment, centred, correlations, dependence
+from cnnvis_cli.measures.likeness import (
+    alignment,
+    alignment_error,
+    centred,
+    correlation_errors,
+    correlations,
+    dependence,
+)
 from cnnvis_cli.measures.separation import (
     Groups,
     areas,
@@ -232,6 +239,21 @@ def test_correlations_are_pearson_s() -> None:
     assert not found[2].any()
 
 
+def test_errors_of_the_jackknife_are_those_of_repeated_samples() -> None:
+    """The spread of numbers over many samples of the same kind is what one sample tells."""
+    rng = np.random.default_rng(6)
+    found, told = [], []
+    for _ in range(60):
+        x = rng.standard_normal((200, 3)).astype(np.float32)
+        y = (x[:, [0, 1]] + rng.standard_normal((200, 2))).astype(np.float32)
+        one, two, order = centred(x), centred(y), rng.permutation(200)
+        own = dependence(one, one) * dependence(two, two)
+        found.append([alignment(one, two, own), *np.diag(correlations(one, two))])
+        told.append([alignment_error(one, two, order), *correlation_errors(one[:, :2], two, order)])
+    assert np.mean(told, axis=0) == pytest.approx(np.std(found, axis=0), rel=0.3)
+    assert np.std(found, axis=0)[1] == pytest.approx(0.5 / 200**0.5, rel=0.3)  # (1 - r^2) / sqrt n
+
+
 PERMUTED = """
 import torch
 from tinynet import exact
@@ -263,7 +285,7 @@ def test_a_permuted_copy_matches_completely(plans: None, cnnvis: Call) -> None:
     rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
     fc3 = [row for row in rows if row[0].startswith("fc3")]
     assert [row[1] for row in fc3] == [f"fc3/{9 - unit:04d}" for unit in range(10)]
-    assert all(row[1] == row[4] and float(row[2]) > 0.999 for row in fc3)
+    assert all(row[1] == row[5] and float(row[2]) > 0.999 > float(row[3]) for row in fc3)
     assert len([row for row in rows if row[0].startswith("conv2")]) == 8
     assert table.with_name(table.name.replace("-units.tsv", ".png")).is_file()
     matches = table.with_name(table.name.replace("-units.tsv", "-matches.png"))

@@ -32,8 +32,11 @@ class LayerMatch:
     layer: str
     counterpart: str
     cka: float
+    cka_error: float  # its standard error over the images
+    cka_control: float  # with the images of the second run shuffled
     units: int
     survive: float  # share of units with a best correlation beyond chance
+    survive_error: float  # its standard error over the units
     chance: float  # the correlation that one in a hundred units reaches with shuffled images
     median: float  # of the units' best correlations
 
@@ -45,6 +48,7 @@ class UnitMatch:
     unit: str
     best: str
     correlation: float
+    error: float  # its standard error over the images
     survives: bool
     partner: str  # where each unit has one at most; empty without one
     partner_correlation: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from cnnvis_cli.figure.matrix import matrix
 from cnnvis_cli.figure.sheets import Caption
 from cnnvis_cli.measures.likeness import (
     alignment,
+    alignment_error,
     best_of_shuffled,
     centred,
+    correlation_errors,
     correlations,
     dependence,
     pairs,
@@ -138,28 +141,44 @@ def _layer_match(
     one: ComparedRun, two: ComparedRun, names: tuple[str, str], cka: float, order: NDArray[np.int64]
 ) -> tuple[LayerMatch, list[UnitMatch]]:
     """Return how a layer and its units match their counterpart."""
-    layer, other = names
-    x, y = one.layers[layer], two.layers[other]
+    x, y = one.layers[names[0]], two.layers[names[1]]
     found = correlations(x, y)
     best, largest = found.argmax(axis=1), found.max(axis=1)
     chance = float(np.quantile(best_of_shuffled(x, y, order), BEYOND_CHANCE))
-    partner = dict(zip(*(side.tolist() for side in pairs(found)), strict=True))
-    units = []
-    for unit, unit_best in enumerate(best.tolist()):
-        mate = partner.get(unit)
-        units.append(
-            UnitMatch(
-                unit=str(Unit(layer, unit)),
-                best=str(Unit(other, unit_best)),
-                correlation=float(largest[unit]),
-                survives=bool(largest[unit] > chance),
-                partner="" if mate is None else str(Unit(other, mate)),
-                partner_correlation=float("nan" if mate is None else found[unit, mate]),
-            )
-        )
     share = float((largest > chance).mean())
-    match = LayerMatch(layer, other, cka, len(best), share, chance, float(np.median(largest)))
-    return match, units
+    own = dependence(x, x) * dependence(y, y)
+    match = LayerMatch(
+        *names,
+        cka=cka,
+        cka_error=alignment_error(x, y, order),
+        cka_control=alignment(x, y[order], own),
+        units=len(best),
+        survive=share,
+        survive_error=(share * (1 - share) / len(best)) ** 0.5,
+        chance=chance,
+        median=float(np.median(largest)),
+    )
+    errors = correlation_errors(x, y[:, best], order)
+    return match, list(_unit_matches(names, found, errors, chance))
+
+
+def _unit_matches(
+    names: tuple[str, str], found: Doubles, errors: Doubles, chance: float
+) -> Iterator[UnitMatch]:
+    """Yield each unit's best match in the counterpart, and its partner."""
+    layer, other = names
+    partner = dict(zip(*(side.tolist() for side in pairs(found)), strict=True))
+    for unit, best in enumerate(found.argmax(axis=1).tolist()):
+        mate, largest = partner.get(unit), float(found[unit, best])
+        yield UnitMatch(
+            unit=str(Unit(layer, unit)),
+            best=str(Unit(other, best)),
+            correlation=largest,
+            error=float(errors[unit]),
+            survives=largest > chance,
+            partner="" if mate is None else str(Unit(other, mate)),
+            partner_correlation=float("nan" if mate is None else found[unit, mate]),
+        )
 
 
 def _written(compared: Comparison) -> Path:

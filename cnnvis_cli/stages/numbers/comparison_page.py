@@ -191,13 +191,13 @@ def _said_of_layer(match: LayerMatch, twins: ShownTwins) -> Record:
     """Return the numbers of a layer as the page says them."""
     correlations = np.array([pair.correlation for pair in twins.pairs])
     bars = correlation_bars(correlations, match.chance)
-    numbers = {"cka": match.cka, "median": match.median, "chance": match.chance}
+    names = ("cka", "cka_error", "median", "chance")
     return {
         "alias": match.layer,
         "counterpart": match.counterpart,
         "units": match.units,
         "survive": percent_of(match.survive),
-        **{name: f"{value:.2f}" for name, value in numbers.items()},
+        **{name: f"{getattr(match, name):.2f}" for name in names},
         "bars": bars,
         "chance_at": round(10 * len(bars) * min(1.0, max(0.0, match.chance)), 1),
     }
