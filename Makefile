@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?= squeezenet1_0
 
-.PHONY: help setup demo showcase test long gpu oldest bench meaning check page figures format train clean
+.PHONY: help setup demo showcase test long gpu oldest bench meaning check page figures format train evolution clean
 
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -73,6 +73,9 @@ format: setup  ## format the code
 
 train: setup  ## train the bundled network again (12 minutes on one core)
 	$(BIN)/python -m cnnvis_cli.demo.training
+
+evolution: setup  ## when features appear while the demo network is trained (15 minutes)
+	$(BIN)/python docs/evolution.py
 
 clean:  ## remove all that was installed and built, except outputs
 	rm -rf .venv .oldest build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

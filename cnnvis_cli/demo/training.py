@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cnnvis_cli.demo.synthetic import CLASSES, draw
 OUTPUT = Path(__file__).with_name("demo.safetensors")
 HELD_OUT = 1_000_000  # images drawn from this seed on are not used in training
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision uses them
+NOTHING: Mapping[int, Path] = {}
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
@@ -168,14 +170,20 @@ def shuffled(
         yield images.pixels[chosen], images.labels[chosen]
 
 
-def train(network: DemoNet, images: DrawnImages, recipe: Recipe) -> None:
-    """Train the network in place; the learning rate rises briefly and falls to 0."""
+def train(
+    network: DemoNet, images: DrawnImages, recipe: Recipe, keep: Mapping[int, Path] = NOTHING
+) -> None:
+    """Train the network in place; the learning rate rises briefly and falls to 0.
+
+    The weights after some epochs, 0 being the start, are written where `keep` says.
+    """
     normed = with_norms(network, recipe.dropout)
     descent = optimizer(normed, recipe)
     steps = len(images) // recipe.batch * recipe.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(descent, recipe.rate, steps, pct_start=0.15)
     dice = torch.Generator().manual_seed(recipe.seed)
     for epoch in range(recipe.epochs):
+        keep_weights(network, normed, keep.get(epoch))
         total, hits = 0.0, 0
         for pixels, labels in shuffled(images, recipe.batch, dice):
             scores = normed(prepared(varied(pixels, dice)))
@@ -187,7 +195,17 @@ def train(network: DemoNet, images: DrawnImages, recipe: Recipe) -> None:
             total, hits = total + loss.item(), hits + int((scores.argmax(1) == labels).sum())
         mean, share = total * recipe.batch / len(images), hits / len(images)
         say(f"epoch {epoch + 1}/{recipe.epochs}: loss {mean:.3f}, right {share:.1%}")
+    keep_weights(network, normed, keep.get(recipe.epochs))
     fold(normed.eval())
+
+
+def keep_weights(network: DemoNet, normed: nn.Sequential, path: Path | None) -> None:
+    """Write the weights as they are, with their norms folded in, if there is a path."""
+    if path is not None:
+        early, its_norms = copy.deepcopy((network, normed))
+        fold(its_norms.eval())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(serialized(early.state_dict()))
 
 
 @contextlib.contextmanager
@@ -243,6 +261,13 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=usual.per_class, help="of each class")
     parser.add_argument("--epochs", type=int, default=usual.epochs)
+    parser.add_argument(
+        "--keep",
+        type=int,
+        nargs="*",
+        default=[],
+        help="epochs after which weights are kept as well, in OUTPUT-EPOCH.safetensors",
+    )
     return parser.parse_args()
 
 
@@ -258,7 +283,8 @@ def main() -> None:
     say(f"{len(images)} images drawn")
     network = DemoNet(len(CLASSES))
     soften(next(network.parameters()))
-    train(network, images, recipe)
+    keep = {n: asked.output.with_name(f"{asked.output.stem}-{n}.safetensors") for n in asked.keep}
+    train(network, images, recipe, keep)
     held_out = drawn(HELD_OUT, recipe.held_out, asked.threads)
     accuracy, dead = examined(network, held_out)
     say(f"right on {accuracy:.1%} of {len(held_out)} held-out images; dead units: {dead}")

@@ -74,6 +74,22 @@ def test_the_same_seed_gives_the_same_bits(images: DrawnImages) -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+def test_weights_on_the_way_are_kept_and_change_nothing(
+    images: DrawnImages, tmp_path: Path
+) -> None:
+    networks = []
+    for keep in ({}, {epoch: tmp_path / f"{epoch}.safetensors" for epoch in (0, 1, 2)}):
+        torch.manual_seed(QUICK.seed)
+        networks.append(DemoNet())
+        train(networks[-1], images, QUICK, keep)
+    early, middle, last = (load_file(tmp_path / f"{epoch}.safetensors") for epoch in (0, 1, 2))
+    for name, values in networks[0].state_dict().items():
+        assert torch.equal(values, networks[1].state_dict()[name])
+        assert torch.equal(values, last[name])
+        assert not torch.equal(middle[name], last[name])
+        assert not torch.equal(middle[name], early[name])
+
+
 def test_images_come_class_by_class(images: DrawnImages) -> None:
     assert images.pixels.shape == (2 * len(CLASSES), 3, 112, 112)
     wanted = torch.from_numpy(draw(CLASSES[5], 1)).permute(2, 0, 1)
