@@ -87,8 +87,8 @@ def main() -> None:
         layers[epoch] = table(run / "figures/compare")
     same = {epoch: own_correlations(run, runs[EPOCHS[-1]]) for epoch, run in runs.items()}
     tell(layers, same)
-    (folder / "evolution.png").write_bytes(drawn(runs, same))
-    print(folder / "evolution.png")
+    (folder / "evolution.jpg").write_bytes(drawn(runs, same))
+    print(folder / "evolution.jpg")
 
 
 def tell(layers: dict[int, list[dict[str, str]]], same: dict[int, dict[str, Doubles]]) -> None:
@@ -118,7 +118,7 @@ def drawn(runs: dict[int, Path], same: dict[int, dict[str, Doubles]]) -> bytes:
             cells.append(Cell(str(unit), tuple(panes)))
         rows.append(CellRow(layer, tuple(cells), 1))
     caption = Caption("The demo network in training, by epochs", NOTE)
-    return rows_of_cells(rows, caption).png({"Title": caption.title, "Software": "cnnvis"})
+    return rows_of_cells(rows, caption).jpeg({"Title": caption.title}, 70)
 
 
 if __name__ == "__main__":

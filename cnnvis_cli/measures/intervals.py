@@ -6,6 +6,7 @@ import numpy as np
 
 from cnnvis_cli.arrays import Doubles, Floats, Int32s, Int64s
 
+VALUE_BINS = 32
 SHARES = {"75 to 90 %": (0.75, 0.9), "median": (0.45, 0.55), "low": (0.0, 0.25)}
 
 
@@ -36,6 +37,15 @@ def _some(images: Int64s, count: int, generator: np.random.Generator) -> Int64s:
     """Return some of the images at random, the strongest first."""
     drawn = generator.choice(len(images), min(count, len(images)), replace=False)
     return images[np.sort(drawn)[::-1]]
+
+
+def value_counts(values: Floats) -> tuple[Int64s, Doubles]:
+    """Return how many of a unit's values (N,) lie in each of some equal bins, and their edges.
+
+    The bins reach from the smallest to the largest finite value; others are left out.
+    """
+    counts, edges = np.histogram(values[np.isfinite(values)].astype(np.float64), VALUE_BINS)
+    return counts.astype(np.int64), edges
 
 
 def class_means(values: Floats, labels: Int32s) -> tuple[Doubles, Int64s]:

@@ -168,7 +168,7 @@ def test_data_of_another_form_have_another_version(do: Do, ready: Flags, folder:
     data = {"layer": layer_of(folder, "conv2"), "units": units_of(folder, "conv2")}
     form = digest(shape_of(data | {"flow": list(flow_of(folder, "conv2"))}))
     versions = layers.PAGE_FORM[0], VERSION_OF_FLOWS
-    assert (*versions, form) == (11, 2, "c1c4ad4e705b0956")
+    assert (*versions, form) == (12, 2, "05da2e84bee4c7d5")
 
 
 def test_names_that_were_found_are_shown_and_searched(
@@ -401,6 +401,12 @@ def test_what_a_sample_tells_is_shown(do: Do, ready: Flags, folder: Path, tmp_pa
             assert label == labels[row]
         above = np.maximum(values[:, unit], 0)
         wanted = {label: float(above[labels == label].mean()) for label in (0, 1)}
+        low, high, counts = facts["maxima"]
+        assert (low, high) == pytest.approx(
+            (values[:, unit].min(), values[:, unit].max()), rel=1e-2
+        )
+        edges = np.linspace(values[:, unit].min(), values[:, unit].max(), len(counts) + 1)
+        assert counts == np.histogram(values[:, unit], edges)[0].tolist()
         found = {label: mean for label, mean, _ in facts["breakdown"]}
         assert found == pytest.approx({k: v for k, v in wanted.items() if v > 0}, rel=1e-3)
     assert units_of(folder, "conv2")[3]["scores"] == [["images", "0.9", "0.01", "0.5"]]

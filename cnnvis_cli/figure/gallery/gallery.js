@@ -681,13 +681,10 @@
     }
     return section("Classes over the sample", helpOf(HELP.breakdown), bars);
   };
-  const histogram = (unit) => {
-    if (!unit.bars) return null;
-    const [low, high, counts] = unit.bars;
+  const barsOf = ([low, high, counts], said) => { // a picture and the scale below it
     const most = Math.log1p(Math.max(...counts));
-    const quantiles = (unit.quantiles ?? []).map(([share, value]) => `${percent(share)} are below ${short(value)}`);
     const picture = drawn("svg", { class: "histogram", viewBox: `0 0 ${counts.length} 100`, preserveAspectRatio: "none", role: "img" });
-    picture.setAttribute("aria-label", `histogram of activations from ${short(low)} to ${short(high)}; ${quantiles.join("; ")}`);
+    picture.setAttribute("aria-label", `histogram of ${said[0]} from ${short(low)} to ${short(high)}; ${said.slice(1).join("; ")}`);
     counts.forEach((count, i) => {
       const height = (100 * Math.log1p(count)) / most;
       const middle = low + ((i + 0.5) * (high - low)) / counts.length;
@@ -698,8 +695,14 @@
       const zero = (counts.length * -low) / (high - low);
       picture.append(drawn("line", { class: "zero", x1: zero, x2: zero, y1: 0, y2: 100 }));
     }
-    const scale = make("p", { class: "scale" }, make("span", {}, short(low)), make("span", {}, short(high)));
-    return section("Histogram", helpOf(HELP.histogram), picture, scale, make("p", { class: "end" }, `Counts of up to 8 places per image, on a logarithmic scale. ${quantiles.length ? `${quantiles.join(", ")}.` : ""}`));
+    return [picture, make("p", { class: "scale" }, make("span", {}, short(low)), make("span", {}, short(high)))];
+  };
+  const maxima = (unit) => (unit.maxima ? section("Largest value per image", helpOf(HELP.maxima),
+    ...barsOf(unit.maxima, ["largest values per image"]), make("p", { class: "end" }, "Counts of the sample's images, on a logarithmic scale.")) : null);
+  const histogram = (unit) => {
+    if (!unit.bars) return null;
+    const quantiles = (unit.quantiles ?? []).map(([share, value]) => `${percent(share)} are below ${short(value)}`);
+    return section("Histogram", helpOf(HELP.histogram), ...barsOf(unit.bars, ["activations", ...quantiles]), make("p", { class: "end" }, `Counts of up to 8 places per image, on a logarithmic scale. ${quantiles.length ? `${quantiles.join(", ")}.` : ""}`));
   };
   const classes = (unit, layer) => {
     if (!unit.classes?.length) return null;
@@ -783,6 +786,7 @@
     "of projections": "What in each patch the unit responds to: its value, led back to the image by this method.",
     "of lowest": "Where the unit's value is lowest, one place per image.",
     "of intervals": "Images of the sample whose largest value is lower: what the unit responds to less.",
+    maxima: "How often each value is the unit's largest in an image of the sample; bars above 0 are in colour.",
     histogram: "How often each value occurs, over up to 8 places of each image; bars above 0 are in colour.",
     optimized: "The largest value of its optimized images, and how many times the value of the best photograph that is.",
     feeds: "Units of later layers in whose weights this unit has the largest share, of either sign.",
@@ -881,7 +885,7 @@
     if (count && count < 3) panes.classList.add(count === 1 ? "one" : "two"); // there is room for larger ones
     if (!count) panes.append(make("p", { class: "nothing" }, "There is no picture of this unit."));
     const facts = make("aside", { class: "facts", "aria-label": "Numbers" },
-      ...[classes(unit, layer), breakdown(unit), named(unit), neighbours(unit, layer), histogram(unit), ascents(unit), numbers(unit)].filter(known));
+      ...[classes(unit, layer), breakdown(unit), named(unit), neighbours(unit, layer), histogram(unit), maxima(unit), ascents(unit), numbers(unit)].filter(known));
     const circuit = connected(flow);
     if (circuit) circuit.classList.add("circuit");
     byId("unit").replaceChildren(head, make("p", { class: "said" }, ...sentence(unit, layer, position)),

@@ -60,7 +60,7 @@ SHARES = (0.5, 0.99)  # quantiles that are shown
 # What the files depend on besides their sources; the first number counts their versions.
 _SIZES = (THUMB, SMALL, ICON, SHARP, STRIP, NAV, UNIT_PIXELS, WINDOW, SHEET_BYTES)
 _FILES = (sprites.LOSSLESS_SIDE, sprites.QUALITY, sprites.SMALL_QUALITY, *sprites.BYTES.values())
-PAGE_FORM = (11, *_SIZES, *_FILES, CHUNK, COLUMNS, SHARES)
+PAGE_FORM = (12, *_SIZES, *_FILES, CHUNK, COLUMNS, SHARES)
 
 
 def gallery_folder(session: Session) -> Path:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from cnnvis_cli.arrays import Doubles, Int64s, Pixels, Units
-from cnnvis_cli.measures.intervals import class_means
+from cnnvis_cli.measures.intervals import class_means, value_counts
 from cnnvis_cli.measures.unit_facts import digits
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.session import Session
@@ -75,4 +75,6 @@ class Sampled:
         best = np.argsort(-means[:, unit], kind="stable")[:CLASSES].tolist()
         found = [(label, digits(means[label, unit]), int(counts[label])) for label in best]
         found = [each for each in found if each[1] > 0 and each[2] > 1]
-        return {"intervals": intervals, "breakdown": found}
+        counts, edges = value_counts(values)
+        maxima = [digits(edges[0]), digits(edges[-1]), counts.tolist()]
+        return {"intervals": intervals, "breakdown": found, "maxima": maxima}
