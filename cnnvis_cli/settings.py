@@ -557,6 +557,12 @@ class FiltersPlan:
         "0.1 times the deviation by which the network's input is divided",
         gt=0,
     )
+    beside: Text | None = setting(
+        None,
+        "--beside",
+        "Another run's directory: also show its network's first filters beside these.",
+        metavar="RUN",
+    )
     save_clipped: Annotated[Text, ReadWith(_safetensors_path)] | None = setting(
         None,
         "--save-clipped",

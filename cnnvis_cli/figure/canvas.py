@@ -273,6 +273,11 @@ def _shifted(mark: Mark, x: int, y: int) -> Mark:
             return replace(mark, points=tuple((a + x, b + y) for a, b in points))
 
 
+def zoomed(place: float, zoom: float) -> float:
+    """Return where a pixel's middle is on a larger sheet: a line goes through middles."""
+    return place if zoom == 1 else (place + 0.5) * zoom - 0.5
+
+
 def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw, zoom: float) -> None:
     """Paint a mark, `zoom` times larger than on the sheet."""
     match mark:
@@ -283,7 +288,7 @@ def _paint(mark: Mark, image: Image.Image, draw: ImageDraw.ImageDraw, zoom: floa
             at = (round(left * zoom), round(top * zoom))
             image.paste(ink, at, _typeset(text, size if zoom == 1 else size * zoom))
         case Line(points, ink, width):
-            path = [(a * zoom, b * zoom) for a, b in points] if zoom != 1 else list(points)
+            path = [(zoomed(a, zoom), zoomed(b, zoom)) for a, b in points]
             draw.line(path, fill=ink, width=max(1, round(width * zoom)), joint="curve")
         case PlotArea(box, strokes):
             x, y, right, bottom = enlarged_box(box, zoom)

@@ -51,9 +51,9 @@ def test_the_tone_is_the_stated_one() -> None:
 def test_every_filter_is_in_both_sheets_and_nothing_overlaps(size: int, count: int) -> None:
     scale = filter_scale((size, size))
     assert 30 <= size * scale <= 60
-    sheets = [FilterSheet(f"sheet {n}", tiles(count, size, n)) for n in range(2)]
     marks = Marks(np.ones(count, bool), np.zeros(count, bool))
-    paper = filter_sheets(sheets, marks, CAPTION, scale).pixels
+    sheets = [FilterSheet(f"sheet {n}", tiles(count, size, n), marks, scale) for n in range(2)]
+    paper = filter_sheets(sheets, CAPTION).pixels
     taken = np.zeros(paper.shape[:2], bool)
     for sheet in sheets:
         for tile in sheet.tiles:
@@ -67,8 +67,8 @@ def test_every_filter_is_in_both_sheets_and_nothing_overlaps(size: int, count: i
 def test_frames_and_crosses_are_on_their_filters_alone() -> None:
     grey = np.full((4, 5, 5, 3), 128, np.uint8)  # a dead filter is as grey as this
     framed, crossed = np.array([0, 1, 0, 0], bool), np.array([0, 0, 1, 0], bool)
-    sheet = FilterSheet("grey", grey)
-    paper = filter_sheets([sheet], Marks(framed, crossed), CAPTION, 8).pixels
+    sheet = FilterSheet("grey", grey, Marks(framed, crossed), 8)
+    paper = filter_sheets([sheet], CAPTION).pixels
     corners = [(y, x) for y in range(0, len(paper)) for x in range(paper.shape[1])]
     plain = [
         (y, x)

@@ -19,6 +19,7 @@ import cnnvis_cli.demo
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.cli import _code
 from cnnvis_cli.errors import UsageError
+from cnnvis_cli.figure.filters import FRAME
 from cnnvis_cli.network.zoo import CaffeNet
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -315,3 +316,32 @@ def test_the_radius_is_in_the_filters_own_units() -> None:
     assert told.startswith("RMS above 5.76 (0.1 for pixels of 0 to 255): none of 32")
     told = show(model="demo", run="other", preprocessing__std=(1.0, 1.0, 1.0))[1]
     assert told.startswith("RMS above 0.1: 3 of 32 (3, 11, 15);")
+
+
+def test_two_networks_are_shown_side_by_side(demo: dict[str, Any], tmp_path: Path) -> None:
+    """Each with its own filters and frames; another run is only read."""
+    other = load_file(DEMO)
+    other["features.0.weight"] = other["features.0.weight"][:, [2, 1, 0]] * 3
+    save_file(other, tmp_path / "other.safetensors")
+    two = {"model": "demo", "weights": str(tmp_path / "other.safetensors")}
+    show(**two, run=str(tmp_path / "two"))
+    before = {path: path.read_bytes() for path in (tmp_path / "two").rglob("*.*")}
+    told = show(**demo, filters__beside=str(tmp_path / "two"))
+    assert told[-1] == str(tmp_path / "run/figures/filters/conv1_beside_two.png")
+    assert {path: path.read_bytes() for path in (tmp_path / "two").rglob("*.*")} == before
+    with Image.open(told[-1]) as image:
+        sheet = np.asarray(image.convert("RGB"))
+        record = json.loads(str(image.info["cnnvis"]))
+    assert len(set(record["weights_sha256"])) == 2
+    framed = [len(each) for each in record["framed"]]
+    assert framed[0] > 0
+    assert framed != [framed[0], framed[0]]
+    middle = sheet.shape[1] // 2
+    orange = (sheet == FRAME).all(axis=2)
+    assert orange[:, :middle].sum() != orange[:, middle:].sum()
+    with pytest.raises(UsageError, match="--beside none: holds no run"):
+        show(**demo, filters__beside="none")
+    other["features.0.weight"] *= 2
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="no longer holds that run's weights"):
+        show(**demo, filters__beside=str(tmp_path / "two"))

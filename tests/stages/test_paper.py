@@ -38,6 +38,7 @@ LINES = {
     "screen": f"montage screen {ONE} --run run -q --unit conv3/5 --unit fc8/9",
     "look": f"look {ONE} {NETWORK} --layer conv3",
     "filters": f"filters {NETWORK}",
+    "filters beside": f"filters {NETWORK} --beside run",
     "saliency": f"saliency {ONE} {NETWORK}",
     "saliency of a unit": f"saliency {ONE} {NETWORK} --target conv3/0002 --method gradient",
     "occlude": f"occlude {ONE} {NETWORK} --workers 0 --stride 40 --size 40 --layer conv3",
