@@ -208,7 +208,7 @@ def test_compiled_loops_are_loaded_only_where_they_are_used(
     plans: None, cnnvis: Call, results: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    monkeypatch.setattr("cnnvis_cli.stages.topk.stage.load_loops", lambda: loaded.append("here"))
+    monkeypatch.setattr("cnnvis_cli.stages.topk.stage.load_loops", lambda _: loaded.append("here"))
     cnnvis("topk images -c exact.toml --run whole")
     assert loaded == ["here"]
     monkeypatch.setattr(Session, "pool", lambda *_, **__: [WorkerSlot(CPU, 1, 0, fresh=True)] * 2)
