@@ -49,7 +49,7 @@ def page(
 
 
 def test_it_is_reached_seen_and_gone_through_by_keys(page: Any) -> None:
-    page.get_by_role("link", name="beside").click()
+    page.get_by_role("link", name="tinynet:exact (a <b>) beside tinynet:exact (a <b>)").click()
     page.locator("article.layer h2").first.wait_for()
     assert page.locator("article.layer").count() == page.locator("nav a").count() == 3
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -300,6 +300,7 @@ def test_a_permuted_copy_matches_completely(plans: None, cnnvis: Call) -> None:
     shown = page.read_text()
     best = max(rows, key=lambda row: float(row[2]))
     assert f"<bdi>{best[0]}</bdi>" in shown
+    assert "<title>tinynet:exact beside permuted:permuted</title>" in shown
     assert shown.count("<title>") == 1 + 3 * 3  # the page's own, and one of each pair of layers
     for sheet in re.findall('data-sheet="(.*?)"', shown):
         assert (page.parent / sheet).is_file()

@@ -131,7 +131,11 @@ class ComparedPage:
         for match, twins in zip(found.layers, self.layers, strict=True):
             sheet = {"sheets": sheets.get(twins.alias)}
             layers.append({**_said_of_layer(match, twins), **self._twins(twins), **sheet})
-        one, two = ({"model": side.record["model"], "name": side.title} for side in sides)
+        alike = sides[0].record["model"] == sides[1].record["model"]
+        one, two = (
+            {"model": side.title if alike else side.record["model"], "name": side.title}
+            for side in sides
+        )
         names, chosen = list(found.two.layers), []
         for match in found.layers:
             chosen.append(names.index(match.counterpart))
