@@ -86,8 +86,8 @@ class OptimizedFile:
             shape = file[style]["image"].shape
             return int(shape[2]), int(shape[3])
 
-    def read(self, style: str, name: str, rows: slice = slice(None)) -> Array:
-        """Return one array of a style by its name in the schema, or the rows of some units."""
+    def read(self, style: str, name: str, rows: slice | NDArray[np.intp] = slice(None)) -> Array:
+        """Return one array of a style by its name in the schema, or some rows, ascending."""
         with reading(self.path, "optimized") as file:
             values: Array = file[style][name][rows]
             return values

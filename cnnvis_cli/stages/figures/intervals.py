@@ -10,7 +10,6 @@ import numpy as np
 
 from cnnvis_cli.arrays import Floats, Int32s, Int64s, Pixels
 from cnnvis_cli.ascent.starts import seed_of
-from cnnvis_cli.digests import file_digest
 from cnnvis_cli.figure.sheets import Cell, Pane
 from cnnvis_cli.figure.words import four_digits
 from cnnvis_cli.measures.intervals import in_intervals
@@ -21,6 +20,7 @@ from cnnvis_cli.stages.figures.data import SQUARE, crop, unit_label
 from cnnvis_cli.stages.figures.montages import Cells, Pages, kind, unit_figures
 from cnnvis_cli.stages.numbers.names import sample_of
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
+from cnnvis_cli.store.seals import content_digest
 
 
 @dataclass(frozen=True)
@@ -102,5 +102,5 @@ def _cells(session: Session, layer: Layer) -> Cells:
             panes.append(Pane(sample.patches(unit, rows.tolist()), 3, title=title))
         return Cell(unit_label(session, layer, unit), tuple(panes))
 
-    record = {"source": file_digest(sample.file.path), "seed": session.plan.seed}
+    record = {"source": content_digest(sample.file.path), "seed": session.plan.seed}
     return Cells(layer, np.arange(layer.channels), make, record, sample.size)

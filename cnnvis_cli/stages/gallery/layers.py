@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Pixels, Units
 from cnnvis_cli.ascent.climb import Outcome
-from cnnvis_cli.digests import digest, file_digest
+from cnnvis_cli.digests import digest
 from cnnvis_cli.figure import sprites
 from cnnvis_cli.figure.tone import TONE_RULES
 from cnnvis_cli.measures.unit_facts import (
@@ -45,6 +45,7 @@ from cnnvis_cli.stages.gallery.sampled import Sampled
 from cnnvis_cli.stages.numbers.unit_tables import UnitTables
 from cnnvis_cli.stages.optimize.preference import preference_of
 from cnnvis_cli.store.run import Record
+from cnnvis_cli.store.seals import content_digest
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile
 
 THUMB, SMALL, ICON = 112, 80, 40  # side in pixels of a picture in the grid, the strip, a list
@@ -244,7 +245,7 @@ class ShownLayer:
                 "classes": self.dataset.classes if self.dataset else [],
                 "tone": TONE_RULES[self.session.plan.figure.tone],
                 "panes": [[p.kind, p.name, p.size, p.count] for p in self.panes],
-                "sources": [file_digest(path) for path in sources if path.is_file()],
+                "sources": [content_digest(path) for path in sources if path.is_file()],
             }
         )
 
