@@ -45,6 +45,7 @@ from cnnvis_cli.engine.threads import (
     in_order,
     in_threads,
     one_thread,
+    steady,
     threads_of_torch,
 )
 
@@ -81,6 +82,7 @@ __all__ = [
     "resolve_precision",
     "run_tasks",
     "shared_memory",
+    "steady",
     "tensor_cores",
     "threads_of_torch",
     "worker_slots",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, ahead
+from cnnvis_cli.engine import Emit, TaskDone, WorkerSlot, ahead, steady
 from cnnvis_cli.nouns import units_text
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
@@ -77,5 +77,6 @@ def project_blocks(
 
     for number, read in ahead(readers(), 1 if worker_slot.device.type == "cuda" else 0):
         task = work.tasks[number]
-        task.keep(pieces[task.job].compute(task.units, read, emit))
+        with steady():
+            task.keep(pieces[task.job].compute(task.units, read, emit))
         emit(TaskDone(number))

@@ -14,6 +14,7 @@ from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.dataset.decode import write_png
 from cnnvis_cli.demo.synthetic import CLASSES, draw
 from cnnvis_cli.digests import file_digest
+from cnnvis_cli.engine import steady
 from cnnvis_cli.errors import CnnvisError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.heat import over, to_largest
@@ -119,10 +120,10 @@ class Look:
 
     def draw(self, title: str) -> Canvas:
         """Return the sheet: the decision in the first row, then a row per layer."""
-        with torch.no_grad():
-            maps = self.maps()
         saliency = SaliencyJob.of(self._asking("saliency", method=("gradcam",)))
-        (answer,) = saliency.answers([self.image])
+        with steady():
+            maps = self.maps()
+            (answer,) = saliency.answers([self.image])
         rows = [self.decision(saliency, answer)]
         for layer in self.layers:
             self.session.report.check_stop()
@@ -140,7 +141,7 @@ class Look:
         def keep(layer: Layer, output: torch.Tensor) -> None:
             found[layer.alias] = output[0].float().cpu().numpy()
 
-        with network.tap(self.layers, keep) as run:
+        with torch.no_grad(), network.tap(self.layers, keep) as run:
             run(network.normalise(batch_of(network, [self.image])))
         return found
 

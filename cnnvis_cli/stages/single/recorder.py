@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnvis_cli.arrays import Floats, Pixels
+from cnnvis_cli.engine import steady
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.live import Guess
 from cnnvis_cli.network.network import Network
@@ -67,7 +68,7 @@ class Recorder:
         batch = np.zeros((self.size, *self.network.size, 3), np.uint8)
         batch[: len(pixels)] = pixels
         self._pass.values = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), steady(self.size):
             shown = self.network.normalise(self.network.centre(torch.from_numpy(batch)))
             prob = self._run(shown)
         used = {name: each[: len(pixels)] for name, each in self._pass.values.items()}

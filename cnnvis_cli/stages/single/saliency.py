@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnnvis_cli.arrays import Floats, Pixels
 from cnnvis_cli.digests import digest
-from cnnvis_cli.engine import arithmetic
+from cnnvis_cli.engine import arithmetic, steady
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.heat import CAP, capped, coloured, in_grey, over, to_largest
@@ -170,7 +170,7 @@ class SaliencyJob:
 
     def explain(self, images: Sequence[InputImage]) -> None:
         """Compute, draw and save one batch of images."""
-        with arithmetic("float32", self.session.network.device):
+        with arithmetic("float32", self.session.network.device), steady():
             answers = self.answers(images)
         for image, answer in zip(images, answers, strict=True):
             title = self.title(image, answer)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.arrays import Floats
+from cnnvis_cli.engine import steady
 from cnnvis_cli.errors import CnnvisError, UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.grid import Scale, columns_of
@@ -134,7 +135,8 @@ class ScreenUnit:
     def look(self, image: InputImage, scale: Scale | None = None) -> ScreenContent:
         """Run the network forward and back; a scale of earlier frames is widened."""
         plan = self.session.plan
-        maps, back, classes = self.seen(batch_of(self.session.network, [image]))
+        with steady():
+            maps, back, classes = self.seen(batch_of(self.session.network, [image]))
         lifted = boosted(maps, plan.montage.gamma)
         own = Scale.of(lifted, "layer")
         return ScreenContent(

@@ -24,6 +24,7 @@ from cnnvis_cli.engine import (
     arithmetic,
     cores,
     shared_memory,
+    steady,
 )
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.tally import Slots, Summary, Tally
@@ -83,6 +84,7 @@ def scan(work: TopKJob, worker_slot: WorkerSlot, numbers: Iterator[int], emit: E
 
     with (
         Aside() as writer,
+        steady(cut.size),
         torch.inference_mode(),
         arithmetic(precision, worker_slot.device),
         network.in_place(),
