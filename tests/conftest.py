@@ -6,12 +6,13 @@ import gc
 import hashlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cnnvis_cli.cli import _code
@@ -106,14 +107,17 @@ def exact() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def tinynet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change to an empty folder that contains the module `tinynet`."""
+def tinynet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Change to an empty folder that contains the module `tinynet`; keep the number of threads."""
+    threads = torch.get_num_threads()
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "tinynet.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, "tinynet", raising=False)
     monkeypatch.setattr("cnnvis_cli.store.cache.cache_folder", lambda: tmp_path / "cache")
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

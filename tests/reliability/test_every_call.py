@@ -163,7 +163,7 @@ def straight(zygote: Zygote, command: str, workers: int, names: str, results: Re
 @pytest.mark.parametrize(
     ("workers", "every", "names"),
     [
-        (0, 20, SIX),
+        (0, 32, SIX),
         pytest.param(0, 1, ALL, marks=LONG),
         pytest.param(2, 1, SIX, marks=LONG),
     ],

@@ -650,16 +650,15 @@ def test_a_name_that_the_file_cannot_keep_apart_is_refused(name: str, flags: Fla
         do_config(f'[styles."{name}"]\niterations = 4', flags | {"optimize__style": (name,)})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("styles", "change"),
+    ("workers", "styles", "change"),
     [
-        (("3", "fourier", "natural", "1"), {"optimize__iterations": 20}),
-        (("mine", "other"), {"optimize__iterations": None, "optimize__step": "paper"}),
+        (2, ("3", "fourier", "natural", "1"), {"optimize__iterations": 8}),
+        (0, ("mine", "other"), {"optimize__iterations": None, "optimize__step": "paper"}),
     ],
 )
 def test_styles_at_once_are_as_one_after_the_other(
-    styles: tuple[str, ...], change: Flags, workers: int, flags: Flags
+    workers: int, styles: tuple[str, ...], change: Flags, flags: Flags
 ) -> None:
     flags |= {"units": "0-6", "workers": workers, **change}
     do_config(OWN, flags | {"optimize__style": styles})

@@ -312,6 +312,7 @@ def test_each_image_is_decoded_once_for_all_layers_and_methods(
     do: Callable[..., None], scanned: dict[str, Any], decoded: list[int], tmp_path: Path
 ) -> None:
     scanned |= {"layer": ("conv1", "conv5", "fc7"), "project__method": ("deconv", "guided")}
+    scanned["units"] = "0-15"
     do("project", **scanned)
     assert 1 < len(decoded) <= 11
     assert not (tmp_path / "run" / "parts").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,6 @@ def net():
     first = nn.Conv2d(3, 256, 3, stride=2)
     return nn.Sequential(first, nn.ReLU(), nn.Conv2d(256, 32, 1), nn.Flatten(), nn.LazyLinear(4))
 """
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
