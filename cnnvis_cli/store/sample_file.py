@@ -169,3 +169,23 @@ def _cut(
         half = (value / scale).astype(np.float16)
         both = ((half[:, side], place[:, side]) for side in sides)
         yield [array for pair in both for array in pair]
+
+
+def common_rows(
+    one: SampledImages, two: SampledImages
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of usable images with the same path and content in both samples."""
+    here, there = _usable_rows(one), _usable_rows(two)
+    both = list(filter(there.__contains__, here))
+    first, second = (np.array(list(map(side.get, both)), np.int64) for side in (here, there))
+    return first, second
+
+
+def _usable_rows(images: SampledImages) -> dict[tuple[bytes, int], int]:
+    """Return the row of each usable image, by its path and content."""
+    rows = {}
+    columns = zip(images.path.tolist(), images.crc.tolist(), images.skipped.tolist(), strict=True)
+    for row, (path, crc, skipped) in enumerate(columns):
+        if not skipped:
+            rows[path, crc] = row
+    return rows

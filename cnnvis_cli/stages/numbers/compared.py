@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cnnvis_cli.arrays import Doubles, Floats
+from cnnvis_cli.measures.matching import LayerMatch, UnitMatch
 from cnnvis_cli.measures.pairing import UnitPair
 from cnnvis_cli.nouns import Unit
 from cnnvis_cli.store.run import Record, Run
@@ -23,35 +24,6 @@ class ComparedRun:
     @property
     def title(self) -> str:
         return f"{self.record['model']} ({self.run.path.name})"
-
-
-@dataclass(frozen=True)
-class LayerMatch:
-    """A layer of the first run beside its counterpart in the second."""
-
-    layer: str
-    counterpart: str
-    cka: float
-    cka_error: float  # its standard error over the images
-    cka_control: float  # with the images of the second run shuffled
-    units: int
-    survive: float  # share of units with a best correlation beyond chance
-    survive_error: float  # its standard error over the units
-    chance: float  # the correlation that one in a hundred units reaches with shuffled images
-    median: float  # of the units' best correlations
-
-
-@dataclass(frozen=True)
-class UnitMatch:
-    """A unit of the first run, the most similar one of the counterpart, and its partner."""
-
-    unit: str
-    best: str
-    correlation: float
-    error: float  # its standard error over the images
-    survives: bool
-    partner: str  # where each unit has one at most; empty without one
-    partner_correlation: float
 
 
 @dataclass(frozen=True)

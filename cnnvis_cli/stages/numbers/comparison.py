@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Doubles
 from cnnvis_cli.digests import digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.matrix import matrix
 from cnnvis_cli.figure.sheets import Caption
-from cnnvis_cli.measures.likeness import (
-    alignment,
-    alignment_error,
-    best_of_shuffled,
-    centred,
-    correlation_errors,
-    correlations,
-    dependence,
-    pairs,
-)
-from cnnvis_cli.nouns import Unit
+from cnnvis_cli.measures.likeness import alignment, centred, dependence
+from cnnvis_cli.measures.matching import match_layers
 from cnnvis_cli.report import Report
-from cnnvis_cli.stages.numbers.compared import ComparedRun, Comparison, LayerMatch, UnitMatch
+from cnnvis_cli.stages.numbers.compared import ComparedRun, Comparison
 from cnnvis_cli.stages.numbers.comparison_page import draw_comparison
 from cnnvis_cli.stages.numbers.names import sample_of
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
 from cnnvis_cli.store.inside import check_inside
 from cnnvis_cli.store.publish import publish
 from cnnvis_cli.store.run import Run
-from cnnvis_cli.store.sample_file import SampledImages
+from cnnvis_cli.store.sample_file import common_rows
 
 LEAST_IMAGES = 10
-BEYOND_CHANCE = 0.99  # quantile of the best correlations of shuffled images
 
 
 def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Report) -> None:
@@ -55,7 +43,8 @@ def compare_runs(first: Path, second: Path, seed: int, as_json: bool, report: Re
         layers, units = [], []
         for row, (layer, other) in enumerate(report.each(names.items())):
             cka = float(likeness[row, list(two.layers).index(other)])
-            match, found = _layer_match(one, two, (layer, other), cka, order)
+            x, y = one.layers[layer], two.layers[other]
+            match, found = match_layers(x, y, (layer, other), cka, order)
             layers.append(match)
             units += found
         compared = Comparison(one, two, count, likeness, layers, units)
@@ -73,7 +62,7 @@ def _sides(first: Run, second: Run, report: Report) -> tuple[ComparedRun, Compar
         if not run.read():
             raise UsageError(f"{run.manifest}: is gone, so it is not known whose {run.sample} is")
     images = [file.images() for file in files]
-    rows = _common(*images)
+    rows = common_rows(*images)
     count = len(rows[0])
     if count < LEAST_IMAGES:
         raise UsageError(
@@ -89,24 +78,6 @@ def _sides(first: Run, second: Run, report: Report) -> tuple[ComparedRun, Compar
         layers = {name: centred(file.values(name)[chosen]) for name in file.layers()}
         sides.append(ComparedRun(run, run.read(), layers))
     return sides[0], sides[1], count
-
-
-def _common(one: SampledImages, two: SampledImages) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of usable images with the same path and content in both samples."""
-    here, there = _rows(one), _rows(two)
-    both = list(filter(there.__contains__, here))
-    first, second = (np.array(list(map(side.get, both)), np.int64) for side in (here, there))
-    return first, second
-
-
-def _rows(images: SampledImages) -> dict[tuple[bytes, int], int]:
-    """Return the row of each usable image, by its path and content."""
-    rows = {}
-    columns = zip(images.path.tolist(), images.crc.tolist(), images.skipped.tolist(), strict=True)
-    for row, (path, crc, skipped) in enumerate(columns):
-        if not skipped:
-            rows[path, crc] = row
-    return rows
 
 
 def _likeness(one: ComparedRun, two: ComparedRun, report: Report) -> Doubles:
@@ -135,50 +106,6 @@ def _counterparts(one: ComparedRun, two: ComparedRun, likeness: Doubles) -> dict
     names = list(two.layers)
     nearest = np.nan_to_num(likeness, nan=-1).argmax(axis=1).tolist()
     return {layer: names[column] for layer, column in zip(one.layers, nearest, strict=True)}
-
-
-def _layer_match(
-    one: ComparedRun, two: ComparedRun, names: tuple[str, str], cka: float, order: NDArray[np.int64]
-) -> tuple[LayerMatch, list[UnitMatch]]:
-    """Return how a layer and its units match their counterpart."""
-    x, y = one.layers[names[0]], two.layers[names[1]]
-    found = correlations(x, y)
-    best, largest = found.argmax(axis=1), found.max(axis=1)
-    chance = float(np.quantile(best_of_shuffled(x, y, order), BEYOND_CHANCE))
-    share = float((largest > chance).mean())
-    own = dependence(x, x) * dependence(y, y)
-    match = LayerMatch(
-        *names,
-        cka=cka,
-        cka_error=alignment_error(x, y, order),
-        cka_control=alignment(x, y[order], own),
-        units=len(best),
-        survive=share,
-        survive_error=(share * (1 - share) / len(best)) ** 0.5,
-        chance=chance,
-        median=float(np.median(largest)),
-    )
-    errors = correlation_errors(x, y[:, best], order)
-    return match, list(_unit_matches(names, found, errors, chance))
-
-
-def _unit_matches(
-    names: tuple[str, str], found: Doubles, errors: Doubles, chance: float
-) -> Iterator[UnitMatch]:
-    """Yield each unit's best match in the counterpart, and its partner."""
-    layer, other = names
-    partner = dict(zip(*(side.tolist() for side in pairs(found)), strict=True))
-    for unit, best in enumerate(found.argmax(axis=1).tolist()):
-        mate, largest = partner.get(unit), float(found[unit, best])
-        yield UnitMatch(
-            unit=str(Unit(layer, unit)),
-            best=str(Unit(other, best)),
-            correlation=largest,
-            error=float(errors[unit]),
-            survives=largest > chance,
-            partner="" if mate is None else str(Unit(other, mate)),
-            partner_correlation=float("nan" if mate is None else found[unit, mate]),
-        )
 
 
 def _written(compared: Comparison) -> Path:

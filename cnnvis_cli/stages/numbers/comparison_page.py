@@ -25,11 +25,12 @@ from cnnvis_cli.figure.twins import (
     patch_block,
     percent_of,
 )
+from cnnvis_cli.measures.matching import LayerMatch
 from cnnvis_cli.measures.pairing import ShownTwins, UnitPair
 from cnnvis_cli.nouns import Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.stages.figures.data import unit_label
-from cnnvis_cli.stages.numbers.compared import Comparison, LayerMatch
+from cnnvis_cli.stages.numbers.compared import Comparison
 from cnnvis_cli.stages.numbers.counterparts import RunPictures, SideBySide
 from cnnvis_cli.store.inside import read_regular
 from cnnvis_cli.store.publish import publish
