@@ -45,10 +45,14 @@ bench: setup  ## measure this machine, and how near cnnvis comes to its limits o
 	$(BIN)/cnnvis bench project --model demo
 
 SECOND := outputs/second/demo.safetensors
-STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier --style natural
+STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier --style natural --style maco
+PHOTO := outputs/demo-images/cat/003.png
 
-meaning: setup $(SECOND)  ## test whether another network recognizes the class images (20 minutes)
+meaning: setup $(SECOND)  ## test whether another network recognizes the class images (25 minutes)
+	test -e $(PHOTO) || $(BIN)/cnnvis demo
+	$(BIN)/cnnvis topk outputs/demo-images --model demo --layer fc8 --run outputs/meaning
 	$(BIN)/cnnvis optimize --model demo --layer fc8 --runs 2 $(STYLES) --run outputs/meaning
+	$(BIN)/cnnvis optimize --model demo --layer fc8 --style accent --start $(PHOTO) --run outputs/meaning
 	$(BIN)/python tests/meaning.py outputs/meaning
 	$(BIN)/python tests/meaning.py outputs/meaning --by $(SECOND)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -275,10 +276,19 @@ def walk(stops: Sequence[Stop], heading: Heading) -> Canvas:
     for number, stop in enumerate(stops):
         row, column = divmod(number, columns)
         y, x = top + row * down, MARGIN + column * across
-        canvas.text(shortened(stop.name, SMALL, side), y, x, SMALL, INK)
-        canvas.text(shortened(stop.detail, SMALL, side), y + LINE - 2, x, SMALL, FAINT)
+        canvas.text(path_end(stop.name, side), y, x, SMALL, INK)
+        details = (stop.detail, stop.detail.partition(", ")[2])  # without the kind, if that helps
+        detail = next((d for d in details if text_size(d, SMALL)[0] <= side), stop.detail)
+        canvas.text(shortened(detail, SMALL, side), y + LINE - 2, x, SMALL, FAINT)
         canvas.tile(fitted(stop.picture, side), y + 2 * LINE, x)
     return canvas
+
+
+def path_end(name: str, width: int) -> str:
+    """Return a module's path in so many pixels, without its first parts where it has no room."""
+    ends = [f"...{name[found.end() :]}" for found in re.finditer(r"[._]", name)]
+    fitting = (text for text in (name, *ends) if text_size(text, SMALL)[0] <= width)
+    return next(fitting, "") or shortened(name, SMALL, width)
 
 
 # ---- one channel over the image
