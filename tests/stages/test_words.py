@@ -141,8 +141,11 @@ def test_a_word_for_each_unit(clip: Path, cnnvis: Call) -> None:
     assert [each["best"] for each in shown] == [words[n] for n in wanted.argmax(axis=1)]
     assert [each["score"] for each in shown] == pytest.approx(wanted.max(axis=1), abs=1e-3)
     assert len(Path("r/names.tsv").read_text().splitlines()) == 1 + 6 + 8 + 10
+    told = cnnvis("name --run r --trust-code --level 0.9")
+    assert f"r/names.tsv: names by {model.words} are replaced" in told.err
     told = cnnvis(f"name --run r --trust-code {flags} --named cross --level 0.99 --json")
     assert {each["name"] for each in json.loads(told.out)} <= {"zebra crossing"}
+    assert "r/names.tsv: names of classes are replaced" in told.err
 
 
 def _features_of(model: Any, file: Any) -> np.ndarray:

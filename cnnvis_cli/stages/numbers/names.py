@@ -23,7 +23,7 @@ from cnnvis_cli.network.wordnet import sets_above
 from cnnvis_cli.nouns import Layer, Unit
 from cnnvis_cli.stages.common.class_names import class_names, classes_of, folders_above
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.numbers.table import UNNAMED, publish_table, shown_table
+from cnnvis_cli.stages.numbers.table import UNNAMED, publish_table, read_table, shown_table
 from cnnvis_cli.stages.numbers.words import WordedUnit, word_units
 from cnnvis_cli.store.run import Run
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile
@@ -57,6 +57,10 @@ def name_units(session: Session, as_json: bool) -> None:
     else:
         found, fitting = _by_classes(session, file)
     path = session.run.path / "names.tsv"
+    before = read_table(path)
+    if before and ("clip" in before[0]) != (session.plan.name.clip is not None):
+        held = f"by {before[0]['clip']}" if "clip" in before[0] else "of classes"
+        session.report.note(f"{path}: names {held} are replaced")
     publish_table(path, list(map(asdict, found)))
     chosen = {str(Unit(la.alias, unit)) for la in session.layers for unit in session.units(la)}
     records = [asdict(each) for each in found if each.unit in chosen and each.name in fitting]
