@@ -18,6 +18,7 @@ from cnnvis_cli.figure import sheets
 from cnnvis_cli.figure.canvas import Canvas, Picture, resized, scaled
 from cnnvis_cli.figure.grid import columns_of
 from cnnvis_cli.figure.tone import TONE_RULES, toned
+from cnnvis_cli.figure.windows import crop
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.report import Report
 from cnnvis_cli.settings import MontagePlan, Plan
@@ -28,7 +29,6 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
     OptimizedImages,
     TopImages,
-    crop,
     projected_of,
     style_of,
     unit_label,

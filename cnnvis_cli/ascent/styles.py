@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -267,6 +267,15 @@ def base_style(group: str) -> str:
     while len(words) > 1 and words[-1] in VARIANTS:
         words.pop()
     return "-".join(words)
+
+
+FIRST_STYLES = ("natural", "1", "2", "3", "4")  # others follow in the order of the file
+
+
+def ordered_styles(held: Iterable[str]) -> list[str]:
+    """Return the names of styles as figures show them: natural, the paper's four, the others."""
+    place = {name: number for number, name in enumerate(FIRST_STYLES)}
+    return sorted(held, key=lambda name: place.get(base_style(name), len(place)))
 
 
 def check_name(name: str) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cnnvis_cli.arrays import Pixels
 from cnnvis_cli.ascent.starts import noise, seed_of
+from cnnvis_cli.ascent.styles import ordered_styles
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure import sheets
 from cnnvis_cli.figure.canvas import TextLine
@@ -25,7 +26,6 @@ from cnnvis_cli.report import Report
 from cnnvis_cli.settings import Plan
 from cnnvis_cli.stages.common.class_names import class_names
 from cnnvis_cli.stages.common.session import open_session
-from cnnvis_cli.stages.figures.data import ordered_styles
 from cnnvis_cli.stages.figures.montage import KINDS
 from cnnvis_cli.stages.run.pipeline import STAGES
 from cnnvis_cli.store.sample_file import SampleFile

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from cnnvis_cli.arrays import Bools, Floats, Pixels
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.starts import noise, seed_of, still_noise
-from cnnvis_cli.ascent.styles import base_style
+from cnnvis_cli.ascent.styles import ordered_styles
 from cnnvis_cli.digests import digest, file_digest
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.grid import columns_of
 from cnnvis_cli.figure.sheets import Pane
 from cnnvis_cli.figure.tone import faded, toned
+from cnnvis_cli.figure.windows import crop, paste_window
 from cnnvis_cli.measures.preference import Preference
 from cnnvis_cli.nouns import Box, Layer, Size, Unit, size_text
 from cnnvis_cli.registry import unknown
@@ -37,7 +38,6 @@ from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.seals import content_digest
 from cnnvis_cli.store.topk_file import Images, LayerTopK, TopKFile, box_of
 
-OUTSIDE = 128  # the colour outside the image
 STRONGEST_SHOWN = 9
 SQUARE = 9  # pictures of a 3x3 block
 NOISE = "(noise)"  # what the label of a picture says that is still noise
@@ -278,13 +278,6 @@ def ratio_note(sources: Iterable[OptimizedImages]) -> str:
 
 
 FEW_ROWS = 1000  # rows that HDF5 finds faster one by one than by reading all
-FIRST_STYLES = ("natural", "1", "2", "3", "4")  # others follow in the order of the file
-
-
-def ordered_styles(held: Iterable[str]) -> list[str]:
-    """Return the names of styles as figures show them: natural, the paper's four, the others."""
-    place = {name: number for number, name in enumerate(FIRST_STYLES)}
-    return sorted(held, key=lambda name: place.get(base_style(name), len(place)))
 
 
 @dataclass(frozen=True)
@@ -358,7 +351,9 @@ class TopImages:
                 continue
             found[i] = 0
             for rank in np.flatnonzero(self.top.places.image[unit, : self.shown] >= 0).tolist():
-                _paste(found[i, rank], self._box(unit, rank), shown[rank], self._held(unit, rank))
+                paste_window(
+                    found[i, rank], self._box(unit, rank), shown[rank], self._held(unit, rank)
+                )
         return found
 
     @property
@@ -436,30 +431,6 @@ def projected_of(session: Session, layer: Layer) -> TopImages:
             f"{file.path} was projected from another topk.h5; delete it and run project again"
         )
     return TopImages(session, layer, method)
-
-
-def _paste(tile: Floats, shown: Box, frame: Floats, held: Box) -> None:
-    """Put the part of a stored frame that lies in a tile's window there."""
-    top, left = max(shown.top, held.top), max(shown.left, held.left)
-    bottom, right = min(shown.bottom, held.bottom), min(shown.right, held.right)
-    if top < bottom and left < right:
-        both = Box(top, left, bottom, right)
-        there, here = both.within(shown), both.within(held)
-        tile[there.top : there.bottom, there.left : there.right] = frame[
-            here.top : here.bottom, here.left : here.right
-        ]
-
-
-def crop(image: Pixels, box: Box) -> Pixels:
-    """Return a window of an image, (h, w, 3); grey outside the image."""
-    patch = np.full((*box.size, 3), OUTSIDE, np.uint8)
-    inside = box.clip((image.shape[0], image.shape[1]))
-    top, left = inside.top - box.top, inside.left - box.left
-    height, width = inside.size
-    patch[top : top + height, left : left + width] = image[
-        inside.top : inside.bottom, inside.left : inside.right
-    ]
-    return patch
 
 
 def _one_of(

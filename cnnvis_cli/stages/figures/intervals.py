@@ -11,12 +11,13 @@ import numpy as np
 from cnnvis_cli.arrays import Floats, Int32s, Int64s, Pixels
 from cnnvis_cli.ascent.starts import seed_of
 from cnnvis_cli.figure.sheets import Cell, Pane
+from cnnvis_cli.figure.windows import crop
 from cnnvis_cli.figure.words import four_digits
 from cnnvis_cli.measures.intervals import in_intervals
 from cnnvis_cli.nouns import Box, Layer, Size, Unit
 from cnnvis_cli.stages.common.dataset_images import ReadImage, image_reader
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.data import SQUARE, crop, unit_label
+from cnnvis_cli.stages.figures.data import SQUARE, unit_label
 from cnnvis_cli.stages.figures.montages import Cells, Pages, kind, unit_figures
 from cnnvis_cli.stages.numbers.names import sample_of
 from cnnvis_cli.store.sample_file import SampledImages, SampleFile

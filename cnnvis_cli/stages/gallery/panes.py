@@ -11,21 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnvis_cli.arrays import Floats, Pixels, Units
+from cnnvis_cli.ascent.styles import ordered_styles
 from cnnvis_cli.digests import file_digest
 from cnnvis_cli.errors import CnnvisError, Gone, StorageError
 from cnnvis_cli.figure.tone import common_divisor, toned
+from cnnvis_cli.figure.windows import OUTSIDE, crop
 from cnnvis_cli.nouns import Layer, Size
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.lists import in_groups
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import (
-    OUTSIDE,
     SQUARE,
     STRONGEST_SHOWN,
     OptimizedImages,
     TopImages,
-    crop,
-    ordered_styles,
 )
 from cnnvis_cli.stages.figures.montages import UNITS_AT_ONCE
 from cnnvis_cli.stages.figures.selection import Held

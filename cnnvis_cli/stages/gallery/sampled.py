@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from cnnvis_cli.arrays import Doubles, Int64s, Pixels, Units
+from cnnvis_cli.figure.windows import OUTSIDE
 from cnnvis_cli.measures.intervals import class_means, value_counts
 from cnnvis_cli.measures.unit_facts import digits
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.data import OUTSIDE
 from cnnvis_cli.stages.figures.intervals import SampleImages
 from cnnvis_cli.stages.gallery.panes import Photographs, PicturePane
 from cnnvis_cli.store.run import Record

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.arrays import Floats, Pixels
+from cnnvis_cli.ascent.styles import ordered_styles
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.canvas import Canvas
 from cnnvis_cli.figure.lines import Plot, plots
@@ -20,7 +21,6 @@ from cnnvis_cli.measures.likeness import between, rank_vectors, within
 from cnnvis_cli.nouns import Layer
 from cnnvis_cli.stages.common.dataset_images import image_reader
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.figures.data import ordered_styles
 from cnnvis_cli.stages.figures.render import Figure, draw_figures
 from cnnvis_cli.stages.numbers.encoding import ENCODED_AT_ONCE
 from cnnvis_cli.stages.numbers.table import publish_table, shown_table
