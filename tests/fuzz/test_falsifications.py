@@ -110,7 +110,7 @@ def judged(done: Falsification, checked: Callable[..., Findings | str]) -> str:
     return "missed"
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [45, pytest.param(1000, marks=pytest.mark.long)])
 def test_nothing_is_missed(
     count: int, run: Path, checked: Callable[..., Findings | str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

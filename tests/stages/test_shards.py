@@ -42,9 +42,7 @@ def no_parts(run: Path) -> bool:
 
 
 # shards, in directories of their own or in one, and the number of the first
-@pytest.mark.parametrize(
-    ("count", "apart", "first"), [(1, False, 1), (2, True, 0), (3, False, 0), (5, True, 1)]
-)
+@pytest.mark.parametrize(("count", "apart", "first"), [(1, False, 1), (3, False, 1), (5, True, 0)])
 def test_merged_shards_are_the_run_in_one_piece(
     count: int, apart: bool, first: int, cnnvis: Call, results: Call
 ) -> None:
