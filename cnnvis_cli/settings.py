@@ -243,10 +243,10 @@ class OptimizePlan:
     style: Several[Text] = setting(
         ("natural",),
         "--style",
-        "natural (colours and spectrum of photographs), fourier (Olah et al. 2017), maco (Fel et "
-        "al. 2023; after topk), accent (the photograph of --start, accentuated: Hamblin et al. "
-        "2024), 1 to 4 (the rows of Table 1 of Yosinski et al. 2015), or a style "
-        "of your own; repeatable.",
+        "natural (colours and spectrum of photographs), fourier (Olah et al. 2017), accent (the "
+        "photograph of --start, accentuated: Hamblin et al. 2024), 1 to 4 (the rows of Table 1 of "
+        "Yosinski et al. 2015), after topk also typical (natural, with the layers below as the "
+        "run's images leave them) and maco (Fel et al. 2023), or a style of your own; repeatable.",
         metavar="NAME",
     )
     runs: int = setting(1, "--runs", "Random starts per unit.", ge=1)

@@ -63,6 +63,10 @@ class FourierParameterization:
         """Return the largest deviation of the grain, in grey levels."""
         return 0.0
 
+    @property
+    def scaled(self) -> bool:
+        return False
+
     def statistics(self, canvas: tuple[int, int]) -> PictureStatistics:
         """Return what colours and spectrum the pictures begin with: lucid's."""
         colour = np.array(COLOUR)
@@ -119,6 +123,10 @@ class AdamSchedule(Protocol):
     @property
     def every(self) -> int:
         """The steps from one that shows the picture itself to the next."""
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the gradients that it is given are scaled already."""
 
 
 class PictureStatistics(NamedTuple):
@@ -307,7 +315,7 @@ class FourierUpdater:
     def _pull(self, gradient: Tensor, age: int) -> Tensor:
         """Return the direction for the picture's pixels: see `FourierParameterization`."""
         gradient = self.to_picture(gradient, age)
-        pull = unit_rms(gradient)
+        pull = gradient if self.image.scaled else unit_rms(gradient)
         if self.wanders:
             lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
             began = self.step - self.step % self.image.every

@@ -54,6 +54,10 @@ class MacoParameterization:
     every: int = 16
 
     @property
+    def scaled(self) -> bool:
+        return False
+
+    @property
     def record(self) -> dict[str, Any]:
         """Return the parameters as plain values, the spectrum by its digest."""
         spectrum = None if self.spectrum is None else self.spectrum.digest

@@ -25,6 +25,7 @@ from cnnvis_cli.ascent.regularizers import (
     phase_of,
 )
 from cnnvis_cli.ascent.steps import STEPS, Constant, Progress, StepPolicy
+from cnnvis_cli.ascent.typical import TypicalParameterization
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.registry import Registry, unknown
 from cnnvis_cli.validation import read_settings
@@ -163,6 +164,11 @@ class Style:
         """Whether it begins at a photograph and stays near it."""
         return isinstance(self.image, AccentParameterization)
 
+    @property
+    def measures(self) -> bool:
+        """Whether it needs what is measured on a run's images."""
+        return isinstance(self.image, MacoParameterization | TypicalParameterization)
+
     def parameters(self) -> dict[str, Any]:
         """Return all that defines the style, as plain values for the record."""
         return {
@@ -175,7 +181,8 @@ class Style:
 
 def _part_record(part: Any) -> dict[str, Any]:
     kind = type(part).__name__.removesuffix("Parameterization")
-    stated = part.record if isinstance(part, MacoParameterization) else asdict(part)
+    measured = isinstance(part, MacoParameterization | TypicalParameterization)
+    stated = part.record if measured else asdict(part)
     return {"kind": _STORED.get(kind, kind), **stated}
 
 
@@ -253,6 +260,17 @@ STYLES.register("accent")(
         128,
         "a photograph in which what the unit answers to is accentuated: Hamblin et al. 2024",
         AccentParameterization(),
+    )
+)
+
+STYLES.register("typical")(
+    Style(
+        "typical",
+        (TotalVariation(0.1),),
+        Constant(0),
+        256,
+        "natural, with the layers below as the run's own images leave them: after Yin et al. 2020",
+        TypicalParameterization(),
     )
 )
 

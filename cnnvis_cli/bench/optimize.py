@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from cnnvis_cli.ascent.climb import AscentBatch, AscentSpec, climb
-from cnnvis_cli.ascent.maco import MacoParameterization
 from cnnvis_cli.ascent.objectives import Objective
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
@@ -137,8 +136,11 @@ def measure_optimize(plan: Plan, report: Report, seconds: float, rounds: int) ->
         plan = replace(plan, run=folder + "/run")
         with open_session(plan, report) as session:
             styles = asked_styles(plan)  # with their own steps, which cost what any step costs
-            if any(isinstance(style.image, MacoParameterization) for style in styles):
-                raise UsageError("bench optimize: style maco needs a run's images; name another")
+            measured = [style.name for style in styles if style.measures]
+            if measured:
+                raise UsageError(
+                    f"bench optimize: style {measured[0]} needs a run's images; name another"
+                )
             devices = choose_devices(plan.device)
             pool = worker_slots(devices, plan.workers, MEMORY)
             rows = []

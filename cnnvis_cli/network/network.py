@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -262,7 +262,7 @@ class Network:
         try:
             with torch.enable_grad():  # shows results of code that cannot be followed
                 blank = next(self.module.parameters()).new_zeros(1, 3, *clipped.size)
-                self._patch(layer, clipped, blank.requires_grad_())
+                self.values(layer, clipped, blank.requires_grad_())
         except (NotWindowable, AssertionError):  # vision transformers assert their input's size
             return Box.whole(self.size)
         return clipped
@@ -273,23 +273,40 @@ class Network:
         `pixels` are mean-subtracted, (B, 3, h, w) of the window `box`; the output is (B, C, rows,
         columns), or (B, C, 1, 1) for a fully connected layer.
         """
+        maps, origin = self.values_with([], layer, box, pixels)
+        return maps[layer.alias], origin
+
+    def values_with(
+        self, below: Sequence[Layer], layer: Layer, box: Box, pixels: Tensor
+    ) -> tuple[dict[str, Tensor], Size]:
+        """Return, by alias, what `values` gives and the outputs of layers below on the way.
+
+        Of these a window holds as much as it needs; the map of one that it does not need may have
+        no place.
+        """
+        layers, inputs = [*below, layer], self.normalise(pixels)
         if box == Box.whole(self.size):
-            return self._output(layer, self.normalise(pixels)), (0, 0)
-        return self._patch(layer, box, pixels)
-
-    def _patch(self, layer: Layer, box: Box, pixels: Tensor) -> tuple[Tensor, Size]:
+            return self._outputs(layers, inputs), (0, 0)
         walk = Window(box, self.size)
-        inputs = self.normalise(pixels)
         with walk:
-            output = self._output(layer, walk.begin(inputs))
-            return output, walk.origin(output)
+            maps = self._outputs(layers, walk.begin(inputs))
+            return maps, walk.origin(maps[layer.alias])
 
-    def _output(self, layer: Layer, inputs: Tensor) -> Tensor:
-        """Return a layer's output map; a fully connected layer is a map of one place."""
-        kept: list[Tensor] = []
-        with self.tap([layer], lambda _, output: kept.append(output)) as run:
+    def layers_below(self, layer: Layer) -> list[Layer]:
+        """Return the layers that run before one, without those that run more than once."""
+        before = self.layers[: self.layers.index(layer)]
+        return [each for each in before if each.calls == 1]
+
+    def _outputs(self, layers: Sequence[Layer], inputs: Tensor) -> dict[str, Tensor]:
+        """Return layers' output maps by alias; a fully connected layer is a map of one place."""
+        kept: dict[str, Tensor] = {}
+
+        def keep(layer: Layer, output: Tensor) -> None:
+            kept[layer.alias] = output if output.dim() == 4 else output[:, :, None, None]
+
+        with self.tap(layers, keep) as run:
             run(inputs)
-        return kept[0] if kept[0].dim() == 4 else kept[0][:, :, None, None]
+        return kept
 
 
 def _names(layer: Layer) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from cnnvis_cli.errors import CnnvisError, StorageError, UsageError
 OWN_FOLDERS = frozenset(
     {
         *("optimized", "projected", "search", "saliency", "occluded", "activations"),
+        *("typical", "typical-mean"),
         *("figures", "gallery", "parts", "shards", "receipts"),
     }
 )

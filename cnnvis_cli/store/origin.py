@@ -15,7 +15,8 @@ from cnnvis_cli.store.schema import VERSION, VERSION_WITH_LOCAL_FIELDS
 
 LATEST = {"topk": VERSION_WITH_LOCAL_FIELDS}  # versions that are read, where it is not VERSION
 OF_ALL_LAYERS = ("topk", "sample", "spectrum")  # kinds with one file per run, made from the dataset
-OF_ONE_LAYER = ("optimized", "projected", "search")  # kinds whose files are named by their layer
+# kinds whose files are named by their layer
+OF_ONE_LAYER = ("optimized", "projected", "search", "typical", "typical-mean")
 
 
 def check_origin(path: Path, kind: str, file: h5py.File) -> None:

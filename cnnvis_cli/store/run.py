@@ -80,6 +80,10 @@ class Run:
     def optimized(self, layer: str) -> Path:
         return self.path / "optimized" / f"{layer}.h5"
 
+    def typical(self, layer: str, of_mean: bool) -> Path:
+        """What images leave in the layers below one, on its canvas or on the whole input."""
+        return self.path / ("typical-mean" if of_mean else "typical") / f"{layer}.h5"
+
     def searched(self, layer: str) -> Path:
         return self.path / "search" / f"{layer}.h5"
 

@@ -88,6 +88,10 @@ SPECTRUM: Table = {
     "colour": Column("f4", ("3", "3"), "from components (columns) to RGB (rows)"),
     "offset": Column("f4", ("3",), "mean of RGB"),
 }
+TYPICAL: Table = {
+    "middle": Column("f4", ("2", "n"), "of each channel's mean and deviation: mean of the images"),
+    "spread": Column("f4", ("2", "n"), "and their standard deviation"),
+}
 SEARCHED: Table = {
     "image": Column("f2", ("N", "U", "H", "W", "3"), "RGB, mean-subtracted, 0..255 units"),
     "activation": Column("f4", ("N", "U"), "the unit's value for the best image"),

@@ -30,6 +30,7 @@ from cnnvis_cli.verify.places import check_stored
 from cnnvis_cli.verify.projections import check_projections
 from cnnvis_cli.verify.sampled_values import check_sample
 from cnnvis_cli.verify.spectrum import check_spectrum
+from cnnvis_cli.verify.typical import check_typical
 from cnnvis_cli.verify.values import check_everything, check_values
 
 Check = tuple[str, Callable[[], None]]
@@ -115,6 +116,10 @@ def _topk_checks(
         (
             "spectrum",
             lambda: check_spectrum(photographs, findings, None if everything else sample),
+        ),
+        (
+            "typical",
+            lambda: check_typical(photographs, findings, None if everything else sample),
         ),
         ("projections", lambda: check_projections(photographs, findings, generator)),
     ]

@@ -31,6 +31,7 @@ from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.schema import OPTIMIZED_STYLE
 from cnnvis_cli.verify.findings import Findings, blocks_of
 from cnnvis_cli.verify.spectrum import maco_problems
+from cnnvis_cli.verify.typical import typical_problems
 
 # Of an optimized image's value, relative to the largest of its layer: images have 11 bits.
 ROUNDED = 0.02
@@ -116,6 +117,9 @@ class Ascents:
         findings.stored(IMAGES, 0, self._wrong_images(findings))
         if "transparency" in style_columns(self.made):
             problems = maco_problems(self.session.run, self.file, self.group, self.made)
+            findings.stored(IMAGES, 0, problems)
+        if self.made.get("image", {}).get("kind") == "Typical":
+            problems = typical_problems(self.session.run, self.file.path, self.group, self.made)
             findings.stored(IMAGES, 0, problems)
 
     def _wrong_settings(self) -> Iterator[str]:

@@ -99,6 +99,13 @@ _INTACT = {
 }
 
 
+HELD_AGAINST_OTHERS = (
+    *("topk", "sample", "spectrum", "typical", "typical-mean"),
+    *("optimized", "projected"),
+)
+"""Kinds of results whose content is checked beside their seal."""
+
+
 def _check_owner(run: Run, path: Path, findings: Findings) -> None:
     """Check that a result is of this run, its layer and a known version, and nothing else."""
     of_all = path in (run.topk, run.sample, run.spectrum)
@@ -118,7 +125,7 @@ def _check_owner(run: Run, path: Path, findings: Findings) -> None:
             lacking = {"model", "weights_sha256", "version", "format"} - told.keys()
             odd += [f"{path}: does not state its {name}" for name in sorted(lacking)]
             findings.stored("files", 0, odd)
-    if kind not in ("topk", "sample", "spectrum", "optimized", "projected"):
+    if kind not in HELD_AGAINST_OTHERS:
         why = "searches and files of single images have their seal alone"
         findings.leave("other results", 1, why)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnnvis_cli.ascent.spectrum import ImageSpectrum, measured
-from cnnvis_cli.stages.optimize.spectrum import spectrum_images, spectrum_plan
+from cnnvis_cli.stages.optimize.spectrum import SPECTRUM_IMAGES, some_images, spectrum_plan
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.run import Record, Run, differences
 from cnnvis_cli.store.spectrum_file import SpectrumFile
@@ -23,7 +23,7 @@ def check_spectrum(photographs: DatasetToday, findings: Findings, most: int | No
     session, file = photographs.session, SpectrumFile(photographs.session.run.spectrum)
     if not file.path.exists() or file.path in findings.bad:
         return
-    wanted = spectrum_images(photographs.images)
+    wanted = some_images(photographs.images, SPECTRUM_IMAGES)
     plan = spectrum_plan(session, photographs.file.identity() or {}, len(wanted))
     apart = differences(file.identity() or {}, plan)
     findings.stored(SPECTRA, 1, [f"{file.path}: is of other images: {apart}"] if apart else [])

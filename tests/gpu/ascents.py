@@ -75,7 +75,16 @@ def stand_on(
     box = network.canvas(layer)
     size = size or suitable_batch(network, layer, box, network.device)
     setup = LayerSetup(layer, box, Objective(), size)
+    if typical:
+        setup = replace(setup, typical=_typical(network, layer, box))
     return Stand(network, setup, traced_evaluate(network, setup, size, precision))
+
+
+def _typical(network: Network, layer: Layer, box: Box) -> TypicalParameterization:
+    """Return what keeps the layers below as some noise leaves them."""
+    noisy = np.random.default_rng(0).integers(0, 256, (20, *box.size, 3)).astype(np.uint8)
+    layers, arrays = measured_below(network, layer, box, iter(noisy))
+    return TypicalParameterization(statistics_below=ActivationStatistics(layers, **arrays))
 
 
 def style_of(name: str, steps: int) -> Style:

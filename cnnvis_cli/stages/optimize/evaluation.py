@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cnnvis_cli.ascent.climb import Evaluate
 from cnnvis_cli.ascent.starts import noise
+from cnnvis_cli.ascent.typical import kept_typical, penalty
 from cnnvis_cli.engine import arithmetic, one_thread, tensor_cores, threads_of_torch
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.network.part_batch import doubled, pad_to_full
@@ -29,10 +30,16 @@ def evaluate_window(
 ) -> Any:
     """Run one pass and follow it: values (B,), leads (B,), gradient (B, 3, h, w)."""
     x = x.detach().requires_grad_()
-    maps, (top, left) = network.values(setup.layer, box, x)
-    row, column = setup.layer.centre
-    climbed, value, leads = setup.objective(maps.to(x.dtype), targets, (row - top, column - left))
-    (gradient,) = torch.autograd.grad(climbed.sum(), x)
+    kept, layer = setup.typical, setup.layer
+    below = network.aliased(kept.below) if kept else ()
+    maps, (top, left) = network.values_with(below, layer, box, x)
+    centre = layer.centre[0] - top, layer.centre[1] - left
+    climbed, value, leads = setup.objective(maps[layer.alias].to(x.dtype), targets, centre)
+    (gradient,) = torch.autograd.grad(climbed.sum(), x, retain_graph=bool(kept))
+    if kept:
+        costs = penalty(maps, kept, x)
+        (against,) = torch.autograd.grad(costs.sum(), x)
+        gradient = kept_typical(gradient, costs.detach(), against, kept.weight)
     return value.detach(), leads, gradient
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import Style
+from cnnvis_cli.ascent.typical import TypicalParameterization
 from cnnvis_cli.engine import resolve_precision
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.measures.preference import Preference
@@ -22,6 +23,7 @@ from cnnvis_cli.stages.optimize.preference import preference_of
 from cnnvis_cli.stages.optimize.setup import LayerSetup, setup_of
 from cnnvis_cli.stages.optimize.start import start_record
 from cnnvis_cli.stages.optimize.styles import variant
+from cnnvis_cli.stages.optimize.typical import with_statistics
 from cnnvis_cli.store.optimized import OptimizedFile
 from cnnvis_cli.store.room import Room, images_room
 from cnnvis_cli.store.run import Record, differences
@@ -39,7 +41,12 @@ class LayerOptimization(LayerJob):
 
     @classmethod
     def of(cls, session: Session, layer: Layer, style: Style) -> LayerOptimization:
-        return cls(session, layer, setup_of(session, layer), style).going_on()
+        setup = setup_of(session, layer)
+        style = with_statistics(session, setup, style)
+        kept = style.image
+        if isinstance(kept, TypicalParameterization) and kept.below:
+            setup = replace(setup, typical=kept)
+        return cls(session, layer, setup, style).going_on()
 
     @property
     def file(self) -> OptimizedFile:

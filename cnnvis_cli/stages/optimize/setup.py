@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cnnvis_cli.ascent.objectives import Objective
+from cnnvis_cli.ascent.typical import TypicalParameterization
 from cnnvis_cli.engine import limit_to_memory
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
@@ -27,6 +28,7 @@ class LayerSetup:
     given: Tensor | None = None  # (3, h, w) the start that the plan names, if it is an image
     grey: bool = False  # whether the network takes grey images
     patches: Patches | None = None  # where the style accent begins
+    typical: TypicalParameterization | None = None  # what keeps the layers below typical
 
     @property
     def targets(self) -> int:

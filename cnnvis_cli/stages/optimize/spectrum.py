@@ -41,7 +41,7 @@ def run_spectrum(session: Session) -> ImageSpectrum:
             f"style maco takes its spectrum from the run's images, and {session.run.path} has no "
             "topk.h5 yet; run cnnvis topk DATASET with this --run first, or choose --style natural"
         )
-    wanted = spectrum_images(top.images())
+    wanted = some_images(top.images(), SPECTRUM_IMAGES)
     plan = spectrum_plan(session, identity, len(wanted))
     held = file.identity()
     if held is None:
@@ -64,12 +64,12 @@ def spectrum_plan(session: Session, topk: Record, count: int) -> Record:
     return {**session.identity, **of_topk, "images": count}
 
 
-def spectrum_images(images: Images) -> NDArray[np.int64]:
+def some_images(images: Images, most: int) -> NDArray[np.int64]:
     """Return the images to measure, ascending: those usable ones whose paths have least hashes."""
     usable = np.flatnonzero(~images.skipped)
     numbers = images.size[usable], images.offset[usable], images.label[usable]
     some = Manifest(Path(), images.path[usable], *numbers, ())
-    return usable[some.sample(SPECTRUM_IMAGES)]
+    return usable[some.sample(most)]
 
 
 def measure(session: Session, wanted: NDArray[np.int64]) -> ImageSpectrum:

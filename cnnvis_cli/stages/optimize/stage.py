@@ -80,8 +80,9 @@ def _optimize_layers(session: Session, climbs: Sequence[LayerOptimization]) -> T
     """Optimize layer after layer; return the first that had to set blocks aside."""
     lost: list[TasksFailed] = []
     with Aside() as publisher:
-        for layer in dict.fromkeys(each.layer for each in climbs):
-            own = [each for each in climbs if each.layer == layer]
+        kinds = [(each.layer, each.setup.typical) for each in climbs]  # of one pass each
+        for kind in dict.fromkeys(kinds):
+            own = [each for each, its in zip(climbs, kinds, strict=True) if its == kind]
             try:
                 optimize_layer(session, own, publisher)
             except TasksFailed as error:

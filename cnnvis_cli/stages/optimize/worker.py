@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -169,7 +169,8 @@ def check_pass(work: OptimizeJob, network: Network) -> None:
     if id(network) in work.checked:
         return
     work.checked.add(id(network))
-    setup, precision = work.setup, work.precision(network)
+    setup, precision = replace(work.setup, typical=None), work.precision(network)
+    plain = replace(work, setup=setup, evaluations={}) if work.setup.typical else work
     count = max(2, setup.objective.run_group) if setup.size > 1 else 1
     targets = (torch.arange(setup.size) * 7 % setup.targets).to(network.device)
     seeds = [seed_of(1, Unit(setup.layer.alias, i), 0) for i in range(setup.size)]
@@ -178,7 +179,7 @@ def check_pass(work: OptimizeJob, network: Network) -> None:
     whole = torch.zeros(count, 3, *network.size, device=network.device)
     rows, columns = slice(setup.box.top, setup.box.bottom), slice(setup.box.left, setup.box.right)
     whole[:, :, rows, columns] = x[:count]
-    value, _, gradient = (part[:count] for part in work.evaluate(network, setup.size)(x, targets))
+    value, _, gradient = (part[:count] for part in plain.evaluate(network, setup.size)(x, targets))
     with arithmetic(precision, network.device):
         full = evaluate_window(network, setup, Box.whole(network.size), whole, targets[:count])
         maps, _ = network.values(setup.layer, Box.whole(network.size), whole)
