@@ -84,6 +84,13 @@ class Run:
         """What images leave in the layers below one, on its canvas or on the whole input."""
         return self.path / ("typical-mean" if of_mean else "typical") / f"{layer}.h5"
 
+    def measurements(self) -> list[Path]:
+        """Return the files that were measured on the dataset's images, for styles."""
+        typical = sorted(self.path.glob("typical/*.h5")) + sorted(
+            self.path.glob("typical-mean/*.h5")
+        )
+        return [path for path in (self.spectrum, *typical) if path.exists()]
+
     def searched(self, layer: str) -> Path:
         return self.path / "search" / f"{layer}.h5"
 

@@ -19,12 +19,15 @@ from cnnvis_cli.ascent.spectrum import measured
 from cnnvis_cli.ascent.starts import noise
 from cnnvis_cli.ascent.steps import Constant
 from cnnvis_cli.ascent.styles import STYLES, Style
+from cnnvis_cli.ascent.typical import ActivationStatistics, TypicalParameterization
 from cnnvis_cli.engine import WorkerSlot
 from cnnvis_cli.network.network import Network
+from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.settings import Plan, Precision
 from cnnvis_cli.stages.common.network_loading import load_network
 from cnnvis_cli.stages.optimize.evaluation import traced_evaluate
 from cnnvis_cli.stages.optimize.setup import LayerSetup, suitable_batch
+from cnnvis_cli.stages.optimize.typical import measured_below
 from cnnvis_cli.stages.optimize.worker import Pulse, batch_on
 
 
@@ -40,6 +43,8 @@ class Stand:
     def task(self, number: int, style: Style, seed: int | None = None) -> AscentSpec:
         """Return the ascent of this number, from the noise of its seed."""
         seed = number if seed is None else seed
+        if self.setup.typical:
+            style = replace(style, image=self.setup.typical)
         target = number % self.setup.layer.channels
         return AscentSpec(number, target, style, noise(seed, self.setup.box.size), seed, number)
 
@@ -62,7 +67,12 @@ _networks: dict[tuple[str, str], Network] = {}
 
 
 def stand_on(
-    device: str, model: str, alias: str, size: int | None = None, precision: Precision = "float32"
+    device: str,
+    model: str,
+    alias: str,
+    size: int | None = None,
+    precision: Precision = "float32",
+    typical: bool = False,
 ) -> Stand:
     """Return the pass of a layer, by default of the stage's batch size."""
     if (device, model) not in _networks:

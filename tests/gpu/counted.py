@@ -21,9 +21,9 @@ STEPS = (64, 160)
 
 
 def main() -> None:
-    stand = stand_on("cuda:0", "demo", "conv2", 4)
     found: dict[str, dict[str, int]] = {}
     for name in STYLES:
+        stand = stand_on("cuda:0", "demo", "conv2", 4, typical=name == "typical")
         for steps in STEPS:
             before = COUNTS.copy()
             list(stand.ascend(stand.tasks(style_of(name, steps))))

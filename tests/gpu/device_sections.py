@@ -186,10 +186,12 @@ def _beside_the_cpu(found: Findings) -> None:
 # ---- the pieces of an ascent
 
 
-def stand(alias: str, size: int | None, precision: Precision = "float32") -> Stand:
+def stand(
+    alias: str, size: int | None, precision: Precision = "float32", typical: bool = False
+) -> Stand:
     """Return the pass of a layer: AlexNet's on a GPU, the bundled network's in a dry run."""
     stand_on = import_module("ascents").stand_on  # not at the top: it loads torch
-    made: Stand = stand_on(DEVICE, "alexnet" if GPU else "demo", alias, size, precision)
+    made: Stand = stand_on(DEVICE, "alexnet" if GPU else "demo", alias, size, precision, typical)
     return made
 
 
@@ -277,9 +279,9 @@ def waits_heard() -> Iterator[Counter[str]]:
 
 def syncs(found: Findings) -> None:
     short, long = (64, 256) if GPU else (4, 8)
-    for name in ("1", "3", "4", "fourier", "natural", "maco", "accent"):
+    for name in ("1", "3", "4", "fourier", "natural", "typical", "maco", "accent"):
         with found.attempt(f"waits of style {name}"):
-            place = stand("conv2", 64 if GPU else 4)
+            place = stand("conv2", 64 if GPU else 4, typical=name == "typical")
             list(place.ascend(place.tasks(climbing(name, short))))
             counts, walls = [], []
             for steps in (short, long):

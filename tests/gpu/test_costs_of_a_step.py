@@ -34,13 +34,17 @@ def a_step(
     return more
 
 
-@pytest.mark.parametrize("style", ["1", "2", "3", "4", "fourier", "natural", "maco", "accent"])
+@pytest.mark.parametrize(
+    "style", ["1", "2", "3", "4", "fourier", "natural", "typical", "maco", "accent"]
+)
 def test_an_ascent_waits_only_to_look_for_the_dead(
     style: str, a_step: Callable[[str, str], float]
 ) -> None:
     assert a_step(style, "waits") <= (LONG - SHORT) / CHECK
 
 
-@pytest.mark.parametrize("style", ["1", "2", "3", "4", "fourier", "natural", "maco", "accent"])
+@pytest.mark.parametrize(
+    "style", ["1", "2", "3", "4", "fourier", "natural", "typical", "maco", "accent"]
+)
 def test_a_step_is_a_few_launches(style: str, a_step: Callable[[str, str], float]) -> None:
     assert a_step(style, "launches") <= LAUNCHES * (LONG - SHORT)

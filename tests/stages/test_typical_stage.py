@@ -90,6 +90,19 @@ def test_statistics_are_made_once_and_belong_to_the_results(run: Path, cnnvis: C
     assert "style typical: was made with other statistics than" in found
 
 
+def test_merged_runs_bring_their_statistics(run: Path, cnnvis: Call) -> None:
+    short = CONV.replace("48", "2")
+    cnnvis(short.replace("0-3", "0,1"))
+    shutil.copytree(run, "second")
+    cnnvis(short.replace("0-3", "2").replace("--run r", "--run second"))
+    cnnvis("merge r second --run both")
+    assert Path("both/typical/conv2.h5").read_bytes() == (run / "typical/conv2.h5").read_bytes()
+    path = Path("second/typical/conv2.h5")
+    path.write_bytes(path.read_bytes() + b"more")
+    told = cnnvis("merge r second --run both", 2).err
+    assert "were measured from different images" in told
+
+
 def test_its_pictures_are_more_typical(run: Path, cnnvis: Call) -> None:
     """Than those of natural, of the same units and steps; and each unit still prefers its own."""
     cnnvis(CONV + " --style natural")

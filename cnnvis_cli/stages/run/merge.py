@@ -64,6 +64,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
         target.note("network", outlined(network))
         _tell_arithmetic(sources, report)
         joining = _Joining(sources, target, network, report)
+        joining.measured()
         done = [*map(joining.units, _MERGED_KINDS), joining.searched()]
         shards = list(chain.from_iterable(map(_shards, sources)))
         if not shards and not any(done) and not joining.joined:
@@ -143,6 +144,21 @@ class _Joining:
             for layer in self.network.layers:
                 file = kind.file(source, layer.alias)
                 yield from ((layer.alias, group, file.held(group)) for group in kind.groups(file))
+
+    def measured(self) -> None:
+        """Bring what styles were made with from the other runs; refuse two of a kind."""
+        for source in self._others:
+            for path in source.measurements():
+                there, content = (
+                    self.target.path / path.relative_to(source.path),
+                    read_regular(path),
+                )
+                if there.exists() and read_regular(there) != content:
+                    raise UsageError(
+                        f"{path} and {there} were measured from different images; merge runs of "
+                        "one topk"
+                    )
+                publish(there, content)
 
     def searched(self) -> bool:
         """Collect the rows of searches, for `cnnvis search` to score."""
