@@ -58,6 +58,7 @@ NOT_RUN = {
     "make showcase": "is run in test_showcase.py",
     "make long": "takes minutes; is this, in its long form",
     "make meaning": "takes 20 minutes",
+    "make evolution": "trains a network; 15 minutes",
     "make train": "takes 12 minutes",
     "make bench": "its three lines are in the help of bench, and are run there",
     "make check": "is run beside the tests",
