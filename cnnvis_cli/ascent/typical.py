@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cnnvis_cli.arrays import Floats
 from cnnvis_cli.ascent.fourier import unit_rms
-from cnnvis_cli.ascent.natural import NaturalParameterization
+from cnnvis_cli.ascent.natural import SMALL, NaturalParameterization
 
 LEAST_SPREAD = 1e-3  # of the layer's mean spread: channels that vary less between images are left
 LEAST_VARIANCE = 1e-6  # added to variances over the places, where their root has no slope
@@ -72,7 +72,9 @@ class TypicalParameterization(NaturalParameterization):
     """A natural picture, whose gradient also keeps the layers below the unit typical.
 
     gradient = u(dv / dx) - weight min(1, p / `FULL`) u(dp / dx), where v is the unit's value, p the
-    `penalty`, and u divides by the root mean square. Where v has no gradient there is none.
+    `penalty`, and u divides by the root mean square. Where v has no gradient there is none. On
+    canvases smaller than `SMALL` the weight is smaller in proportion: within a few pixels a unit's
+    own pattern is most of what there is, and photographs seldom hold it whole.
     """
 
     statistics_below: ActivationStatistics | None = field(default=None)
@@ -126,7 +128,8 @@ def kept_typical(gradient: Tensor, costs: Tensor, against: Tensor, weight: float
 
     `costs` are the penalties (B,), and `against` their gradient.
     """
-    strength = weight * (costs / FULL).clamp(max=1)
+    share = min(1.0, max(gradient.shape[2:]) / SMALL)
+    strength = weight * share * (costs / FULL).clamp(max=1)
     found = unit_rms(gradient) - strength[:, None, None, None] * unit_rms(against)
     lost = torch.linalg.vector_norm(gradient, float("inf"), dim=(1, 2, 3)) == 0
     return torch.where(lost[:, None, None, None], gradient, found)
