@@ -45,7 +45,7 @@ bench: setup  ## measure this machine, and how near cnnvis comes to its limits o
 	$(BIN)/cnnvis bench project --model demo
 
 SECOND := outputs/second/demo.safetensors
-STYLES := --style 1 --style 2 --style 3 --style 4 --style fourier --style natural --style maco
+STYLES := $(addprefix --style ,1 2 3 4 fourier natural typical maco)
 PHOTO := outputs/demo-images/cat/003.png
 
 meaning: setup $(SECOND)  ## test whether another network recognizes the class images (25 minutes)
