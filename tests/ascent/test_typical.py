@@ -71,9 +71,8 @@ def test_the_gradient_of_the_value_decides_whether_there_is_one() -> None:
         part / part.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         for part in (gradient, against)
     ]
-    torch.testing.assert_close(
-        found[0], unit[0][0] - unit[1][0] / 2
-    )  # half of the weight, on half of 64 pixels
+    half = unit[1][0] / 2  # half of the cost's weight, on half of 64 pixels
+    torch.testing.assert_close(found[0], unit[0][0] - half)
     assert not found[1].any()
     torch.testing.assert_close(found[2], unit[0][2])
 
