@@ -69,7 +69,8 @@ page: setup  ## write the tables of docs/plan.md from the declared settings
 	$(BIN)/python tests/docs/plan_page.py
 
 figures: setup  ## draw the pictures of README and docs again (half an hour)
-	$(BIN)/python tests/docs/draw_figures.py $(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(BIN)/python tests/docs/draw_figures.py $(if $(WEIGHTS),--weights $(WEIGHTS)) \
+		$(if $(DATASET),--images $(DATASET))
 
 format: setup  ## format the code
 	$(BIN)/ruff check --fix .

@@ -24,7 +24,7 @@ from cnnvis_cli.nouns import Box, Layer, Unit
 from cnnvis_cli.registry import Registry
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.evaluation import evaluate_window, traced_evaluate
-from cnnvis_cli.stages.optimize.setup import LayerSetup
+from cnnvis_cli.stages.optimize.setup import LayerSetup, canvas_of
 from cnnvis_cli.stages.project.backward_pass import TOLERANCE
 from cnnvis_cli.store.optimized import OptimizedFile, style_columns
 from cnnvis_cli.store.run import Record
@@ -99,8 +99,7 @@ class Ascents:
 
     @cached_property
     def box(self) -> Box:
-        network = self.session.network
-        return Box.whole(network.size) if self.objective.mean else network.canvas(self.layer)
+        return canvas_of(self.session.network, self.layer, self.objective.mean)
 
     def _name(self, row: int, run: int | None = None) -> str:
         unit = int(self.columns["unit"][row])

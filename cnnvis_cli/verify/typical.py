@@ -9,7 +9,8 @@ import numpy as np
 
 from cnnvis_cli.arrays import Floats
 from cnnvis_cli.ascent.typical import ActivationStatistics
-from cnnvis_cli.nouns import Box, Layer
+from cnnvis_cli.nouns import Layer
+from cnnvis_cli.stages.optimize.setup import canvas_of
 from cnnvis_cli.stages.optimize.spectrum import some_images
 from cnnvis_cli.stages.optimize.typical import (
     TYPICAL_IMAGES,
@@ -43,7 +44,7 @@ def _check_file(
     session, (path, layer, of_mean), file = photographs.session, of, TypicalFile(of[0])
     network = session.network
     wanted = some_images(photographs.images, TYPICAL_IMAGES)
-    box = Box.whole(network.size) if of_mean else network.canvas(layer)
+    box = canvas_of(network, layer, of_mean)
     plan = statistics_plan(session, photographs.file.identity() or {}, box, len(wanted))
     apart = differences(file.identity() or {}, plan)
     findings.stored(STATISTICS, 1, [f"{path}: is of other images: {apart}"] if apart else [])

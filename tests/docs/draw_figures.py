@@ -1,9 +1,10 @@
 """The pictures of README and docs, made again: `make figures`.
 
-    python tests/docs/draw_figures.py [WORK] [--weights FILE] [--only NAME]...
+    python tests/docs/draw_figures.py [WORK] [--weights FILE [--images FOLDER]] [--only NAME]...
 
 WORK, by default outputs/figures, keeps the runs, so that the pictures alone are made when it is
-called again. --weights, SqueezeNet's of ImageNet, also makes the picture at the top of README.
+called again. --weights, SqueezeNet's of ImageNet, also makes the picture at the top of README, and
+--images, photographs, that of three styles side by side (no photograph is in it).
 Takes half an hour of two cores at first, most of it ascents.
 """
 
@@ -29,6 +30,7 @@ CLASSES = (
     "1,71,76,84,107,130,277,323,327,388,409,417,"
     "483,511,607,643,723,780,849,883,949,954,980,987"
 )  # of ImageNet, whose pictures a stranger can name
+FEW_CLASSES = "71,130,277,417,483,607,849,949"
 
 
 class Drawing(NamedTuple):
@@ -39,7 +41,7 @@ class Drawing(NamedTuple):
     file: str
 
 
-def drawings(weights: str | None) -> Iterator[Drawing]:
+def drawings(weights: str | None, images: str | None) -> Iterator[Drawing]:
     """Yield all pictures; those of real networks only with their weights."""
     yield Drawing(
         "demo-top.png",
@@ -111,6 +113,18 @@ def drawings(weights: str | None) -> Iterator[Drawing]:
                 "--points 9",
             ),
             "classes/figures/optimized/conv26.png",
+        )
+    if weights is not None and images is not None:
+        yield Drawing(
+            "squeezenet-styles.jpg",
+            (
+                f"topk {images} -m squeezenet1_0 -w {weights} --run photographs",
+                f"optimize --run photographs -l conv26 --mean -u {FEW_CLASSES} --style fourier "
+                "--style natural --style typical",
+                f"montage styles --run photographs -l conv26 -u {FEW_CLASSES} "
+                "--style fourier-mean --style natural-mean --style typical-mean",
+            ),
+            "photographs/figures/styles/conv26.png",
         )
 
 
@@ -188,13 +202,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", nargs="?", type=Path, default=Path("outputs/figures"))
     parser.add_argument("--weights")
+    parser.add_argument("--images")
     parser.add_argument("--only", action="append", default=[])
     given = parser.parse_args()
-    weights = given.weights and str(Path(given.weights).resolve())
+    weights, images = (path and str(Path(path).resolve()) for path in (given.weights, given.images))
     given.work.mkdir(parents=True, exist_ok=True)
     begun(given.work)
     os.chdir(given.work)
-    for drawing in drawings(weights):
+    for drawing in drawings(weights, images):
         if given.only and drawing.name not in given.only:
             continue
         for line in drawing.lines:

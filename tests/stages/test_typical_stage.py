@@ -90,6 +90,17 @@ def test_statistics_are_made_once_and_belong_to_the_results(run: Path, cnnvis: C
     assert "style typical: was made with other statistics than" in found
 
 
+def test_layers_of_one_canvas_are_measured_together(run: Path, cnnvis: Call) -> None:
+    short = CONV.replace("0-3", "0").replace("48", "1") + " --mean"
+    shutil.copytree(run, "other")
+    cnnvis(short + " --layer conv3 --layer conv4")
+    cnnvis(short.replace("--run r", "--run other"))
+    cnnvis(short.replace("conv2", "conv4").replace("--run r", "--run other"))
+    for name in ("conv2", "conv4"):
+        alone = Path(f"other/typical-mean/{name}.h5").read_bytes()
+        assert (run / f"typical-mean/{name}.h5").read_bytes() == alone
+
+
 def test_merged_runs_bring_their_statistics(run: Path, cnnvis: Call) -> None:
     short = CONV.replace("48", "2")
     cnnvis(short.replace("0-3", "0,1"))

@@ -40,7 +40,7 @@ class LayerSetup:
 def setup_of(session: Session, layer: Layer) -> LayerSetup:
     """Return what the ascents of a layer share."""
     settings, network = session.plan.optimize, session.network
-    box = Box.whole(network.size) if settings.mean else network.canvas(layer)
+    box = canvas_of(network, layer, settings.mean)
     directions, names = directions_of(settings, layer)
     objective = Objective(
         mean=settings.mean,
@@ -54,6 +54,11 @@ def setup_of(session: Session, layer: Layer) -> LayerSetup:
     size = -(-size // objective.run_group) * objective.run_group
     grey = network.preprocessing.grey
     return LayerSetup(layer, box, objective, size, names, given_start(session, box), grey)
+
+
+def canvas_of(network: Network, layer: Layer, of_mean: bool) -> Box:
+    """Return the window of the input that is optimized for a layer."""
+    return Box.whole(network.size) if of_mean else network.canvas(layer)
 
 
 def suitable_batch(network: Network, layer: Layer, box: Box, device: torch.device) -> int:

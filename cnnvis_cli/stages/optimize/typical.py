@@ -22,7 +22,7 @@ from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.stages.common.dataset_images import gather
 from cnnvis_cli.stages.common.session import Session
-from cnnvis_cli.stages.optimize.setup import LayerSetup
+from cnnvis_cli.stages.optimize.setup import LayerSetup, canvas_of
 from cnnvis_cli.stages.optimize.spectrum import some_images
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.topk_file import Images, TopKFile
@@ -63,14 +63,28 @@ def _run_statistics(session: Session, setup: LayerSetup) -> ActivationStatistics
         if not len(wanted):
             raise UsageError(f"{top.path}: holds no image that could be used, for style typical")
         windows = image_windows(gather(session, wanted), wanted, top.images(), setup.box, session)
-        layers, arrays = measured_below(session.network, setup.layer, setup.box, windows)
-        file.publish(session.header(setup.layer), plan, layers, arrays)
+        _measure(session, setup, windows, plan)
     elif held != plan:
         raise UsageError(
             f"{file.path} was measured from other images: {differences(held, plan)}; move it away"
         )
     layers, arrays = file.read()
     return ActivationStatistics(layers, **arrays)
+
+
+def _measure(session: Session, setup: LayerSetup, windows: Iterator[Pixels], plan: Record) -> None:
+    """Publish the statistics of all layers of the plan that have one canvas, from one pass."""
+    network, of_mean = session.network, setup.objective.mean
+    alike = [la for la in session.layers if canvas_of(network, la, of_mean) == setup.box]
+    layers, arrays = measured_below(network, alike[-1], setup.box, windows)
+    for layer in alike:
+        below = {each.alias for each in network.layers_below(layer)}
+        own = tuple(pair for pair in layers if pair[0] in below)
+        count = sum(channels for _, channels in own)
+        file = TypicalFile(session.run.typical(layer.alias, of_mean))
+        if file.identity() is None:
+            first = {name: array[:, :count] for name, array in arrays.items()}
+            file.publish(session.header(layer), plan, own, first)
 
 
 def statistics_plan(session: Session, topk: Record, box: Box, count: int) -> Record:
