@@ -513,7 +513,8 @@ class _Slots:
         rows = [cohort.rows[i] for i in which]
         index = torch.tensor(rows, device=self.device)
         done = torch.where(self.leads, int(Outcome.LARGEST), int(Outcome.NOT_LARGEST))
-        outcome = torch.where(self.moved, done, int(Outcome.NO_GRADIENT))
+        found = self.leads & (self.best_value > self.first)  # by wandering, where all is flat
+        outcome = torch.where(self.moved | found, done, int(Outcome.NO_GRADIENT))
         images = self._fetched(self.best, index)
         led = None if self.led is None else self._fetched(self.led.image, index)
         led_steps = [-1] * len(rows) if self.led is None else self.led.step[index].tolist()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,6 +190,7 @@ class Folder:
         """Yield every n-th frame, one at a time; unreadable ones are skipped."""
         self.problems.clear()
         manifest = Manifest.scan(self.path)
+        self.problems += _misnumbered(manifest)
         for number in range(0, len(manifest), self.every):
             try:
                 pixels = decode(manifest.read(number), preprocessing)
@@ -195,6 +198,22 @@ class Folder:
                 self.problems.append(f"{manifest.path(number)} is left out: {reason}")
                 continue
             yield Frame(number, float(number / FRAME_RATE), pixels)
+
+
+def _misnumbered(manifest: Manifest) -> list[str]:
+    """Say where frames are numbered without zeros in front, so that 10 comes before 2."""
+    names = [str(manifest.path(number)) for number in range(len(manifest))]
+    for before, after in pairwise(names):
+        one, other = _NUMBER.split(before), _NUMBER.split(after)  # words and numbers in turns
+        if one[::2] == other[::2] and list(map(int, one[1::2])) > list(map(int, other[1::2])):
+            return [
+                f"frames are taken in the order of their names, {before} before {after}; number "
+                "them with zeros in front"
+            ]
+    return []
+
+
+_NUMBER = re.compile(r"([0-9]+)")
 
 
 def is_moving(path: Path) -> bool:

@@ -132,3 +132,19 @@ def test_an_ascent_is_the_same_in_any_company() -> None:
         assert torch.equal(one.image, other.image)
         assert np.array_equal(one.history, other.history)
         assert (one.outcome, one.best_step) == (other.outcome, other.best_step)
+
+
+def test_what_wandering_has_found_counts_though_it_is_flat() -> None:
+    """As with a probability of 1: the unit leads there, and no gradient has led to it."""
+
+    def evaluate(
+        x: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wakes = x.std(dim=(1, 2, 3)) > level
+        return wakes.to(x), wakes, torch.zeros_like(x)
+
+    level = begun((16, 16), [0])[0].std(dim=(1, 2, 3)).item() * 1.1
+    spec = AscentSpec(0, 0, replace(NATURAL, iterations=70), torch.zeros(3, 16, 16), seed=0)
+    (found,) = climb(evaluate, [[spec]], AscentBatch(1), MEAN)
+    assert (found.activation, found.start) == (1, 0)
+    assert found.outcome is Outcome.LARGEST

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnvis_cli.dataset.video import Video
+from cnnvis_cli.dataset.video import Folder, Video
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.nouns import Preprocessing
 
@@ -60,3 +60,18 @@ def test_frames_of_absurd_size_are_refused(tmp_path: Path) -> None:
     (tmp_path / "video.gif").write_bytes(content)
     with pytest.raises(UsageError, match="has frames of 9000x9000 pixels"):
         Video(tmp_path / "video.gif").rate()
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [(("1", "2", "10"), True), (("01", "02", "10"), False), (("a2", "b10", "c1"), False)],
+)
+def test_frames_numbered_without_zeros_are_told(
+    names: tuple[str, ...], wrong: bool, tmp_path: Path
+) -> None:
+    for name in names:
+        Image.new("L", (32, 32)).save(tmp_path / f"{name}.png")
+    frames = Folder(tmp_path)
+    assert len(list(frames.frames(SMALL))) == 3
+    told = ["frames are taken in the order of their names, 10.png before 2.png; number them with "]
+    assert [text.startswith(told[0]) for text in frames.problems] == [True] * wrong

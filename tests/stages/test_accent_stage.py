@@ -120,3 +120,11 @@ def test_a_figure_shows_the_photograph_the_picture_and_what_changed(
         sheet = np.asarray(picture.convert("RGB")).astype(np.float32)
     windows = sliding_window_view(sheet, shown.shape)[:, :, 0]
     assert min(float(np.abs(row - shown).mean(axis=(1, 2, 3)).min()) for row in windows) < 1
+    cnnvis("gallery --model demo --run r --layer fc8 --trace 0")
+    sheets = [np.asarray(Image.open(p).convert("RGB")) for p in Path("r/gallery").rglob("*.jpg")]
+    sheets = [each.astype(np.float32) for each in sheets if min(each.shape[:2]) >= len(shown)]
+    near = []
+    for each in sheets:
+        windows = sliding_window_view(each, shown.shape)[:, :, 0]
+        near.append(min(float(np.abs(row - shown).mean(axis=(1, 2, 3)).min()) for row in windows))
+    assert min(near) < 6  # by JPEG, and in the gallery too

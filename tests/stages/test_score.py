@@ -269,3 +269,12 @@ def test_the_way_needs_images_of_the_whole_input(plans: None, cnnvis: Call) -> N
     assert "r: no layer has optimized images of the whole input" in told.err
     told = cnnvis("score --run r --trust-code --natural-path --layer conv1", 2)
     assert "images of conv1 show its field, not the whole input" in told.err
+
+
+def test_weights_of_no_encoder_are_refused(plans: None, cnnvis: Call) -> None:
+    """Before anything is computed, as are words without CLIP."""
+    cnnvis("topk images -c exact.toml --run r --layer fc3")
+    told = cnnvis("score -c exact.toml --run r --layer fc3 --encoder-weights nowhere", 2).err
+    assert "--encoder-weights: whose? name the network with --encoder" in told
+    told = cnnvis("name -c exact.toml --run r --words nowhere", 2).err
+    assert "--words: chooses words by CLIP; name the model with --clip" in told

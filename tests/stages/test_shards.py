@@ -257,3 +257,17 @@ def test_every_unit_is_in_a_block_of_exactly_one_shard(
     ]
     cut = [unit for shard in shards for block in shard for unit in block.units]
     assert sorted(cut) == sorted(units)
+
+
+def test_a_merge_says_what_is_not_there_yet(cnnvis: Call) -> None:
+    """And the joined run knows what it was asked for: `status` and `verify` speak of it."""
+    line = "optimize -c exact.toml --run part --layer conv1"
+    cnnvis(f"{line} --shard 1/2")
+    told = cnnvis("merge part --run both --trust-code").err
+    found = re.search(r"both/optimized/conv1\.h5: \S+: (\d+) of (\d+) units that were asked", told)
+    assert found, told
+    assert 0 < int(found[1]) < int(found[2])
+    assert f"{found[1]} of {found[2]} are there" in cnnvis("verify both --trust-code", 1).out
+    cnnvis(f"{line} --shard 2/2")
+    assert "asked for are there" not in cnnvis("merge part --run both --trust-code").err
+    cnnvis("verify both --trust-code")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cnnvis_cli.ascent.climb import Outcome
 from cnnvis_cli.errors import UsageError
 from cnnvis_cli.figure.sheets import Cell, Pane
 from cnnvis_cli.figure.tone import TONE_RULES, as_photograph, toned
@@ -15,6 +16,8 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.figures.data import OptimizedImages, style_of, styles_of
 from cnnvis_cli.stages.figures.montages import Cells, Pages, kind, unit_figures
 from cnnvis_cli.store.run import Run
+
+UNSEEN = 0.5  # grey levels: what rounding leaves of no difference
 
 
 @kind("accent", Run.optimized)
@@ -29,8 +32,9 @@ def accents(session: Session, layers: Sequence[Layer]) -> list[Pages]:
             "accent --start PHOTO first"
         )
     note = (
-        "A photograph, what it becomes near it towards the unit, with the unit's values, and the "
-        "difference, with its root mean square in grey levels. Tone of differences: "
+        "A photograph, what it becomes near it for the unit (in styles that end in min: against "
+        "it), with the unit's values, and the difference, with its root mean square in grey "
+        "levels; below half of one it is shown as none. Tone of differences: "
         f"{TONE_RULES['tile' if tone == 'true' else tone]}."
     )
     return unit_figures("accent", note, session, [_accent_cells(each) for each in found])
@@ -55,11 +59,14 @@ def _accent_cells(images: OptimizedImages) -> Cells:
         change = best + np.array(mean, np.float32) - photograph
         start, value = (float(images.read(name, [unit]).max()) for name in ("start", "activation"))
         away = float(np.sqrt(np.square(change).mean()))
+        if away < UNSEEN:
+            change = np.zeros_like(change)
+        dead = bool((images.read("outcome", [unit]) == Outcome.NO_GRADIENT).all())
         panes = (
             Pane(photograph, 1, title=f"photograph: {four_digits(start)}"),
-            Pane(as_photograph(best, mean), 1, title=f"accentuated: {four_digits(value)}"),
+            Pane(as_photograph(best, mean), 1, title=f"{images.style}: {four_digits(value)}"),
             Pane(toned(change[None], rule)[0], 1, title=f"difference: {away:.1f}"),
         )
-        return Cell(images.label(unit), panes)
+        return Cell(images.label(unit), panes, dead)
 
     return Cells(images.layer, images.held, make, images.record, images.size)

@@ -58,12 +58,13 @@ class PicturePane:
 def optimized_pane(images: OptimizedImages) -> PicturePane:
     """Return a pane of the best images of each run in one style, the best of all first."""
     plan, mean = images.session.plan.figure, images.session.network.preprocessing.mean
+    tone = "true" if images.is_accent else plan.tone
     tops: list[float] = []  # the divisor of a whole sheet, once it is known
 
     def draw(units: Units) -> Pixels:
-        if plan.tone == "sheet" and not tops:
+        if tone == "sheet" and not tops:
             tops.append(_best_of_images(images))
-        return toned(_run_pictures(images, units), plan.tone, mean, *tops)
+        return toned(_run_pictures(images, units), tone, mean, *tops)
 
     count = min(images.count, SQUARE)
     return PicturePane("optimized", images.style, images.size, count, images.held, draw)

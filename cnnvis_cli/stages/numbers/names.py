@@ -52,6 +52,10 @@ def name_units(session: Session, as_json: bool) -> None:
     file = sample_of(session.run)
     _check_asked(session, file)
     found: Sequence[NamedUnit | WordedUnit]
+    plan = session.plan.name
+    for flag, value in (("--words", plan.words), ("--clip-weights", plan.clip_weights)):
+        if value is not None and plan.clip is None:
+            raise UsageError(f"{flag}: chooses words by CLIP; name the model with --clip")
     if session.plan.name.clip is not None:
         found, fitting = word_units(session, file)
     else:

@@ -68,8 +68,10 @@ class LayerScore:
 def score_units(session: Session, as_json: bool) -> None:
     """Score the units that are asked for by every explanation that the run has.
 
-    Raise `UsageError` without a sample, or with one too small for tasks.
+    Raise `UsageError` without a sample, with one too small for tasks, and for weights of nothing.
     """
+    if session.plan.score.encoder_weights is not None and session.plan.score.encoder is None:
+        raise UsageError("--encoder-weights: whose? name the network with --encoder")
     file = sample_of(session.run)
     images = file.images()
     used = ~images.skipped

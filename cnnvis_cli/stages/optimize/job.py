@@ -151,7 +151,7 @@ class LayerOptimization(LayerJob):
         self.parts.clear()
 
     def summary(self) -> str:
-        """Return what was found, and why some images are grey."""
+        """Return what was found, and why some units have no picture."""
         outcomes = self.file.read(self.group, "outcome")
         counts = Counter(outcomes.ravel().tolist())
         text = (
@@ -167,8 +167,8 @@ class LayerOptimization(LayerJob):
             text += f"; {self.preference.summary()}"
         if counts[Outcome.NO_GRADIENT]:
             text += (
-                f"; {counts[Outcome.NO_GRADIENT]} are grey because no gradient reaches the "
-                "image: nothing that feeds the unit is on"
+                f"; {counts[Outcome.NO_GRADIENT]} are left without a picture because no gradient "
+                "reaches the image: nothing that feeds the unit is on"
             )
         return text
 

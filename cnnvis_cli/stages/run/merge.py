@@ -66,6 +66,7 @@ def merge(runs: Sequence[Path], plan: Plan, report: Report) -> None:
         joining = _Joining(sources, target, network, report)
         joining.measured()
         done = [*map(joining.units, _MERGED_KINDS), joining.searched()]
+        joining.asked()
         shards = list(chain.from_iterable(map(_shards, sources)))
         if not shards and not any(done) and not joining.joined:
             where = ", ".join(map(str, runs))
@@ -159,6 +160,26 @@ class _Joining:
                         "one topk"
                     )
                 publish(there, content)
+
+    def asked(self) -> None:
+        """Note what the runs were asked for, and say where some of it is not there."""
+        known: Record = self.target.read().get("asked", {})
+        for stage, kind in zip(("optimize", "project"), _MERGED_KINDS, strict=True):
+            jobs: Record = {}
+            for notes in chain.from_iterable(source.all_notes() for source in self.sources):
+                jobs |= notes.get("asked", {}).get(stage, {})
+            if jobs:
+                known = {**known, stage: {**known.get(stage, {}), **jobs}}
+            for job in jobs.values():
+                file, group = kind.file(self.target, job["layer"]), job["group"]
+                have = kind.held(file, group) if group in kind.groups(file) else 0
+                if have < job["total"]:
+                    self.report.warn(
+                        f"{file.path}: {group}: {have} of {job['total']} units that were asked for "
+                        "are there; merge the other shards as well"
+                    )
+        if known:
+            self.target.note("asked", known)
 
     def searched(self) -> bool:
         """Collect the rows of searches, for `cnnvis search` to score."""
