@@ -122,7 +122,8 @@ def drawings(weights: str | None, images: str | None) -> Iterator[Drawing]:
                 f"optimize --run photographs -l conv26 --mean -u {FEW_CLASSES} --style fourier "
                 "--style natural --style typical",
                 f"montage styles --run photographs -l conv26 -u {FEW_CLASSES} "
-                "--style fourier-mean --style natural-mean --style typical-mean",
+                "--style fourier-mean --style natural-mean --style typical-mean --together "
+                "--scale 0.6",
             ),
             "photographs/figures/styles/conv26.png",
         )

@@ -96,6 +96,7 @@ def _optimized_together(session: Session, sources: Sequence[OptimizedImages]) ->
     return Figure("optimized", ALL_LAYERS, caption.title, record, draw)
 
 
+IN_ONE_ROW = 3  # styles of a unit, so that three leave no gap
 LARGEST_TOGETHER = 60_000_000  # pixels of the tiles of one figure
 
 
@@ -163,7 +164,8 @@ def style_cells(session: Session, layer: Layer, leads: bool = True) -> Cells:
         panes: list[Pane] = []
         for images in sources:
             panes += images.panes(unit, leads=leads)
-        return Cell(sources[0].label(unit), tuple(panes), across=columns_of(len(panes)))
+        across = max(columns_of(len(panes)), min(len(panes), IN_ONE_ROW))
+        return Cell(sources[0].label(unit), tuple(panes), across=across)
 
     record = {"styles": [images.record for images in sources]}
     return Cells(layer, held, make, record, sources[0].size)

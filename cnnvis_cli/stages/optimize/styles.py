@@ -61,7 +61,10 @@ def _asked_style(
         return style
     if not style.calibrates:
         if settings.start != "noise":
-            raise UsageError(f"--start {settings.start}: style {name} has a start of its own")
+            raise UsageError(
+                f"--start {settings.start}: style {name} has a start of its own; leave --start out, "
+                "or name styles that take it in a command of their own"
+            )
         return style
     own = isinstance(style.step, Normalized) and step is not SOFTMAX_STEP
     return style if step is None or own else style.with_step(step)
