@@ -62,7 +62,7 @@ def _asked_style(
     if not style.calibrates:
         if settings.start != "noise":
             raise UsageError(
-                f"--start {settings.start}: style {name} has a start of its own; leave --start out, "
+                f"--start {settings.start}: style {name} has a start of its own; leave it out, "
                 "or name styles that take it in a command of their own"
             )
         return style
