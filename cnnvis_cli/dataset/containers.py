@@ -202,6 +202,10 @@ def _zip(path: Path, found: Found) -> Iterator[Member]:
         _raise_what_may_pass(path, error)
         raise UsageError(f"{path}: is not a complete zip ({error}); copy it again") from None
     for info in listed:
+        if not info.filename:  # zipfile ends a name at its first zero
+            raise UsageError(
+                f"{path}: is not a complete zip (a file in it has no name); copy it again"
+            )
         if info.header_offset < 0:
             raise UsageError(
                 f"{path}: is not a complete zip (its beginning is missing); copy it again"

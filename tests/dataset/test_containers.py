@@ -350,3 +350,9 @@ def test_few_containers_stay_open(tmp_path: Path) -> None:
     for number in range(3 * containers.OPEN):
         read(tar(tmp_path / f"{number}.tar", {"x.jpg": b"x"}))
     assert len(list(descriptors.iterdir())) <= before + containers.OPEN
+
+
+def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = zip_with(tmp_path / "a.zip", (b"PK\1\2", 46, b"\0"))
+    with pytest.raises(UsageError, match="a file in it has no name"):
+        list(members(path, Found()))
