@@ -18,6 +18,7 @@ from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.store.run import Record, differences
 from cnnvis_cli.store.spectrum_file import SpectrumFile
 from cnnvis_cli.store.topk_file import Images, TopKFile
+from cnnvis_cli.store.typical_file import TypicalFile
 
 SPECTRUM_IMAGES = 2000
 
@@ -34,28 +35,44 @@ def with_spectrum(session: Session, style: Style) -> Style:
 
 def run_spectrum(session: Session) -> ImageSpectrum:
     """Return the spectrum of the run's images; measure and publish it if it is not there yet."""
-    file, top = SpectrumFile(session.run.spectrum), TopKFile(session.run.topk)
-    identity = top.identity()
-    if identity is None:
-        raise UsageError(
-            f"style maco takes its spectrum from the run's images, and {session.run.path} has no "
-            "topk.h5 yet; run cnnvis topk DATASET with this --run first, or choose --style natural"
-        )
-    wanted = some_images(top.images(), SPECTRUM_IMAGES)
+    file = SpectrumFile(session.run.spectrum)
+    identity = topk_identity(session, "style maco takes its spectrum from")
+    wanted = some_images(TopKFile(session.run.topk).images(), SPECTRUM_IMAGES)
     plan = spectrum_plan(session, identity, len(wanted))
-    held = file.identity()
-    if held is None:
-        if not len(wanted):
-            raise UsageError(f"{top.path}: holds no image that could be used, for style maco")
+    if not is_measured(session, file, plan, "style maco"):
         spectrum = measure(session, wanted)
         names = ("magnitude", "colour", "offset")
         file.publish(plan, {name: getattr(spectrum, name) for name in names}, spectrum.width)
-    elif held != plan:
+    arrays, width = file.read()
+    return ImageSpectrum(**arrays, width=width)
+
+
+def topk_identity(session: Session, uses: str) -> Record:
+    """Return the plan of the run's top-k; raise `UsageError`, naming who `uses` it, without one."""
+    identity = TopKFile(session.run.topk).identity()
+    if identity is None:
+        raise UsageError(
+            f"{uses} the run's images, and {session.run.path} has no topk.h5 yet; run cnnvis topk "
+            "DATASET with this --run first, or choose --style natural"
+        )
+    return identity
+
+
+def is_measured(
+    session: Session, file: SpectrumFile | TypicalFile, plan: Record, style: str
+) -> bool:
+    """Return whether a file holds what `plan` measures.
+
+    Raise `UsageError` if it was measured by another plan, or if there is no image to measure.
+    """
+    held = file.identity()
+    if held is None and not plan["images"]:
+        raise UsageError(f"{session.run.topk}: holds no image that could be used, for {style}")
+    if held is not None and held != plan:
         raise UsageError(
             f"{file.path} was measured from other images: {differences(held, plan)}; move it away"
         )
-    arrays, width = file.read()
-    return ImageSpectrum(**arrays, width=width)
+    return held is not None
 
 
 def spectrum_plan(session: Session, topk: Record, count: int) -> Record:

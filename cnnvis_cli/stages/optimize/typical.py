@@ -17,14 +17,13 @@ from cnnvis_cli.ascent.typical import (
     TypicalParameterization,
     map_statistics,
 )
-from cnnvis_cli.errors import UsageError
 from cnnvis_cli.network.network import Network
 from cnnvis_cli.nouns import Box, Layer
 from cnnvis_cli.stages.common.dataset_images import gather
 from cnnvis_cli.stages.common.session import Session
 from cnnvis_cli.stages.optimize.setup import LayerSetup, canvas_of
-from cnnvis_cli.stages.optimize.spectrum import some_images
-from cnnvis_cli.store.run import Record, differences
+from cnnvis_cli.stages.optimize.spectrum import is_measured, some_images, topk_identity
+from cnnvis_cli.store.run import Record
 from cnnvis_cli.store.topk_file import Images, TopKFile
 from cnnvis_cli.store.typical_file import TypicalFile
 
@@ -33,6 +32,7 @@ WINDOWS = 500  # of all images together, where the canvas is smaller than they a
 MOST_WINDOWS = 8  # per image
 BATCH = 16
 Layers = tuple[tuple[str, int], ...]  # aliases and channels
+Measured = tuple[Layers, Arrays]  # the layers, and their arrays by the names of the schema
 
 
 def with_statistics(session: Session, setup: LayerSetup, style: Style) -> Style:
@@ -48,26 +48,14 @@ def with_statistics(session: Session, setup: LayerSetup, style: Style) -> Style:
 
 def _run_statistics(session: Session, setup: LayerSetup) -> ActivationStatistics:
     """Return the statistics of a layer's canvas; measure and publish them if they are not there."""
-    top = TopKFile(session.run.topk)
     file = TypicalFile(session.run.typical(setup.layer.alias, setup.objective.mean))
-    identity = top.identity()
-    if identity is None:
-        raise UsageError(
-            f"style typical compares with the run's images, and {session.run.path} has no "
-            "topk.h5 yet; run cnnvis topk DATASET with this --run first, or choose --style natural"
-        )
-    wanted = some_images(top.images(), TYPICAL_IMAGES)
+    identity = topk_identity(session, "style typical compares with")
+    images = TopKFile(session.run.topk).images()
+    wanted = some_images(images, TYPICAL_IMAGES)
     plan = statistics_plan(session, identity, setup.box, len(wanted))
-    held = file.identity()
-    if held is None:
-        if not len(wanted):
-            raise UsageError(f"{top.path}: holds no image that could be used, for style typical")
-        windows = image_windows(gather(session, wanted), wanted, top.images(), setup.box, session)
+    if not is_measured(session, file, plan, "style typical"):
+        windows = image_windows(gather(session, wanted), wanted, images, setup.box, session)
         _measure(session, setup, windows, plan)
-    elif held != plan:
-        raise UsageError(
-            f"{file.path} was measured from other images: {differences(held, plan)}; move it away"
-        )
     layers, arrays = file.read()
     return ActivationStatistics(layers, **arrays)
 
@@ -76,15 +64,20 @@ def _measure(session: Session, setup: LayerSetup, windows: Iterator[Pixels], pla
     """Publish the statistics of all layers of the plan that have one canvas, from one pass."""
     network, of_mean = session.network, setup.objective.mean
     alike = [la for la in session.layers if canvas_of(network, la, of_mean) == setup.box]
-    layers, arrays = measured_below(network, alike[-1], setup.box, windows)
+    found = measured_below(network, alike[-1], setup.box, windows)
     for layer in alike:
-        below = {each.alias for each in network.layers_below(layer)}
-        own = tuple(pair for pair in layers if pair[0] in below)
-        count = sum(channels for _, channels in own)
         file = TypicalFile(session.run.typical(layer.alias, of_mean))
         if file.identity() is None:
-            first = {name: array[:, :count] for name, array in arrays.items()}
-            file.publish(session.header(layer), plan, own, first)
+            file.publish(session.header(layer), plan, *part_below(network, layer, found))
+
+
+def part_below(network: Network, layer: Layer, found: Measured) -> Measured:
+    """Return of what a deeper layer's canvas gives the part below a layer of the same canvas."""
+    layers, arrays = found
+    below = {each.alias for each in network.layers_below(layer)}
+    own = tuple(pair for pair in layers if pair[0] in below)
+    count = sum(channels for _, channels in own)
+    return own, {name: array[:, :count] for name, array in arrays.items()}
 
 
 def statistics_plan(session: Session, topk: Record, box: Box, count: int) -> Record:
@@ -124,9 +117,7 @@ def image_windows(
             yield pixels[top : top + size[0], left : left + size[1]]
 
 
-def measured_below(
-    network: Network, layer: Layer, box: Box, windows: Iterator[Pixels]
-) -> tuple[Layers, Arrays]:
+def measured_below(network: Network, layer: Layer, box: Box, windows: Iterator[Pixels]) -> Measured:
     """Return the layers below one that a canvas fills, and their statistics over windows.
 
     The sums are in double precision and in the order of the windows.
