@@ -235,6 +235,16 @@ def cnnvis(
 
 
 @pytest.fixture
+def topk_run(cnnvis: Callable[..., Told], photographs: Callable[..., Path]) -> Path:
+    """A run with the top-k of twelve photographs, one of them broken, in ``r``."""
+    photographs(Path("images"), 12, size=(120, 130))
+    broken = sorted(path for path in Path("images").rglob("*") if path.is_file())[3]
+    broken.write_bytes(b"no image")
+    cnnvis("topk images --model demo --layer conv1 --layer conv2 --workers 0 --run r", 3)
+    return Path("r")
+
+
+@pytest.fixture
 def plans(photographs: Callable[..., Path]) -> None:
     """Photographs, and a plan for each of the two networks: ``exact.toml``, ``demo.toml``."""
     photographs(Path("images"), 20, classes=2)

@@ -126,7 +126,7 @@ class AdamSchedule(Protocol):
 
     @property
     def scaled(self) -> bool:
-        """Whether the gradients that it is given are scaled already."""
+        """Return whether the evaluation scales gradients, so that steps do not."""
 
 
 class PictureStatistics(NamedTuple):

@@ -1,4 +1,4 @@
-"""The first image of an ascent at which its unit leads its layer: the toolbox's "majority" image.
+"""The toolbox's "majority" image: the first of an ascent at which the unit leads its layer.
 
 Yosinski et al.'s deep-visualization-toolbox keeps it beside the best one (optimize/
 gradient_optimizer.py, majority_xx): it is often the plainer of the two.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FirstLeads:
-    """The first leading image of the ascent in each of B slots; zeros while there is none."""
+    """Per slot, the first image at which the unit leads; zeros while there is none."""
 
     image: Tensor  # (B, 3, h, w)
     step: Tensor  # (B,) int32, -1 while there is none

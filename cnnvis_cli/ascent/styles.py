@@ -161,12 +161,12 @@ class Style:
 
     @property
     def accentuates(self) -> bool:
-        """Whether it begins at a photograph and stays near it."""
+        """Return whether ascents begin at a photograph and stay near it."""
         return isinstance(self.image, AccentParameterization)
 
     @property
     def measures(self) -> bool:
-        """Whether it needs what is measured on a run's images."""
+        """Return whether the style needs measurements of a run's images."""
         return isinstance(self.image, MacoParameterization | TypicalParameterization)
 
     def parameters(self) -> dict[str, Any]:

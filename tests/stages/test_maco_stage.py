@@ -10,7 +10,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
@@ -21,18 +20,8 @@ MACO = "--style maco --iterations 20 --workers 0"
 CONV = f"optimize --run r --layer conv2 --units 0-3 {MACO}"
 
 
-@pytest.fixture
-def run(cnnvis: Call, photographs: Callable[..., Path]) -> Path:
-    """A run with the top-k of twelve photographs, one of them broken."""
-    photographs(Path("images"), 12, size=(120, 130))
-    broken = sorted(path for path in Path("images").rglob("*") if path.is_file())[3]
-    broken.write_bytes(b"no image")
-    cnnvis("topk images --model demo --layer conv1 --layer conv2 --workers 0 --run r", 3)
-    return Path("r")
-
-
-def held(run: Path, name: str) -> Any:
-    with h5py.File(run / "optimized/conv2.h5") as file:
+def held(topk_run: Path, name: str) -> Any:
+    with h5py.File(topk_run / "optimized/conv2.h5") as file:
         return file["maco"][name][()]
 
 
@@ -43,28 +32,28 @@ def test_without_a_topk_it_says_what_to_do(cnnvis: Call) -> None:
     assert "bench optimize: style maco needs a run's images" in told
 
 
-def test_the_spectrum_is_made_once_and_belongs_to_the_results(run: Path, cnnvis: Call) -> None:
-    before = (run / "topk.h5").read_bytes()
-    shutil.copytree(run, "other")
+def test_the_spectrum_is_made_once_and_belongs_to_the_results(topk_run: Path, cnnvis: Call) -> None:
+    before = (topk_run / "topk.h5").read_bytes()
+    shutil.copytree(topk_run, "other")
     cnnvis(CONV)
-    spectrum = (run / "spectrum.h5").read_bytes()
-    stamp = (run / "spectrum.h5").stat().st_mtime_ns
-    with h5py.File(run / "spectrum.h5") as file:
+    spectrum = (topk_run / "spectrum.h5").read_bytes()
+    stamp = (topk_run / "spectrum.h5").stat().st_mtime_ns
+    with h5py.File(topk_run / "spectrum.h5") as file:
         assert file.attrs["images"] == 11
         assert file["magnitude"].shape == (3, 112, 57)
     cnnvis(CONV.replace("0-3", "0-1"))
-    assert (run / "spectrum.h5").stat().st_mtime_ns == stamp
-    assert (run / "topk.h5").read_bytes() == before
+    assert (topk_run / "spectrum.h5").stat().st_mtime_ns == stamp
+    assert (topk_run / "topk.h5").read_bytes() == before
     for number in (1, 2):  # divided, in another order, and joined
         cnnvis(CONV.replace("--run r", f"--run other --shard {number}/2"))
     cnnvis("merge other --run other")
     for name in ("spectrum.h5", "optimized/conv2.h5"):
-        assert Path("other", name).read_bytes() == (run / name).read_bytes(), name
-    assert (run / "spectrum.h5").read_bytes() == spectrum
-    with h5py.File(run / "spectrum.h5") as file:
+        assert Path("other", name).read_bytes() == (topk_run / name).read_bytes(), name
+    assert (topk_run / "spectrum.h5").read_bytes() == spectrum
+    with h5py.File(topk_run / "spectrum.h5") as file:
         arrays, stated = {name: file[name][()] for name in file}, dict(file.attrs)
     arrays["offset"] += 0.01
-    with publishing_hdf5(run / "spectrum.h5") as file:
+    with publishing_hdf5(topk_run / "spectrum.h5") as file:
         file.attrs.update(stated)
         for name, values in arrays.items():
             file[name] = values
@@ -75,34 +64,34 @@ def test_the_spectrum_is_made_once_and_belongs_to_the_results(run: Path, cnnvis:
     assert "style maco: was made by another spectrum" in found
 
 
-def test_what_is_kept_is_where_the_ascents_looked(run: Path, cnnvis: Call) -> None:
+def test_what_is_kept_is_where_the_ascents_looked(topk_run: Path, cnnvis: Call) -> None:
     cnnvis(CONV + " --runs 2")
-    with h5py.File(run / "optimized/conv2.h5") as file:
+    with h5py.File(topk_run / "optimized/conv2.h5") as file:
         made = json.loads(file["maco"].attrs["parameters"])
     assert made["image"]["kind"] == "Maco"
     assert len(made["image"]["spectrum"]) == 16
-    sums, images = held(run, "transparency"), held(run, "image")
+    sums, images = held(topk_run, "transparency"), held(topk_run, "image")
     assert sums.dtype == np.float16
     assert sums.shape == images.shape[:4]
     assert (sums.max(axis=(2, 3)) == 1).all()
     assert sums.min() >= 0
-    first = held(run, "image")[:2]
+    first = held(topk_run, "image")[:2]
     cnnvis(CONV.replace("0-3", "0-5") + " --runs 2")  # more units beside the old ones
-    assert np.array_equal(held(run, "image")[:2], first)
-    assert np.array_equal(held(run, "transparency")[:4], sums)
+    assert np.array_equal(held(topk_run, "image")[:2], first)
+    assert np.array_equal(held(topk_run, "transparency")[:4], sums)
 
 
-def test_a_figure_fades_what_no_gradient_reached(run: Path, cnnvis: Call) -> None:
+def test_a_figure_fades_what_no_gradient_reached(topk_run: Path, cnnvis: Call) -> None:
     cnnvis(CONV)
     cnnvis(CONV.replace("maco", "natural"))
     draw = "montage optimized --run r --layer conv2 --style maco --tone true --scale 1 --units 2"
-    image = held(run, "image")[2, 0].astype(np.float32)
-    sums = held(run, "transparency")[2, 0].astype(np.float32)
+    image = held(topk_run, "image")[2, 0].astype(np.float32)
+    sums = held(topk_run, "transparency")[2, 0].astype(np.float32)
     full = np.sort(sums.ravel())[-sums.size // 5]  # a fifth is shown in full
     mean = (123.675, 116.28, 103.53)
     for flag, opacity in (("", np.ones_like(sums)), (" --fade", np.minimum(sums / full, 1))):
         cnnvis(draw + flag)
-        with Image.open(run / "figures/optimized/conv2.png") as picture:
+        with Image.open(topk_run / "figures/optimized/conv2.png") as picture:
             assert ("fade" in json.loads(str(picture.info["cnnvis"]))) == bool(flag)
             sheet = np.asarray(picture.convert("RGB")).astype(np.float32)
         tile = np.clip(image * opacity[..., None] + mean, 0, 255)

@@ -10,7 +10,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytest
 import torch
 
 from cnnvis_cli.ascent.typical import ActivationStatistics, TypicalParameterization, penalty
@@ -25,16 +24,6 @@ TYPICAL = "--style typical --iterations 48 --workers 0"
 CONV = f"optimize --run r --layer conv2 --units 0-3 {TYPICAL}"
 
 
-@pytest.fixture
-def run(cnnvis: Call, photographs: Callable[..., Path]) -> Path:
-    """A run with the top-k of twelve photographs, one of them broken."""
-    photographs(Path("images"), 12, size=(120, 130))
-    broken = sorted(path for path in Path("images").rglob("*") if path.is_file())[3]
-    broken.write_bytes(b"no image")
-    cnnvis("topk images --model demo --layer conv1 --layer conv2 --workers 0 --run r", 3)
-    return Path("r")
-
-
 def held(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with h5py.File(path) as file:
         return {name: file[name][()] for name in file}, dict(file.attrs)
@@ -47,10 +36,10 @@ def test_without_a_topk_it_says_what_to_do(cnnvis: Call) -> None:
     assert "bench optimize: style typical needs a run's images" in told
 
 
-def test_a_whole_inputs_statistics_are_those_of_the_images(run: Path, cnnvis: Call) -> None:
+def test_a_whole_inputs_statistics_are_those_of_the_images(topk_run: Path, cnnvis: Call) -> None:
     """By torch alone: the first convolution's map of every image."""
     cnnvis(CONV.replace("0-3", "0").replace("48", "2") + " --mean")
-    arrays, stated = held(run / "typical-mean/conv2.h5")
+    arrays, stated = held(topk_run / "typical-mean/conv2.h5")
     assert json.loads(stated["layers"]) == [["conv1", arrays["middle"].shape[1]]]
     network = load_network(Plan.make(None, {"model": "demo"}))
     paths = sorted(path for path in Path("images").rglob("*") if path.is_file())
@@ -64,11 +53,11 @@ def test_a_whole_inputs_statistics_are_those_of_the_images(run: Path, cnnvis: Ca
     np.testing.assert_allclose(arrays["spread"], found.std(0, correction=0), rtol=1e-3, atol=1e-4)
 
 
-def test_statistics_are_made_once_and_belong_to_the_results(run: Path, cnnvis: Call) -> None:
-    shutil.copytree(run, "other")
+def test_statistics_are_made_once_and_belong_to_the_results(topk_run: Path, cnnvis: Call) -> None:
+    shutil.copytree(topk_run, "other")
     cnnvis(CONV)
-    path, stamp = run / "typical/conv2.h5", (run / "typical/conv2.h5").stat().st_mtime_ns
-    images = (run / "optimized/conv2.h5").read_bytes()
+    path, stamp = topk_run / "typical/conv2.h5", (topk_run / "typical/conv2.h5").stat().st_mtime_ns
+    images = (topk_run / "optimized/conv2.h5").read_bytes()
     cnnvis(CONV.replace("0-3", "0-1"))
     assert path.stat().st_mtime_ns == stamp
     for number in (1, 2):  # divided, and joined
@@ -90,39 +79,41 @@ def test_statistics_are_made_once_and_belong_to_the_results(run: Path, cnnvis: C
     assert "style typical: was made with other statistics than" in found
 
 
-def test_layers_of_one_canvas_are_measured_together(run: Path, cnnvis: Call) -> None:
+def test_layers_of_one_canvas_are_measured_together(topk_run: Path, cnnvis: Call) -> None:
     short = CONV.replace("0-3", "0").replace("48", "1") + " --mean"
-    shutil.copytree(run, "other")
+    shutil.copytree(topk_run, "other")
     cnnvis(short + " --layer conv3 --layer conv4")
     cnnvis(short.replace("--run r", "--run other"))
     cnnvis(short.replace("conv2", "conv4").replace("--run r", "--run other"))
     for name in ("conv2", "conv4"):
         alone = Path(f"other/typical-mean/{name}.h5").read_bytes()
-        assert (run / f"typical-mean/{name}.h5").read_bytes() == alone
+        assert (topk_run / f"typical-mean/{name}.h5").read_bytes() == alone
 
 
-def test_merged_runs_bring_their_statistics(run: Path, cnnvis: Call) -> None:
+def test_merged_runs_bring_their_statistics(topk_run: Path, cnnvis: Call) -> None:
     short = CONV.replace("48", "2")
     cnnvis(short.replace("0-3", "0,1"))
-    shutil.copytree(run, "second")
+    shutil.copytree(topk_run, "second")
     cnnvis(short.replace("0-3", "2").replace("--run r", "--run second"))
     cnnvis("merge r second --run both")
-    assert Path("both/typical/conv2.h5").read_bytes() == (run / "typical/conv2.h5").read_bytes()
+    assert (
+        Path("both/typical/conv2.h5").read_bytes() == (topk_run / "typical/conv2.h5").read_bytes()
+    )
     path = Path("second/typical/conv2.h5")
     path.write_bytes(path.read_bytes() + b"more")
     told = cnnvis("merge r second --run both", 2).err
     assert "were measured from different images" in told
 
 
-def test_its_pictures_are_more_typical(run: Path, cnnvis: Call) -> None:
+def test_its_pictures_are_more_typical(topk_run: Path, cnnvis: Call) -> None:
     """Than those of natural, of the same units and steps; and each unit still prefers its own."""
     cnnvis(CONV + " --style natural")
-    arrays, stated = held(run / "typical/conv2.h5")
+    arrays, stated = held(topk_run / "typical/conv2.h5")
     layers = tuple((alias, channels) for alias, channels in json.loads(stated["layers"]))
     style = TypicalParameterization(statistics_below=ActivationStatistics(layers, **arrays))
     network = load_network(Plan.make(None, {"model": "demo"}))
     layer, costs = network.layer("conv2"), {}
-    with h5py.File(run / "optimized/conv2.h5") as file:
+    with h5py.File(topk_run / "optimized/conv2.h5") as file:
         for name in ("typical", "natural"):
             group = file[name]
             x = torch.from_numpy(group["image"][:, 0].astype(np.float32)).permute(0, 3, 1, 2)
@@ -134,7 +125,7 @@ def test_its_pictures_are_more_typical(run: Path, cnnvis: Call) -> None:
     assert costs["typical"].mean() < 0.5 * costs["natural"].mean()
 
 
-def test_the_first_layer_has_none_below(run: Path, cnnvis: Call) -> None:
+def test_the_first_layer_has_none_below(topk_run: Path, cnnvis: Call) -> None:
     cnnvis(CONV.replace("conv2", "conv1").replace("48", "8") + " --style natural")
-    with h5py.File(run / "optimized/conv1.h5") as file:
+    with h5py.File(topk_run / "optimized/conv1.h5") as file:
         assert np.array_equal(file["typical/image"][()], file["natural/image"][()])
